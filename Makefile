@@ -1,0 +1,45 @@
+# make demo       the whole story on real handwriting, in a few minutes
+# make test       everything that needs no GPU and no network
+# make test-long  the checks that take longer
+# make setup      only the environment, in .venv
+
+PYTHON ?= python3
+VENV   := .venv
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint lock
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(READY)
+	@echo "Ready. Next: make demo, or  source $(VENV)/bin/activate  and  wordsworth --help"
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Creating $(VENV) from requirements.lock (several GB the first time: PyTorch brings its CUDA libraries) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps -e .
+	@touch $@
+
+demo: $(READY)
+	@$(VENV)/bin/wordsworth demo
+
+test: $(READY)
+	@echo "Running every test that needs no GPU and no network (make test-long has the longer ones) ..."
+	@$(VENV)/bin/python -m pytest -m "not long and not gpu"
+	@echo "All passed. Next: make demo, or make test-long."
+
+test-long: $(READY)
+	@$(VENV)/bin/python -m pytest -m "long and not gpu"
+
+lint: $(READY)
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+lock:
+	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --no-emit-index-url --no-header --quiet -o requirements.lock

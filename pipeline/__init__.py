@@ -1,0 +1,9 @@
+"""Ray Data around the model: units in, receipts out. Knows vit_model, knows no command line."""
+
+import os
+
+# Ray and webdataset read these when they are imported, so they stand before any module of this package.
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # never an open cluster by default
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to stderr, past every logger
+os.environ.setdefault("WDS_SECURE", "1")  # webdataset runs no command and unpickles nothing

@@ -1,0 +1,5 @@
+"""`python -m jobs` is `wordsworth`."""
+
+from jobs.cli import main
+
+main()

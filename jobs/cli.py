@@ -1,0 +1,107 @@
+"""The `wordsworth` command: its sub-commands, --config, and how failures end.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but over --max-error-rate, 130 and 143 interrupted.
+"""
+
+import importlib
+import signal
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml, Yaml
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline.errors import UserError, root_cause
+from vit_model.config import ModelError
+
+COMMANDS = {
+    "label": "Label every image of the sources, each exactly once, into Parquet.",
+    "embed": "Embed every image of the sources, each exactly once, into Parquet.",
+    "verify": "Prove that every input sample of a run has exactly one row.",
+    "pack": "Pack images in class folders into WebDataset shards.",
+    "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
+    "models": "List the variants: layers, width, heads, parameters, GFLOPs.",
+    "demo": "The whole story on real handwriting, in a few minutes.",
+}
+RESUMABLE = ("label", "embed")
+
+app = App(
+    name="wordsworth",
+    help="Label image buckets with Vision Transformers: each image exactly once, predictions in Parquet.",
+    version=lambda: version("wordsworth"),
+    suppress_keyboard_interrupt=False,
+    exit_on_error=False,
+    print_error=False,
+    result_action="return_value",
+)
+for _name, _help in COMMANDS.items():  # by import path: a command's module is imported when the command is called
+    app.command(f"jobs.{_name}:{_name}", name=_name, help=_help)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(help="TOML or YAML file that gives any option; the command line wins.")] = None,
+    debug: Annotated[bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)] = False,
+):
+    if config is not None:
+        if not config.is_file():
+            raise UserError(f"--config {config}: no such file", exit_code=2)
+        reader = Yaml if config.suffix in (".yaml", ".yml") else Toml
+        app.config = reader(config, use_commands_as_keys=False, must_exist=True)
+    return app(tokens)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception, so that it unwinds like Ctrl-C."""
+
+
+def _terminate(signum, frame):
+    raise Terminated
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code. Every failure is one line on stderr, and a traceback only with --debug."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return app.meta(arguments) or 0
+    except KeyboardInterrupt as interrupt:
+        code = 143 if isinstance(interrupt, Terminated) else 130
+        again = ": what is done is kept, run the same command again to continue" if arguments[:1][0] in RESUMABLE else ""
+        return _fail(f"interrupted{again}", code)
+    except CycloptsError as error:
+        return _fail(f"{_one_line(error)} (wordsworth {' '.join(arguments[:1])} --help lists the options)", 2)
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        cause = error if isinstance(error, UserError) else root_cause(error)
+        if isinstance(cause, UserError):
+            return _fail(str(cause), cause.exit_code)
+        if isinstance(cause, ModelError):
+            return _fail(str(cause), 1)
+        return _fail(f"{type(cause).__name__}: {_one_line(cause)} (--debug shows where)", 1)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, code: int) -> int:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]wordsworth:[/] {escape(message)}")
+    return code
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def main_of(name: str) -> None:
+    """`python -m jobs.NAME`."""
+    importlib.import_module(f"jobs.{name}")
+    sys.exit(run([name, *sys.argv[1:]]))

@@ -1,0 +1,99 @@
+"""wordsworth label SOURCE... --output OUT --model MODEL: a label for every image."""
+
+import json
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from jobs.options import ModelOptions, RunOptions, SourceOptions
+
+
+def label(
+    sources: Annotated[
+        list[str], Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://.")
+    ],
+    /,
+    *,
+    output: Annotated[str, Parameter(help="The run folder; the same command again continues it.")],
+    model: ModelOptions,
+    top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
+    embeddings: Annotated[
+        bool, Parameter(help="Keep what enters the final linear head too (float16).", negative="", show_default=False)
+    ] = False,
+    source: SourceOptions | None = None,
+    run: RunOptions | None = None,
+) -> int:
+    """Label every image of the sources, each exactly once, into Parquet."""
+    asked = {"top_k": top_k, "embedding": "float16" if embeddings else None}
+    return execute("label", sources, output, model, source or SourceOptions(), run or RunOptions(), asked)
+
+
+def execute(
+    command: str,
+    sources: list[str],
+    output: str,
+    model: ModelOptions,
+    source: SourceOptions,
+    run: RunOptions,
+    asked: dict[str, Any],
+) -> int:
+    """Load the model, run the labeler, print the summary: what `label` and `embed` share."""
+    from jobs.progress import RunProgress
+
+    with RunProgress("labelling" if command == "label" else "embedding") as progress:
+        from pipeline.labeler import LabelRequest
+        from pipeline.labeler import label as run_labeler
+        from pipeline.models import load_model
+
+        request = LabelRequest(
+            command=command,
+            sources=tuple(sources),
+            output=output,
+            model=model.model,
+            format=source.format,
+            keep=run.kept,
+            image_keys=source.image_keys,
+            precision=run.precision,
+            device=run.device,
+            batch_size=run.batch,
+            unit_rows=run.unit_rows,
+            address=run.address,
+            storage_options=source.storage,
+            **asked,
+        )
+        checkpoint = load_model(
+            model.model, model.weights, model.labels, model.allow_random_weights, model.seed, model.overrides(), progress.note
+        )
+        summary = run_labeler(request, checkpoint, progress)
+    _print(summary, output, run.json)
+    rate = sum(summary["errors"].values()) / max(1, summary["rows"])
+    if rate > run.max_error_rate:
+        Console(stderr=True).print(f"{rate:.2%} of the rows have an error, over --max-error-rate {run.max_error_rate}")
+        return 3
+    return 0
+
+
+def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    table = Table(show_header=False, box=None)
+    errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items()) or "none"
+    speed = summary["last_command"]
+    rows = {"rows": f"{summary['rows']:,} from {summary['shards']:,} shards", "errors": errors}
+    if speed["images"]:
+        spent = f"{speed['images']:,} images in {speed['seconds']:,} s"
+        rows["speed"] = f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
+    rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
+    rows["next"] = f"wordsworth verify {output} --source"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_of
+
+    main_of("label")

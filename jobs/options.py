@@ -1,0 +1,110 @@
+"""Options that several commands share, as groups. Importing this imports nothing heavy."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from pipeline.errors import UserError
+from pipeline.source import IMAGE_KEYS
+
+MODEL = Group("Model")
+SOURCE = Group("Source")
+RUN = Group("Run")
+
+
+def _split(text: str, separator: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(separator) if part.strip())
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass
+class ModelOptions:
+    """Which weights, and how pictures are brought to them."""
+
+    model: str
+    "A model folder, timm:NAME, or a variant such as S/16."
+    weights: str | None = None
+    "A .safetensors or .pth file in place of the model's own weights; architecture, preprocessing and labels stay."
+    labels: str | None = None
+    "A file with the class names, one a line."
+    allow_random_weights: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "Let a bare variant run with random weights: to try the pipeline, the labels mean nothing."
+    interpolation: str | None = None
+    "Override the model's resampling filter: bicubic, bilinear, lanczos, ..."
+    crop_pct: float | None = None
+    "Override the share of the resized picture that the centre crop keeps."
+    mean: tuple[float, float, float] | None = None
+    "Override the mean that pixels in [0, 1] are normalised by."
+    std: tuple[float, float, float] | None = None
+    "Override the standard deviation that pixels in [0, 1] are normalised by."
+    exif: Literal["apply", "ignore"] | None = None
+    "Turn pictures upright by their EXIF orientation (the default), or leave them as timm does."
+    seed: int = 0
+    "Seed of random weights."
+
+    def overrides(self) -> dict[str, Any]:
+        names = ("interpolation", "crop_pct", "mean", "std", "exif")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@Parameter(name="*", group=SOURCE)
+@dataclass
+class SourceOptions:
+    """How the source is read."""
+
+    format: Literal["tar", "images"] | None = None
+    "What the source is, where its names leave it open."
+    image_key: str = ";".join(IMAGE_KEYS)
+    "Extensions that are images, in order of preference."
+    storage_options: str = "{}"
+    "JSON for the fsspec file system. Credentials belong in the store's own environment or files, not here."
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        return _split(self.image_key, ";")
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        try:
+            options = json.loads(self.storage_options)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--storage-options is no JSON: {error}", exit_code=2) from error
+        if not isinstance(options, dict):
+            raise UserError('--storage-options must be a JSON object, such as {"anon": true}', exit_code=2)
+        return options
+
+
+@Parameter(name="*", group=RUN)
+@dataclass
+class RunOptions:
+    """Where and how it runs."""
+
+    keep: str = ""
+    "Sidecar fields to carry into the output, such as json,txt,cls."
+    max_error_rate: float = 1.0
+    "Exit 3 when a larger share of the rows has an error; what is good is kept."
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    "auto is bf16 on CUDA and on CPUs that have it."
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    "auto takes the GPUs that Ray has."
+    batch_size: str = "auto"
+    "Images in one forward pass: auto or a number."
+    unit_rows: Annotated[int, Parameter(show=False)] = 0
+    address: str | None = None
+    "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "Print the summary as JSON."
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return _split(self.keep, ",")
+
+    @property
+    def batch(self) -> int:
+        if self.batch_size == "auto":
+            return 0
+        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
+            raise UserError(f"--batch-size {self.batch_size}: give a number from 1 on, or auto", exit_code=2)
+        return int(self.batch_size)

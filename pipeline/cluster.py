@@ -1,0 +1,135 @@
+"""Ray itself: a local one that lives as long as the command, or a cluster that is joined; and what each stage may take of it."""
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+
+MiB, GiB = 1 << 20, 1 << 30
+RETRIES = {"max_retries": 3}
+ACTOR_RETRIES = {"max_restarts": 3, "max_task_retries": 3}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """Ray for the length of a block: what runs already, the cluster at `address` or RAY_ADDRESS, else a local one of our own.
+
+    A local Ray gets a token that lives in this process's environment and in no file. It counts at least four logical CPUs, because
+    the stages of a plan must run side by side even on one core.
+    """
+    if os.environ.get("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION"):
+        raise UserError("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION is set, which lets a shard run code: unset it")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        quiet["num_cpus"] = max(4, cores())
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with _mute_native_stderr():
+            ray.init(address=address or "local", **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start a local Ray"
+        raise UserError(f"cannot {where}: {str(error).splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits before anyone can say how to resume
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _mute_native_stderr() -> Iterator[None]:
+    """Ray's C++ side announces on stderr that its log level was set; what goes wrong comes as an exception."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def data_context() -> None:
+    """Ray Data as the plans here need it; taken over by every dataset made afterwards."""
+    from ray.data import DataContext
+
+    warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")  # there is no other way to say max_retries
+    context = DataContext.get_current()
+    context.enable_fallback_to_arrow_object_ext_type = False  # never a pickled column
+    context.target_max_block_size = 1  # every unit stays a block of its own; None would merge a whole shard
+    context.target_min_block_size = 1
+    context.max_consecutive_actor_init_deaths = 3
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    for name in ("ray.data", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class StageResources:
+    """What one task or actor of each stage claims: Ray's CPUs (logical), bytes of memory, and how many actors there are."""
+
+    predictors: int
+    predict: dict[str, Any]
+    read_tasks: int
+    read: dict[str, Any]
+    decode: dict[str, Any]
+    write: dict[str, Any]
+
+
+def plan_resources(available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int) -> StageResources:
+    """Divide a cluster among the stages so that every one of them can always run.
+
+    available: as `ray.cluster_resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit.
+    Claims differ from stage to stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the
+    actors would leave nothing for reading and decoding.
+    """
+    cpus, memory = available.get("CPU", 0), available.get("memory", math.inf)
+    predict_memory = GiB + 2 * weight_bytes + 2 * unit_bytes
+    if device == "cuda":
+        predictors, predict = int(available.get("GPU", 0)), {"num_gpus": 1, "num_cpus": 0.5}
+    else:
+        fits = max(1, int(0.6 * memory / predict_memory)) if math.isfinite(memory) else 1 << 30
+        predictors, predict = min(max(1, int(0.6 * cpus)), fits), {"num_cpus": 1}
+    if predictors < 1:
+        raise UserError("--device cuda, but Ray sees no GPU: use --device cpu, or start Ray on a machine with one")
+    left = cpus - predictors * predict["num_cpus"]
+    if left < 1:
+        raise UserError(
+            f"{predictors} model actors would take {cpus - left:g} of {cpus:g} CPUs and leave none to read and decode: "
+            "start Ray with more CPUs (for example: ray start --num-cpus 4)"
+        )
+    readers = max(1, min(64, int(left / 2 / 0.2)))
+    return StageResources(
+        predictors=predictors,
+        predict={**predict, "memory": predict_memory},
+        read_tasks=readers,
+        read={"num_cpus": 0.2, "memory": 256 * MiB + unit_bytes},
+        decode={"num_cpus": 0.5, "memory": 256 * MiB + 2 * unit_bytes},
+        write={"num_cpus": 0.3, "memory": 256 * MiB},
+    )

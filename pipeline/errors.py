@@ -1,0 +1,19 @@
+"""The one exception that is meant for people."""
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what, where, what to do.
+
+    `exit_code` is 1 for a run that failed and 2 for a command that was wrong from the start.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost cause: Ray wraps what a task raised several times over."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    return error

@@ -1,0 +1,349 @@
+"""The run folder: predictions as Parquet, and the commits that make every image appear exactly once.
+
+The output object is the commit record. A unit's file is named by its shard's identity and its number alone, is built in memory, and
+appears whole or not at all; so a unit that runs twice meets its own rows, and what is there is what is done.
+"""
+
+import contextlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.source import LISTING, Listing, Shard, listing_table
+from pipeline.storage import full_uri, is_local, open_filesystem, public, put_if_absent, replace, version_of
+from pipeline.unit import STAGES, TIMED, Unit
+
+SCHEMA_VERSION = 1
+UNIT_NAME = re.compile(r"(?P<shard>.+-[0-9a-f]{12})-(?P<unit>\d{5,})(?P<end>-end)?\.parquet")
+FOOTER = b"wordsworth"  # the key of our JSON in a Parquet file's metadata
+SHARDS_IN_FILE, MEMBERS_IN_FILE = 1000, 65536
+
+
+def unit_file(shard_name: str, number: int, last: bool) -> str:
+    return f"{shard_name}-{number:05d}{'-end' if last else ''}.parquet"
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """What a writer needs to know. provenance: goes into every file's footer; it holds run_id and fingerprint.
+    labels: class names by id, or None. embedding: None, "float16" or "float32"; width: its length."""
+
+    output: str
+    provenance: dict[str, Any]
+    labels: tuple[str, ...] | None
+    top_k: int
+    embedding: str | None
+    width: int
+    keep: tuple[str, ...] = ()
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+
+def prediction_schema(settings: WriteSettings) -> pa.Schema:
+    """The prediction row; plain Arrow types, so that every Parquet reader opens it."""
+    fields = [
+        pa.field("key", pa.string()),
+        pa.field("shard", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("index", pa.int32()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+    if settings.top_k:
+        entry = pa.struct([("label_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
+        fields += [
+            pa.field("label_id", pa.int32()),
+            pa.field("label", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("topk", pa.list_(entry)),
+        ]
+    if settings.embedding:
+        kind = {"float16": pa.float16(), "float32": pa.float32()}[settings.embedding]
+        fields.append(pa.field("embedding", pa.list_(kind, settings.width)))
+    fields += [pa.field(name, pa.string()) for name in settings.keep]
+    return pa.schema([*fields, pa.field("error", pa.string()), pa.field("error_detail", pa.string())])
+
+
+def prediction_table(unit: Unit, settings: WriteSettings) -> pa.Table:
+    """The rows of a predicted unit."""
+    samples = unit.samples.combine_chunks()
+    columns = {name: samples[name] for name in samples.column_names}
+    columns["shard"] = pa.DictionaryArray.from_arrays(np.zeros(len(samples), np.int32), [public(unit.shard_uri)])
+    if settings.top_k:
+        columns |= _label_columns(samples, settings.labels)
+    sidecars = samples["sidecars"].to_pylist()
+    columns |= {name: pa.array([values[place] for values in sidecars], pa.string()) for place, name in enumerate(settings.keep)}
+    schema = prediction_schema(settings)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _label_columns(samples: pa.Table, labels: tuple[str, ...] | None) -> dict[str, pa.Array]:
+    ids, scores = (samples[name].combine_chunks() for name in ("topk_ids", "topk_scores"))
+    flat = ids.flatten()
+    names = pa.array(labels, pa.string()).take(flat) if labels else pa.nulls(len(flat), pa.string())
+    entries = pa.StructArray.from_arrays([flat, names, scores.flatten()], ["label_id", "label", "score"])
+    lengths = ids.value_lengths().fill_null(0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    topk = pa.ListArray.from_arrays(pa.array(offsets), entries, mask=ids.is_null())
+    # The best class comes first; a row without a prediction has no first and takes null.
+    first = pa.array(offsets[:-1], mask=lengths == 0)
+    return {"topk": topk} | {name: entries.field(name).take(first) for name in ("label_id", "label", "score")}
+
+
+# ---- commit ---------------------------------------------------------------------------------------------------------------
+
+
+def commit(unit: Unit, settings: WriteSettings) -> dict[str, Any]:
+    """Write a unit's file, or meet it; the receipt either way. A unit with a fault writes nothing."""
+    if unit.fault:
+        return _receipt(unit, settings, rows=0, errors={}, written=False)
+    start = time.perf_counter()
+    table = prediction_table(unit, settings)
+    errors = dict(Counter(code for code in table["error"].to_pylist() if code))
+    if table.num_rows != len(unit.samples):
+        raise AssertionError(f"{unit.shard_name} unit {unit.number}: {len(unit.samples)} samples became {table.num_rows} rows")
+    fs, root = open_filesystem(settings.output, settings.storage_options)
+    path = f"{root}/predictions/{unit_file(unit.shard_name, unit.number, unit.last)}"
+    footer = _footer(unit, settings, table.num_rows, errors)
+    written = put_if_absent(fs, path, _parquet(table, footer))
+    if not written:
+        _check_twin(fs, path, footer)
+    unit.seconds["write"] = time.perf_counter() - start
+    return _receipt(unit, settings, table.num_rows, errors, written)
+
+
+def write_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:
+    """Ray Data's function: a predicted unit in, the receipt of its file out."""
+    return pa.Table.from_pylist([commit(Unit.from_arrow(table), settings)], schema=RECEIPT)
+
+
+def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int]) -> dict[str, Any]:
+    return {
+        **settings.provenance,
+        "shard": public(unit.shard_uri),
+        "shard_name": unit.shard_name,
+        "unit": unit.number,
+        "last": unit.last,
+        "rows": rows,
+        "errors": errors,
+        "bytes_read": unit.bytes_read,
+        "next_offset": unit.next_offset,
+        "next_index": unit.next_index,
+        "seconds": {stage: round(seconds, 6) for stage, seconds in unit.seconds.items()},
+    }
+
+
+def _parquet(table: pa.Table, footer: dict[str, Any]) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def read_footer(fs, path: str) -> dict[str, Any]:
+    """Our JSON in a committed file. Raises UserError for a file that is none of ours."""
+    try:
+        with fs.open(path, "rb") as file:
+            metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
+        return json.loads(metadata[FOOTER])
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a file of this run ({type(error).__name__}): move it away") from error
+
+
+def _check_twin(fs, path: str, footer: dict[str, Any]) -> None:
+    """Something has our name. Our own rows (an acknowledgement that got lost, a twin) are success; anything else is not."""
+    found = read_footer(fs, path)
+    differing = [name for name in ("run_id", "shard_name", "unit", "last", "rows") if found.get(name) != footer[name]]
+    if differing:
+        raise UserError(f"{path} exists and was written by another run ({', '.join(differing)} differ): use another --output")
+
+
+RECEIPT = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("file", pa.string()),
+        ("rows", pa.int64()),
+        ("errors", pa.string()),
+        ("bytes_read", pa.int64()),
+        ("written", pa.bool_()),
+        ("last", pa.bool_()),
+        ("fault", pa.string()),
+        *[(stage, pa.float64()) for stage in STAGES],
+    ]
+)
+
+
+def _receipt(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int], written: bool) -> dict[str, Any]:
+    return {
+        "shard": public(unit.shard_uri),
+        "file": unit_file(unit.shard_name, unit.number, unit.last),
+        "rows": rows,
+        "errors": json.dumps(errors),
+        "bytes_read": unit.bytes_read,
+        "written": written,
+        "last": unit.last,
+        "fault": unit.fault,
+        **{stage: unit.seconds.get(stage, 0.0) for stage in STAGES},
+    }
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Committed:
+    """What a shard already has: the numbers of its units, and whether its end is among them."""
+
+    units: set[int] = field(default_factory=set)
+    ended: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.ended and len(self.units) == max(self.units) + 1
+
+    @property
+    def prefix(self) -> int:
+        """How many units from the first on are there without a gap."""
+        return next(number for number in range(len(self.units) + 1) if number not in self.units)
+
+
+class RunFolder:
+    """OUT: predictions/*.parquet and what the run knows of itself in _run/."""
+
+    def __init__(self, output: str, storage_options: dict[str, Any] | None = None):
+        self.fs, self.root = open_filesystem(output, storage_options)
+        self.root = self.root.rstrip("/")
+        self.uri = full_uri(self.fs, self.root)
+
+    def _path(self, *parts: str) -> str:
+        return "/".join([self.root, *parts])
+
+    def read_json(self, *parts: str) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.fs.cat_file(self._path(*parts)))
+        except FileNotFoundError:
+            return None
+
+    def plan(self) -> dict[str, Any] | None:
+        return self.read_json("_run", "plan.json")
+
+    def create(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Freeze a plan, or find the one that another job froze a moment before."""
+        if self.fs.exists(self.root) and any(not self._own(path) for path in self.fs.ls(self.root, detail=False)):
+            raise UserError(f"{self.uri} is not empty and holds no run: choose a new folder as --output")
+        data = json.dumps(plan, indent=1).encode()
+        put_if_absent(self.fs, self._path("_run", "plan.json"), data)
+        return self.plan() or plan
+
+    def _own(self, path: str) -> bool:
+        return path.rstrip("/").rpartition("/")[2] == "_run"
+
+    def freeze_listing(self, listing: Listing) -> None:
+        """Write the listing's pages, each put-if-absent, the last one marked: a killed start continues where it stopped."""
+        pages = list(_listing_pages(listing.shards))
+        for number, shards in enumerate(pages):
+            end = "-end" if number == len(pages) - 1 else ""
+            path = self._path("_run", "shards", f"{number:05d}{end}.parquet")
+            sink = pa.BufferOutputStream()
+            pq.write_table(listing_table(shards), sink, compression="zstd")
+            if not put_if_absent(self.fs, path, sink.getvalue()) and self._page_ids(path) != [shard.id for shard in shards]:
+                raise UserError(f"the source of {self.uri} changed while it was being listed: start again with a new --output")
+
+    def _page_ids(self, path: str) -> list[str]:
+        with self.fs.open(path, "rb") as file:
+            return pq.read_table(file, columns=["id"])["id"].to_pylist()
+
+    def listing_files(self) -> list[str]:
+        """The frozen pages in order, or nothing while the listing is not complete."""
+        files = self._list("_run", "shards")
+        return sorted(files) if any(path.endswith("-end.parquet") for path in files) else []
+
+    def frozen_pages(self) -> Iterator[pa.Table]:
+        for path in self.listing_files():
+            with self.fs.open(path, "rb") as file:
+                yield pq.read_table(file, schema=LISTING)
+
+    def frozen_shards(self) -> Iterator[Shard]:
+        for page in self.frozen_pages():
+            yield from map(Shard.from_row, page.to_pylist())
+
+    def _list(self, *parts: str) -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            return [path for path in self.fs.ls(self._path(*parts), detail=False) if path.endswith(".parquet")]
+        except FileNotFoundError:
+            return []
+
+    def prediction_files(self) -> list[str]:
+        """Paths of predictions/*.parquet in order: one LIST."""
+        return sorted(self._list("predictions"))
+
+    def committed(self) -> dict[str, Committed]:
+        """By shard name, what is done."""
+        done: dict[str, Committed] = {}
+        for path in self.prediction_files():
+            if match := UNIT_NAME.fullmatch(path.rpartition("/")[2]):
+                entry = done.setdefault(match["shard"], Committed())
+                entry.units.add(int(match["unit"]))
+                entry.ended |= match["end"] is not None
+        return done
+
+    def footers(self, paths: list[str]) -> list[dict[str, Any]]:
+        """A row of the manifest for each file."""
+        rows = []
+        for path in paths:
+            footer, info = read_footer(self.fs, path), self.fs.info(path)
+            rows.append(
+                {
+                    "file": path.rpartition("/")[2],
+                    **{name: footer[name] for name in ("shard", "unit", "last", "rows", "bytes_read")},
+                    "errors": json.dumps(footer["errors"]),
+                    "bytes": info["size"],
+                    "version": version_of(info),
+                    **{stage: footer["seconds"].get(stage, 0.0) for stage in TIMED},
+                }
+            )
+        return rows
+
+    def sweep(self, older_than: float = 3600.0) -> None:
+        """Remove temporary files that a killed writer left on a local disk, once no living one can own them (seconds)."""
+        if is_local(self.fs):
+            for path in [*Path(self.root, "predictions").glob("_tmp-*"), *Path(self.root, "_run").rglob("_tmp-*")]:
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > older_than:
+                        path.unlink()
+
+    def finish(self, manifest: pa.Table, summary: dict[str, Any]) -> None:
+        """The manifest, and after it the summary: the run is complete."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(manifest, sink, compression="zstd")
+        replace(self.fs, self._path("_run", "manifest.parquet"), sink.getvalue().to_pybytes())
+        replace(self.fs, self._path("_run", "summary.json"), json.dumps(summary, indent=1).encode())
+
+    def summary(self) -> dict[str, Any] | None:
+        return self.read_json("_run", "summary.json")
+
+
+def _listing_pages(shards: list[Shard]) -> Iterator[list[Shard]]:
+    page, members = [], 0
+    for shard in shards:
+        page.append(shard)
+        members += len(shard.members)
+        if len(page) == SHARDS_IN_FILE or members >= MEMBERS_IN_FILE:
+            yield page
+            page, members = [], 0
+    if page:
+        yield page

@@ -1,0 +1,322 @@
+"""One shard in, its samples out as units of encoded images: the read stage."""
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import tenacity
+
+from pipeline import tar
+from pipeline.output import read_footer, unit_file
+from pipeline.source import IMAGE_KEYS, Shard
+from pipeline.storage import open_filesystem, version_of
+from pipeline.unit import SAMPLE, Unit
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """unit_rows: samples in a unit. unit_bytes: a unit ends early when it holds this many encoded bytes.
+    max_bytes: a larger image is refused before it is read. keep: the sidecar fields that travel along."""
+
+    unit_rows: int
+    unit_bytes: int = 128 << 20
+    max_bytes: int = 256 << 20
+    image_keys: tuple[str, ...] = IMAGE_KEYS
+    keep: tuple[str, ...] = ()
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class EncodedSample:
+    """One row to be: an image as it lies in the source, or the reason why there is none. `next` is where reading goes on."""
+
+    key: str | None
+    offset: int | None
+    size: int | None
+    next: int
+    data: bytes = b""
+    sidecars: list[str | None] = field(default_factory=list)
+    error: str | None = None
+    detail: str | None = None
+
+
+class StoreFault(Exception):
+    """The store, not the data: the shard stays open and is read again by the next run."""
+
+
+def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: int = 0, index: int = 0) -> Iterator[Unit]:
+    """The units of a shard from `number` on, whose first sample lies at `position` and has place `index`.
+
+    The cuts depend on the shard and the settings alone, so a second reading makes the same units. The last unit has `last` set; an
+    empty shard gives one unit without samples. A store that fails gives a unit with `fault` set, and no last one.
+    """
+    read = _tar_samples if shard.kind == "tar" else _page_samples
+    cutter = _Cutter(shard, settings, number, position, index)
+    held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
+    try:
+        for sample in read(shard, settings, position):
+            if held is not None and cutter.add(held):
+                yield cutter.cut()
+            held = sample
+    except (OSError, StoreFault) as error:
+        yield cutter.fault(f"{type(error).__name__}: {error}")
+        return
+    if held is not None:
+        cutter.add(held)
+    yield cutter.cut(last=True)
+
+
+@dataclass
+class _Cutter:
+    """Collects samples and cuts them into units."""
+
+    shard: Shard
+    settings: ReadSettings
+    number: int
+    position: int
+    index: int
+
+    def __post_init__(self):
+        self._begin()
+
+    def _begin(self) -> None:
+        self.batch: list[EncodedSample] = []
+        self.held_bytes = 0
+        self.started = time.perf_counter()
+
+    def add(self, sample: EncodedSample) -> bool:
+        """True when the unit is full."""
+        self.batch.append(sample)
+        self.held_bytes += len(sample.data)
+        return len(self.batch) >= self.settings.unit_rows or self.held_bytes >= self.settings.unit_bytes
+
+    def cut(self, last: bool = False) -> Unit:
+        end = self.batch[-1].next if self.batch else self.position
+        unit = Unit(
+            shard_uri=self.shard.uri,
+            shard_name=self.shard.name,
+            number=self.number,
+            last=last,
+            next_offset=end,
+            next_index=self.index + len(self.batch),
+            bytes_read=end - self.position if self.shard.kind == "tar" else self.held_bytes,
+            samples=_sample_table(self.batch, self.shard.first_index + self.index, len(self.settings.keep)),
+            payload=np.frombuffer(b"".join(sample.data for sample in self.batch if sample.error is None), np.uint8),
+            seconds={"read": time.perf_counter() - self.started},
+        )
+        self.number, self.position, self.index = unit.number + 1, unit.next_offset, unit.next_index
+        self._begin()
+        return unit
+
+    def fault(self, message: str) -> Unit:
+        """What was collected is read again by the next run."""
+        self._begin()
+        unit = self.cut()
+        unit.fault = message
+        return unit
+
+
+def _sample_table(batch: list[EncodedSample], first_index: int, sidecars: int) -> pa.Table:
+    columns = [
+        [sample.key for sample in batch],
+        list(range(first_index, first_index + len(batch))),
+        [sample.offset for sample in batch],
+        [sample.size for sample in batch],
+        [sample.sidecars or [None] * sidecars for sample in batch],
+        [sample.error for sample in batch],
+        [sample.detail for sample in batch],
+    ]
+    return pa.table([pa.array(values, kind) for values, kind in zip(columns, SAMPLE.types, strict=True)], schema=SAMPLE)
+
+
+# ---- the stages -----------------------------------------------------------------------------------------------------------
+
+
+def list_stage(table: pa.Table) -> Iterator[pa.Table]:
+    """A page of shards -> a shard a block, so that every shard is a read task of its own."""
+    for row in range(table.num_rows):
+        yield table.slice(row, 1)
+
+
+def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator[pa.Table]:
+    """A shard -> its units of encoded images, from the first one on that `output` does not have.
+
+    The row is a shard of the listing with `start`, the number of units that are there without a gap, and `have`, all that are.
+    """
+    (row,) = table.to_pylist()
+    shard, start, have = Shard.from_row(row), row["start"], set(row["have"])
+    position = index = 0
+    if start:
+        fs, root = open_filesystem(output, settings.storage_options)
+        footer = read_footer(fs, f"{root}/predictions/{unit_file(shard.name, start - 1, last=False)}")
+        position, index = footer["next_offset"], footer["next_index"]
+    for unit in read_units(shard, settings, start, position, index):
+        if unit.fault or unit.number not in have:
+            yield unit.to_arrow()
+
+
+# ---- tars -----------------------------------------------------------------------------------------------------------------
+
+
+def _tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+    """The samples of a tar; where it is cut, the rest is one row without a key.
+
+    A cut counts only when it is met twice at the same place: a store may answer short once.
+    """
+    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    _check_unchanged(fs, path, shard.size, shard.version)
+    met: int | None = None
+    while True:
+        torn = None
+        stream = io.BufferedReader(ShardStream(fs, path, shard.size, position), 1 << 20)
+        try:
+            for sample in tar.read_samples(stream, position, settings.max_bytes, _wanted(settings)):
+                if sample.cut:
+                    torn = sample
+                else:
+                    yield _tar_sample(sample, settings)
+                    position = sample.end
+            return
+        except tar.TarCut as cut:
+            if met != cut.offset:
+                met = cut.offset
+                continue
+            if torn and _image_field(torn, settings):  # else half a sample without its image: it belongs to the cut
+                yield _tar_sample(torn, settings)
+            yield EncodedSample(None, cut.offset, None, shard.size, error="shard_truncated", detail=cut.reason)
+            return
+        finally:
+            stream.close()
+
+
+def _wanted(settings: ReadSettings):
+    keep = set(settings.keep)
+    return lambda extension: extension in keep or _is_image(extension, settings.image_keys)
+
+
+def _is_image(extension: str, image_keys: tuple[str, ...]) -> bool:
+    """`img.v1.2.jpg` has the key `img` and the field `v1.2.jpg`: its last part says that it is an image."""
+    return extension.rpartition(".")[2] in image_keys
+
+
+def _image_field(sample: tar.Sample, settings: ReadSettings) -> str | None:
+    for wanted in settings.image_keys:
+        if wanted in sample.fields:
+            return wanted
+    return next((name for name in sample.fields if _is_image(name, settings.image_keys)), None)
+
+
+def _tar_sample(sample: tar.Sample, settings: ReadSettings) -> EncodedSample:
+    kept = [_text(member.data) if (member := sample.fields.get(name)) else None for name in settings.keep]
+    made = EncodedSample(sample.key, None, None, sample.end, sidecars=kept)
+    name = _image_field(sample, settings)
+    if name is None:
+        made.error, made.detail = "missing_image", f"has only {', '.join(sample.fields) or 'nothing'}"
+        return made
+    member = sample.fields[name]
+    made.offset, made.size = member.offset, member.size
+    if member.data is None:
+        made.error, made.detail = member.refused or "sparse_member", f"{member.size} bytes"
+    else:
+        made.data = member.data
+    return made
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "backslashreplace")
+
+
+# ---- loose images ---------------------------------------------------------------------------------------------------------
+
+
+def _page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+    """The images of a page, from entry `position` on."""
+    fs, root = open_filesystem(shard.uri, settings.storage_options)
+    for entry, member in enumerate(shard.members[position:], position):
+        made = EncodedSample(member["key"], 0, member["size"], entry + 1, sidecars=[None] * len(settings.keep))
+        if member["size"] > settings.max_bytes:
+            made.error, made.detail = "too_many_bytes", f"{member['size']} bytes"
+        else:
+            made.data = _read_image(fs, f"{root.rstrip('/')}/{member['key']}", member)
+        yield made
+
+
+def _read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
+    for attempt in _retrying():
+        with attempt:
+            data = fs.cat_file(path)
+    if len(data) != member["size"]:
+        raise StoreFault(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")
+    return data
+
+
+# ---- the store ------------------------------------------------------------------------------------------------------------
+
+
+def _retrying() -> tenacity.Retrying:
+    """Passing faults of a store pass; what is missing or forbidden does not."""
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(5),
+        wait=tenacity.wait_exponential_jitter(initial=0.2, max=10),
+        retry=tenacity.retry_if_exception(
+            lambda error: isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+        ),
+        reraise=True,
+    )
+
+
+def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, size: int, version: str) -> None:
+    for attempt in _retrying():
+        with attempt:
+            info = fs.info(path)
+    if (info["size"], version_of(info)) != (size, version):
+        raise StoreFault(f"{path} was replaced since the run was planned: label it into a new output")
+
+
+class ShardStream(io.RawIOBase):
+    """A forward-only view of an object that opens again where it stood when a read fails or ends early."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int, position: int):
+        self.fs, self.path, self.size, self.position = fs, path, size, position
+        self._file: BinaryIO | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        want = min(len(buffer), self.size - self.position)
+        if want <= 0:
+            return 0
+        for attempt in _retrying():
+            with attempt:
+                data = self._read(want)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def _read(self, want: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self.fs.open(self.path, "rb", block_size=8 << 20, cache_type="readahead")
+                self._file.seek(self.position)
+            data = self._file.read(want)
+            if not data:
+                raise OSError(f"{self.path} ended at byte {self.position} of {self.size}")
+            return data
+        except OSError:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        self._drop()
+        super().close()

@@ -1,0 +1,127 @@
+"""Object stores and file systems through fsspec: which URLs are allowed, and how an object appears whole or not at all."""
+
+import contextlib
+import os
+import re
+import secrets
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UserError
+
+SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+
+
+def check_scheme(uri: str) -> None:
+    """Refuse, before any I/O, whatever is not on the list: `pipe:` runs a shell and `::` chains file systems."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
+    if "::" in uri or (scheme and scheme[1].lower() not in SCHEMES):
+        raise UserError(f"cannot read {public(uri)}: the scheme is not one of {', '.join(SCHEMES)}", exit_code=2)
+
+
+def open_filesystem(uri: str, options: dict[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI and the path inside it; local paths come back absolute."""
+    check_scheme(uri)
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, **(options or {}))
+    except ImportError as error:
+        extra = EXTRAS.get(uri.split(":", 1)[0], "")
+        raise UserError(f"cannot read {public(uri)}: {error}; try: pip install 'wordsworth[{extra}]'") from error
+    return fs, path
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(fs, LocalFileSystem)
+
+
+def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """How a path is written into a plan and a prediction row: absolute, with its scheme unless it is local."""
+    return path if is_local(fs) else fs.unstrip_protocol(path)
+
+
+def public(uri: str) -> str:
+    """The URI without user name and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """What changes when an object is overwritten: its etag where the store has one, else its time of modification."""
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    return ""
+
+
+def put_if_absent(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Make `data` appear at `path`, whole and at once. False: something is there already; read it to see what.
+
+    A local file is written beside its place, synced and linked: a link fails where a name exists. On an object store it is one
+    conditional PUT; a store without conditions gets a plain PUT, which is as good as long as the bytes follow from the name.
+    """
+    if is_local(fs):
+        return _link_if_absent(path, data)
+    try:
+        fs.pipe_file(path, bytes(data), mode="create")
+    except FileExistsError:
+        return False
+    except (NotImplementedError, TypeError):
+        fs.pipe_file(path, bytes(data))
+    except OSError:
+        # A lost precondition is a plain OSError in some clients, and so is an acknowledgement that got lost.
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            raise
+        return False
+    return True
+
+
+def _link_if_absent(path: str, data: bytes) -> bool:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    if os.path.exists(path):
+        return False
+    # A leading underscore: Spark, pyarrow and Hive skip the file if a crash leaves it behind.
+    temporary = os.path.join(folder, f"_tmp-{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync_folder(folder)
+    return True
+
+
+def replace(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Make `data` appear at `path`, whole, in place of whatever is there."""
+    if not is_local(fs):
+        fs.pipe_file(path, bytes(data))
+        return
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"_tmp-{secrets.token_hex(8)}")
+    with open(temporary, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """A new name is durable only once its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,43 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+
+from vit_model.config import ViTConfig
+from vit_model.position import learned_table, resample
+
+GRIDS = [((14, 14), (24, 24)), ((14, 14), (7, 7)), ((14, 14), (7, 28)), ((6, 10), (9, 4)), ((24, 24), (14, 20))]
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_resampling_is_timms(old, new, prefix):
+    table = torch.randn(1, prefix + old[0] * old[1], 16)
+    expected = resample_abs_pos_embed(table, new, old, num_prefix_tokens=prefix)
+    torch.testing.assert_close(resample(table, old, new, prefix), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_resampling_without_antialiasing_would_be_seen(old, new):
+    table = torch.randn(1, old[0] * old[1], 16)
+    image = table.reshape(1, *old, 16).permute(0, 3, 1, 2)
+    wrong = F.interpolate(image, size=new, mode="bicubic").permute(0, 2, 3, 1).reshape(1, -1, 16)
+    assert (resample(table, old, new, 0) - wrong).abs().max() > 0.1
+
+
+def test_the_same_grid_keeps_every_bit_and_the_prefix_is_never_touched():
+    table = torch.randn(1, 1 + 196, 8)
+    assert resample(table, (14, 14), (14, 14), 1) is table
+    assert torch.equal(resample(table, (14, 14), (7, 28), 1)[:, :1], table[:, :1])
+
+
+def test_half_precision_tables_keep_their_type():
+    table = torch.randn(1, 1 + 16, 8).bfloat16()
+    assert resample(table, (4, 4), (6, 6), 1).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("class_position", "rows"), [(True, 25), (False, 24)])
+def test_the_learned_table_has_a_row_for_class_only_when_the_config_says_so(class_position, rows):
+    table = learned_table(ViTConfig(image_size=(64, 96), class_position=class_position))
+    assert table.shape == (1, rows, 768)
+    assert table.std().item() == pytest.approx(0.02, rel=0.05)

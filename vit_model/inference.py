@@ -1,0 +1,112 @@
+"""The fast path for labeling. Speed is applied from outside: modules are swapped on a copy of the model."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vit_model.config import ModelError, Preprocessing
+from vit_model.model import VisionTransformer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86, x86, ARM: as torch.cpu.get_capabilities names them
+
+
+def resolve_precision(precision: str, device: str | torch.device) -> str:
+    """What "auto" means on this machine: "bf16" where the device computes it natively, else "fp32".
+
+    Raises:
+        ModelError: not "auto", "fp32" or "bf16".
+    """
+    if precision in PRECISIONS:
+        return precision
+    if precision != "auto":
+        raise ModelError(f"precision is {precision!r}; it must be one of auto, {', '.join(PRECISIONS)}")
+    return "bf16" if _has_bf16(torch.device(device).type) else "fp32"
+
+
+def _has_bf16(device_type: str) -> bool:
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # older torch has no public call for it
+        return any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16)
+    return False
+
+
+def fold_normalisation(
+    weight: torch.Tensor, bias: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fold ((x / 255) - mean) / std into the patch embedding, for inputs u = x - 128 where x are uint8 values.
+
+        W ((u + 128) / 255 - mean) / std + b  =  (W / (255 std)) u  +  (b + W (128 / 255 - mean) / std)
+
+    Centred on 128, not on 0: the values are then about as often negative as positive, the bias stays small, and the
+    error of a bfloat16 matrix on real pixels is less than half as large.
+
+    Args:
+        weight: (D, 3, P, P)
+        bias: (D,)
+
+    Returns:
+        (D, P*P*3) and (D,), both float64.
+    """
+    kernel = weight.double().permute(0, 2, 3, 1)  # (D, P, P, 3)
+    mean64, std64 = (torch.tensor(v, dtype=torch.float64, device=weight.device) for v in (mean, std))  # (3,)
+    matrix = (kernel / (255 * std64)).flatten(1)  # (D, P*P*3)
+    shift = (kernel * ((128 / 255 - mean64) / std64)).flatten(1).sum(1)  # (D,)
+    return matrix, bias.double() + shift
+
+
+class FoldedPatchEmbed(nn.Module):
+    """Patch embedding that takes pixels as they are decoded: no normalised float image ever exists."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, preprocessing: Preprocessing):
+        super().__init__()
+        matrix, shift = fold_normalisation(weight, bias, preprocessing.mean, preprocessing.std)
+        self.register_buffer("weight", matrix.float())
+        self.register_buffer("bias", shift.float())
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, N, P*P*3) -> (B, N, D)"""
+        centred = patches.to(self.weight.dtype) - 128  # whole numbers up to 256: exact in bfloat16 too
+        return F.linear(centred, self.weight, self.bias)
+
+
+class InferenceModel(nn.Module):
+    """A model prepared by `prepare`."""
+
+    def __init__(self, model: VisionTransformer):
+        super().__init__()
+        self.model = model
+
+    @torch.no_grad()  # not inference_mode: a probe may be trained on the embeddings
+    def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """uint8 patches (B, N, P*P*3), any B -> logits (B, K) or None without a head, and embedding (B, D); float32.
+
+        The embedding is what enters the final linear layer. That layer is small and stays in float32: bfloat16 logits
+        have so few digits that the best classes would often tie.
+        """
+        tokens = self.model.forward_features(patches)  # (B, T, D)
+        embedding = self.model.forward_head(tokens, pre_logits=True).float()  # (B, D)
+        return (self.model.head(embedding) if self.model.config.num_classes else None), embedding
+
+
+def prepare(model: VisionTransformer, preprocessing: Preprocessing, precision: str, device: str | torch.device) -> InferenceModel:
+    """A copy of the model for inference on uint8 patches; the model itself is not touched.
+
+    Args:
+        precision: "fp32" or "bf16" (`resolve_precision` turns "auto" into one of them).
+
+    Raises:
+        ModelError: another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    proj = model.patch_embed.proj
+    model.patch_embed = FoldedPatchEmbed(proj.weight, proj.bias, preprocessing)
+    head, model.head = model.head, nn.Identity()  # out of the way: a cast and back would have rounded it
+    model.to(device, PRECISIONS[precision])
+    model.head = head.to(device)
+    return InferenceModel(model)

@@ -7,6 +7,7 @@ import io
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,9 @@ UPRIGHT = {
 }
 
 
+Crop = Callable[[Image.Image], np.ndarray]
+
+
 class DecodeError(Exception):
     """An image that gives no pixels. `code` is what the column `error` says, the message is `error_detail`."""
 
@@ -58,8 +62,12 @@ def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
     return decode_unit(Unit.from_arrow(table), settings).to_arrow()
 
 
-def decode_unit(unit: Unit, settings: DecodeSettings) -> Unit:
-    """Encoded images in, patches out: uint8 [M, N, P*P*3] of the M samples that could be decoded; the others get an error."""
+def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None) -> Unit:
+    """Encoded images in, patches out: uint8 [M, N, P*P*3] of the M samples that could be decoded; the others get an error.
+
+    crop: RGB picture -> uint8 (H, W, 3); the evaluation crop `fit` unless training brings its own.
+    """
+    crop = crop or (lambda image: fit(image, settings.preprocessing, settings.image_size))
     start = time.perf_counter()
     samples = unit.samples.to_pydict()
     count, (height, width), side = len(samples["key"]), settings.image_size, settings.patch_size
@@ -73,7 +81,7 @@ def decode_unit(unit: Unit, settings: DecodeSettings) -> Unit:
         try:
             image = open_image(unit.payload[begin:end].tobytes(), settings)
             widths[row], heights[row] = image.size
-            patches[filled] = patchify(fit(image, settings.preprocessing, settings.image_size), side)
+            patches[filled] = patchify(crop(image), side)
             filled += 1
         except DecodeError as error:
             samples["error"][row], samples["error_detail"][row] = error.code, str(error)[:500]
@@ -150,5 +158,12 @@ def fit(image: Image.Image, preprocessing: Preprocessing, image_size: tuple[int,
     left, top = round((resized_width - width) / 2), round((resized_height - height) / 2)
     to_x, to_y = source_width / resized_width, source_height / resized_height
     box = (left * to_x, top * to_y, (left + width) * to_x, (top + height) * to_y)
+    return resize_box(image, box, preprocessing, image_size)
+
+
+def resize_box(
+    image: Image.Image, box: tuple[float, float, float, float], preprocessing: Preprocessing, image_size: tuple[int, int]
+) -> np.ndarray:
+    """The region `box` (left, top, right, bottom in pixels of the source) at `image_size`: uint8 (H, W, 3)."""
     method = getattr(Image.Resampling, preprocessing.interpolation.upper())
-    return np.asarray(image.resize((width, height), method, box=box))
+    return np.asarray(image.resize(image_size[::-1], method, box=box))

@@ -55,7 +55,7 @@ def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: 
     The cuts depend on the shard and the settings alone, so a second reading makes the same units. The last unit has `last` set; an
     empty shard gives one unit without samples. A store that fails gives a unit with `fault` set, and no last one.
     """
-    read = _tar_samples if shard.kind == "tar" else _page_samples
+    read = tar_samples if shard.kind == "tar" else page_samples
     cutter = _Cutter(shard, settings, number, position, index)
     held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
     try:
@@ -163,7 +163,7 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
 # ---- tars -----------------------------------------------------------------------------------------------------------------
 
 
-def _tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
     """The samples of a tar; where it is cut, the rest is one row without a key.
 
     A cut counts only when it is met twice at the same place: a store may answer short once.
@@ -234,7 +234,7 @@ def _text(data: bytes | None) -> str | None:
 # ---- loose images ---------------------------------------------------------------------------------------------------------
 
 
-def _page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
     """The images of a page, from entry `position` on."""
     fs, root = open_filesystem(shard.uri, settings.storage_options)
     for entry, member in enumerate(shard.members[position:], position):

@@ -50,21 +50,25 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.pos_embed = learned_table(config)
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.num_classes) if config.num_classes else nn.Identity()
-        self.init_weights()
+        if not self.cls_token.is_meta:  # there is nothing to fill, and a normal_ on meta imports 900 modules: seconds
+            self.init_weights()
 
     def init_weights(self) -> None:
-        """As the original JAX code does it; E_pos and [class] are born so, LayerNorms are 1 and 0.
+        """Fill every parameter as the original JAX code does.
 
         The head starts at zero, so an untrained model gives every class the same score.
         """
         self.patch_embed.init_weights()
+        nn.init.zeros_(self.cls_token)
+        nn.init.normal_(self.pos_embed, std=0.02)
         for block in self.blocks:
             block.init_weights()
+        self.norm.reset_parameters()
         if self.config.num_classes:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)

@@ -8,9 +8,9 @@ from vit_model.config import ViTConfig
 
 
 def learned_table(config: ViTConfig) -> nn.Parameter:
-    """(1, N, D), one row a patch, or (1, 1+N, D) with a first row for [class]; normal with std 0.02 as in JAX."""
+    """(1, N, D), one row a patch, or (1, 1+N, D) with a first row for [class]; not filled yet."""
     rows = config.num_patches + config.class_position
-    return nn.Parameter(nn.init.normal_(torch.empty(1, rows, config.width), std=0.02))
+    return nn.Parameter(torch.empty(1, rows, config.width))
 
 
 def resample(pos_embed: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], prefix: int) -> torch.Tensor:

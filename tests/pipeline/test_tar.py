@@ -204,7 +204,8 @@ def test_base_256_v7_contiguous_and_signed_checksum_headers_are_read():
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             (info,) = [i for i in tar if i.isreg()]
         member = only(data)
-        assert (member.offset, member.size, member.data) == (info.offset_data, info.size, b"abc")
+        assert (member.start, member.offset, member.size) == (info.offset, info.offset_data, info.size)
+        assert member.data == b"abc"
     assert only(header(size=b"\x0000000000003") + body).size == 3  # as in GNU tar and Go; Python reads 0 here
     assert member.name == "\\xe9\\xff.jpg"  # the last: not UTF-8, and still a str that Parquet takes
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -135,9 +137,22 @@ def test_the_model_is_built_and_run_without_memory_on_the_meta_device():
     assert model(x).shape == (2, 1000)
 
 
+def test_building_on_the_meta_device_does_not_import_the_compiler():
+    code = (
+        "import sys, torch; from vit_model.config import variant; from vit_model.model import VisionTransformer\n"
+        "with torch.device('meta'): VisionTransformer(variant('Ti/16'))\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_initial_weights_are_those_of_the_original_jax_code():
-    torch.manual_seed(0)
-    state = VisionTransformer(variant("Ti/16")).state_dict()
+    with torch.device("meta"):
+        model = VisionTransformer(variant("Ti/16"))
+    for tensor in model.to_empty(device="cpu").parameters():
+        torch.nn.init.constant_(tensor, 7.0)
+    model.init_weights()  # so what it forgets would still be 7
+    state = model.state_dict()
     expected_std = {"patch_embed.proj.weight": 0.0361, "pos_embed": 0.02}  # lecun_normal: sqrt(1 / 768)
     for i in range(12):
         expected_std |= {f"blocks.{i}.attn.proj.weight": 0.0722, f"blocks.{i}.mlp.fc1.weight": 0.0456}

@@ -38,6 +38,5 @@ def test_half_precision_tables_keep_their_type():
 
 @pytest.mark.parametrize(("class_position", "rows"), [(True, 25), (False, 24)])
 def test_the_learned_table_has_a_row_for_class_only_when_the_config_says_so(class_position, rows):
-    table = learned_table(ViTConfig(image_size=(64, 96), class_position=class_position))
-    assert table.shape == (1, rows, 768)
-    assert table.std().item() == pytest.approx(0.02, rel=0.05)
+    config = ViTConfig(image_size=(64, 96), class_position=class_position)
+    assert learned_table(config).shape == (1, rows, 768)

@@ -1,0 +1,153 @@
+"""wordsworth pretrain SOURCE... --output MODEL_DIR --variant S/16: a Vision Transformer from scratch."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+
+from jobs.options import SourceOptions
+from pipeline.errors import UserError
+
+ARCHITECTURE = Group("Architecture")
+RECIPE = Group("Recipe")
+RUN = Group("Run")
+
+
+@Parameter(name="*", group=ARCHITECTURE)
+@dataclass
+class ArchitectureOptions:
+    """A variant, or a size of one's own."""
+
+    variant: str | None = None
+    "Such as S/16; or leave it out and give --width, --depth, --heads and --patch-size."
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    mlp_ratio: float = 4.0
+    patch_size: int | None = None
+    image_size: int = 224
+    "Pixels a side."
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass
+class RecipeOptions:
+    """How it is trained: AdamW, linear warm-up, cosine decay."""
+
+    epochs: int = 90
+    batch_size: int = 256
+    "Images in one step, over all workers."
+    lr: float = 1e-3
+    "The peak of the learning rate."
+    weight_decay: float = 0.1
+    warmup: float = 0.1
+    "The share of the steps in which the learning rate rises."
+    label_smoothing: float = 0.0
+    crop_scale: float = 0.35
+    "The smallest share of a picture's area that a random crop covers."
+    aspect: float = 4 / 3
+    "The largest change of a crop's aspect ratio."
+    flip: bool = True
+    "Mirror every second picture."
+    seed: int = 0
+
+
+@Parameter(name="*", group=RUN)
+@dataclass
+class RunOptions:
+    """Where it runs."""
+
+    workers: int = 1
+    "Ray Train workers."
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    "auto is bf16 on CUDA and on CPUs that have it."
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: str | None = None
+    "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "Print the last epoch's metrics as JSON."
+
+
+def pretrain(
+    sources: Annotated[list[str], Parameter(help="WebDataset shards with .cls, as `wordsworth pack` makes them.")],
+    /,
+    *,
+    output: Annotated[str, Parameter(help="The model folder.")],
+    objective: Literal["supervised"] = "supervised",
+    labels: Annotated[str | None, Parameter(help="Class names, one a line; else labels.txt beside the shards, if there.")] = None,
+    architecture: ArchitectureOptions | None = None,
+    recipe: RecipeOptions | None = None,
+    source: SourceOptions | None = None,
+    run: RunOptions | None = None,
+) -> int:
+    """Train a Vision Transformer from scratch on classes; what it writes is what `label` loads."""
+    architecture, recipe, run = architecture or ArchitectureOptions(), recipe or RecipeOptions(), run or RunOptions()
+    storage = (source or SourceOptions()).storage
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    config = _config(architecture)
+
+    from pipeline.training import TrainRequest, train
+    from pipeline.training_data import Augmentation, class_names
+    from vit_model.config import Preprocessing, num_params
+
+    names = class_names(labels, sources, storage)
+    request = TrainRequest(
+        sources=tuple(sources),
+        output=output,
+        config=config,
+        preprocessing=Preprocessing(crop_pct=1.0),
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        warmup=recipe.warmup,
+        label_smoothing=recipe.label_smoothing,
+        augmentation=Augmentation(recipe.crop_scale, recipe.aspect, recipe.flip),
+        seed=recipe.seed,
+        workers=run.workers,
+        precision=run.precision,
+        device=run.device,
+        labels=names,
+        address=run.address,
+        storage_options=storage,
+    )
+    console.print(f"training {num_params(config) / 1e6:.2f} M parameters for {recipe.epochs} epochs ({objective})")
+    metrics = train(request, lambda metrics: console.print(_line(metrics, recipe.epochs)))
+    if run.json:
+        print(json.dumps(metrics, indent=1))
+        return 0
+    Console(highlight=False, soft_wrap=True).print(
+        f"model in {output}: loss {metrics['loss']}, training accuracy {metrics['accuracy']:.4f}\n"
+        f"next: wordsworth label SOURCE --output OUT --model {output}"
+    )
+    return 0
+
+
+def _config(options: ArchitectureOptions):
+    from vit_model.config import ViTConfig, variant
+
+    free = (options.width, options.depth, options.heads, options.patch_size)
+    if options.variant:
+        if any(free):
+            raise UserError("--variant fixes the size: leave out --width, --depth, --heads and --patch-size", exit_code=2)
+        return replace(variant(options.variant, image_size=options.image_size), num_classes=0)
+    if not all(free):
+        raise UserError("give --variant, or all of --width, --depth, --heads and --patch-size", exit_code=2)
+    width, depth, heads, patch_size = free
+    mlp_dim = round(width * options.mlp_ratio)
+    return ViTConfig(options.image_size, patch_size, width, depth, heads, mlp_dim, num_classes=0)
+
+
+def _line(metrics: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.3f}  "
+        f"{metrics['images_per_second']:,.0f} images/s  data wait {metrics['data_wait']:.0%}"
+    )
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_of
+
+    main_of("pretrain")

@@ -1,0 +1,301 @@
+"""Supervised training with Ray Train: one loop that runs on every worker, and the driver that starts it and watches."""
+
+import contextlib
+import math
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.cluster import cores, ray_session
+from pipeline.decode import DecodeSettings
+from pipeline.errors import UserError
+from pipeline.source import find_shards
+from pipeline.storage import is_local, open_filesystem
+from pipeline.training_data import Augmentation, Survey, assign, batches, survey, training_dataset
+from pipeline.unit import Unit
+from vit_model.checkpoint import Checkpoint, random, save_folder
+from vit_model.config import Preprocessing, ViTConfig
+from vit_model.inference import resolve_precision
+from vit_model.model import VisionTransformer
+
+NO_DECAY = ("cls_token", "pos_embed")  # and every bias and LayerNorm
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the user asked for. batch_size: images in one step over all workers. warmup: share of the steps that the learning rate
+    rises in, before it falls as a cosine. config.num_classes of 0: as many as the data has."""
+
+    sources: tuple[str, ...]
+    output: str
+    config: ViTConfig
+    preprocessing: Preprocessing
+    epochs: int
+    batch_size: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    clip: float = 1.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    workers: int = 1
+    precision: str = "auto"
+    device: str = "auto"
+    labels: tuple[str, ...] | None = None
+    address: str | None = None
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+
+def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train and write the model folder; the last epoch's metrics. `on_epoch` gets those of every epoch as they come.
+
+    Raises UserError for data that cannot be trained on, for workers that do not fit, and for a loss that is not a number.
+    """
+    _check_output(request.output, request.storage_options)
+    shards = find_shards(list(request.sources), storage_options=request.storage_options).shards
+    with ray_session(request.address):
+        import ray
+
+        found = survey(shards, request.storage_options)
+        request = _fit_classes(request, found)
+        parts = assign(shards, found.rows, request.workers)
+        settings = _worker_settings(request, [sum(found.rows[shard.name] for shard in part) for part in parts])
+        device = _device(request, ray.cluster_resources())
+        decode = DecodeSettings(request.preprocessing, request.config.image_size, request.config.patch_size)
+        streams = {
+            f"rank-{rank}": training_dataset(
+                part, request.epochs, request.seed, decode, request.augmentation, request.storage_options
+            )
+            for rank, part in enumerate(parts)
+        }
+        with _board(on_epoch) as board:
+            return _fit(request, {**settings, "board": board, "device": device}, streams, device)
+
+
+def _check_output(output: str, storage_options: dict[str, Any]) -> None:
+    fs, path = open_filesystem(output, storage_options)
+    if fs.exists(f"{path.rstrip('/')}/config.json"):
+        raise UserError(f"{output} holds a model already: choose a new --output")
+
+
+def _fit_classes(request: TrainRequest, found: Survey) -> TrainRequest:
+    """The head's size: the number of labels if there are any, else the largest class id + 1."""
+    largest = max(found.classes)
+    classes = len(request.labels) if request.labels else largest + 1
+    if largest >= classes:
+        raise UserError(f"class {largest} occurs, but there are only {classes} labels: mend the labels or the .cls files")
+    if empty := [number for number in range(classes) if not found.classes[number]]:
+        raise UserError(f"{len(empty)} of {classes} classes have no sample, first class {empty[0]}: mend the labels or add samples")
+    return replace(request, config=replace(request.config, num_classes=classes))
+
+
+def _worker_settings(request: TrainRequest, rows: list[int]) -> dict[str, Any]:
+    local = request.batch_size // request.workers
+    steps = min(rows) // max(1, local)
+    if local < 1 or steps < 1:
+        raise UserError(
+            f"--batch-size {request.batch_size} over {request.workers} workers needs at least {request.batch_size} samples, "
+            f"there are {sum(rows)}: use a smaller --batch-size"
+        )
+    return {"request": request, "rows": rows, "local_batch": local, "steps_per_epoch": steps}
+
+
+def _device(request: TrainRequest, available: dict[str, float]) -> str:
+    gpus, cpus = available.get("GPU", 0), available.get("CPU", 0)
+    device = request.device if request.device != "auto" else "cuda" if gpus >= request.workers else "cpu"
+    if device == "cuda" and gpus < request.workers:
+        raise UserError(f"{request.workers} workers need {request.workers} GPUs, Ray has {gpus:g}: use fewer --workers")
+    if cpus < request.workers + 2:
+        raise UserError(f"{request.workers} workers and their decoding need {request.workers + 2} CPUs, Ray has {cpus:g}")
+    return device
+
+
+def _fit(request: TrainRequest, settings: dict[str, Any], streams: dict[str, Any], device: str) -> dict[str, Any]:
+    import ray.train
+    from ray.data import ExecutionOptions
+    from ray.train.torch import TorchTrainer
+
+    ordered = {name: ExecutionOptions(preserve_order=True) for name in streams}  # the seed decides the order, not the speed
+    with tempfile.TemporaryDirectory(prefix="wordsworth-train-", ignore_cleanup_errors=True) as scratch:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(num_workers=request.workers, use_gpu=device == "cuda"),
+            run_config=ray.train.RunConfig(name="pretrain", storage_path=scratch),
+            datasets=streams,
+            dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=ordered),
+        )
+        try:
+            return trainer.fit().metrics
+        except ray.train.TrainingFailedError as error:
+            raise next(iter(getattr(error, "worker_failures", {}).values()), error) from error
+
+
+# ---- what a person watches ------------------------------------------------------------------------------------------------
+
+
+class _Board:
+    """An actor that workers write an epoch's metrics to."""
+
+    def __init__(self):
+        self.news: list[dict[str, Any]] = []
+
+    def put(self, metrics: dict[str, Any]) -> None:
+        self.news.append(metrics)
+
+    def take(self) -> list[dict[str, Any]]:
+        news, self.news = self.news, []
+        return news
+
+
+@contextlib.contextmanager
+def _board(on_epoch: Callable[[dict[str, Any]], None]):
+    import ray
+
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            for metrics in ray.get(board.take.remote()):
+                on_epoch(metrics)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+    for metrics in ray.get(board.take.remote()):
+        on_epoch(metrics)
+
+
+# ---- the worker -----------------------------------------------------------------------------------------------------------
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs. Rank 0 writes the model folder and speaks for all."""
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    request: TrainRequest = settings["request"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if settings["device"] == "cpu":
+        torch.set_num_threads(max(1, cores() // world))
+    model = VisionTransformer(request.config)
+    model.load_state_dict(random(request.config, request.preprocessing, request.seed).state)  # the same on every worker
+    model = prepare_model(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, request.weight_decay), lr=request.lr, fused=True)
+    step = Step(model, optimizer, request, get_device())
+    stream = ray.train.get_dataset_shard(f"rank-{rank}")
+    units = map(Unit.from_arrow, stream.iter_batches(batch_size=None, batch_format="pyarrow"))
+    steps = settings["steps_per_epoch"]
+    data = batches(units, request.epochs, settings["rows"][rank], steps, settings["local_batch"], request.seed + rank)
+    for epoch in range(request.epochs):
+        metrics = _run_epoch(step, data, epoch, steps, steps * request.epochs)
+        metrics["images_per_second"] = round(metrics["images_per_second"] * world, 1)
+        if rank == 0:
+            settings["board"].put.remote(metrics)
+    if rank == 0:
+        _save(request, getattr(model, "module", model), metrics)
+    ray.train.report(metrics)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, LayerNorms, the [class] token and positions do not."""
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        (rest if parameter.ndim <= 1 or name.removeprefix("module.") in NO_DECAY else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over `warmup` of the steps, then a cosine to zero."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+class Step:
+    """One optimiser step: patches in, loss and number of right answers out."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, request: TrainRequest, device: torch.device):
+        self.model, self.optimizer, self.request, self.device = model, optimizer, request, device
+        pixels = request.config.patch_size**2  # channels are fastest in a patch
+        self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(pixels)
+        self.std = torch.tensor(request.preprocessing.std, device=device).repeat(pixels)
+        self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
+
+    def __call__(self, patches: np.ndarray, classes: np.ndarray, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        inputs = (torch.from_numpy(patches).to(self.device).float() / 255 - self.mean) / self.std  # (B, N, P*P*3)
+        targets = torch.from_numpy(classes).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(inputs)
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.request.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.request.clip)
+        self.optimizer.step()
+        return loss.detach(), (logits.argmax(-1) == targets).sum().detach()
+
+
+def _run_epoch(step: Step, data, epoch: int, steps: int, total_steps: int) -> dict[str, Any]:
+    request, start = step.request, time.perf_counter()
+    losses, right, images, waited = [], 0, 0, 0.0
+    for number in range(epoch * steps, (epoch + 1) * steps):
+        asked = time.perf_counter()
+        patches, classes = next(data)
+        waited += time.perf_counter() - asked
+        lr = learning_rate(number, total_steps, request.lr, request.warmup)
+        loss, correct = step(patches, classes, lr)
+        losses.append(loss)
+        right, images = right + correct, images + len(classes)
+    loss = float(torch.stack(losses).mean())
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is not a number in epoch {epoch + 1}: try a lower --lr or a longer --warmup")
+    seconds = time.perf_counter() - start
+    return {
+        "epoch": epoch + 1,
+        "loss": round(loss, 4),
+        "accuracy": round(float(right) / images, 4),
+        "lr": lr,
+        "images_per_second": images / seconds,
+        "data_wait": round(waited / seconds, 3),
+    }
+
+
+def _save(request: TrainRequest, model: nn.Module, metrics: dict[str, Any]) -> None:
+    """The model folder at the output, wherever that is. On a cluster the output must be storage that every node sees."""
+    provenance = {
+        name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed")
+    }
+    versions = {"wordsworth": version("wordsworth"), "torch": torch.__version__}
+    extra = {"objective": "supervised", "recipe": provenance, "versions": versions, "metrics": metrics}
+    state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint(request.config, request.preprocessing, request.labels, state, extra)
+    fs, path = open_filesystem(request.output, request.storage_options)
+    if is_local(fs):
+        save_folder(path, checkpoint)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_folder(folder, checkpoint)
+        names = sorted(os.listdir(folder), key=lambda name: name == "config.json")  # config.json vouches for the rest: last
+        for name in names:
+            fs.pipe_file(f"{path.rstrip('/')}/{name}", Path(folder, name).read_bytes())

@@ -1,0 +1,211 @@
+"""The training stream: every worker's shards, epoch after epoch, in a seeded order, as batches of patches and classes."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.cluster import RETRIES, data_context
+from pipeline.decode import DecodeSettings, decode_unit, resize_box
+from pipeline.errors import UserError
+from pipeline.reader import ReadSettings, read_units, tar_samples
+from pipeline.source import LISTING, Shard, listing_table
+from pipeline.storage import open_filesystem, public
+from pipeline.unit import Unit
+
+TARGET = "cls"
+UNIT_ROWS = 512
+BUFFER_ROWS = 8192  # samples that a worker shuffles among themselves
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Inception-style crops. crop_scale: the smallest share of the picture's area that a crop covers; aspect: the largest change of
+    its aspect ratio, as a factor. flip: mirror every second picture."""
+
+    crop_scale: float = 1.0
+    aspect: float = 4 / 3
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the training shards hold: samples by shard name, and samples by class id."""
+
+    rows: dict[str, int]
+    classes: Counter
+
+
+# ---- before training ------------------------------------------------------------------------------------------------------
+
+
+def survey(shards: list[Shard], storage_options: dict[str, Any]) -> Survey:
+    """Count samples and classes, one Ray task a shard. Raises UserError for a sample without a class, naming it."""
+    import ray
+
+    others = [shard.uri for shard in shards if shard.kind != "tar"]
+    if others:
+        raise UserError(f"{others[0]} is no tar: training reads WebDataset shards with .cls (wordsworth pack makes them)")
+    task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shard)
+    counts = ray.get([task.remote(shard, storage_options) for shard in shards])
+    classes = sum((counter for _, counter in counts), Counter())
+    return Survey({shard.name: rows for shard, (rows, _) in zip(shards, counts, strict=True)}, classes)
+
+
+def _survey_shard(shard: Shard, storage_options: dict[str, Any]) -> tuple[int, Counter]:
+    settings = ReadSettings(UNIT_ROWS, image_keys=(), keep=(TARGET,), storage_options=storage_options)
+    rows, classes = 0, Counter()
+    for sample in tar_samples(shard, settings, 0):
+        rows += 1
+        if sample.error == "shard_truncated":
+            continue
+        text = sample.sidecars[0]
+        if text is None or not text.strip().isdecimal():
+            raise UserError(f"{shard.uri}: sample {sample.key} has no class: .{TARGET} is {text!r}, a number from 0 on is needed")
+        classes[int(text)] += 1
+    return rows, classes
+
+
+def class_names(labels: str | None, sources: list[str], storage_options: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a file, else of labels.txt beside the first source, else None."""
+    beside = [f"{base}/labels.txt" for base in (sources[0].rstrip("/"), sources[0].rpartition("/")[0] or ".")]
+    for uri in [labels] if labels else beside:
+        fs, path = open_filesystem(uri, storage_options)
+        if fs.isfile(path):
+            return tuple(fs.cat_file(path).decode().splitlines())
+    if labels:
+        raise UserError(f"--labels {public(labels)}: no such file", exit_code=2)
+    return None
+
+
+def assign(shards: list[Shard], rows: dict[str, int], workers: int) -> list[list[Shard]]:
+    """The shards of each worker: the largest first, each to the worker that has the fewest samples."""
+    if len(shards) < workers:
+        raise UserError(
+            f"{workers} workers need at least {workers} shards, there are {len(shards)}: pack smaller ones (--shard-size)"
+        )
+    parts: list[list[Shard]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for shard in sorted(shards, key=lambda shard: (-rows[shard.name], shard.name)):
+        worker = loads.index(min(loads))
+        parts[worker].append(shard)
+        loads[worker] += rows[shard.name]
+    return parts
+
+
+# ---- the stream -----------------------------------------------------------------------------------------------------------
+
+
+def training_dataset(
+    shards: list[Shard],
+    epochs: int,
+    seed: int,
+    decode: DecodeSettings,
+    augmentation: Augmentation,
+    storage_options: dict[str, Any],
+):
+    """One worker's stream of decoded units over all epochs, as one execution: an epoch costs no new start."""
+    from ray.data import TaskPoolStrategy, from_arrow
+
+    data_context()
+    one = {"batch_size": None, "batch_format": "pyarrow", **RETRIES}
+    read = ReadSettings(UNIT_ROWS, keep=(TARGET,), storage_options=storage_options)
+    return (
+        from_arrow(listing_table(shards))
+        .map_batches(_epochs_stage, fn_kwargs={"epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
+        .map_batches(_read_stage, fn_kwargs={"settings": read}, num_cpus=0.2, compute=TaskPoolStrategy(4), **one)
+        .map_batches(_decode_stage, fn_kwargs={"settings": decode, "augmentation": augmentation, "seed": seed}, num_cpus=0.5, **one)
+    )
+
+
+def _epochs_stage(table: pa.Table, epochs: int, seed: int) -> Iterator[pa.Table]:
+    """The listing -> a shard a block, every shard once an epoch, in the order that seed and epoch give."""
+    schema = pa.schema([*LISTING, ("epoch", pa.int32())])
+    for epoch in range(epochs):
+        for row in np.random.default_rng([seed, epoch]).permutation(table.num_rows):
+            one = table.slice(int(row), 1)
+            yield one.append_column("epoch", pa.array([epoch], pa.int32())).cast(schema)
+
+
+def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
+    (row,) = table.to_pylist()
+    for unit in read_units(Shard.from_row(row), settings):
+        if unit.fault:
+            raise UserError(f"{unit.shard_uri} could not be read: {unit.fault}")
+        yield unit.to_arrow().append_column("epoch", table["epoch"])
+
+
+def _decode_stage(table: pa.Table, settings: DecodeSettings, augmentation: Augmentation, seed: int) -> pa.Table:
+    unit = Unit.from_arrow(table)
+    # A retried task makes the same crops: the seed is what is decoded, not when or where.
+    name = f"{seed}|{table['epoch'][0].as_py()}|{unit.shard_name}|{unit.number}"
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
+    return decode_unit(unit, settings, lambda image: random_crop(image, settings, augmentation, rng)).to_arrow()
+
+
+def random_crop(image: Image.Image, settings: DecodeSettings, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """A crop of random area, aspect ratio and place, resized: uint8 (H, W, 3). (Inception; the paper's code does the same.)"""
+    width, height = image.size
+    area = width * height * rng.uniform(augmentation.crop_scale, 1.0)
+    aspect = math.exp(rng.uniform(-1, 1) * math.log(augmentation.aspect))
+    crop_width, crop_height = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
+    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+    box = (left, top, left + crop_width, top + crop_height)
+    pixels = resize_box(image, box, settings.preprocessing, settings.image_size)
+    return pixels[:, ::-1] if augmentation.flip and rng.random() < 0.5 else pixels
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------------
+
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def batches(
+    units: Iterator[Unit], epochs: int, rows_per_epoch: int, steps_per_epoch: int, batch_size: int, seed: int
+) -> Iterator[Batch]:
+    """Shuffled batches: uint8 patches (B, N, P*P*3) and int64 classes (B,), exactly `steps_per_epoch` an epoch.
+
+    Every good sample of an epoch is drawn at most once, unless so many could not be decoded that batches must be repeated.
+    """
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed, epoch, 1])
+        yield from _epoch(units, rows_per_epoch, steps_per_epoch, batch_size, rng)
+
+
+def _epoch(units: Iterator[Unit], rows: int, steps: int, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """All units of one epoch, shuffled BUFFER_ROWS at a time; what is left of one buffer goes into the next."""
+    held: list[Batch] = []
+    seen, emitted = 0, []
+    while seen < rows:
+        unit = next(units)
+        held.append(_good(unit))
+        seen += len(unit.samples)
+        if sum(len(classes) for _, classes in held) < BUFFER_ROWS and seen < rows:
+            continue
+        patches, classes = (np.concatenate(parts) for parts in zip(*held, strict=True))
+        order = rng.permutation(len(classes))
+        full = len(order) - len(order) % batch_size
+        for at in range(0, full, batch_size):
+            if len(emitted) < steps:
+                emitted.append(order[at : at + batch_size])
+                yield patches[emitted[-1]], classes[emitted[-1]]
+        held = [(patches[order[full:]], classes[order[full:]])]
+    if len(emitted) < steps and not emitted:
+        raise UserError("fewer images than one batch could be decoded: label the same shards to see their errors")
+    for number in range(steps - len(emitted)):
+        again = emitted[number % len(emitted)]
+        yield patches[again], classes[again]
+
+
+def _good(unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+    """The decoded samples of a unit and their classes."""
+    errors, sidecars = unit.samples["error"].to_pylist(), unit.samples["sidecars"].to_pylist()
+    classes = [int(sidecar[0]) for error, sidecar in zip(errors, sidecars, strict=True) if error is None]
+    return unit.payload, np.asarray(classes, np.int64)

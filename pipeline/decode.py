@@ -56,6 +56,12 @@ class DecodeSettings:
     patch_size: int
     max_pixels: int = 100_000_000
 
+    @property
+    def patches_shape(self) -> tuple[int, int]:
+        """(N, P*P*3) of one image."""
+        (height, width), side = self.image_size, self.patch_size
+        return (height // side) * (width // side), side * side * 3
+
 
 def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
     """Ray Data's function: a unit of encoded images in, the same unit with patches out."""
@@ -70,8 +76,8 @@ def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None) 
     crop = crop or (lambda image: fit(image, settings.preprocessing, settings.image_size))
     start = time.perf_counter()
     samples = unit.samples.to_pydict()
-    count, (height, width), side = len(samples["key"]), settings.image_size, settings.patch_size
-    patches = np.empty((count, (height // side) * (width // side), side * side * 3), np.uint8)
+    count, side = len(samples["key"]), settings.patch_size
+    patches = np.empty((count, *settings.patches_shape), np.uint8)
     widths, heights = [None] * count, [None] * count
     filled = begin = 0
     for row in range(count):

@@ -262,7 +262,7 @@ def _retrying() -> tenacity.Retrying:
     """Passing faults of a store pass; what is missing or forbidden does not."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(5),
-        wait=tenacity.wait_exponential_jitter(initial=0.2, max=10),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
         retry=tenacity.retry_if_exception(
             lambda error: isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
         ),

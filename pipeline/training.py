@@ -80,8 +80,10 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
             )
             for rank, part in enumerate(parts)
         }
-        with _board(on_epoch) as board:
-            return _fit(request, {**settings, "board": board, "device": device}, streams, device)
+        seen: list[dict[str, Any]] = []
+        with _board(lambda metrics: (seen.append(metrics), on_epoch(metrics))) as board:
+            _fit(request, {**settings, "board": board, "device": device, "decode": decode}, streams, device)
+    return seen[-1]
 
 
 def _check_output(output: str, storage_options: dict[str, Any]) -> None:
@@ -122,7 +124,7 @@ def _device(request: TrainRequest, available: dict[str, float]) -> str:
     return device
 
 
-def _fit(request: TrainRequest, settings: dict[str, Any], streams: dict[str, Any], device: str) -> dict[str, Any]:
+def _fit(request: TrainRequest, settings: dict[str, Any], streams: dict[str, Any], device: str) -> None:
     import ray.train
     from ray.data import ExecutionOptions
     from ray.train.torch import TorchTrainer
@@ -138,9 +140,9 @@ def _fit(request: TrainRequest, settings: dict[str, Any], streams: dict[str, Any
             dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=ordered),
         )
         try:
-            return trainer.fit().metrics
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise next(iter(getattr(error, "worker_failures", {}).values()), error) from error
+            raise next(iter(getattr(error, "worker_failures", {}).values()), error) from None  # what the worker raised says it
 
 
 # ---- what a person watches ------------------------------------------------------------------------------------------------
@@ -188,6 +190,7 @@ def _board(on_epoch: Callable[[dict[str, Any]], None]):
 
 def train_worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs. Rank 0 writes the model folder and speaks for all."""
+    import ray
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
@@ -204,15 +207,16 @@ def train_worker(settings: dict[str, Any]) -> None:
     stream = ray.train.get_dataset_shard(f"rank-{rank}")
     units = map(Unit.from_arrow, stream.iter_batches(batch_size=None, batch_format="pyarrow"))
     steps = settings["steps_per_epoch"]
-    data = batches(units, request.epochs, settings["rows"][rank], steps, settings["local_batch"], request.seed + rank)
+    data = batches(
+        units, settings["decode"], request.epochs, settings["rows"][rank], steps, settings["local_batch"], request.seed + rank
+    )
     for epoch in range(request.epochs):
         metrics = _run_epoch(step, data, epoch, steps, steps * request.epochs)
         metrics["images_per_second"] = round(metrics["images_per_second"] * world, 1)
         if rank == 0:
-            settings["board"].put.remote(metrics)
+            ray.get(settings["board"].put.remote(metrics))
     if rank == 0:
         _save(request, getattr(model, "module", model), metrics)
-    ray.train.report(metrics)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -168,7 +168,13 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 def batches(
-    units: Iterator[Unit], epochs: int, rows_per_epoch: int, steps_per_epoch: int, batch_size: int, seed: int
+    units: Iterator[Unit],
+    decode: DecodeSettings,
+    epochs: int,
+    rows_per_epoch: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    seed: int,
 ) -> Iterator[Batch]:
     """Shuffled batches: uint8 patches (B, N, P*P*3) and int64 classes (B,), exactly `steps_per_epoch` an epoch.
 
@@ -176,16 +182,18 @@ def batches(
     """
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch, 1])
-        yield from _epoch(units, rows_per_epoch, steps_per_epoch, batch_size, rng)
+        yield from _epoch(units, decode, rows_per_epoch, steps_per_epoch, batch_size, rng)
 
 
-def _epoch(units: Iterator[Unit], rows: int, steps: int, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+def _epoch(
+    units: Iterator[Unit], decode: DecodeSettings, rows: int, steps: int, batch_size: int, rng: np.random.Generator
+) -> Iterator[Batch]:
     """All units of one epoch, shuffled BUFFER_ROWS at a time; what is left of one buffer goes into the next."""
     held: list[Batch] = []
     seen, emitted = 0, []
     while seen < rows:
         unit = next(units)
-        held.append(_good(unit))
+        held.append(_good(unit, decode))
         seen += len(unit.samples)
         if sum(len(classes) for _, classes in held) < BUFFER_ROWS and seen < rows:
             continue
@@ -204,8 +212,8 @@ def _epoch(units: Iterator[Unit], rows: int, steps: int, batch_size: int, rng: n
         yield patches[again], classes[again]
 
 
-def _good(unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+def _good(unit: Unit, decode: DecodeSettings) -> Batch:
     """The decoded samples of a unit and their classes."""
     errors, sidecars = unit.samples["error"].to_pylist(), unit.samples["sidecars"].to_pylist()
     classes = [int(sidecar[0]) for error, sidecar in zip(errors, sidecars, strict=True) if error is None]
-    return unit.payload, np.asarray(classes, np.int64)
+    return unit.payload.reshape(len(classes), *decode.patches_shape), np.asarray(classes, np.int64)

@@ -21,13 +21,21 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.output import FOOTER, UNIT_NAME, RunFolder, unit_file
-from pipeline.source import Shard
+from pipeline.source import LISTING, Shard
 from pipeline.storage import open_filesystem, public, version_of
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """what: a short stable code. where: a file of the run, a shard of the run, or an object of the source. detail: one line."""
+    """One thing that is wrong. detail: one line. where: what it is wrong with; what: a short stable code, which is one of
+
+    a shard's units     missing_unit, missing_end, unit_after_end, two_names
+    a file              foreign_file, unreadable_file, wrong_schema, other_run, wrong_footer, wrong_rows, wrong_errors
+    a file's rows       repeated_row, missing_row, wrong_shard, missing_prediction, prediction_on_error
+    the run's records   incomplete_listing, unreadable_listing, wrong_listing, not_finished, wrong_summary, wrong_manifest
+    the source          source_changed, unreadable_source
+    rows and source     missing_sample, extra_row, wrong_key, wrong_error, wrong_place (offset or size)
+    """
 
     what: str
     where: str
@@ -163,15 +171,14 @@ class _Verifier:
             self.report.add("incomplete_listing", "_run/shards", f"its pages are {', '.join(names[-3:]) or 'none'}: one is missing")
         for name in names:
             page = _read(self.run, "_run", "shards", name)
-            try:
-                rows = page.to_pylist()
-                shards = [Shard.from_row(row) for row in rows]
-                damaged = [shard.id for shard, row in zip(shards, rows, strict=True) if shard.id != row["id"]]
-            except (AttributeError, KeyError, TypeError):
-                shards, damaged = [], [name]
-            if damaged:
-                self.report.add("unreadable_listing", f"_run/shards/{name}", f"{_why(page)}", len(damaged))
-            yield from shards
+            if isinstance(page, Exception) or not set(LISTING.names) <= set(page.column_names):
+                self.report.add("unreadable_listing", f"_run/shards/{name}", _why(page))
+                continue
+            for row in page.to_pylist():
+                shard = Shard.from_row(row)
+                if shard.id != row["id"]:
+                    self.report.add("wrong_listing", f"_run/shards/{name}", f"{public(shard.uri)} is not what its id was made from")
+                yield shard
 
     def _shard(self, shard: Shard, files: list[tuple[int, bool, str]]) -> None:
         self.report.shards += 1

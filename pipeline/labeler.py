@@ -14,10 +14,11 @@ import pyarrow as pa
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
-from pipeline.output import Committed, RunFolder, WriteSettings, write_stage
+from pipeline.output import Committed, RunFolder, write_stage
 from pipeline.plan import LabelRequest, asked_for, check_sources, make_plan, notes, refuse_another_run
 from pipeline.predictor import Predictor, PredictSettings
 from pipeline.reader import ReadSettings, list_stage, read_stage
+from pipeline.rows import WriteSettings
 from pipeline.source import LISTING, Shard, find_shards
 from pipeline.unit import TIMED
 from vit_model.checkpoint import Checkpoint

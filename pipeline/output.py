@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.rows import WriteSettings, prediction_table
 from pipeline.source import LISTING, Listing, Shard, listing_table
 from pipeline.storage import full_uri, is_local, open_filesystem, public, put_if_absent, replace, version_of
 from pipeline.unit import STAGES, TIMED, Unit
@@ -31,76 +31,6 @@ SHARDS_IN_FILE, MEMBERS_IN_FILE = 1000, 65536
 
 def unit_file(shard_name: str, number: int, last: bool) -> str:
     return f"{shard_name}-{number:05d}{'-end' if last else ''}.parquet"
-
-
-# ---- rows -----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WriteSettings:
-    """What a writer needs to know. provenance: goes into every file's footer; it holds run_id and fingerprint.
-    labels: class names by id, or None. embedding: None, "float16" or "float32"; width: its length."""
-
-    output: str
-    provenance: dict[str, Any]
-    labels: tuple[str, ...] | None
-    top_k: int
-    embedding: str | None
-    width: int
-    keep: tuple[str, ...] = ()
-    storage_options: dict[str, Any] = field(default_factory=dict)
-
-
-def prediction_schema(settings: WriteSettings) -> pa.Schema:
-    """The prediction row; plain Arrow types, so that every Parquet reader opens it."""
-    fields = [
-        pa.field("key", pa.string()),
-        pa.field("shard", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("index", pa.int32()),
-        pa.field("offset", pa.int64()),
-        pa.field("size", pa.int64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-    ]
-    if settings.top_k:
-        entry = pa.struct([("label_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
-        fields += [
-            pa.field("label_id", pa.int32()),
-            pa.field("label", pa.string()),
-            pa.field("score", pa.float32()),
-            pa.field("topk", pa.list_(entry)),
-        ]
-    if settings.embedding:
-        kind = {"float16": pa.float16(), "float32": pa.float32()}[settings.embedding]
-        fields.append(pa.field("embedding", pa.list_(kind, settings.width)))
-    fields += [pa.field(name, pa.string()) for name in settings.keep]
-    return pa.schema([*fields, pa.field("error", pa.string()), pa.field("error_detail", pa.string())])
-
-
-def prediction_table(unit: Unit, settings: WriteSettings) -> pa.Table:
-    """The rows of a predicted unit."""
-    samples = unit.samples.combine_chunks()
-    columns = {name: samples[name] for name in samples.column_names}
-    columns["shard"] = pa.DictionaryArray.from_arrays(np.zeros(len(samples), np.int32), [public(unit.shard_uri)])
-    if settings.top_k:
-        columns |= _label_columns(samples, settings.labels)
-    sidecars = samples["sidecars"].to_pylist()
-    columns |= {name: pa.array([values[place] for values in sidecars], pa.string()) for place, name in enumerate(settings.keep)}
-    schema = prediction_schema(settings)
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def _label_columns(samples: pa.Table, labels: tuple[str, ...] | None) -> dict[str, pa.Array]:
-    ids, scores = (samples[name].combine_chunks() for name in ("topk_ids", "topk_scores"))
-    flat = ids.flatten()
-    names = pa.array(labels, pa.string()).take(flat) if labels else pa.nulls(len(flat), pa.string())
-    entries = pa.StructArray.from_arrays([flat, names, scores.flatten()], ["label_id", "label", "score"])
-    lengths = ids.value_lengths().fill_null(0).to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    topk = pa.ListArray.from_arrays(pa.array(offsets), entries, mask=ids.is_null())
-    # The best class comes first; a row without a prediction has no first and takes null.
-    first = pa.array(offsets[:-1], mask=lengths == 0)
-    return {"topk": topk} | {name: entries.field(name).take(first) for name in ("label_id", "label", "score")}
 
 
 # ---- commit ---------------------------------------------------------------------------------------------------------------
@@ -118,7 +48,8 @@ def commit(unit: Unit, settings: WriteSettings) -> dict[str, Any]:
     fs, root = open_filesystem(settings.output, settings.storage_options)
     path = f"{root}/predictions/{unit_file(unit.shard_name, unit.number, unit.last)}"
     footer = _footer(unit, settings, table.num_rows, errors)
-    written = put_if_absent(fs, path, _parquet(table, footer))
+    table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
+    written = put_if_absent(fs, path, _parquet(table))
     if not written:
         _check_twin(fs, path, footer)
     unit.seconds["write"] = time.perf_counter() - start
@@ -146,9 +77,9 @@ def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, in
     }
 
 
-def _parquet(table: pa.Table, footer: dict[str, Any]) -> pa.Buffer:
+def _parquet(table: pa.Table) -> pa.Buffer:
+    """A whole Parquet file in memory, every page with its checksum."""
     sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
@@ -232,10 +163,13 @@ class RunFolder:
         return "/".join([self.root, *parts])
 
     def read_json(self, *parts: str) -> dict[str, Any] | None:
+        path = self._path(*parts)
         try:
-            return json.loads(self.fs.cat_file(self._path(*parts)))
+            return json.loads(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): restore it, or choose a new --output") from error
 
     def plan(self) -> dict[str, Any] | None:
         return self.read_json("_run", "plan.json")
@@ -257,9 +191,9 @@ class RunFolder:
         for number, shards in enumerate(pages):
             end = "-end" if number == len(pages) - 1 else ""
             path = self._path("_run", "shards", f"{number:05d}{end}.parquet")
-            sink = pa.BufferOutputStream()
-            pq.write_table(listing_table(shards), sink, compression="zstd")
-            if not put_if_absent(self.fs, path, sink.getvalue()) and self._page_ids(path) != [shard.id for shard in shards]:
+            if not put_if_absent(self.fs, path, _parquet(listing_table(shards))) and self._page_ids(path) != [
+                shard.id for shard in shards
+            ]:
                 raise UserError(f"the source of {self.uri} changed while it was being listed: start again with a new --output")
 
     def _page_ids(self, path: str) -> list[str]:
@@ -328,9 +262,7 @@ class RunFolder:
 
     def finish(self, manifest: pa.Table, summary: dict[str, Any]) -> None:
         """The manifest, and after it the summary: the run is complete."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(manifest, sink, compression="zstd")
-        replace(self.fs, self._path("_run", "manifest.parquet"), sink.getvalue().to_pybytes())
+        replace(self.fs, self._path("_run", "manifest.parquet"), _parquet(manifest).to_pybytes())
         replace(self.fs, self._path("_run", "summary.json"), json.dumps(summary, indent=1).encode())
 
     def summary(self) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
         "source": sorted(public(full_uri(*open_filesystem(source, request.storage_options))) for source in request.sources),
         "format": request.format,
         "model fingerprint": checkpoint.fingerprint(),
+        "labels": hashlib.sha256("\n".join(checkpoint.labels).encode()).hexdigest()[:12] if checkpoint.labels else None,
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "top-k": request.top_k,
         "embedding": request.embedding,

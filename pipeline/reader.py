@@ -4,18 +4,19 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
-import tenacity
 
 from pipeline import tar
 from pipeline.output import read_footer, unit_file
 from pipeline.source import IMAGE_KEYS, Shard
-from pipeline.storage import open_filesystem, version_of
+from pipeline.storage import ObjectStream, open_filesystem, retrying, version_of
 from pipeline.unit import SAMPLE, Unit
+
+MAX_READINGS = 8  # of one tar, to meet the same cut twice
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator
     fs, path = open_filesystem(shard.uri, settings.storage_options)
     _check_unchanged(fs, path, shard.size, shard.version)
     met: int | None = None
-    while True:
+    for _ in range(MAX_READINGS):
         torn = None
-        stream = io.BufferedReader(ShardStream(fs, path, shard.size, position), 1 << 20)
+        stream = io.BufferedReader(ObjectStream(fs, path, shard.size, position), 1 << 20)
         try:
             for sample in tar.read_samples(stream, position, settings.max_bytes, _wanted(settings)):
                 if sample.cut:
@@ -192,6 +193,7 @@ def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator
             return
         finally:
             stream.close()
+    raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
 
 
 def _wanted(settings: ReadSettings):
@@ -221,7 +223,7 @@ def _tar_sample(sample: tar.Sample, settings: ReadSettings) -> EncodedSample:
     member = sample.fields[name]
     made.offset, made.size = member.offset, member.size
     if member.data is None:
-        made.error, made.detail = member.refused or "sparse_member", f"{member.size} bytes"
+        made.error, made.detail = member.refused, f"{member.size} bytes"
     else:
         made.data = member.data
     return made
@@ -247,7 +249,7 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
 
 
 def _read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
-    for attempt in _retrying():
+    for attempt in retrying():
         with attempt:
             data = fs.cat_file(path)
     if len(data) != member["size"]:
@@ -255,68 +257,9 @@ def _read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes
     return data
 
 
-# ---- the store ------------------------------------------------------------------------------------------------------------
-
-
-def _retrying() -> tenacity.Retrying:
-    """Passing faults of a store pass; what is missing or forbidden does not."""
-    return tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(5),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-        retry=tenacity.retry_if_exception(
-            lambda error: isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
-        ),
-        reraise=True,
-    )
-
-
 def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, size: int, version: str) -> None:
-    for attempt in _retrying():
+    for attempt in retrying():
         with attempt:
             info = fs.info(path)
     if (info["size"], version_of(info)) != (size, version):
         raise StoreFault(f"{path} was replaced since the run was planned: label it into a new output")
-
-
-class ShardStream(io.RawIOBase):
-    """A forward-only view of an object that opens again where it stood when a read fails or ends early."""
-
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int, position: int):
-        self.fs, self.path, self.size, self.position = fs, path, size, position
-        self._file: BinaryIO | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        want = min(len(buffer), self.size - self.position)
-        if want <= 0:
-            return 0
-        for attempt in _retrying():
-            with attempt:
-                data = self._read(want)
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
-
-    def _read(self, want: int) -> bytes:
-        try:
-            if self._file is None:
-                self._file = self.fs.open(self.path, "rb", block_size=8 << 20, cache_type="readahead")
-                self._file.seek(self.position)
-            data = self._file.read(want)
-            if not data:
-                raise OSError(f"{self.path} ended at byte {self.position} of {self.size}")
-            return data
-        except OSError:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def close(self) -> None:
-        self._drop()
-        super().close()

@@ -89,13 +89,19 @@ def find_shards(
     format: "tar" or "images" where the names leave it open. Raises UserError for a source that is missing, that holds nothing to
     label, or that holds both tars and images.
     """
-    listing, seen = Listing(), set()
+    listing, seen, counted = Listing(), set(), Counter()
     for source in sources:
         fs, path = open_filesystem(source, storage_options)
         root, files = _expand(fs, path, source)
         kind, chosen = _choose(files, format, image_keys, source, listing.ignored)
         fresh = {path: info for path, info in chosen.items() if (uri := full_uri(fs, path)) not in seen and not seen.add(uri)}
-        listing.shards += _tars(fs, fresh) if kind == "tar" else _pages(fs, root, fresh)
+        if kind == "tar":
+            listing.shards += _tars(fs, fresh)
+        else:  # sources under one prefix share its numbering
+            uri = full_uri(fs, root)
+            pages = list(_pages(fs, root, fresh, counted[uri]))
+            counted[uri] += sum(len(page.members) for page in pages)
+            listing.shards += pages
     return listing
 
 
@@ -152,8 +158,8 @@ def _tars(fs: fsspec.AbstractFileSystem, files: dict[str, dict]) -> Iterator[Sha
         yield Shard("tar", full_uri(fs, path), info["size"], version_of(info))
 
 
-def _pages(fs: fsspec.AbstractFileSystem, root: str, files: dict[str, dict]) -> Iterator[Shard]:
-    names, first = iter(files.items()), 0
+def _pages(fs: fsspec.AbstractFileSystem, root: str, files: dict[str, dict], first: int) -> Iterator[Shard]:
+    names = iter(files.items())
     while page := list(islice(names, PAGE)):
         members = tuple(
             {"key": path[len(root) :].lstrip("/"), "size": info["size"], "version": version_of(info)} for path, info in page

@@ -1,13 +1,15 @@
 """Object stores and file systems through fsspec: which URLs are allowed, and how an object appears whole or not at all."""
 
 import contextlib
+import io
 import os
 import re
 import secrets
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
+import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
@@ -125,3 +127,62 @@ def _sync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------------
+
+
+def retrying() -> tenacity.Retrying:
+    """Passing faults of a store pass; what is missing or forbidden does not."""
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(5),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        retry=tenacity.retry_if_exception(
+            lambda error: isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+        ),
+        reraise=True,
+    )
+
+
+class ObjectStream(io.RawIOBase):
+    """A forward-only view of an object that opens again where it stood when a read fails or ends early."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int, position: int):
+        self.fs, self.path, self.size, self.position = fs, path, size, position
+        self._file: BinaryIO | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        want = min(len(buffer), self.size - self.position)
+        if want <= 0:
+            return 0
+        for attempt in retrying():
+            with attempt:
+                data = self._read(want)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def _read(self, want: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self.fs.open(self.path, "rb", block_size=8 << 20, cache_type="readahead")
+                self._file.seek(self.position)
+            data = self._file.read(want)
+            if not data:
+                raise OSError(f"{self.path} ended at byte {self.position} of {self.size}")
+            return data
+        except OSError:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        self._drop()
+        super().close()

@@ -82,7 +82,8 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items()) or "none"
     speed = summary["last_command"]
-    rows = {"rows": f"{summary['rows']:,} from {summary['shards']:,} shards", "errors": errors}
+    shards = "1 shard" if summary["shards"] == 1 else f"{summary['shards']:,} shards"
+    rows = {"rows": f"{summary['rows']:,} from {shards}", "errors": errors}
     if speed["images"]:
         spent = f"{speed['images']:,} images in {speed['seconds']:,} s"
         rows["speed"] = f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"

@@ -78,7 +78,7 @@ def data_context() -> None:
     from ray.data import DataContext
 
     warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")  # there is no other way to say max_retries
-    warnings.filterwarnings("ignore", message=r"The maximum number of concurrent tasks")  # fewer shards than read tasks
+    warnings.filterwarnings("ignore", message=r"The (maximum|minimum) number of concurrent")  # fewer shards than workers
     context = DataContext.get_current()
     context.enable_fallback_to_arrow_object_ext_type = False  # never a pickled column
     context.target_max_block_size = 1  # every unit stays a block of its own; None would merge a whole shard

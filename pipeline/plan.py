@@ -47,7 +47,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
         "command": request.command,
         "source": sorted(public(full_uri(*open_filesystem(source, request.storage_options))) for source in request.sources),
         "format": request.format,
-        "model fingerprint": checkpoint.fingerprint(),
+        "model fingerprint": checkpoint.fingerprint()[:16],
         "labels": hashlib.sha256("\n".join(checkpoint.labels).encode()).hexdigest()[:12] if checkpoint.labels else None,
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "top-k": request.top_k,
@@ -74,7 +74,7 @@ def make_plan(asked: dict, request: LabelRequest, checkpoint: Checkpoint, availa
         "unit_rows": unit_rows,
         "decoder": DECODER,
     }
-    comparable = [asked["model fingerprint"], device, precision, DECODER]
+    comparable = [checkpoint.fingerprint(), device, precision, DECODER]
     plan = {
         "schema_version": SCHEMA_VERSION,
         "package_version": version("wordsworth"),

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 import tenacity
@@ -16,12 +15,13 @@ from pipeline.errors import UserError
 
 SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_USER = re.compile(r"[^/?#]*@|[^/:@?#]+:(?!\d*/)[^@?#]*@")  # the latter: a secret with a slash in it
 
 
 def check_scheme(uri: str) -> None:
     """Refuse, before any I/O, whatever is not on the list: `pipe:` runs a shell and `::` chains file systems."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
-    if "::" in uri or (scheme and scheme[1].lower() not in SCHEMES):
+    if "::" in uri or (scheme and scheme[1] not in SCHEMES):
         raise UserError(f"cannot read {public(uri)}: the scheme is not one of {', '.join(SCHEMES)}", exit_code=2)
 
 
@@ -46,9 +46,12 @@ def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def public(uri: str) -> str:
-    """The URI without user name and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    """The URI without user name and password. What stands before Azure's `@` is a container."""
+    scheme, separator, rest = uri.partition("://")
+    user = _USER.match(rest) if separator else None
+    if user is None or (scheme.lower().startswith(("az", "abfs")) and ":" not in user[0]):
+        return uri
+    return f"{scheme}://{rest[user.end() :]}"
 
 
 def version_of(info: dict[str, Any]) -> str:
@@ -112,11 +115,15 @@ def replace(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f"_tmp-{secrets.token_hex(8)}")
-    with open(temporary, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
     _sync_folder(folder)
 
 

@@ -1,0 +1,44 @@
+"""Fixtures that more than one package's tests use."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders import make_model
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """A model folder of 32x32 pixels, 5 classes, every parameter random."""
+    return make_model(
+        tmp_path_factory.mktemp("small") / "model", image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64
+    )
+
+
+@pytest.fixture(scope="session")
+def wordsworth():
+    """Run the command line in a process of its own; the finished process, its output captured as text."""
+
+    def run(*arguments, env: dict | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A local Ray for tests that call the pipeline in this process."""
+    import pipeline  # noqa: F401  (its environment variables stand before Ray is imported)
+
+    os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
+    import ray
+
+    ray.init(address="local", num_cpus=4, object_store_memory=300 << 20, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,146 @@
+"""The command line as a person meets it: help at once, one clear line for every mistake, exit codes that scripts can trust."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.builders import photo, write_shards, write_tar
+
+LIGHT = """
+import sys
+from jobs.cli import run
+try:
+    run({arguments})
+except SystemExit:
+    pass
+heavy = {{"torch", "ray", "pandas", "timm"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"], ["pretrain", "--help"], ["verify", "--help"]])
+def test_help_imports_neither_torch_nor_ray(arguments):
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: wordsworth" in done.stdout
+
+
+def test_help_names_every_command_and_every_module_runs_by_itself(wordsworth):
+    text = wordsworth("--help").stdout
+    for name in ("label", "embed", "pack", "verify", "pretrain", "models", "demo"):
+        assert f" {name} " in text
+        done = subprocess.run([sys.executable, "-m", f"jobs.{name}", "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and f"Usage: wordsworth {name}" in done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small_model):
+    """A folder with shards, an empty folder, a folder of text, a foreign folder, and a finished run."""
+    root = tmp_path_factory.mktemp("place")
+    write_shards(root / "shards", shards=2, images=4)
+    (root / "empty").mkdir()
+    (root / "text").mkdir()
+    (root / "text" / "a.txt").write_text("words")
+    (root / "model").symlink_to(small_model)
+    return root
+
+
+MISTAKES = {
+    "missing source": ("label {p}/nowhere --output {p}/o --model {p}/model", 1, "nothing found at"),
+    "empty source": ("label {p}/empty --output {p}/o --model {p}/model", 1, "no .tar shards or images in"),
+    "no images": ("label {p}/text --output {p}/o --model {p}/model", 1, "it holds 1 .txt"),
+    "unknown model": ("label {p}/shards --output {p}/o --model nonesuch", 2, "unknown model nonesuch"),
+    "unknown timm model": ("label {p}/shards --output {p}/o --model timm:vit_tinny_patch16_224", 1, "vit_tiny_patch16_224"),
+    "no weights": ("label {p}/shards --output {p}/o --model S/16", 2, "--allow-random-weights"),
+    "misfitting weights": (
+        "label {p}/shards --output {p}/o --model S/16 --weights {p}/model/model.safetensors",
+        1,
+        "cls_token is (1, 1, 32) in the file, (1, 1, 384) in the model",
+    ),
+    "foreign output": ("label {p}/shards --output {p}/text --model {p}/model", 1, "is not empty and holds no run"),
+    "forbidden scheme": ("label pipe:ls --output {p}/o --model {p}/model", 2, "cannot read pipe:ls"),
+    "option typo": ("label {p}/shards --output {p}/o --model {p}/model --precison fp32", 2, "Did you mean --precision?"),
+    "command typo": ("lable x", 2, 'Did you mean "label"?'),
+    "nothing to label": ("label --output {p}/o --model {p}/model", 2, "SOURCES"),
+    "bad batch size": ("label {p}/shards --output {p}/o --model {p}/model --batch-size none", 2, "--batch-size none"),
+    "bad storage options": ("label {p}/shards --output {p}/o --model {p}/model --storage-options {{", 2, "no JSON"),
+    "no run to verify": ("verify {p}/shards", 1, "holds no run"),
+    "training without a size": ("pretrain {p}/shards --output {p}/o", 2, "give --variant"),
+    "missing config": ("label {p}/shards --config {p}/none.toml", 2, "no such file"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_no_traceback(place, wordsworth, mistake):
+    arguments, code, message = MISTAKES[mistake]
+    done = wordsworth(*arguments.format(p=place).split())
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1 and message in lines[0], done.stderr
+    assert done.stdout == ""
+    assert not (place / "o").exists(), "a refused command leaves nothing behind"
+
+
+def test_debug_shows_the_traceback(place, wordsworth):
+    done = wordsworth("label", place / "nowhere", "--output", place / "o", "--model", place / "model", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["toml", "yaml"])
+def test_a_config_file_gives_any_option_and_the_command_line_wins(place, tmp_path, wordsworth, kind):
+    config = tmp_path / f"run.{kind}"
+    values = {"output": str(tmp_path / "out"), "model": str(place / "model"), "top_k": 4, "precision": "fp32", "json": True}
+    separator = " = " if kind == "toml" else ": "
+    config.write_text("\n".join(f"{name.replace('_', '-')}{separator}{json.dumps(value)}" for name, value in values.items()))
+    done = wordsworth("label", place / "shards", "--config", config, "--top-k", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 8, "stdout is the JSON and nothing else"
+    assert json.loads((tmp_path / "out" / "_run" / "plan.json").read_text())["asked"]["top-k"] == 2
+
+
+def test_a_typo_in_a_config_file_is_wrong_usage(place, tmp_path, wordsworth):
+    config = tmp_path / "run.toml"
+    config.write_text('modle = "x"\n')
+    done = wordsworth("label", place / "shards", "--output", tmp_path / "out", "--model", place / "model", "--config", config)
+    assert done.returncode == 2 and "modle" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_over_max_error_rate_exits_3_and_keeps_what_is_good(tmp_path, small_model, wordsworth):
+    write_tar(tmp_path / "x.tar", {"a.jpg": photo(1), "b.jpg": b"junk", "c.jpg": photo(2), "d.jpg": b""})
+    command = ["label", tmp_path / "x.tar", "--output", tmp_path / "out", "--model", small_model]
+    assert wordsworth(*command).returncode == 0, "errors are rows, not failures"
+    over = wordsworth(*command, "--max-error-rate", "0.4")
+    assert over.returncode == 3 and "50.00% of the rows have an error" in over.stderr
+    assert wordsworth("verify", tmp_path / "out", "--source").returncode == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, wordsworth, name, code):
+    from tests.builders import make_model
+
+    write_shards(tmp_path / "shards", shards=12, images=16)
+    model = make_model(tmp_path / "slow", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)
+    arguments = ["label", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--model", str(model)]
+    process = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.time() + 120
+    while not list((tmp_path / "out").glob("predictions/*.parquet")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "interrupted: what is done is kept, run the same command again to continue" in errors
+    assert "Traceback" not in errors
+    assert wordsworth(*arguments).returncode == 0
+    assert wordsworth("verify", tmp_path / "out", "--source").returncode == 0
+
+
+def test_models_lists_what_the_paper_lists(wordsworth):
+    rows = {row["variant"]: row for row in json.loads(wordsworth("models", "--json").stdout)}
+    assert (rows["B/16"]["layers"], rows["B/16"]["width"], rows["B/16"]["heads"], rows["B/16"]["mlp"]) == (12, 768, 12, 3072)
+    assert [round(rows[name]["parameters"] / 1e6) for name in ("B/16", "L/16", "H/14")] == [87, 304, 632]
+    assert abs(rows["B/16"]["gflops"] - 35.2) < 0.5

@@ -1,0 +1,187 @@
+"""The whole plan on a local Ray: sources in, exact Parquet out."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import labeler
+from pipeline.errors import UserError
+from pipeline.plan import LabelRequest
+from pipeline.source import Shard, find_shards
+from pipeline.verify import verify
+from tests.builders import photo, write_shards, write_tar
+from vit_model.checkpoint import load_folder
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Watcher:
+    """A progress that remembers."""
+
+    def __init__(self):
+        self.notes, self.receipts, self.plan = [], [], {}
+
+    def planned(self, **counts):
+        self.plan = counts
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def receipt(self, receipt):
+        self.receipts.append(receipt)
+
+
+@pytest.fixture(scope="module")
+def model(small_model):
+    return load_folder(small_model)
+
+
+def run(tmp_path: Path, model, *sources, **asked):
+    watcher = Watcher()
+    asked = {"command": "label", "model": "small", "precision": "fp32"} | asked
+    request = LabelRequest(sources=tuple(map(str, sources)), output=str(tmp_path / "out"), **asked)
+    return labeler.label(request, model, watcher), watcher
+
+
+def rows(tmp_path: Path) -> list[dict]:
+    return pq.read_table(tmp_path / "out" / "predictions").to_pylist()
+
+
+def test_every_sample_of_every_shard_gets_exactly_one_row(tmp_path, model):
+    keys = write_shards(tmp_path / "shards", shards=4, images=23)
+    summary, watcher = run(tmp_path, model, tmp_path / "shards", keep=("json",), unit_rows=8)
+    found = rows(tmp_path)
+    assert Counter(row["key"] for row in found) == Counter(keys)
+    assert all(row["label"] in model.labels and len(row["topk"]) == 5 and row["error"] is None for row in found)
+    assert all(json.loads(row["json"])["n"] == int(row["key"][-4:]) for row in found)
+    assert summary["rows"] == 92 and summary["files"] == 12, "23 samples are units of 8, 8 and 7: blocks were merged or split"
+    assert sum(receipt["rows"] for receipt in watcher.receipts) == 92
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok and report.recounted == 92, report.faults
+
+
+def test_an_image_is_found_again_by_one_range_read(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=1, images=3)
+    run(tmp_path, model, tmp_path / "shards")
+    for row in rows(tmp_path):
+        data = Path(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        assert data == photo(int(row["key"][-4:]))
+
+
+def test_loose_images_are_keyed_by_their_path_under_the_prefix(tmp_path, model):
+    for number in range(7):
+        place = tmp_path / "photos" / f"album{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.JPG").write_bytes(photo(number))
+    (tmp_path / "photos" / "notes.md").write_text("not an image")
+    summary, watcher = run(tmp_path, model, tmp_path / "photos")
+    assert sorted(row["key"] for row in rows(tmp_path)) == sorted(f"album{n % 2}/{n}.JPG" for n in range(7))
+    assert any("1 .md" in note for note in watcher.notes), "what is left out is said"
+    assert summary["rows"] == 7 and verify(str(tmp_path / "out"), source=True).ok
+
+
+def test_bad_images_are_rows_and_the_good_ones_are_not_disturbed(tmp_path, model):
+    good = {f"a{n}.jpg": photo(n) for n in range(6)}
+    clean = write_tar(tmp_path / "clean" / "x.tar", good)
+    bad = {"b0.jpg": b"", "b1.jpg": b"GIF89a no", "b2.jpg": photo(9)[:700], "b3.json": b"{}"}
+    members = dict(sorted((good | bad).items(), key=lambda item: item[0][1:]))  # bad among good
+    write_tar(tmp_path / "mixed" / "x.tar", members)
+    run(tmp_path / "1", model, clean)
+    summary, _ = run(tmp_path / "2", model, tmp_path / "mixed")
+    undisturbed = {row["key"]: (row["label"], row["topk"]) for row in rows(tmp_path / "1")}
+    mixed = {row["key"]: row for row in rows(tmp_path / "2")}
+    assert {key: row["error"] for key, row in mixed.items() if row["error"]} == {
+        "b0": "empty",
+        "b1": "not_an_image",
+        "b2": "truncated",
+        "b3": "missing_image",
+    }
+    assert {key: (row["label"], row["topk"]) for key, row in mixed.items() if not row["error"]} == undisturbed
+    assert all(row["label"] is None and row["topk"] is None for row in mixed.values() if row["error"])
+    assert sum(summary["errors"].values()) == 4
+
+
+@pytest.mark.parametrize("where", ["inside a member", "between members", "before the end blocks"])
+def test_a_cut_tar_gives_its_good_samples_and_one_row_that_says_so(tmp_path, model, where):
+    write_shards(tmp_path / "shards", shards=3, images=5)
+    cut = tmp_path / "shards" / "part-001.tar"
+    data = cut.read_bytes()
+    import tarfile
+
+    with tarfile.open(cut) as tar:
+        members = tar.getmembers()
+    fourth = members[6]  # the fourth image; each sample is a jpg and a json
+    ends = {
+        "inside a member": fourth.offset_data + fourth.size // 2,
+        "between members": fourth.offset,
+        "before the end blocks": members[-1].offset_data + 512,
+    }
+    cut.write_bytes(data[: ends[where]])
+    run(tmp_path, model, tmp_path / "shards")
+    found = rows(tmp_path)
+    truncated = [row for row in found if row["error"] == "shard_truncated"]
+    survivors = 5 if where == "before the end blocks" else 3
+    assert len(truncated) == 1 and truncated[0]["key"] is None and truncated[0]["offset"] <= ends[where]
+    assert len(found) == 10 + survivors + 1
+    assert verify(str(tmp_path / "out"), source=True).ok
+
+
+def test_the_same_command_again_does_nothing_and_another_command_is_refused(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=2, images=4)
+    first, _ = run(tmp_path, model, tmp_path / "shards")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    again, watcher = run(tmp_path, model, tmp_path / "shards")
+    assert again == first and not watcher.receipts
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    with pytest.raises(UserError, match=r"holds another run: top-k was 5 and is 3"):
+        run(tmp_path, model, tmp_path / "shards", top_k=3)
+    other = replace(model, state={name: tensor + 1 for name, tensor in model.state.items()})
+    with pytest.raises(UserError, match=r"model fingerprint was"):
+        run(tmp_path, other, tmp_path / "shards")
+
+
+def test_new_shards_are_noted_and_a_replaced_shard_is_refused(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=2, images=4)
+    run(tmp_path, model, tmp_path / "shards")
+    write_tar(tmp_path / "shards" / "part-777.tar", {"n.jpg": photo(1)})
+    summary, watcher = run(tmp_path, model, tmp_path / "shards")
+    assert summary["rows"] == 8 and any("1 shards or images are new" in note for note in watcher.notes)
+    write_tar(tmp_path / "shards" / "part-000.tar", {"other.jpg": photo(2)})
+    with pytest.raises(UserError, match=r"part-000\.tar was replaced since"):
+        run(tmp_path, model, tmp_path / "shards")
+
+
+def test_a_missing_unit_is_made_again_from_where_the_one_before_it_ended(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=1, images=30)
+    run(tmp_path, model, tmp_path / "shards", unit_rows=7)
+    whole = rows(tmp_path)
+    files = sorted((tmp_path / "out" / "predictions").glob("*.parquet"))
+    files[2].unlink()
+    files[4].unlink()
+    _, watcher = run(tmp_path, model, tmp_path / "shards", unit_rows=7)
+    assert sorted(receipt["file"] for receipt in watcher.receipts) == [files[2].name, files[4].name]
+    assert rows(tmp_path) == whole
+
+
+def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_path, model, monkeypatch):
+    write_shards(tmp_path / "shards", shards=2, images=4)
+    real = find_shards([str(tmp_path / "shards")])
+    real.shards.append(Shard("tar", str(tmp_path / "shards" / "gone.tar"), 10240, "0"))
+    monkeypatch.setattr(labeler, "find_shards", lambda *arguments: real)
+    with pytest.raises(UserError, match=r"1 shards could not be read to their end, first .*gone\.tar"):
+        run(tmp_path, model, tmp_path / "shards")
+    assert len(rows(tmp_path)) == 8, "the other shards go on"
+    assert not (tmp_path / "out" / "_run" / "summary.json").exists(), "a run with an open shard is not complete"
+
+
+def test_embed_writes_vectors_and_no_labels(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=1, images=6)
+    run(tmp_path, model, tmp_path / "shards", command="embed", top_k=0, embedding="float32", normalize=True)
+    table = pq.read_table(tmp_path / "out" / "predictions")
+    assert "label" not in table.column_names and "topk" not in table.column_names
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[32]"
+    assert all(abs(sum(x * x for x in row["embedding"]) - 1) < 1e-5 for row in table.to_pylist())

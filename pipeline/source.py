@@ -149,8 +149,19 @@ def _choose(
         raise UserError(f"no {wanted} in {public(source)} (it holds {found})")
     ignored.update(others)
     for kind in by_kind.keys() - set(kinds):
-        ignored.update({f".{path.rpartition('.')[2].lower()}": 1 for path in by_kind[kind]})
+        ignored.update(f".{path.rpartition('.')[2].lower()}" for path in by_kind[kind])
+    for path in by_kind[kinds[0]]:
+        _check_name(path)
     return kinds[0], by_kind[kinds[0]]
+
+
+def _check_name(path: str) -> None:
+    """Names on a disk are bytes; one that is no text fits no listing and no prediction row."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"the name {shown} is not UTF-8: rename it") from None
 
 
 def _tars(fs: fsspec.AbstractFileSystem, files: dict[str, dict]) -> Iterator[Shard]:

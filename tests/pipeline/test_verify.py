@@ -251,7 +251,7 @@ FAULTS = [
     (foreign_file, "foreign_file", "part-0.parquet"),
     (file_of_a_shard_that_is_not_in_the_run, "foreign_file", "other-"),
     (wrong_summary, "wrong_summary", "summary.json"),
-    (damaged_summary, "wrong_summary", "is damaged"),
+    (damaged_summary, "wrong_summary", "summary.json"),
     (no_summary, "not_finished", "summary.json"),
     (wrong_manifest, "wrong_manifest", "manifest.parquet"),
     (manifest_with_other_counts, "wrong_manifest", "manifest.parquet"),

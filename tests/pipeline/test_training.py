@@ -1,0 +1,150 @@
+"""Training: the schedule, the step, and Ray Train workers that end in a model folder which the labeler loads."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.errors import UserError
+from pipeline.training import Step, TrainRequest, learning_rate, parameter_groups, train
+from pipeline.training_data import Augmentation
+from tests.builders import photo, write_tar
+from vit_model.checkpoint import load_folder, random
+from vit_model.config import Preprocessing, ViTConfig
+
+SIZE = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=0)
+
+
+def request(tmp_path, **changes) -> TrainRequest:
+    given = {
+        "sources": (str(tmp_path / "shards"),),
+        "output": str(tmp_path / "model"),
+        "config": SIZE,
+        "preprocessing": Preprocessing(crop_pct=1.0),
+        "epochs": 3,
+        "batch_size": 16,
+        "precision": "fp32",
+        "device": "cpu",
+        "augmentation": Augmentation(0.8),
+    }
+    return TrainRequest(**(given | changes))
+
+
+def write_classes(folder, shards: int, images: int, classes: int = 2) -> None:
+    """Pictures whose class is how bright they are."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for shard in range(shards):
+        members = {}
+        for number in range(images):
+            label = (shard + number) % classes
+            buffer = BytesIO()
+            pixels = rng.integers(0, 100, (24, 24, 3)) + 150 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+            members[f"{shard}-{number}.png"] = buffer.getvalue()
+            members[f"{shard}-{number}.cls"] = str(label).encode()
+        write_tar(folder / f"{shard}.tar", members)
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_to_zero():
+    rates = [learning_rate(step, 100, peak=2.0, warmup=0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == rates[9] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert rates[-1] < 0.01 and all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_matrices_decay_and_nothing_else_does():
+    model = random(ViTConfig(num_classes=3), Preprocessing(), 0).model()
+    decay, rest = parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert decay["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
+    assert all(names[id(parameter)].endswith("weight") and parameter.ndim > 1 for parameter in decay["params"])
+    assert {"cls_token", "pos_embed", "norm.weight", "head.bias"} <= {names[id(parameter)] for parameter in rest["params"]}
+    assert len(decay["params"]) + len(rest["params"]) == len(names)
+
+
+def test_three_steps_equal_a_plain_loop_on_normalised_images(tmp_path):
+    """uint8 patches through the trainer's step, against float images through textbook PyTorch."""
+    from vit_model.patches import patchify
+
+    config = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=3)
+    asked = request(
+        tmp_path, config=config, preprocessing=Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)), label_smoothing=0.1
+    )
+    ours, plain = (random(config, asked.preprocessing, 0).model().train() for _ in range(2))
+    groups = [parameter_groups(model, 0.1) for model in (ours, plain)]
+    step = Step(ours, torch.optim.AdamW(groups[0], lr=1e-3, fused=True), asked, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(groups[1], lr=1e-3)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        images, classes = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 8)
+        lr = 1e-3 / (number + 1)
+        loss, _ = step(patchify(images, 8), classes, lr)
+        mean, std = torch.tensor(asked.preprocessing.mean), torch.tensor(asked.preprocessing.std)
+        inputs = ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = lr
+        expected = F.cross_entropy(plain(inputs), torch.from_numpy(classes), label_smoothing=0.1)
+        optimizer.zero_grad()
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        torch.testing.assert_close(loss, expected.detach(), atol=1e-6, rtol=1e-5)
+    for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        # Adam divides by the root of a squared gradient: where that is zero up to rounding (the key's bias), so is the meaning.
+        if "qkv.bias" not in name:
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_workers_train_a_model_that_the_labeler_loads(tmp_path):
+    write_classes(tmp_path / "shards", shards=3, images=64)
+    seen = []
+    last = train(request(tmp_path, workers=2, epochs=6, lr=3e-3, labels=("dark", "bright")), seen.append)
+    assert [metrics["epoch"] for metrics in seen] == [1, 2, 3, 4, 5, 6]
+    assert last["accuracy"] > 0.95 and last["loss"] < seen[0]["loss"]
+    checkpoint = load_folder(tmp_path / "model")
+    assert checkpoint.labels == ("dark", "bright") and checkpoint.config.num_classes == 2
+    assert checkpoint.extra["objective"] == "supervised" and checkpoint.extra["recipe"]["seed"] == 0
+    assert checkpoint.preprocessing == Preprocessing(crop_pct=1.0)
+    with pytest.raises(UserError, match="holds a model already"):
+        train(request(tmp_path), seen.append)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("changes", "members", "message"),
+    [
+        ({}, {"a.jpg": photo(1)}, "sample a has no class"),
+        ({}, {"a.jpg": photo(1), "a.cls": b"cat"}, "sample a has no class"),
+        ({"labels": ("one",)}, {"a.jpg": photo(1), "a.cls": b"1"}, "class 1 occurs, but there are only 1 labels"),
+        ({}, {"a.jpg": photo(1), "a.cls": b"1"}, "1 of 2 classes have no sample, first class 0"),
+        ({"workers": 2}, {"a.jpg": photo(1), "a.cls": b"0"}, "2 workers need at least 2 shards"),
+        ({}, {"a.jpg": photo(1), "a.cls": b"0"}, "needs at least 16 samples, there are 1"),
+        ({"device": "cuda", "batch_size": 1}, {"a.jpg": photo(1), "a.cls": b"0"}, "need 1 GPUs, Ray has 0"),
+        ({"workers": 9, "batch_size": 9}, {"a.jpg": photo(1), "a.cls": b"0"}, "9 workers need at least 9 shards"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused_before_training(tmp_path, changes, members, message):
+    write_tar(tmp_path / "shards" / "x.tar", members)
+    with pytest.raises(UserError, match=message):
+        train(request(tmp_path, **changes), lambda metrics: None)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_with_its_epoch(tmp_path):
+    from pipeline.training import _run_epoch
+
+    config = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=3)
+    model = random(config, Preprocessing(), 0).model().train()
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    step = Step(model, torch.optim.AdamW(model.parameters()), request(tmp_path, config=config), torch.device("cpu"))
+    data = iter([(np.zeros((2, 16, 192), np.uint8), np.zeros(2, np.int64))])
+    with pytest.raises(UserError, match="the loss is not a number in epoch 1"):
+        _run_epoch(step, data, 0, 1, 1)

@@ -43,6 +43,9 @@ for _name, _help in COMMANDS.items():  # by import path: a command's module is i
     app.command(f"jobs.{_name}:{_name}", name=_name, help=_help)
 
 
+app.meta.suppress_keyboard_interrupt = False  # `run` says how to resume
+
+
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],

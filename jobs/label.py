@@ -64,7 +64,14 @@ def execute(
             **asked,
         )
         checkpoint = load_model(
-            model.model, model.weights, model.labels, model.allow_random_weights, model.seed, model.overrides(), progress.note
+            model.model,
+            model.weights,
+            model.labels,
+            model.allow_random_weights,
+            model.seed,
+            model.overrides(),
+            progress.note,
+            source.storage,
         )
         summary = run_labeler(request, checkpoint, progress)
     _print(summary, output, run.json)

@@ -155,16 +155,27 @@ def fit(image: Image.Image, preprocessing: Preprocessing, image_size: tuple[int,
     """Resize so that the crop covers `image_size` / crop_pct, crop the centre: uint8 (H, W, 3), as timm evaluates.
 
     Only the region that the crop keeps is resampled, straight from the source: half the work, and no intermediate picture (a 1x4000
-    strip would blow up to hundreds of megapixels). The mean difference to resize-then-crop is 0.02 of 255.
+    strip would blow up to hundreds of megapixels). The difference to resize-then-crop is rounding: 0.001 of 255 in the mean, 0.2
+    for tall pictures, of which Pillow may resample the region in another order than the whole.
     """
     (height, width), (source_width, source_height) = image_size, image.size
-    target_height, target_width = (math.floor(side / preprocessing.crop_pct) for side in image_size)
-    scale = max(target_height / source_height, target_width / source_width)
-    resized_width, resized_height = max(width, int(source_width * scale)), max(height, int(source_height * scale))
+    resized_width, resized_height = _resized(image.size, image_size, preprocessing.crop_pct)
     left, top = round((resized_width - width) / 2), round((resized_height - height) / 2)
     to_x, to_y = source_width / resized_width, source_height / resized_height
     box = (left * to_x, top * to_y, (left + width) * to_x, (top + height) * to_y)
     return resize_box(image, box, preprocessing, image_size)
+
+
+def _resized(source: tuple[int, int], image_size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """(width, height) that covers image_size / crop_pct with the source's aspect ratio, to the pixel as timm has it.
+
+    The tight side is the target itself: 427 * (235 / 427) is 234.99..., and a picture one pixel smaller is another crop.
+    """
+    (source_width, source_height), (height, width) = source, (math.floor(side / crop_pct) for side in image_size)
+    whole = math.floor if width == height else round  # torchvision's Resize; timm's own for other shapes
+    if source_width * height >= source_height * width:
+        return whole(source_width * height / source_height), height
+    return width, whole(source_height * width / source_width)
 
 
 def resize_box(

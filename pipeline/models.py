@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from pipeline.storage import is_local, open_filesystem, public
 from vit_model import checkpoint as formats
 from vit_model.checkpoint import Checkpoint
 from vit_model.config import VARIANTS, Preprocessing, variant
+
+MODEL_FILES = ("config.json", "model.safetensors", "labels.txt")
 
 
 def load_model(
@@ -22,26 +24,30 @@ def load_model(
     seed: int = 0,
     overrides: dict[str, Any] | None = None,
     note: Callable[[str], None] = print,
+    storage_options: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """The checkpoint that `--model`, `--weights`, `--labels` and the preprocessing overrides describe.
 
     Raises UserError or ModelError, one line each: the model does not exist, has no weights, or its weights do not fit it.
     """
-    found = _find(model, _local_file(weights) if weights else None, allow_random_weights, seed, note)
+    with tempfile.TemporaryDirectory(prefix="wordsworth-model-") as scratch:  # for what has to be fetched from a store
+        store = _Store(Path(scratch), storage_options)
+        found = _find(model, store.file("weights", weights) if weights else None, allow_random_weights, seed, note, store)
     if labels:
-        found = replace(found, labels=_read_labels(labels, found.config.num_classes))
+        found = replace(found, labels=_read_labels(labels, found.config.num_classes, storage_options))
     return replace(found, preprocessing=replace(found.preprocessing, **(overrides or {})))
 
 
-def _find(model: str, weights: Path | None, allow_random: bool, seed: int, note: Callable[[str], None]) -> Checkpoint:
+def _find(
+    model: str, weights: Path | None, allow_random: bool, seed: int, note: Callable[[str], None], store: "_Store"
+) -> Checkpoint:
     if model.startswith("timm:"):
         return formats.from_timm(model.removeprefix("timm:"), weights)
     if re.fullmatch(r"[A-Za-z0-9]+/\d+", model) and model.split("/")[0] in VARIANTS:
         return _variant(model, weights, allow_random, seed, note)
-    folder = _folder(model)
+    known = formats.load_folder(store.model_folder(model))
     if weights is None:
-        return formats.load_folder(folder)
-    known = formats.load_folder(folder)
+        return known
     return replace(known, state=formats.fit(known.config, formats.load_weights(weights), str(weights)))
 
 
@@ -61,35 +67,41 @@ def _variant(model: str, weights: Path | None, allow_random: bool, seed: int, no
     return formats.random(variant(model), Preprocessing(), seed)
 
 
-def _folder(model: str) -> Path:
-    """The model folder on this disk; one on a store is fetched into a temporary place first."""
-    fs, path = open_filesystem(model)
-    if not fs.exists(f"{path}/config.json"):
-        hint = "give its architecture with --model and the file with --weights" if fs.isfile(path) else "no such model folder"
-        names = ", ".join(f"{name}/16" for name in VARIANTS)
-        raise UserError(
-            f"unknown model {public(model)}: {hint}; known are model folders, timm:NAME, and variants ({names}, ...)", 2
-        )
-    if is_local(fs):
-        return Path(path)
-    local = Path(tempfile.mkdtemp(prefix="wordsworth-model-"))
-    fs.get(f"{path}/", f"{local}/", recursive=True)
-    return local
+@dataclass
+class _Store:
+    """Files and folders on this disk as they are; those on a store are fetched into `scratch`."""
+
+    scratch: Path
+    options: dict[str, Any] | None
+
+    def model_folder(self, uri: str) -> Path:
+        fs, path = open_filesystem(uri, self.options)
+        if not fs.exists(f"{path}/config.json"):
+            hint = "give its architecture with --model and the file with --weights" if fs.isfile(path) else "no such model folder"
+            known = f"model folders, timm:NAME, and variants ({', '.join(f'{name}/16' for name in VARIANTS)}, ...)"
+            raise UserError(f"unknown model {public(uri)}: {hint}; known are {known}", exit_code=2)
+        if is_local(fs):
+            return Path(path)
+        local = self.scratch / "model"
+        local.mkdir()
+        for name in MODEL_FILES:
+            if fs.exists(f"{path}/{name}"):
+                fs.get_file(f"{path}/{name}", str(local / name))
+        return local
+
+    def file(self, option: str, uri: str) -> Path:
+        fs, path = open_filesystem(uri, self.options)
+        if not fs.isfile(path):
+            raise UserError(f"--{option} {public(uri)}: no such file", exit_code=2)
+        if is_local(fs):
+            return Path(path)
+        local = self.scratch / path.rpartition("/")[2]
+        fs.get_file(path, str(local))
+        return local
 
 
-def _local_file(uri: str) -> Path:
-    fs, path = open_filesystem(uri)
-    if not fs.isfile(path):
-        raise UserError(f"--weights {public(uri)}: no such file", exit_code=2)
-    if is_local(fs):
-        return Path(path)
-    local = Path(tempfile.mkdtemp(prefix="wordsworth-weights-"), path.rpartition("/")[2])
-    fs.get_file(path, str(local))
-    return local
-
-
-def _read_labels(uri: str, num_classes: int) -> tuple[str, ...]:
-    fs, path = open_filesystem(uri)
+def _read_labels(uri: str, num_classes: int, storage_options: dict[str, Any] | None) -> tuple[str, ...]:
+    fs, path = open_filesystem(uri, storage_options)
     if not fs.isfile(path):
         raise UserError(f"--labels {public(uri)}: no such file", exit_code=2)
     labels = tuple(fs.cat_file(path).decode().splitlines())

@@ -176,7 +176,8 @@ class RunFolder:
 
     def create(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Freeze a plan, or find the one that another job froze a moment before."""
-        if self.fs.exists(self.root) and any(not self._own(path) for path in self.fs.ls(self.root, detail=False)):
+        foreign = self.fs.exists(self.root) and any(not self._own(path) for path in self.fs.ls(self.root, detail=False))
+        if foreign and self.plan() is None:  # in this order: a plan is older than all that its run writes
             raise UserError(f"{self.uri} is not empty and holds no run: choose a new folder as --output")
         data = json.dumps(plan, indent=1).encode()
         put_if_absent(self.fs, self._path("_run", "plan.json"), data)
@@ -188,13 +189,15 @@ class RunFolder:
     def freeze_listing(self, listing: Listing) -> None:
         """Write the listing's pages, each put-if-absent, the last one marked: a killed start continues where it stopped."""
         pages = list(_listing_pages(listing.shards))
-        for number, shards in enumerate(pages):
-            end = "-end" if number == len(pages) - 1 else ""
-            path = self._path("_run", "shards", f"{number:05d}{end}.parquet")
-            if not put_if_absent(self.fs, path, _parquet(listing_table(shards))) and self._page_ids(path) != [
-                shard.id for shard in shards
-            ]:
-                raise UserError(f"the source of {self.uri} changed while it was being listed: start again with a new --output")
+        names = [f"{number:05d}{'-end' if number == len(pages) - 1 else ''}.parquet" for number in range(len(pages))]
+        there = {path.rpartition("/")[2] for path in self._list("_run", "shards")}
+        if not (there <= set(names) and all(map(self._freeze_page, names, pages))):
+            raise UserError(f"the source of {self.uri} changed while it was being listed: start again with a new --output")
+
+    def _freeze_page(self, name: str, shards: list[Shard]) -> bool:
+        """False: other shards were frozen under this name."""
+        path = self._path("_run", "shards", name)
+        return put_if_absent(self.fs, path, _parquet(listing_table(shards))) or self._page_ids(path) == [s.id for s in shards]
 
     def _page_ids(self, path: str) -> list[str]:
         with self.fs.open(path, "rb") as file:

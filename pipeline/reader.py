@@ -105,7 +105,7 @@ class _Cutter:
             last=last,
             next_offset=end,
             next_index=self.index + len(self.batch),
-            bytes_read=end - self.position if self.shard.kind == "tar" else self.held_bytes,
+            bytes_read=self._bytes_read(end, last),
             samples=_sample_table(self.batch, self.shard.first_index + self.index, len(self.settings.keep)),
             payload=np.frombuffer(b"".join(sample.data for sample in self.batch if sample.error is None), np.uint8),
             seconds={"read": time.perf_counter() - self.started},
@@ -113,6 +113,11 @@ class _Cutter:
         self.number, self.position, self.index = unit.number + 1, unit.next_offset, unit.next_index
         self._begin()
         return unit
+
+    def _bytes_read(self, end: int, last: bool) -> int:
+        if self.shard.kind == "images":
+            return self.held_bytes
+        return (self.shard.size if last else end) - self.position  # the last unit has read the end blocks too
 
     def fault(self, message: str) -> Unit:
         """What was collected is read again by the next run."""

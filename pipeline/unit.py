@@ -102,4 +102,6 @@ def _view(column: pa.ChunkedArray) -> np.ndarray:
     chunk = next(chunk for chunk in column.chunks if len(chunk))
     _, offsets, data = chunk.buffers()
     begin, end = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2]
-    return np.frombuffer(data, np.uint8)[begin:end] if data is not None else np.empty(0, np.uint8)
+    view = np.frombuffer(data, np.uint8)[begin:end] if data is not None else np.empty(0, np.uint8)
+    view.flags.writeable = False  # others read the same bytes
+    return view

@@ -1,12 +1,15 @@
 """The whole plan on a local Ray: sources in, exact Parquet out."""
 
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import labeler
 from pipeline.errors import UserError
@@ -110,8 +113,6 @@ def test_a_cut_tar_gives_its_good_samples_and_one_row_that_says_so(tmp_path, mod
     write_shards(tmp_path / "shards", shards=3, images=5)
     cut = tmp_path / "shards" / "part-001.tar"
     data = cut.read_bytes()
-    import tarfile
-
     with tarfile.open(cut) as tar:
         members = tar.getmembers()
     fourth = members[6]  # the fourth image; each sample is a jpg and a json
@@ -176,6 +177,31 @@ def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_p
         run(tmp_path, model, tmp_path / "shards")
     assert len(rows(tmp_path)) == 8, "the other shards go on"
     assert not (tmp_path / "out" / "_run" / "summary.json").exists(), "a run with an open shard is not complete"
+
+
+def test_the_labels_in_parquet_are_those_that_timm_gives(tmp_path):
+    """timm's own model on timm's own preprocessing, against the whole pipeline: decode, crop, patches, folded normalisation."""
+    import timm
+    import torch
+
+    from pipeline.models import load_model
+
+    torch.manual_seed(0)
+    theirs = timm.create_model("test_vit").eval()
+    for parameter in theirs.parameters():
+        parameter.data.add_(torch.randn(parameter.shape) * 0.1)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=theirs), is_training=False)
+    for number in range(24):
+        write_tar(tmp_path / "shards" / f"{number}.tar", {"x.jpg": photo(number, (300, 220))})
+    run(tmp_path, load_model("timm:test_vit", str(tmp_path / "weights.pth")), tmp_path / "shards")
+    for row in rows(tmp_path):
+        data = Path(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        with torch.no_grad():
+            scores = theirs(transform(Image.open(BytesIO(data)).convert("RGB"))[None]).softmax(-1)[0]
+        assert row["label_id"] == int(scores.argmax())
+        assert row["label"] == timm.data.ImageNetInfo().index_to_description(row["label_id"])
+        assert row["score"] == pytest.approx(float(scores.max()), rel=0.02)
 
 
 def test_embed_writes_vectors_and_no_labels(tmp_path, model):

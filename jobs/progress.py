@@ -63,7 +63,7 @@ class RunProgress:
         """One line of figures; the time left follows from the bytes read since this command began."""
         seconds = time.monotonic() - self.started
         if not self.bytes:
-            return f"starting ({seconds:.0f} s)"
+            return f"the first unit is under way ({seconds:.0f} s)"
         left = seconds * max(0, self.total - self.base - self.bytes) / self.bytes
         rate = f"{self.images / seconds:,.0f} images/s"
         return f"{self.images:,} images, {rate}, {sum(self.errors.values()):,} errors, {_duration(left)} left"

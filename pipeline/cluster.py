@@ -125,12 +125,19 @@ def plan_resources(available: dict[str, float], device: str, weight_bytes: int, 
             f"{predictors} model actors would take {cpus - left:g} of {cpus:g} CPUs and leave none to read and decode: "
             "start Ray with more CPUs (for example: ray start --num-cpus 4)"
         )
-    readers = max(1, min(64, int(left / 2 / 0.2)))
+    read_memory, decode_memory = 256 * MiB + unit_bytes, 256 * MiB + 2 * unit_bytes
+    free = memory - predictors * predict_memory
+    if free < read_memory + decode_memory:
+        raise UserError(
+            f"{predictors} model actors would take {predictors * predict_memory / GiB:.1f} of {memory / GiB:.1f} GiB of memory and "
+            "leave too little to read and decode: use a smaller model, or start Ray with more memory"
+        )
+    readers = max(1, int(min(64, left / 2 / 0.2, (free - decode_memory) / 2 / read_memory)))  # one that waits keeps its claim
     return StageResources(
         predictors=predictors,
         predict={**predict, "memory": predict_memory},
         read_tasks=readers,
-        read={"num_cpus": 0.2, "memory": 256 * MiB + unit_bytes},
-        decode={"num_cpus": 0.5, "memory": 256 * MiB + 2 * unit_bytes},
+        read={"num_cpus": 0.2, "memory": read_memory},
+        decode={"num_cpus": 0.5, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )

@@ -48,7 +48,7 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     if plan and run.listing_files():
         for note in check_sources(run, listing):
             progress.note(note)
-        if run.summary() and not _todo_pages(run)[0]:
+        if run.summary() and not _open_shards(run)[0]:
             progress.note("this run is complete already: nothing to do")
             return run.summary()
 
@@ -64,10 +64,10 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
 
 # ---- what is left to do ---------------------------------------------------------------------------------------------------
 
-TODO = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32()))])
+OPEN_SHARD = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32()))])
 
 
-def _todo_pages(run: RunFolder) -> tuple[list[pa.Table], dict[str, int]]:
+def _open_shards(run: RunFolder) -> tuple[list[pa.Table], dict[str, int]]:
     """The shards that are not complete, page by page, with the units they have; and what progress starts from."""
     done, pages, counts = run.committed(), [], Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0)
     for page in run.frozen_pages():
@@ -80,7 +80,7 @@ def _todo_pages(run: RunFolder) -> tuple[list[pa.Table], dict[str, int]]:
             else:
                 rows.append({**row, "start": have.prefix, "have": sorted(have.units)})
         if rows:
-            pages.append(pa.Table.from_pylist(rows, schema=TODO))
+            pages.append(pa.Table.from_pylist(rows, schema=OPEN_SHARD))
     return pages, dict(counts)
 
 
@@ -134,7 +134,7 @@ def _execute(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Chec
     import ray
 
     run.sweep()
-    pages, counts = _todo_pages(run)
+    pages, counts = _open_shards(run)
     progress.planned(**counts)
     images, faults, start = 0, [], time.perf_counter()
     if pages:
@@ -183,7 +183,7 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
 
 def _finish(run: RunFolder, plan: dict, images: int, seconds: float) -> dict[str, Any]:
     """Manifest and summary, from what lies in the folder: a killed attempt's receipts are lost, its footers are not."""
-    if _todo_pages(run)[0]:
+    if _open_shards(run)[0]:
         raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
     manifest = _manifest(run)
     totals = {name: sum(manifest[name].to_pylist()) for name in ("rows", "bytes_read", "bytes", *TIMED)}

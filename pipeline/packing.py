@@ -1,6 +1,7 @@
 """Images in folders -> WebDataset shards, written with webdataset's own TarWriter."""
 
 import io
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import fsspec
 from pipeline.errors import UserError
 from pipeline.source import IMAGE_KEYS
 from pipeline.storage import open_filesystem, public, put_if_absent, replace
+from pipeline.tar import is_skipped
 
 
 @dataclass(slots=True)
@@ -39,16 +41,20 @@ def pack(folder: str, output: str, shard_size: int = 1000, seed: int = 0, image_
     random.Random(seed).shuffle(order)
 
     out, target = open_filesystem(output)
+    target = target.rstrip("/")
     packed = Packed(ignored=ignored, classes=classes)
-    for start in range(0, len(order), shard_size):
-        path = f"{target.rstrip('/')}/shard-{len(packed.shards):05d}.tar"
+    names = [f"{target}/shard-{number:05d}.tar" for number in range(math.ceil(len(order) / shard_size))]
+    there = out.ls(target, detail=False) if out.isdir(target) else []
+    if others := sorted({path for path in there if path.endswith(".tar")} - set(names)):
+        raise UserError(f"{public(output)} holds other shards already ({others[0]}): choose a new --output")
+    for path, start in zip(names, range(0, len(order), shard_size), strict=True):
         data = _shard(fs, root, order[start : start + shard_size], keys, classes)
         if not put_if_absent(out, path, data) and out.cat_file(path) != data:
             raise UserError(f"{public(output)} holds other shards already ({path} differs): choose a new --output")
         packed.shards.append(path)
     packed.images = len(order)
     if classes:
-        replace(out, f"{target.rstrip('/')}/labels.txt", "".join(f"{name}\n" for name in classes).encode())
+        replace(out, f"{target}/labels.txt", "".join(f"{name}\n" for name in classes).encode())
     return packed
 
 
@@ -82,8 +88,10 @@ def _keys(paths: list[str], root: str) -> dict[str, str]:
     for path in paths:
         parent, _, base = _relative(path, root).rpartition("/")
         stem = base.rpartition(".")[0].replace(".", "_")
-        key = wanted = f"{parent}/{stem}" if parent else stem
-        count = 1
+        wanted = f"{parent}/{stem}" if parent else stem
+        if is_skipped(f"{wanted}.jpg"):  # readers pass over what lies in folders called __x__ or PaxHeader
+            wanted = wanted.replace("/", "-/")
+        key, count = wanted, 1
         while key in taken:
             count += 1
             key = f"{wanted}-{count}"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline import tar
 from pipeline.output import read_footer, unit_file
 from pipeline.source import IMAGE_KEYS, Shard
-from pipeline.storage import ObjectStream, open_filesystem, retrying, version_of
+from pipeline.storage import ObjectStream, open_filesystem, patiently, version_of
 from pipeline.unit import SAMPLE, Unit
 
 MAX_READINGS = 8  # of one tar, to meet the same cut twice
@@ -254,17 +254,13 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
 
 
 def _read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
-    for attempt in retrying():
-        with attempt:
-            data = fs.cat_file(path)
+    data = patiently(lambda: fs.cat_file(path))
     if len(data) != member["size"]:
         raise StoreFault(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")
     return data
 
 
 def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, size: int, version: str) -> None:
-    for attempt in retrying():
-        with attempt:
-            info = fs.info(path)
+    info = patiently(lambda: fs.info(path))
     if (info["size"], version_of(info)) != (size, version):
         raise StoreFault(f"{path} was replaced since the run was planned: label it into a new output")

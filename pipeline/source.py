@@ -143,13 +143,13 @@ def _choose(
     kinds = [format] if format else [kind for kind, chosen in by_kind.items() if chosen]
     if len(kinds) > 1:
         raise UserError(f"{public(source)} holds both .tar shards and images: say which with --format tar or --format images")
+    for kind in by_kind.keys() - set(kinds):
+        others.update(f".{path.rpartition('.')[2].lower()}" for path in by_kind[kind])
     if not kinds or not by_kind[kinds[0]]:
         found = ", ".join(f"{count} {name}" for name, count in others.most_common(3)) or "no file at all"
         wanted = {"tar": ".tar shards", "images": "images"}.get(format or "", ".tar shards or images")
         raise UserError(f"no {wanted} in {public(source)} (it holds {found})")
     ignored.update(others)
-    for kind in by_kind.keys() - set(kinds):
-        ignored.update(f".{path.rpartition('.')[2].lower()}" for path in by_kind[kind])
     for path in by_kind[kinds[0]]:
         _check_name(path)
     return kinds[0], by_kind[kinds[0]]

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import secrets
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import fsspec
@@ -15,6 +16,8 @@ from pipeline.errors import UserError
 
 SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+# Some of what the stores' clients raise is no OSError: aiohttp's ClientPayloadError, gcsfs's HttpError, all of Azure's.
+CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests", "urllib3")
 _USER = re.compile(r"[^/?#]*@|[^/:@?#]+:(?!\d*/)[^@?#]*@")  # the latter: a secret with a slash in it
 
 
@@ -86,24 +89,13 @@ def put_if_absent(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool
 
 
 def _link_if_absent(path: str, data: bytes) -> bool:
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     if os.path.exists(path):
         return False
-    # A leading underscore: Spark, pyarrow and Hive skip the file if a crash leaves it behind.
-    temporary = os.path.join(folder, f"_tmp-{secrets.token_hex(8)}")
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
+        with _written_beside(path, data) as temporary:
+            os.link(temporary, path)
     except FileExistsError:
         return False
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    _sync_folder(folder)
     return True
 
 
@@ -112,15 +104,23 @@ def replace(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     if not is_local(fs):
         fs.pipe_file(path, bytes(data))
         return
+    with _written_beside(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    """A temporary file that holds `data` durably; the block gives it its name."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
+    # A leading underscore: Spark, pyarrow and Hive skip the file if a crash leaves it behind.
     temporary = os.path.join(folder, f"_tmp-{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -151,6 +151,18 @@ def retrying() -> tenacity.Retrying:
     )
 
 
+def patiently(call: Callable[[], Any]) -> Any:
+    """What `call` gives, as soon as a store's passing faults have passed. A client's own exceptions become OSError."""
+    for attempt in retrying():
+        with attempt:
+            try:
+                return call()
+            except Exception as error:
+                if isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in CLIENTS:
+                    raise
+                raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 class ObjectStream(io.RawIOBase):
     """A forward-only view of an object that opens again where it stood when a read fails or ends early."""
 
@@ -165,9 +177,7 @@ class ObjectStream(io.RawIOBase):
         want = min(len(buffer), self.size - self.position)
         if want <= 0:
             return 0
-        for attempt in retrying():
-            with attempt:
-                data = self._read(want)
+        data = patiently(lambda: self._read(want))
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
@@ -181,7 +191,7 @@ class ObjectStream(io.RawIOBase):
             if not data:
                 raise OSError(f"{self.path} ended at byte {self.position} of {self.size}")
             return data
-        except OSError:
+        except Exception:
             self._drop()
             raise
 

@@ -59,7 +59,7 @@ def survey(shards: list[Shard], storage_options: dict[str, Any]) -> Survey:
 
 
 def _survey_shard(shard: Shard, storage_options: dict[str, Any]) -> tuple[int, Counter]:
-    settings = ReadSettings(UNIT_ROWS, image_keys=(), keep=(TARGET,), storage_options=storage_options)
+    settings = ReadSettings(UNIT_ROWS, keep=(TARGET,), storage_options=storage_options)  # as training reads: the same rows
     rows, classes = 0, Counter()
     for sample in tar_samples(shard, settings, 0):
         rows += 1
@@ -190,7 +190,8 @@ def _epoch(
 ) -> Iterator[Batch]:
     """All units of one epoch, shuffled BUFFER_ROWS at a time; what is left of one buffer goes into the next."""
     held: list[Batch] = []
-    seen, emitted = 0, []
+    last: tuple[np.ndarray, np.ndarray, list[np.ndarray]] | None = None  # the last buffer that gave batches, and which
+    seen = emitted = 0
     while seen < rows:
         unit = next(units)
         held.append(_good(unit, decode))
@@ -200,16 +201,18 @@ def _epoch(
         patches, classes = (np.concatenate(parts) for parts in zip(*held, strict=True))
         order = rng.permutation(len(classes))
         full = len(order) - len(order) % batch_size
-        for at in range(0, full, batch_size):
-            if len(emitted) < steps:
-                emitted.append(order[at : at + batch_size])
-                yield patches[emitted[-1]], classes[emitted[-1]]
+        drawn = [order[at : at + batch_size] for at in range(0, full, batch_size)][: steps - emitted]
+        for batch in drawn:
+            yield patches[batch], classes[batch]
+        emitted += len(drawn)
+        last = (patches, classes, drawn) if drawn else last
         held = [(patches[order[full:]], classes[order[full:]])]
-    if len(emitted) < steps and not emitted:
+    if emitted < steps and last is None:
         raise UserError("fewer images than one batch could be decoded: label the same shards to see their errors")
-    for number in range(steps - len(emitted)):
-        again = emitted[number % len(emitted)]
-        yield patches[again], classes[again]
+    for number in range(steps - emitted):
+        patches, classes, drawn = last
+        batch = drawn[number % len(drawn)]
+        yield patches[batch], classes[batch]
 
 
 def _good(unit: Unit, decode: DecodeSettings) -> Batch:

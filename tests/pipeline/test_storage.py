@@ -44,6 +44,8 @@ REFUSED = [
     "HTTPS://127.0.0.1:{port}/a.tar",
     "simplecache::http://127.0.0.1:{port}/a.tar",
     "zip://a.jpg::file://{canary}",
+    "file://{canary}::http://127.0.0.1:{port}/a.tar",
+    "a.jpg::zip://{canary}",
     "ssh://127.0.0.1:{port}/a.tar",
     "sftp://127.0.0.1:{port}/a.tar",
     "ftp://127.0.0.1:{port}/a.tar",
@@ -283,6 +285,16 @@ def test_a_fault_that_does_not_pass_is_raised_after_a_few_attempts(waits, fault)
         stream.read(10)
     assert len(waits) == 4 and sum(waits) < 60
     stream.close()
+
+
+class PayloadError(Exception):
+    __module__ = "aiohttp.client_exceptions"  # as its clients raise it: no OSError
+
+
+def test_the_exceptions_of_a_stores_client_are_faults_of_the_store(waits):
+    assert Flaky(30, times=2, error=PayloadError).stream().readall() == DATA[:61] and len(waits) == 2
+    with pytest.raises(OSError, match="PayloadError: reset at 0"):
+        Flaky(30, times=10**6, error=PayloadError).stream().readall()
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, ValueError])

@@ -1,0 +1,125 @@
+"""cluster: the stages share what there is so that every one of them can always run, or the plan is refused."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cluster import GiB, MiB, StageResources, cores, plan_resources, ray_session
+from pipeline.errors import UserError
+
+WEIGHTS, UNIT = 23 * MiB, 96 * MiB  # Ti/16 in fp32
+LISTING = {"num_cpus": 0.1}  # what the first stage of the plan claims
+EPSILON = 1e-9
+
+
+def claims(stages: StageResources) -> list[dict]:
+    return [stages.predict, stages.read, stages.decode, stages.write]
+
+
+def held_for_good(stages: StageResources) -> tuple[float, float]:
+    """CPUs and memory that are gone for good: the actors', and those of read tasks that wait for their readers."""
+    cpus = stages.predictors * stages.predict["num_cpus"] + stages.read_tasks * stages.read["num_cpus"]
+    return cpus, stages.predictors * stages.predict["memory"] + stages.read_tasks * stages.read["memory"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_number_of_cpus_is_claimed_whole_by_actors_and_readers(device):
+    planned = 0
+    for tenths in range(15, 641):
+        available = {"CPU": tenths / 10, "GPU": 1.0 + tenths // 100}
+        try:
+            stages = plan_resources(available, device, WEIGHTS, UNIT)
+        except UserError:
+            assert tenths < 20  # two CPUs are always enough
+            continue
+        planned += 1
+        held, _ = held_for_good(stages)
+        for stage in (stages.decode, stages.write, LISTING):
+            assert held + stage["num_cpus"] <= available["CPU"] + EPSILON
+        assert stages.predictors >= 1 and stages.read_tasks >= 1
+    assert planned > 600
+
+
+@pytest.mark.parametrize(
+    ("available", "device", "said"),
+    [
+        ({"CPU": 1.0}, "cpu", "1 model actors would take 1 of 1 CPUs and leave none to read and decode: start Ray with more CPUs"),
+        ({"CPU": 1.5}, "cpu", "1 model actors would take 1 of 1.5 CPUs"),
+        ({}, "cpu", "CPUs"),
+        ({"CPU": 4.0, "GPU": 8.0}, "cuda", "8 model actors would take 4 of 4 CPUs"),
+        ({"CPU": 16.0}, "cuda", "--device cuda, but Ray sees no GPU: use --device cpu"),
+        ({"CPU": 16.0, "GPU": 0.5}, "cuda", "Ray sees no GPU"),
+        ({"CPU": 16.0, "memory": 1.0 * GiB}, "cpu", "memory"),
+        ({"CPU": 64.0, "GPU": 8.0, "memory": 9.0 * GiB}, "cuda", "8 model actors would take 9.9 of 9.0 GiB of memory"),
+    ],
+)
+def test_a_plan_that_would_starve_is_refused_and_says_what_to_do(available, device, said):
+    with pytest.raises(UserError) as refusal:
+        plan_resources(available, device, WEIGHTS, UNIT)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_memory_is_claimed_whole_by_actors_and_readers(device):
+    planned = 0
+    for cpus, gib, weights in itertools.product((2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 16, 64, 512), (23 * MiB, 344 * MiB, 2528 * MiB)):
+        try:
+            stages = plan_resources({"CPU": float(cpus), "GPU": 1.0, "memory": gib * 1.0 * GiB}, device, weights, UNIT)
+        except UserError as refusal:
+            assert "memory" in str(refusal) and gib * GiB < 2 * GiB + 2 * weights + 6 * UNIT
+            continue
+        planned += 1
+        _, held = held_for_good(stages)
+        assert held + max(stages.decode["memory"], stages.write["memory"]) <= gib * GiB
+    assert planned > 60
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_claims_of_all_stages_differ_so_that_ray_fuses_none(device):
+    stages = plan_resources({"CPU": 16.0, "GPU": 2.0, "memory": 64.0 * GiB}, device, WEIGHTS, UNIT)
+    seen = [(claim["num_cpus"], claim.get("num_gpus", 0)) for claim in [LISTING, *claims(stages)]]
+    assert len(set(seen)) == 5
+    assert all(claim["memory"] > 0 for claim in claims(stages))
+
+
+def test_predictors_are_bounded_by_cpus_gpus_and_memory():
+    def predictors(device="cpu", weights=WEIGHTS, **available):
+        return plan_resources({"CPU": 100.0, **available}, device, weights, UNIT).predictors
+
+    assert predictors() == 60 and predictors(CPU=2.0) == 1 and predictors(CPU=4.0) == 2
+    assert predictors("cuda", GPU=8.0) == 8
+    few, fewer = (predictors(memory=24.0 * GiB, weights=weights) for weights in (WEIGHTS, 1200 * MiB))
+    assert 1 <= fewer < few < 60
+    for memory in (math.inf, 1e15):
+        assert predictors(memory=memory) == 60
+
+
+def test_ray_is_not_started_where_a_shard_could_run_code(monkeypatch):
+    monkeypatch.setenv("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION", "1")
+    with pytest.raises(UserError, match="lets a shard run code: unset it"), ray_session():
+        pytest.fail("it went on")
+
+
+@pytest.mark.parametrize("given", [{}, {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "1"}])
+def test_the_package_sets_safe_defaults_before_ray_can_be_imported_and_keeps_what_is_set(given):
+    names = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "WDS_SECURE")
+    env = {name: value for name, value in os.environ.items() if name not in names} | given
+    script = f"import sys, os, pipeline; print([os.environ[n] for n in {names}], 'ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+    expected = [given.get("RAY_AUTH_MODE", "token"), given.get("RAY_USAGE_STATS_ENABLED", "0"), "1"]
+    assert done.stdout == f"{expected} False\n"
+
+
+def test_cores_are_those_this_process_may_use():
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not tell which cores a process may use")
+    whole = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(whole)})
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, whole)

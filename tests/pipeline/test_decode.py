@@ -1,0 +1,318 @@
+"""decode: every refusal has its name, every picture means the same pixels as elsewhere, and no header buys memory."""
+
+import io
+import json
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.decode import DecodeError, DecodeSettings, decode_stage, decode_unit, fit, open_image
+from pipeline.unit import Unit
+from tests.pipeline.samples import encoded, photo, rows_of, units_of, write_tar
+from vit_model.config import Preprocessing
+from vit_model.patches import patchify
+
+SETTINGS = DecodeSettings(Preprocessing(), (32, 48), 8, max_pixels=4_000_000)
+AS_STORED = DecodeSettings(Preprocessing(exif="ignore"), (32, 48), 8)
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
+
+
+def refusal(data: bytes, settings: DecodeSettings = SETTINGS) -> str | None:
+    try:
+        open_image(data, settings)
+    except DecodeError as error:
+        assert str(error)
+        return error.code
+    return None
+
+
+def pixels(data: bytes, settings: DecodeSettings = SETTINGS) -> np.ndarray:
+    image = open_image(data, settings)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    """A small JPEG whose frame header claims another size."""
+    data = bytearray(encoded(photo(0), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "data"),
+    [
+        ("empty", b""),
+        ("not_an_image", b"\xff"),
+        ("not_an_image", b"<html>404</html>"),
+        ("not_an_image", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        ("not_an_image", bytes(5000)),
+        ("not_an_image", encoded(photo(0), "PPM")),  # Pillow could: it is not among the seven formats
+        ("not_an_image", encoded(photo(0), "JPEG2000")),
+        ("not_an_image", encoded(photo(0), "EPS")),
+        ("too_many_pixels", png_header(2001, 2000)),
+        ("too_many_pixels", png_header(60_000, 60_000)),
+        ("too_many_pixels", jpeg_header(60_000, 60_000)),
+        ("too_many_pixels", png_header(2**31 - 1, 1)),
+        ("truncated", png_header(2000, 2000)),
+        ("unsupported_mode", encoded(Image.new("F", (8, 8), 0.5), "TIFF")),
+        ("unsupported_mode", encoded(Image.new("I", (8, 8), 70_000), "TIFF")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_refusal_has_its_name(code, data):
+    assert refusal(data) == code
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_picture_is_never_filled_up(kind):
+    data = encoded(photo(0), kind)
+    names = {cut: refusal(data[:cut]) for cut in range(0, len(data) - 40, 13)}
+    assert set(names.values()) <= {"empty", "not_an_image", "truncated", "corrupt"}  # None would be a picture
+    assert names[max(names)] == ("corrupt" if kind == "WEBP" else "truncated")
+    assert kind != "JPEG" or refusal(data[:-2]) == "truncated"  # only the end marker is missing
+    assert refusal(data) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_pictures_raise_nothing_but_a_decode_error(kind):
+    whole, rng = encoded(photo(0, 40, 30), kind), random.Random(kind)
+    refused = 0
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 8)):
+            data[rng.randrange(min(len(data), 600) if rng.random() < 0.7 else len(data))] = rng.choice(
+                (0, 1, 127, 255, rng.randrange(256))
+            )
+        refused += refusal(bytes(data)) is not None
+    assert refused > 50
+
+
+# One process with little room to grow; what it cannot do shows that the room is little.
+BOUNDED = """
+import json, resource, sys
+import numpy as np
+from PIL import Image
+from pipeline.decode import DecodeError, DecodeSettings, fit, open_image
+from vit_model.config import Preprocessing
+from tests.pipeline.test_decode import jpeg_header, png_header
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+
+def code(data, max_pixels):
+    try:
+        open_image(data, DecodeSettings(Preprocessing(), (224, 224), 16, max_pixels))
+    except DecodeError as error:
+        return f"{error.code}: {error}"
+
+headers = [make(60_000, 60_000) for make in (png_header, jpeg_header)]
+said = [code(data, 100_000_000) for data in headers] + [code(png_header(12_000, 10_000), 100_000_000)]
+strips = [Image.new("RGB", size, (9, 99, 199)) for size in ((1, 1), (1, 4000), (4000, 1), (60_000, 1))]
+fits = [fit(strip, Preprocessing(), (224, 224)) for strip in strips]
+said.append([list(image.shape) for image in fits] + [bool((image == (9, 99, 199)).all()) for image in fits])
+try:
+    said.append(strips[1].resize((248, 992_000), Image.Resampling.BICUBIC).size)
+except MemoryError:
+    said.append("MemoryError")
+Image.MAX_IMAGE_PIXELS = None
+said += [code(data, 10**10) for data in headers]
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS and /proc are Linux's")
+def test_neither_a_header_nor_a_strip_buys_memory():
+    done = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    png, jpeg, middle, fits, resized, *unjudged = json.loads(done.stdout)
+    assert png.startswith("too_many_pixels") and jpeg.startswith("too_many_pixels")
+    assert middle == "too_many_pixels: 12000x10000, the limit is 100000000 pixels"  # Pillow itself would only warn
+    assert fits == [[224, 224, 3]] * 4 + [True] * 4
+    assert resized == "MemoryError"  # resize-then-crop of the 1x4000 strip, as others do it
+    assert all(code == "corrupt: MemoryError: " for code in unjudged)
+
+
+# ---- what the pixels are --------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_bit_grey_is_shifted_not_clipped():
+    ramp = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(pixels(encoded(Image.fromarray(ramp), kind)), np.repeat((ramp >> 8)[..., None], 3, 2))
+    big_endian = io.BytesIO()
+    Image.fromarray(ramp.astype(">u2")).save(big_endian, "TIFF")
+    assert np.array_equal(pixels(big_endian.getvalue())[..., 0], ramp >> 8)
+    clipped = np.asarray(Image.fromarray(ramp).convert("RGB"))  # what Pillow makes of it
+    assert (clipped == 255).mean() > 0.9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_turns_the_picture_upright_unless_it_is_ignored(kind, orientation):
+    image = photo(1, 48, 32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, kind, exif=exif, **({} if kind == "PNG" else {"quality": 95}))
+    stored = pixels(data, AS_STORED)
+    assert np.array_equal(stored, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) and stored.shape == (32, 48, 3)
+    # EXIF 2.32, 4.6.4: which side of the scene the first row and the first column of the stored picture are
+    upright = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1]}
+    turned = stored.transpose(1, 0, 2)
+    upright |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
+    assert np.array_equal(pixels(data), upright[orientation])
+
+
+def test_broken_exif_says_nothing_about_the_pixels():
+    data = encoded(photo(1), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\x07" + b"\xff" * 40)
+    assert np.array_equal(pixels(data), pixels(data, AS_STORED))
+
+
+def test_colours_come_as_timm_and_torchvision_see_them():
+    image = photo(2)
+    palette = image.convert("RGBA").quantize(17)
+    palette.info["transparency"] = 3
+    cases = [
+        encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image.convert("L"), "JPEG"),
+        encoded(image, "JPEG", progressive=True),
+        encoded(image.convert("1"), "PNG"),
+        encoded(palette, "PNG", transparency=3),
+        encoded(image.convert("LA"), "PNG"),
+        encoded(image, "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+        encoded(image, "JPEG", icc_profile=b"broken"),
+        encoded(image, "JPEG") + b"trailing garbage",
+    ]
+    for data in cases:
+        assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.abs(pixels(cases[0]).astype(int) - np.asarray(image)).mean() < 6  # CMYK is not inverted: that would be about 100
+
+
+def test_the_colour_under_alpha_is_kept_and_not_blended():
+    image = photo(2).convert("RGBA")
+    image.putalpha(0)
+    assert np.array_equal(pixels(encoded(image, "PNG")), np.asarray(photo(2)))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(kind):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert np.array_equal(pixels(data), np.asarray(frames[0]))
+
+
+# ---- the crop -------------------------------------------------------------------------------------------------------------
+
+
+def by_timm(image: Image.Image, size: tuple[int, int], interpolation: str, crop_pct: float) -> np.ndarray:
+    from timm.data import create_transform
+
+    transform = create_transform((3, *size), interpolation=interpolation, crop_pct=crop_pct, normalize=False)
+    return transform(image).permute(1, 2, 0).numpy().astype(float)  # (H, W, 3), 0..255
+
+
+LANDSCAPE = [(500, 375), (640, 427), (224, 224), (600, 333), (100, 80), (1024, 200), (1600, 1200), (375, 500)]
+PORTRAIT = [(427, 640), (720, 1280), (200, 300), (57, 333)]
+
+
+@pytest.mark.parametrize("crop_pct", [0.9, 0.95])
+@pytest.mark.parametrize(("width", "height"), LANDSCAPE + PORTRAIT)
+def test_the_crop_is_timms_evaluation_crop(width, height, crop_pct):
+    image = photo(width, width, height)
+    expected = by_timm(image, (224, 224), "bicubic", crop_pct)
+
+    def equal(found: np.ndarray) -> bool:
+        """Of a tall picture Pillow may resample a region in another order than the whole, and it rounds in between."""
+        difference = np.abs(found - expected)  # of 255
+        return difference.mean() <= 0.05 if (width, height) in LANDSCAPE else difference.max() <= 2 and difference.mean() <= 0.25
+
+    ours = fit(image, Preprocessing(crop_pct=crop_pct), (224, 224))
+    assert equal(ours)
+    # what this notices: another filter, two pixels to the side, and a picture resized one pixel smaller
+    assert not equal(fit(image, Preprocessing("bilinear", crop_pct), (224, 224)))
+    assert not equal(np.roll(ours, 2, 1))
+    assert not equal(fit(image, Preprocessing(crop_pct=crop_pct * 1.0044), (224, 224)))
+
+
+@pytest.mark.parametrize("size", [(224, 336), (336, 224)])
+def test_the_crop_of_a_model_that_is_not_square_is_timms_too(size):
+    for width, height in [(500, 375), (640, 427), (300, 300), (400, 900)]:
+        image = photo(width, width, height)
+        expected = by_timm(image, size, "bicubic", 0.9)
+        assert np.abs(fit(image, Preprocessing(), size) - expected).max() <= 2
+        assert np.abs(fit(image, Preprocessing("bilinear"), size) - expected).max() > 2
+
+
+def test_every_small_size_and_every_strip_fits_and_none_is_empty():
+    sizes = [(width, height) for width in range(1, 49) for height in range(1, 49)]
+    sizes += [(1, n) for n in range(50, 5000, 71)] + [(n, 1) for n in range(50, 5000, 71)]
+    for size in sizes:
+        for crop_pct in (0.875, 0.9, 1.0):
+            image = fit(Image.new("RGB", size, (10, 120, 230)), Preprocessing(crop_pct=crop_pct), (16, 16))
+            assert image.shape == (16, 16, 3) and (image == (10, 120, 230)).all()
+
+
+# ---- units ----------------------------------------------------------------------------------------------------------------
+
+
+def turned(image: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(image, "JPEG", exif=exif)
+
+
+GOOD = [encoded(photo(1, 90, 70), "PNG"), turned(photo(3, 60, 40)), encoded(photo(5, 33, 80), "WEBP")]
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Unit:
+    """Three good pictures of other shapes among bad ones; one is a PNG named jpg."""
+    members = [("0.jpg", b"no image"), ("1.jpg", GOOD[0]), ("2.txt", b"alone"), ("3.jpg", GOOD[1]), ("4.jpg", b"")]
+    members += [("5.webp", GOOD[2]), ("6.jpg", bytes(70_000)), ("7.jpg", GOOD[0][:900])]
+    (unit,) = units_of(write_tar(tmp_path / "a.tar", members), rows=9, max_bytes=60_000)
+    return unit
+
+
+def test_a_unit_keeps_the_patches_of_its_good_pictures_and_no_hole_for_the_bad(mixed):
+    unit = decode_unit(mixed, SETTINGS)
+    rows = rows_of([unit])
+    refused = ["not_an_image", None, "missing_image", None, "empty", None, "too_many_bytes", "truncated"]
+    assert [row["error"] for row in rows] == refused
+    assert [(row["width"], row["height"]) for row in rows if row["error"] is None] == [(90, 70), (40, 60), (33, 80)]
+    assert all(row["width"] is None and row["height"] is None for row in rows if row["error"])
+    assert unit.payload.shape == (3, 24, 192) and unit.payload.dtype == np.uint8
+    for patches, data in zip(unit.payload, GOOD, strict=True):
+        assert np.array_equal(patches, patchify(fit(open_image(data, SETTINGS), SETTINGS.preprocessing, (32, 48)), 8))
+
+
+def test_the_stage_is_the_unit_on_the_wire_and_a_second_decoding_is_the_same(mixed):
+    table = mixed.to_arrow()
+    once, again = (Unit.from_arrow(decode_stage(table, SETTINGS)) for _ in range(2))
+    assert np.array_equal(once.payload, again.payload) and rows_of([once]) == rows_of([again])
+    assert once.payload.size == 3 * 24 * 192 and once.seconds["decode"] > 0
+
+
+def test_units_of_nothing_good_decode_to_no_patches(tmp_path):
+    for members in ([], [("a.jpg", b"bad"), ("b.txt", b"")]):
+        (unit,) = units_of(write_tar(tmp_path / "a.tar", members))
+        assert decode_unit(unit, SETTINGS).payload.shape == (0, 24, 192) and len(unit.samples) == len(members)

@@ -1,4 +1,4 @@
-"""output and rows: a file is what DESIGN promises, appears once, is met again as one's own, and says what is done."""
+"""output and rows: a file is what is promised, appears once, is met again as one's own, and says what is done."""
 
 import json
 import os

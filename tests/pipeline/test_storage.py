@@ -292,7 +292,8 @@ class PayloadError(Exception):
 
 
 def test_the_exceptions_of_a_stores_client_are_faults_of_the_store(waits):
-    assert Flaky(30, times=2, error=PayloadError).stream().readall() == DATA[:61] and len(waits) == 2
+    fs = Flaky(30, times=2, error=PayloadError)
+    assert fs.stream().readall() == DATA[:61] and fs.opened == [0] * 3 and len(waits) == 2
     with pytest.raises(OSError, match="PayloadError: reset at 0"):
         Flaky(30, times=10**6, error=PayloadError).stream().readall()
 

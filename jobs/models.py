@@ -14,25 +14,22 @@ def models(
     json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
 ) -> int:
     """List the variants: layers, width, heads, MLP, parameters and GFLOPs of one forward pass (1000 classes)."""
-    from vit_model.config import PATCH_SIZES, VARIANTS, macs, num_params, variant
+    from vit_model.config import HYBRIDS, PATCH_SIZES, VARIANTS, macs, num_params, variant
 
-    rows = []
-    for name in VARIANTS:
-        for patch in PATCH_SIZES:
-            if image_size % patch:
-                continue
-            config = variant(f"{name}/{patch}", image_size=image_size)
-            rows.append(
-                {
-                    "variant": f"{name}/{patch}",
-                    "layers": config.depth,
-                    "width": config.width,
-                    "heads": config.heads,
-                    "mlp": config.mlp_dim,
-                    "parameters": num_params(config),
-                    "gflops": round(2 * macs(config) / 1e9, 2),
-                }
-            )
+    names = [f"{size}/{patch}" for size in VARIANTS for patch in PATCH_SIZES] + list(HYBRIDS)
+    configs = {name: variant(name, image_size) for name in names if image_size % int(name.split("/")[1]) == 0}
+    rows = [
+        {
+            "variant": name,
+            "layers": config.depth,
+            "width": config.width,
+            "heads": config.heads,
+            "mlp": config.mlp_dim,
+            "parameters": num_params(config),
+            "gflops": round(2 * macs(config) / 1e9, 2),
+        }
+        for name, config in configs.items()
+    ]
     if json_:
         print(json.dumps(rows, indent=1))
         return 0

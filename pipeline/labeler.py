@@ -37,6 +37,8 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
 
     Raises UserError for a source or an output that cannot be used, and at the end for shards that the store did not give.
     """
+    if checkpoint.config.resnet is not None:
+        raise UserError(f"{request.model} is a hybrid with a ResNet stem, which takes images: labelling takes patches for now", 2)
     run = RunFolder(request.output, request.storage_options)
     asked = asked_for(request, checkpoint)
     plan = run.plan()
@@ -176,7 +178,7 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
             request.normalize,
         ),
         "write": WriteSettings(
-            run.uri, provenance, checkpoint.labels, top_k, request.embedding, config.width, request.keep, options
+            run.uri, provenance, checkpoint.labels, top_k, request.embedding, config.embedding_dim, request.keep, options
         ),
     }
 

@@ -51,7 +51,7 @@ class Predictor:
         self.settings = settings
         self.config = checkpoint.config
         self.model = prepare(checkpoint.model(), checkpoint.preprocessing, settings.precision, settings.device)
-        self.fields = prediction_fields(settings, self.config.width)
+        self.fields = prediction_fields(settings, self.config.embedding_dim)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         unit = Unit.from_arrow(table)

@@ -63,6 +63,8 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
 
     Raises UserError for data that cannot be trained on, for workers that do not fit, and for a loss that is not a number.
     """
+    if request.config.resnet is not None:
+        raise UserError("a hybrid with a ResNet stem takes images, and training streams patches for now: choose a plain variant", 2)
     _check_output(request.output, request.storage_options)
     shards = find_shards(list(request.sources), storage_options=request.storage_options).shards
     with ray_session(request.address):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from vit_model.config import ModelError, Preprocessing, ViTConfig, variant_name
 from vit_model.model import VisionTransformer
-from vit_model.position import resample
+from vit_model.position import resampled
 
 State = dict[str, torch.Tensor]
 SHOWN = 3  # keys named in a message; the rest are counted
@@ -66,8 +66,7 @@ class Checkpoint:
     def resized(self, image_size: int | tuple[int, int]) -> Self:
         """The same model for another image size: the position table is resampled, all else is kept."""
         config = replace(self.config, image_size=image_size)
-        table = resample(self.state["pos_embed"], self.config.grid, config.grid, int(config.class_position))
-        return replace(self, config=config, state=self.state | {"pos_embed": table})
+        return replace(self, config=config, state=self.state | resampled(self.state, self.config, config))
 
     def to_bytes(self) -> bytes:
         """One safetensors file with everything else in its metadata, so that it travels as one buffer."""

@@ -2,23 +2,42 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 GELUS = ("exact", "tanh", "quick")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EXIF = ("apply", "ignore")
+POOLS = ("token", "avg", "map")
+POSITIONS = ("learned-1d", "none", "learned-2d", "sincos-2d", "sincos-2d-mae")
+POSITIONS_AT = ("stem", "every-layer", "every-layer-shared")
+POS_INTERP = ("timm", "google", "hf")
 
-# name: (width, depth, mlp_dim, heads). Ti and S: DeiT and AugReg; B, L and H: Table 1 of the paper.
+# name: (width, depth, mlp_dim, heads). Ti and S: DeiT and AugReg; B, L and H: Table 1 of the paper; M, So400m, g and G:
+# "Scaling Vision Transformers" (arXiv 2106.04560) and its successors, as big_vision decodes them.
 VARIANTS = {
     "Ti": (192, 12, 768, 3),
     "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
     "B": (768, 12, 3072, 12),
     "L": (1024, 24, 4096, 16),
     "H": (1280, 32, 5120, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
 }
 PATCH_SIZES = (8, 14, 16, 32)
+
+# name: (size, pixels a token, bottlenecks a stage). Despite its name R+Ti/16 has a token for 32 pixels: the root halves
+# twice, then come patches of 8 x 8 (AugReg's released weights are of this form).
+HYBRIDS = {
+    "R+Ti/16": ("Ti", 32, ()),
+    "R26+S/32": ("S", 32, (2, 2, 2, 2)),
+    "R26+B/32": ("B", 32, (2, 2, 2, 2)),
+    "R50+B/16": ("B", 16, (3, 4, 9)),
+    "R50+L/32": ("L", 32, (3, 4, 6, 3)),
+}
 
 
 class ModelError(ValueError):
@@ -46,17 +65,17 @@ def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The numbers that fix a plain ViT, and the three switches that decide parity with foreign weights.
+    """The numbers that fix a ViT, the three switches that decide parity with foreign weights, and optional parts.
 
     The switches (`gelu`, `norm_eps`, `class_position`) come from the checkpoint, never from a guess: GELU erf against
-    tanh alone moves the logits by 1e-3.
+    tanh alone moves the logits by 1e-3. Every option is off unless it is asked for: the defaults are the paper's ViT.
 
     Raises:
         ModelError: the numbers do not fit together.
     """
 
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels; an int means a square
-    patch_size: int = 16
+    patch_size: int = 16  # pixels of the image along a side of what becomes one token
     width: int = 768  # D
     depth: int = 12  # L
     heads: int = 12
@@ -64,30 +83,74 @@ class ViTConfig:
     num_classes: int = 1000  # 0: no head, the model gives embeddings only
     gelu: str = "exact"  # "exact" (timm, DeiT) | "tanh" (Google's JAX code) | "quick" (OpenAI CLIP)
     norm_eps: float = 1e-6
-    class_position: bool = True  # the position table has a row for [class]; else N rows, added before it is prepended
+    class_position: bool = True  # the learned 1-D table has a row for [class]; else N rows, of the patches only
+
+    resnet: tuple[int, ...] | None = None  # a hybrid's stem: bottlenecks a stage; () is the root alone
+    class_token: bool = True
+    registers: int = 0  # learned tokens after [class], without a position (arXiv 2309.16588)
+    position: str = "learned-1d"  # one of POSITIONS; "sincos-2d-mae" is MAE's spacing of the frequencies
+    position_at: str = "stem"  # where it is added (Table 8): "stem" | "every-layer" | "every-layer-shared"
+    pos_interp: str = "timm"  # whose way of resampling the table the checkpoint expects: "timm" | "google" | "hf"
+    norm_pre: bool = False  # a norm before the first block (CLIP)
+    patch_bias: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False  # a norm of every head's queries and keys (ViT-22B)
+    layer_scale: float = 0.0  # how the scale of every residual branch starts; 0: there is none
+    pool: str = "token"  # "token": [class] | "avg": mean of the patches | "map": a latent attends to the patches (SigLIP)
+    pool_norm: bool = False  # the final norm comes after pooling (timm's fc_norm), not before
+    representation_size: int = 0  # hidden layer of the pre-training head, with tanh; 0: there is none
+    head_bias: bool = True
+    dropout: float = 0.0
+    drop_path: float = 0.0  # of the last block; it grows linearly over the depth
 
     def __post_init__(self) -> None:
         size = self.image_size
         object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
-        self._check_numbers()
-        _check_choice("gelu", self.gelu, GELUS)
+        if self.resnet is not None:
+            object.__setattr__(self, "resnet", tuple(self.resnet))
+        self._check_types()
+        self._check_sizes()
+        for name, known in CHOICES.items():
+            _check_choice(name, getattr(self, name), known)
+        self._check_parts()
+
+    def _check_types(self) -> None:
+        if len(self.image_size) != 2:
+            raise ModelError(f"image_size is {self.image_size}; it must be (height, width)")
+        positive = {n: getattr(self, n) for n in ("patch_size", "width", "depth", "heads", "mlp_dim")}
+        positive |= {"image height": self.image_size[0], "image width": self.image_size[1]}
+        positive |= {f"resnet stage {i + 1}": layers for i, layers in enumerate(self.resnet or ())}
+        for name, value in positive.items():
+            if type(value) is not int or value < 1:
+                raise ModelError(f"{name} is {value!r}; it must be a positive whole number")
+        for name in ("num_classes", "registers", "representation_size"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be 0 (there is none) or a positive whole number")
+        for name in [f.name for f in fields(self) if f.type is bool]:
+            if type(getattr(self, name)) is not bool:
+                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+
+    def _check_sizes(self) -> None:
+        if not self.norm_eps > 0:
+            raise ModelError(f"norm_eps is {self.norm_eps!r}; it must be positive")
+        if not self.layer_scale >= 0:
+            raise ModelError(f"layer_scale is {self.layer_scale!r}; it must be 0 (there is none) or positive")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be at least 0 and below 1")
         if any(side % self.patch_size for side in self.image_size):
             raise ModelError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
             raise ModelError(f"width {self.width} is not a multiple of heads {self.heads}")
 
-    def _check_numbers(self) -> None:
-        if len(self.image_size) != 2:
-            raise ModelError(f"image_size is {self.image_size}; it must be (height, width)")
-        positive = {n: getattr(self, n) for n in ("patch_size", "width", "depth", "heads", "mlp_dim")}
-        positive |= {"image height": self.image_size[0], "image width": self.image_size[1]}
-        for name, value in positive.items():
-            if type(value) is not int or value < 1:
-                raise ModelError(f"{name} is {value!r}; it must be a positive whole number")
-        if type(self.num_classes) is not int or self.num_classes < 0:
-            raise ModelError(f"num_classes is {self.num_classes!r}; it must be 0 (no head) or a positive whole number")
-        if not self.norm_eps > 0:
-            raise ModelError(f"norm_eps is {self.norm_eps!r}; it must be positive")
+    def _check_parts(self) -> None:
+        if self.pool == "token" and not self.class_token:
+            raise ModelError("pool is 'token' but class_token is false; pool 'avg' or 'map' needs no class token")
+        divisor = {"learned-2d": 2, "sincos-2d": 4, "sincos-2d-mae": 4}.get(self.position, 1)
+        if self.width % divisor:
+            raise ModelError(f"width {self.width} is not a multiple of {divisor}, which position {self.position!r} needs")
+        if self.patch_size % self.stem_stride:
+            raise ModelError(f"patch_size {self.patch_size} is not a multiple of {self.stem_stride}, the stride of the resnet")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -104,12 +167,45 @@ class ViTConfig:
         """P^2 C, the numbers in one RGB patch."""
         return self.patch_size * self.patch_size * 3
 
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: [class] and the registers."""
+        return self.class_token + self.registers
+
+    @property
+    def class_rows(self) -> int:
+        """Rows of the position table that belong to [class]: 1 or 0."""
+        return int(self.position == "learned-1d" and self.class_token and self.class_position)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the vector that enters the final linear layer."""
+        return self.representation_size or self.width
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels a side of what the patch embedding sees as one: 1, or the downsampling of a hybrid's ResNet."""
+        return 1 if self.resnet is None else 4 * 2 ** max(len(self.resnet) - 1, 0)
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels that the patch embedding sees: of RGB, or of a hybrid's last feature map."""
+        return 3 if self.resnet is None else 128 * 2 ** len(self.resnet) if self.resnet else 64
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-able: the size and the switches always, an option only where it is not the default.
+
+        So a plain ViT is written, and fingerprinted, as it was before an option existed.
+        """
+        return {k: v for k, v in asdict(self).items() if k not in OPTIONS or v != OPTIONS[k]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         return cls(**_known_fields(cls, values))
+
+
+OPTIONS = {f.name: f.default for f in fields(ViTConfig)[10:]}
+CHOICES = {"gelu": GELUS, "position": POSITIONS, "position_at": POSITIONS_AT, "pos_interp": POS_INTERP, "pool": POOLS}
 
 
 @dataclass(frozen=True)
@@ -149,42 +245,84 @@ class Preprocessing:
 
 
 def variant(name: str, image_size: int | tuple[int, int] = 224, num_classes: int = 1000) -> ViTConfig:
-    """The config of a named variant such as "S/16": its size, a slash, the side of a patch in pixels.
+    """The config of a named variant such as "S/16": its size, a slash, the side of a patch in pixels; or of a hybrid.
 
     Raises:
         ModelError: an unknown name, or an image size that the patch size does not divide.
     """
-    known = {f"{size}/{patch}": (size, patch) for size in VARIANTS for patch in PATCH_SIZES}
+    known = {f"{size}/{patch}": (size, patch, None) for size in VARIANTS for patch in PATCH_SIZES} | HYBRIDS
     if name not in known:
         raise ModelError(
             f"unknown variant {name!r}; did you mean {nearest(name, known)!r}? "
-            f"Known: {', '.join(VARIANTS)} with a patch size of {', '.join(map(str, PATCH_SIZES))}, such as 'S/16'"
+            f"Known: {', '.join(VARIANTS)} with a patch size of {', '.join(map(str, PATCH_SIZES))}, such as 'S/16', "
+            f"and the hybrids {', '.join(HYBRIDS)}"
         )
-    size, patch_size = known[name]
+    size, patch_size, resnet = known[name]
     width, depth, mlp_dim, heads = VARIANTS[size]
-    return ViTConfig(image_size, patch_size, width, depth, heads, mlp_dim, num_classes)
+    return ViTConfig(image_size, patch_size, width, depth, heads, mlp_dim, num_classes, resnet=resnet)
 
 
 def variant_name(config: ViTConfig) -> str | None:
-    """The name whose `variant` has this size and patch size, or None for a model of one's own size."""
-    for name, size in VARIANTS.items():
-        if size == (config.width, config.depth, config.mlp_dim, config.heads) and config.patch_size in PATCH_SIZES:
-            return f"{name}/{config.patch_size}"
-    return None
+    """The name whose `variant` has this size, patch size and stem, or None for a model of one's own size."""
+    sizes = {numbers: name for name, numbers in VARIANTS.items()}
+    size = sizes.get((config.width, config.depth, config.mlp_dim, config.heads))
+    if config.resnet is not None:
+        hybrids = {numbers: name for name, numbers in HYBRIDS.items()}
+        return hybrids.get((size, config.patch_size, config.resnet))
+    return f"{size}/{config.patch_size}" if size and config.patch_size in PATCH_SIZES else None
 
 
 def num_params(config: ViTConfig) -> int:
     """How many parameters the model has."""
-    d, m = config.width, config.mlp_dim
-    embedding = config.patch_dim * d + d + d + (config.num_patches + config.class_position) * d
-    block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * m + m) + (m * d + d)
-    head = (d + 1) * config.num_classes
-    return embedding + config.depth * block + 2 * d + head
+    d, m, d_h = config.width, config.mlp_dim, config.width // config.heads
+    embedding = _patch_embed_inputs(config) * d + config.patch_bias * d
+    embedding += sum(kernel * kernel * i * o + 2 * o for i, o, kernel, _ in _stem_convolutions(config))  # and GroupNorm
+    embedding += config.num_prefix * d + _position_numbers(config) + 2 * d * config.norm_pre
+    attention = 4 * d * d + 3 * d * config.qkv_bias + d + 4 * d_h * config.qk_norm
+    mlp = 2 * d * m + m + d
+    block = 4 * d + attention + mlp + 2 * d * (config.layer_scale > 0)
+    pool = (d + 4 * d * d + 4 * d + 2 * d + mlp) if config.pool == "map" else 0
+    e, r = config.embedding_dim, config.representation_size
+    return embedding + config.depth * block + 2 * d + pool + (d + 1) * r + (e + config.head_bias) * config.num_classes
+
+
+def _position_numbers(config: ViTConfig) -> int:
+    rows = {
+        "learned-1d": (config.class_rows + config.num_patches) * config.width,
+        "learned-2d": sum(config.grid) * config.width // 2,
+    }
+    return rows.get(config.position, 0) * (config.depth if config.position_at == "every-layer" else 1)
 
 
 def macs(config: ViTConfig) -> int:
-    """Multiply-accumulates of one forward pass of one image, counting the matrix products only."""
-    d, tokens = config.width, config.num_patches + 1
-    embedding = config.num_patches * config.patch_dim * d
-    block = tokens * (4 * d * d + 2 * d * config.mlp_dim) + 2 * tokens * tokens * d
-    return embedding + config.depth * block + d * config.num_classes
+    """Multiply-accumulates of one forward pass of one image, counting the matrix products and convolutions only."""
+    d, m, n, tokens = config.width, config.mlp_dim, config.num_patches, config.num_patches + config.num_prefix
+    area = config.image_size[0] * config.image_size[1]
+    embedding = n * _patch_embed_inputs(config) * d
+    embedding += sum(kernel * kernel * i * o * area // stride**2 for i, o, kernel, stride in _stem_convolutions(config))
+    block = tokens * (4 * d * d + 2 * d * m) + 2 * tokens * tokens * d
+    pool = (2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * m) if config.pool == "map" else 0
+    head = d * config.representation_size + config.embedding_dim * config.num_classes
+    return embedding + config.depth * block + pool + head
+
+
+def _patch_embed_inputs(config: ViTConfig) -> int:
+    return (config.patch_size // config.stem_stride) ** 2 * config.stem_channels
+
+
+def _stem_convolutions(config: ViTConfig) -> Iterator[tuple[int, int, int, int]]:
+    """(channels in, out, kernel, pixels of the image a side of one output) of every convolution of a hybrid's ResNet."""
+    if config.resnet is None:
+        return
+    yield 3, 64, 7, 2
+    channels, stride = 64, 4
+    for stage, layers in enumerate(config.resnet):
+        inner, outer = 64 * 2**stage, 256 * 2**stage
+        for layer in range(layers):
+            out = 4 * 2**stage
+            yield channels, inner, 1, stride
+            yield inner, inner, 3, out
+            yield inner, outer, 1, out
+            if layer == 0:
+                yield channels, outer, 1, out
+            channels, stride = outer, out

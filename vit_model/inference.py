@@ -1,4 +1,7 @@
-"""The fast path for labeling. Speed is applied from outside: modules are swapped on a copy of the model."""
+"""The fast path for labeling. Speed is applied from outside: modules are swapped on a copy of the model, step by step.
+
+prepare = copy, fold_patch_embed, fold_layer_scale, cast, and on demand FixedBatch and compiled
+"""
 
 import copy
 
@@ -7,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_model.config import ModelError, Preprocessing
+from vit_model.encoder import LayerScale
 from vit_model.model import VisionTransformer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -35,7 +39,7 @@ def _has_bf16(device_type: str) -> bool:
 
 
 def fold_normalisation(
-    weight: torch.Tensor, bias: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    weight: torch.Tensor, bias: torch.Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fold ((x / 255) - mean) / std into the patch embedding, for inputs u = x - 128 where x are uint8 values.
 
@@ -46,7 +50,7 @@ def fold_normalisation(
 
     Args:
         weight: (D, 3, P, P)
-        bias: (D,)
+        bias: (D,), or None for zeros.
 
     Returns:
         (D, P*P*3) and (D,), both float64.
@@ -55,13 +59,13 @@ def fold_normalisation(
     mean64, std64 = (torch.tensor(v, dtype=torch.float64, device=weight.device) for v in (mean, std))  # (3,)
     matrix = (kernel / (255 * std64)).flatten(1)  # (D, P*P*3)
     shift = (kernel * ((128 / 255 - mean64) / std64)).flatten(1).sum(1)  # (D,)
-    return matrix, bias.double() + shift
+    return matrix, shift if bias is None else bias.double() + shift
 
 
 class FoldedPatchEmbed(nn.Module):
     """Patch embedding that takes pixels as they are decoded: no normalised float image ever exists."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, preprocessing: Preprocessing):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, preprocessing: Preprocessing):
         super().__init__()
         matrix, shift = fold_normalisation(weight, bias, preprocessing.mean, preprocessing.std)
         self.register_buffer("weight", matrix.float())
@@ -92,21 +96,89 @@ class InferenceModel(nn.Module):
         return (self.model.head(embedding) if self.model.config.num_classes else None), embedding
 
 
-def prepare(model: VisionTransformer, preprocessing: Preprocessing, precision: str, device: str | torch.device) -> InferenceModel:
+class FixedBatch(nn.Module):
+    """Every batch in the one shape that was compiled, or that a GPU is fastest with; the last rows are padding."""
+
+    def __init__(self, model: nn.Module, batch_size: int):
+        super().__init__()
+        self.model, self.batch_size = model, batch_size
+
+    def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """uint8 patches (B, N, P*P*3), any B -> what the model gives for them."""
+        answers = [self._padded(part) for part in patches.split(self.batch_size)]
+        logits, embeddings = zip(*answers, strict=True)
+        return (None if logits[0] is None else torch.cat(logits)), torch.cat(embeddings)
+
+    def _padded(self, patches: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        rows = len(patches)
+        padding = patches.new_zeros(self.batch_size - rows, *patches.shape[1:])
+        logits, embedding = self.model(torch.cat([patches, padding]))
+        return (None if logits is None else logits[:rows]), embedding[:rows]
+
+
+def fold_patch_embed(model: VisionTransformer, preprocessing: Preprocessing) -> None:
+    """Let the model take uint8 patches: normalisation becomes part of the patch embedding.
+
+    Raises:
+        ModelError: a hybrid, whose first layer is a convolution over images.
+    """
+    if model.config.resnet is not None:
+        raise ModelError("a hybrid takes images and cannot be prepared for patches yet; use a ViT without a ResNet stem")
+    proj = model.patch_embed.proj
+    model.patch_embed = FoldedPatchEmbed(proj.weight, proj.bias, preprocessing)
+
+
+def fold_layer_scale(model: VisionTransformer) -> None:
+    """gamma (W x + b) = (gamma W) x + gamma b: LayerScale becomes part of the layer before it."""
+    for block in model.blocks:
+        for linear, name in ((block.attn.proj, "ls1"), (block.mlp.fc2, "ls2")):
+            if isinstance(scale := getattr(block, name), LayerScale):
+                gamma = scale.gamma.double()  # (D,)
+                linear.weight.copy_(linear.weight * gamma[:, None])
+                linear.bias.copy_(linear.bias * gamma)
+                setattr(block, name, nn.Identity())
+
+
+def cast(model: VisionTransformer, precision: str, device: str | torch.device) -> None:
+    """Everything but the head to the device and the type; the head stays as it is, on the device."""
+    head, model.head = model.head, nn.Identity()  # out of the way: a cast and back would have rounded it
+    model.to(device, PRECISIONS[precision])
+    model.head = head.to(device)
+
+
+def compiled(model: nn.Module, backend: str = "inductor") -> nn.Module:
+    """The model as one compiled graph without breaks; another shape of batch would be compiled anew."""
+    model.compile(fullgraph=True, dynamic=False, backend=backend)
+    return model
+
+
+def prepare(
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    precision: str,
+    device: str | torch.device,
+    batch_size: int | None = None,
+    compile: bool = False,
+) -> InferenceModel | FixedBatch:
     """A copy of the model for inference on uint8 patches; the model itself is not touched.
 
     Args:
         precision: "fp32" or "bf16" (`resolve_precision` turns "auto" into one of them).
+        batch_size: pad every batch to this one; None runs batches as they come.
+        compile: with torch.compile; needs a batch_size.
 
     Raises:
-        ModelError: another precision.
+        ModelError: another precision, a hybrid, or `compile` for any size of batch.
     """
     if precision not in PRECISIONS:
         raise ModelError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if compile and batch_size is None:
+        raise ModelError("compile needs a batch_size: every other size of batch would be compiled anew")
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    proj = model.patch_embed.proj
-    model.patch_embed = FoldedPatchEmbed(proj.weight, proj.bias, preprocessing)
-    head, model.head = model.head, nn.Identity()  # out of the way: a cast and back would have rounded it
-    model.to(device, PRECISIONS[precision])
-    model.head = head.to(device)
-    return InferenceModel(model)
+    fold_patch_embed(model, preprocessing)
+    fold_layer_scale(model)
+    cast(model, precision, device)
+    prepared = InferenceModel(model)
+    if compile:
+        prepared = compiled(prepared)
+    return prepared if batch_size is None else FixedBatch(prepared, batch_size)

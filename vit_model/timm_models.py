@@ -1,4 +1,4 @@
-"""Plain ViTs of timm: their architecture, preprocessing, labels and weights become a `Checkpoint`.
+"""ViTs of timm, hybrids among them: their architecture, preprocessing, labels and weights become a `Checkpoint`.
 
 timm is imported inside the functions, because it takes seconds.
 """
@@ -12,12 +12,16 @@ from torch import nn
 from vit_model.checkpoint import Checkpoint, State, first_line, fit, load_weights
 from vit_model.config import ModelError, Preprocessing, ViTConfig, nearest
 
-MODULES = ("timm.models.vision_transformer", "timm.models.deit")  # where timm keeps plain ViTs
+MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.vision_transformer_hybrid")
+POOLS = ("token", "avg", "map")
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 
 
 def from_timm(name: str, weights: str | Path | None = None, image_size: int | tuple[int, int] | None = None) -> Checkpoint:
-    """A plain timm ViT such as "vit_tiny_patch16_224" or "deit_small_patch16_224.fb_in1k".
+    """A timm ViT such as "vit_tiny_patch16_224" or "deit_small_patch16_224.fb_in1k".
+
+    A hybrid differs from timm's by about 1e-4 in the logits, and is that much nearer to the JAX model it comes from:
+    see `vit_model.hybrid.STD_EPS`.
 
     Args:
         name: timm's name, with its tag or without.
@@ -46,7 +50,7 @@ def _build(name: str) -> nn.Module:
         raise ModelError(f"timm has no model {name!r}; nearest: {nearest(entry, timm.list_models())!r}")
     module = timm.models.model_entrypoint(entry).__module__
     if module not in MODULES:
-        raise ModelError(f"timm:{name} is not a plain ViT: it comes from {module}")
+        raise ModelError(f"timm:{name} is not a ViT of a kind known here: it comes from {module}")
     try:
         with torch.device("meta"):
             return timm.create_model(name)
@@ -55,37 +59,48 @@ def _build(name: str) -> nn.Module:
         raise ModelError(f"timm:{name}: {error}; known: {', '.join(known) or entry}") from error
 
 
-def _foreign_parts(model: nn.Module) -> list[str]:
+def foreign_parts(model: nn.Module) -> list[str]:
     """What this timm model has and ours has not."""
-    from timm.layers import Mlp, PatchEmbed
-    from timm.models.vision_transformer import Attention, Block
+    from timm.models.vision_transformer import Block
 
     if getattr(model, "dist_token", None) is not None:
         return ["a distillation token"]
-    block, none = model.blocks[0], nn.Identity
+    none, norms = nn.Identity, [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
     parts = {
-        f"{model.global_pool or 'no'} pooling": model.global_pool != "token" or not isinstance(model.fc_norm, none),
-        "register tokens": model.num_reg_tokens > 0,
-        "no class token": not model.has_class_token,
-        "no position table": model.pos_embed is None,
-        "a norm before the blocks": not isinstance(model.norm_pre, none),
-        "a final norm that is not LayerNorm": not isinstance(model.norm, (nn.LayerNorm, none)),
-        "no final norm": isinstance(model.norm, none) and isinstance(model.fc_norm, none),
-        f"a {type(model.patch_embed).__name__} stem": type(model.patch_embed) is not PatchEmbed,
+        f"{model.global_pool or 'no'} pooling": model.global_pool not in POOLS,
+        "pooling over prefix tokens": model.pool_include_prefix,
+        "positions of register tokens": model.num_reg_tokens and model.pos_embed is not None and not model.no_embed_class,
+        "no final norm": isinstance(model.norm, none) == isinstance(model.fc_norm, none),
+        f"{len({norm.eps for norm in norms})} values of norm eps": len({norm.eps for norm in norms}) != 1,
         f"{model.in_chans} input channels": model.in_chans != 3,
     }
-    if type(block) is not Block:
-        parts[f"{type(block).__name__} blocks"] = True
-    else:
-        parts |= {
-            "LayerScale": not isinstance(block.ls1, none),
-            f"{type(block.attn).__name__}": type(block.attn) is not Attention,
-            "no bias in qkv": getattr(getattr(block.attn, "qkv", None), "bias", None) is None,
-            "a norm of queries and keys": not isinstance(getattr(block.attn, "q_norm", none()), none),
-            f"an MLP of type {type(block.mlp).__name__}": type(block.mlp) is not Mlp,
-            f"{type(getattr(block.mlp, 'act', None)).__name__}": _gelu(block.mlp) is None,
-        }
+    parts |= _foreign_stem(model.patch_embed)
+    kind = type(model.blocks[0])
+    parts |= _foreign_block(model.blocks[0]) if kind is Block else {f"{kind.__name__} blocks": True}
     return [part for part, present in parts.items() if present]
+
+
+def _foreign_stem(stem: nn.Module) -> dict[str, bool]:
+    from timm.layers import HybridEmbed, PatchEmbed, StdConv2dSame
+
+    if type(stem) is PatchEmbed:
+        return {"a norm of patches": not isinstance(stem.norm, nn.Identity)}
+    if type(stem) is not HybridEmbed:
+        return {f"a {type(stem).__name__} stem": True}
+    convolutions = [m for m in stem.backbone.modules() if isinstance(m, nn.Conv2d)]
+    return {f"a {type(stem.backbone).__name__} stem": any(type(m) is not StdConv2dSame for m in convolutions)}
+
+
+def _foreign_block(block: nn.Module) -> dict[str, bool]:
+    from timm.layers import Mlp
+    from timm.models.vision_transformer import Attention
+
+    return {
+        f"{type(block.attn).__name__}": type(block.attn) is not Attention,
+        f"a {type(block.norm1).__name__}": not isinstance(block.norm1, nn.LayerNorm),
+        f"an MLP of type {type(block.mlp).__name__}": type(block.mlp) is not Mlp,
+        f"{type(getattr(block.mlp, 'act', None)).__name__}": _gelu(block.mlp) is None,
+    }
 
 
 def _gelu(mlp: nn.Module) -> str | None:
@@ -96,25 +111,48 @@ def _gelu(mlp: nn.Module) -> str | None:
 
 
 def _config(name: str, model: nn.Module) -> ViTConfig:
-    if parts := _foreign_parts(model):
-        raise ModelError(f"timm:{name} is not a plain ViT: it has {', '.join(parts)}")
-    block, (height, width) = model.blocks[0], model.patch_embed.patch_size
-    if height != width:
-        raise ModelError(f"timm:{name} is not a plain ViT: its patches are {height} x {width}")
-    config = ViTConfig(
-        image_size=model.patch_embed.img_size,
-        patch_size=height,
+    if parts := foreign_parts(model):
+        raise ModelError(f"timm:{name} has parts that are not supported: {', '.join(parts)}")
+    if len(set(model.patch_embed.patch_size)) > 1:
+        raise ModelError(f"timm:{name} has parts that are not supported: its patches are {model.patch_embed.patch_size}")
+    config = config_of(model)
+    fit(config, model.state_dict(), f"timm:{name}")  # whatever part was not thought of has parameters of its own
+    return config
+
+
+def config_of(model: nn.Module) -> ViTConfig:
+    """The config of a timm VisionTransformer that has no foreign parts."""
+    block, none = model.blocks[0], nn.Identity
+    return ViTConfig(
+        **_stem(model.patch_embed),
         width=model.embed_dim,
         depth=len(model.blocks),
         heads=block.attn.num_heads,
         mlp_dim=block.mlp.fc1.out_features,
         num_classes=model.num_classes,
         gelu=_gelu(block.mlp),
-        norm_eps=model.norm.eps,
+        norm_eps=block.norm1.eps,
         class_position=not model.no_embed_class,
+        class_token=model.has_class_token,
+        registers=model.num_reg_tokens,
+        position="none" if model.pos_embed is None else "learned-1d",
+        norm_pre=not isinstance(model.norm_pre, none),
+        qkv_bias=block.attn.qkv.bias is not None,
+        qk_norm=not isinstance(block.attn.q_norm, none),
+        layer_scale=getattr(block.ls1, "init_values", 0.0),
+        pool=model.global_pool,
+        pool_norm=isinstance(model.norm, none),
+        head_bias=getattr(model.head, "bias", True) is not None,
     )
-    fit(config, model.state_dict(), f"timm:{name}")  # whatever part was not thought of has parameters of its own
-    return config
+
+
+def _stem(stem: nn.Module) -> dict[str, Any]:
+    """The fields of ViTConfig that describe a PatchEmbed or a HybridEmbed of timm's."""
+    sizes = {"image_size": tuple(stem.img_size), "patch_bias": stem.proj.bias is not None}
+    if not hasattr(stem, "backbone"):
+        return sizes | {"patch_size": stem.patch_size[0]}
+    resnet = tuple(len(stage.blocks) for stage in getattr(stem.backbone, "stages", ()))
+    return sizes | {"resnet": resnet, "patch_size": stem.patch_size[0] * stem.feature_ratio[0]}
 
 
 def _preprocessing(name: str, cfg: dict[str, Any]) -> Preprocessing:

@@ -89,7 +89,6 @@ def test_bf16_embeddings_and_logits_point_where_fp32_ones_do(randomised):
     for expected, found in zip(fp32, bf16, strict=True):
         assert F.cosine_similarity(found, expected).min() > 0.999
         assert not torch.equal(found, expected)
-    assert torch.equal(fp32[0].argmax(1), bf16[0].argmax(1))
 
 
 def test_auto_precision_is_bf16_only_where_the_device_computes_it(monkeypatch):

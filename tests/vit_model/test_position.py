@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import zoom
 from timm.layers import resample_abs_pos_embed
 
-from vit_model.config import ViTConfig
-from vit_model.position import learned_table, resample
+from vit_model.config import ModelError, ViTConfig
+from vit_model.position import learned_tables, resample
 
 GRIDS = [((14, 14), (24, 24)), ((14, 14), (7, 7)), ((14, 14), (7, 28)), ((6, 10), (9, 4)), ((24, 24), (14, 20))]
 
@@ -39,4 +40,19 @@ def test_half_precision_tables_keep_their_type():
 @pytest.mark.parametrize(("class_position", "rows"), [(True, 25), (False, 24)])
 def test_the_learned_table_has_a_row_for_class_only_when_the_config_says_so(class_position, rows):
     config = ViTConfig(image_size=(64, 96), class_position=class_position)
-    assert learned_table(config).shape == (1, rows, 768)
+    assert learned_tables(config).shape == (1, rows, 768)
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_googles_manner_is_scipys_zoom_and_hfs_is_bicubic_without_antialiasing(old, new):
+    table = torch.randn(1, 1 + old[0] * old[1], 4)
+    image = table[0, 1:].reshape(*old, 4)
+    zoomed = zoom(image.numpy(), (new[0] / old[0], new[1] / old[1], 1), order=1)
+    google, hf, timm = (resample(table, old, new, 1, manner)[0, 1:].reshape(*new, 4) for manner in ("google", "hf", "timm"))
+    torch.testing.assert_close(google, torch.from_numpy(zoomed), atol=1e-5, rtol=0)
+    bicubic = F.interpolate(image.permute(2, 0, 1)[None], size=new, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+    torch.testing.assert_close(hf, bicubic, atol=1e-6, rtol=0)
+    for one, other in ((google, hf), (google, timm), (hf, timm)):
+        assert (one - other).abs().max() > 0.05, "a wrong manner would be seen"
+    with pytest.raises(ModelError, match="manner is 'jax'"):
+        resample(table, old, new, 1, "jax")

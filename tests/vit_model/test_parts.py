@@ -1,0 +1,144 @@
+"""The optional parts of the model, each against timm's own: every parameter random, tokens, logits and gradients."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import nn
+
+import vit_model.hybrid
+from vit_model.config import ModelError, Preprocessing, ViTConfig, num_params, variant
+from vit_model.inference import prepare
+from vit_model.model import VisionTransformer
+from vit_model.patches import patchify
+from vit_model.timm_models import config_of, foreign_parts
+
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+PARTS = {
+    "registers": {"reg_tokens": 3, "no_embed_class": True},
+    "LayerScale": {"init_values": 0.1},
+    "qk-norm": {"qk_norm": True},
+    "average pooling": {"global_pool": "avg", "class_token": False},
+    "average pooling beside a class token": {"global_pool": "avg"},
+    "attention pooling": {"global_pool": "map", "class_token": False},
+    "norm before the blocks": {"pre_norm": True},
+    "no bias in qkv": {"qkv_bias": False},
+    "no position": {"pos_embed": "none"},
+    "tanh GELU": {"act_layer": "gelu_tanh"},
+}
+
+
+def pair(randomised, **parts):
+    theirs = randomised(TimmViT(**SIZE, **parts))
+    assert not foreign_parts(theirs)
+    ours = VisionTransformer(config_of(theirs)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, CLOSE), (torch.float64, {"atol": 1e-12, "rtol": 0})])
+def test_every_part_is_timms(randomised, part, dtype, close):
+    ours, theirs = (model.to(dtype) for model in pair(randomised, **PARTS[part]))
+    x, target = torch.randn(3, 3, 32, 32, dtype=dtype), torch.tensor([0, 3, 4])
+    torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x), **close)
+    logits = ours(x), theirs(x)
+    torch.testing.assert_close(*logits, **close)
+    for found in logits:
+        F.cross_entropy(found, target).backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-6, rtol=1e-4)
+    assert num_params(ours.config) == sum(parameter.numel() for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("part", ["registers", "LayerScale", "qk-norm", "attention pooling"])
+def test_a_part_that_is_left_out_is_seen(randomised, part):
+    """The tolerance above can tell: without the part the logits differ by far more."""
+    ours, _ = pair(randomised, **PARTS[part])
+    plain = VisionTransformer(config_of(TimmViT(**SIZE))).eval()
+    state = plain.state_dict()
+    plain.load_state_dict(state | {k: v for k, v in ours.state_dict().items() if k in state and v.shape == state[k].shape})
+    x = torch.randn(3, 3, 32, 32)
+    assert not torch.allclose(plain(x), ours(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["LayerScale", "attention pooling", "registers", "qk-norm"])
+def test_prepared_for_inference_a_part_gives_the_same_logits(randomised, part):
+    ours, _ = pair(randomised, **PARTS[part])
+    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
+    logits, embedding = prepare(ours, Preprocessing(), "fp32", "cpu", batch_size=2)(patchify(images, 8))
+    floats = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    torch.testing.assert_close(logits, ours(floats), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(embedding, ours.forward_head(ours.forward_features(floats), pre_logits=True), atol=1e-5, rtol=1e-4)
+
+
+HYBRIDS = {
+    "R+Ti/16": "vit_tiny_r_s16_p8_224",
+    "R26+S/32": "vit_small_r26_s32_224",
+    "R50+B/16": "vit_base_r50_s16_224",
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_hybrid_is_timms_but_for_the_documented_eps(randomised, monkeypatch, name):
+    theirs = randomised(timm.create_model(HYBRIDS[name], img_size=64, num_classes=7))
+    config = config_of(theirs)
+    assert config == variant(name, image_size=64, num_classes=7)
+    ours = VisionTransformer(config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    assert num_params(config) == sum(parameter.numel() for parameter in theirs.parameters())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        difference = (ours(x) - theirs(x)).abs().max()
+        monkeypatch.setattr(vit_model.hybrid.StdConv, "standardised", _timms_standardised)
+        torch.testing.assert_close(ours(x), theirs(x), atol=5e-5, rtol=1e-4)
+    assert difference < 5e-3, "more than an eps is different"
+
+
+def _timms_standardised(self) -> torch.Tensor:
+    variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
+    return (self.weight - mean) / (variance + 1e-8).sqrt()
+
+
+def test_a_hybrid_says_that_it_takes_images():
+    config = ViTConfig(image_size=64, patch_size=32, width=32, depth=1, heads=2, mlp_dim=64, num_classes=2, resnet=())
+    with pytest.raises(ModelError, match="a hybrid takes images"):
+        prepare(VisionTransformer(config), Preprocessing(), "fp32", "cpu")
+
+
+@pytest.mark.parametrize("position", ["none", "learned-1d", "learned-2d", "sincos-2d", "sincos-2d-mae"])
+@pytest.mark.parametrize("position_at", ["stem", "every-layer", "every-layer-shared"])
+def test_every_position_of_table_8_runs_learns_and_counts(position, position_at):
+    config = ViTConfig(32, 8, 32, 3, 2, 64, num_classes=4, position=position, position_at=position_at)
+    model = VisionTransformer(config)
+    assert num_params(config) == sum(parameter.numel() for parameter in model.parameters())
+    nn.init.normal_(model.head.weight)
+    x = torch.randn(2, 3, 32, 32)
+    model(x).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    shuffled = patchify(x.permute(0, 2, 3, 1), 8)[:, torch.randperm(16)]
+    same = torch.allclose(model(shuffled), model(x), atol=1e-5)
+    assert same == (position == "none"), "without positions the order of the patches is unknown, with them it is not"
+
+
+def test_dropout_and_drop_path_act_in_training_only():
+    config = ViTConfig(32, 8, 32, 3, 2, 64, num_classes=4, dropout=0.5, drop_path=0.5)
+    model, x = VisionTransformer(config), torch.randn(2, 3, 32, 32)
+    nn.init.normal_(model.head.weight)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_the_pretraining_head_has_a_tanh_and_fine_tuning_replaces_all_of_it_by_zeros():
+    config = ViTConfig(32, 8, 32, 2, 2, 64, num_classes=4, representation_size=16)
+    model, x = VisionTransformer(config).eval(), torch.randn(2, 3, 32, 32)
+    y = model.pool(model.forward_features(x))
+    expected = torch.tanh(F.linear(y, model.pre_logits.weight, model.pre_logits.bias))
+    torch.testing.assert_close(model.forward_head(model.forward_features(x), pre_logits=True), expected)
+    assert expected.shape == (2, config.embedding_dim)
+    model.replace_head(9)
+    assert torch.equal(model(x), torch.zeros(2, 9)) and model.config.representation_size == 0

@@ -1,10 +1,15 @@
 """What the model tests share: weights in which no parameter is zero, and a tiny config."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from tests.vit_model.pictures import SMALL_DECODER
 from vit_model.config import ViTConfig
+from vit_model.model import VisionTransformer
+from vit_model.objectives import MaskedAutoencoder
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +34,18 @@ def randomised():
         return model.eval()
 
     return randomise
+
+
+@pytest.fixture
+def headless(tiny) -> ViTConfig:
+    return replace(tiny, num_classes=0)  # 24 patches of 8 x 8 pixels, 4 down and 6 across
+
+
+@pytest.fixture
+def encoder(headless, randomised) -> VisionTransformer:
+    return randomised(VisionTransformer(headless))
+
+
+@pytest.fixture
+def mae(encoder, randomised) -> MaskedAutoencoder:
+    return randomised(MaskedAutoencoder(encoder, **SMALL_DECODER), seed=1)

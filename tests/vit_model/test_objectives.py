@@ -1,50 +1,24 @@
+"""Supervised training, masked patch prediction, and what all objectives promise."""
+
 import io
 import math
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import PatchEmbed as TimmPatchEmbed
 from torch import nn
 
+from tests.vit_model.pictures import SMALL_DECODER, picture_patches, seeded
 from vit_model import objectives
 from vit_model.config import ModelError, ViTConfig
 from vit_model.model import VisionTransformer
 from vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Supervised
-from vit_model.patches import patchify, unpatchify
+from vit_model.patches import patchify
 
-SMALL_DECODER = {"width": 24, "depth": 2, "heads": 2}
 TARGETS = ["mean_colour", "colours_4x4", "pixels"]
-
-
-@pytest.fixture
-def headless(tiny) -> ViTConfig:
-    return replace(tiny, num_classes=0)  # 24 patches of 8 x 8 pixels, 4 down and 6 across
-
-
-@pytest.fixture
-def encoder(headless, randomised) -> VisionTransformer:
-    return randomised(VisionTransformer(headless))
-
-
-@pytest.fixture
-def mae(encoder, randomised) -> MaskedAutoencoder:
-    return randomised(MaskedAutoencoder(encoder, **SMALL_DECODER), seed=1)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def picture_patches(config: ViTConfig, batch: int = 2, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised floats and the uint8 patches that they come from."""
-    pixels = torch.randint(256, (batch, config.num_patches, config.patch_dim), dtype=torch.uint8, generator=seeded(seed))
-    return (pixels / 255 - 0.5) / 0.25, pixels
 
 
 # ---- supervised -----------------------------------------------------------------------------------------------------------
@@ -207,187 +181,6 @@ def test_a_mask_token_knows_its_place_and_nothing_of_the_patch(encoder):
     assert torch.equal(before[:, :8], after[:, :8])
     z = encoder.prepend(before)[0, 1:]
     assert (z[0] - z[1]).abs().max() > 1e-3  # positions are added after the corruption
-
-
-# ---- masked autoencoder ---------------------------------------------------------------------------------------------------
-
-
-class PublishedMAE(nn.Module):
-    """Masked autoencoder written from the published algorithm on timm's layers, images in, noise given."""
-
-    def __init__(self, config: ViTConfig, width: int, depth: int, heads: int):
-        super().__init__()
-        self.config, D = config, config.width
-        self.patch_embed = TimmPatchEmbed(config.image_size, config.patch_size, 3, D)
-        self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, D)), nn.Parameter(torch.zeros(1, 25, D))
-        self.blocks = nn.ModuleList(self.block(D, config.heads, config.mlp_dim) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(D, eps=1e-6)
-        self.decoder = nn.Module()
-        self.decoder.embed, self.decoder.predict = nn.Linear(D, width), nn.Linear(width, config.patch_dim)
-        self.decoder.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder.blocks = nn.ModuleList(self.block(width, heads, 4 * width) for _ in range(depth))
-        self.decoder.norm = nn.LayerNorm(width, eps=1e-6)
-        self.decoder.register_buffer("positions", torch.tensor(self.sincos(width), dtype=torch.float32)[None])
-
-    def block(self, width, heads, mlp_dim):
-        return TimmBlock(width, heads, mlp_ratio=mlp_dim / width, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-
-    def sincos(self, width):
-        table = [[0.0] * width]
-        for y in range(self.config.grid[0]):
-            for x in range(self.config.grid[1]):
-                angles = [[at / 10000 ** (i / (width / 4)) for i in range(width // 4)] for at in (x, y)]
-                table.append([f(a) for side in angles for f in (math.sin, math.cos) for a in side])
-        return table
-
-    def forward(self, images, noise):
-        x = self.patch_embed(images) + self.pos_embed[:, 1:]
-        B, N, _ = x.shape
-        keep = int(N * 0.25)
-        shuffle = noise.argsort(dim=1)
-        restore = shuffle.argsort(dim=1)
-        x = torch.stack([x[b, shuffle[b, :keep]] for b in range(B)])
-        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).repeat(B, 1, 1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        x = self.decoder.embed(self.norm(x))
-        tokens = torch.cat([x[:, 1:], self.decoder.mask_token.repeat(B, N - keep, 1)], dim=1)
-        tokens = torch.stack([tokens[b, restore[b]] for b in range(B)])
-        x = torch.cat([x[:, :1], tokens], dim=1) + self.decoder.positions
-        for block in self.decoder.blocks:
-            x = block(x)
-        predicted = self.decoder.predict(self.decoder.norm(x))[:, 1:]
-        return self.loss(images, predicted, shuffle[:, keep:])
-
-    def loss(self, images, predicted, masked):
-        p, columns, total, count = self.config.patch_size, self.config.grid[1], 0.0, 0
-        for b in range(len(images)):
-            for n in masked[b].tolist():
-                top, left = n // columns * p, n % columns * p
-                target = images[b, :, top : top + p, left : left + p].permute(1, 2, 0).flatten()
-                mean = target.sum() / len(target)
-                variance = ((target - mean) ** 2).sum() / (len(target) - 1)
-                total = total + ((predicted[b, n] - (target - mean) / (variance + 1e-6) ** 0.5) ** 2).sum() / len(target)
-                count += 1
-        return total / count
-
-
-def published_twin(mae: MaskedAutoencoder) -> PublishedMAE:
-    twin = PublishedMAE(mae.encoder.config, **SMALL_DECODER)
-    state = {key.removeprefix("encoder."): value.clone() for key, value in mae.state_dict().items()}
-    assert (state.pop("decoder.positions") - twin.decoder.positions).abs().max() < 1e-6
-    missing, unexpected = twin.load_state_dict(state, strict=False)
-    assert (missing, unexpected) == (["decoder.positions"], [])
-    return twin
-
-
-def both_losses(mae: MaskedAutoencoder) -> tuple[torch.Tensor, torch.Tensor, PublishedMAE]:
-    """Ours and the published algorithm's, from the same random numbers."""
-    config, twin = mae.encoder.config, published_twin(mae)
-    patches, _ = picture_patches(config, batch=3)
-    images = unpatchify(patches, config.grid, config.patch_size).permute(0, 3, 1, 2)
-    ours, _ = mae(patches, generator=seeded(3))
-    return ours, twin(images, torch.rand(3, 24, generator=seeded(3))), twin
-
-
-def test_loss_and_every_gradient_are_the_published_algorithms(mae):
-    ours, published, twin = both_losses(mae)
-    assert ours.item() == pytest.approx(published.item(), abs=1e-6)
-    ours.backward()
-    published.backward()
-    expected = {name: parameter.grad for name, parameter in twin.named_parameters()}
-    for name, parameter in mae.named_parameters():
-        gradient = expected.pop(name.removeprefix("encoder."))
-        assert gradient.abs().max() > (1e-4 if "qkv.bias" not in name else 0), name  # there is something to compare
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5, msg=name)
-    assert not expected
-
-
-def positions_after_masking(self, patches, visible):
-    z = objectives.take(self.encoder.patch_embed(patches), visible)
-    places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.arange(self.visible)])
-    cls = self.encoder.cls_token.expand(len(z), -1, -1)
-    return self.encoder.encode(torch.cat([cls, z], dim=1) + self.encoder.pos_embed[:, places])
-
-
-def loss_over_all_patches(self, painted, patches, masked):
-    return objectives._regression(painted, objectives.standardised(patches))
-
-
-def restored_in_the_wrong_order(self, latent, restore, forward=objectives.Decoder.forward):
-    return forward(self, latent, restore.argsort(dim=1))
-
-
-def biased_variance(patches):
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
-    return (patches - mean) / (variance + 1e-6).sqrt()
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "wrong"),
-    [
-        (MaskedAutoencoder, "encode_visible", positions_after_masking),
-        (MaskedAutoencoder, "score", loss_over_all_patches),
-        (objectives.Decoder, "forward", restored_in_the_wrong_order),
-        (objectives, "standardised", biased_variance),
-        (objectives, "standardised", lambda patches: patches),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_a_wrong_variant_is_caught_by_the_tolerance(mae, monkeypatch, owner, name, wrong):
-    monkeypatch.setattr(owner, name, wrong)
-    ours, published, _ = both_losses(mae)
-    assert abs(ours.item() - published.item()) > 1e-4
-
-
-def test_the_decoders_positions_are_maes_and_not_mocos_with_zero_rows_for_the_prefix(headless):
-    config = replace(headless, width=24, heads=2)
-    table = objectives.Decoder(config, latent_width=32, prefix=3).positions
-    assert table.shape == (1, 27, 24) and not table[:, :3].any() and table[:, 3:].any(-1).all()
-    x, y, i, quarter = 5, 1, 3, 6
-    row = table[0, 3 + 6 * y + x]
-    assert row[i].item() == pytest.approx(math.sin(x / 10000 ** (i / quarter)))
-    assert row[i].item() != pytest.approx(math.sin(x / 10000 ** (i / (quarter - 1))), abs=1e-3)
-    assert row[3 * quarter + i].item() == pytest.approx(math.cos(y / 10000 ** (i / quarter)))
-
-
-def test_the_encoder_sees_the_visible_patches_only(mae):
-    patches, _ = picture_patches(mae.encoder.config)
-    visible = torch.tensor([[4, 17, 2, 9, 23, 0]] * 2)
-    latent = mae.encode_visible(patches, visible)
-    assert latent.shape == (2, 1 + 6, 32)
-    for place in range(24):
-        changed = patches.clone()
-        changed[:, place] += 1
-        same = torch.equal(mae.encode_visible(changed, visible), latent)
-        assert same == (place not in visible[0].tolist())
-
-
-def test_the_decoder_puts_every_token_back_in_its_place(mae, monkeypatch):
-    """With positions of zero and no blocks, what is painted at a place is a function of the token that belongs there."""
-    mae.decoder.positions.zero_()
-    mae.decoder.blocks = nn.Sequential()
-    patches, _ = picture_patches(mae.encoder.config)
-    order = objectives.random_order(patches, seeded(4))
-    latent = mae.encode_visible(patches, order[:, :6])
-    painted = mae.decoder(latent, order.argsort(dim=1))
-    rest = mae.decoder.predict(mae.decoder.norm(mae.decoder.mask_token))[0, 0]
-    for image in range(2):
-        alone = mae.decoder.predict(mae.decoder.norm(mae.decoder.embed(latent[image, 1:])))
-        for place in range(24):
-            at = order[image].tolist().index(place)
-            torch.testing.assert_close(painted[image, place], alone[at] if at < 6 else rest)
-
-
-def test_what_is_painted_in_a_hole_depends_on_where_the_hole_is(mae):
-    patches, _ = picture_patches(mae.encoder.config)
-    order = objectives.random_order(patches, seeded(4))
-    latent, holes = mae.encode_visible(patches, order[:, :6]), order[0, 6:]
-    painted = mae.decoder(latent, order.argsort(dim=1))[0, holes]
-    mae.decoder.positions.zero_()
-    everywhere_the_same = mae.decoder(latent, order.argsort(dim=1))[0, holes]
-    assert (painted[0] - painted[1:]).abs().amax(-1).min() > 1e-3
-    assert (everywhere_the_same[0] - everywhere_the_same[1:]).abs().max() < 1e-6
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pipeline.cluster import cores, ray_session
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
 from pipeline.source import find_shards
-from pipeline.storage import is_local, open_filesystem
+from pipeline.storage import full_uri, is_local, open_filesystem
 from pipeline.training_data import Augmentation, Survey, assign, batches, survey, training_dataset
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint, random, save_folder
@@ -65,6 +65,8 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
     """
     if request.config.resnet is not None:
         raise UserError("a hybrid with a ResNet stem takes images, and training streams patches for now: choose a plain variant", 2)
+    # A worker runs in a folder of its own: what is relative here would be somewhere else there.
+    request = replace(request, output=full_uri(*open_filesystem(request.output, request.storage_options)))
     _check_output(request.output, request.storage_options)
     shards = find_shards(list(request.sources), storage_options=request.storage_options).shards
     with ray_session(request.address):

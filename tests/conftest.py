@@ -24,9 +24,10 @@ def small_model(tmp_path_factory) -> Path:
 def wordsworth():
     """Run the command line in a process of its own; the finished process, its output captured as text."""
 
-    def run(*arguments, env: dict | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+    def run(*arguments, env: dict | None = None, timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "jobs", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})})
+        env = {**os.environ, **(env or {})}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd)
 
     return run
 

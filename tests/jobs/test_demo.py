@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 
 def test_the_demo_learns_real_handwriting_and_labels_what_was_held_out(tmp_path, wordsworth):
-    done = wordsworth("demo", "--output", tmp_path / "demo", timeout=500)
+    done = wordsworth("demo", timeout=500, cwd=tmp_path)  # into ./demo: relative paths must mean the same in every worker
     assert done.returncode == 0, done.stdout + done.stderr
     accuracy = float(re.search(r"held-out accuracy\s+([\d.]+)", done.stdout)[1])
     rows = pq.read_table(tmp_path / "demo" / "labels" / "predictions").to_pylist()

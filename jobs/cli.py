@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "Prove that every input sample of a run has exactly one row.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
+    "convert": "Write a model in the form that timm, transformers or Google's code opens.",
     "models": "List the variants: layers, width, heads, parameters, GFLOPs.",
     "demo": "The whole story on real handwriting, in a few minutes.",
 }

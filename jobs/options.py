@@ -24,9 +24,9 @@ class ModelOptions:
     """Which weights, and how pictures are brought to them."""
 
     model: str
-    "A model folder, timm:NAME, or a variant such as S/16."
+    "A model folder or file of weights, timm:NAME, hf:NAME, or a variant such as S/16."
     weights: str | None = None
-    "A .safetensors or .pth file in place of the model's own weights; architecture, preprocessing and labels stay."
+    "A .safetensors, .npz or .pth file in place of the model's own weights; architecture, preprocessing and labels stay."
     labels: str | None = None
     "A file with the class names, one a line."
     allow_random_weights: Annotated[bool, Parameter(negative="", show_default=False)] = False

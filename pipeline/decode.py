@@ -159,19 +159,21 @@ def fit(image: Image.Image, preprocessing: Preprocessing, image_size: tuple[int,
     for tall pictures, of which Pillow may resample the region in another order than the whole.
     """
     (height, width), (source_width, source_height) = image_size, image.size
-    resized_width, resized_height = _resized(image.size, image_size, preprocessing.crop_pct)
+    resized_width, resized_height = _resized(image.size, image_size, preprocessing)
     left, top = round((resized_width - width) / 2), round((resized_height - height) / 2)
     to_x, to_y = source_width / resized_width, source_height / resized_height
     box = (left * to_x, top * to_y, (left + width) * to_x, (top + height) * to_y)
     return resize_box(image, box, preprocessing, image_size)
 
 
-def _resized(source: tuple[int, int], image_size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
-    """(width, height) that covers image_size / crop_pct with the source's aspect ratio, to the pixel as timm has it.
+def _resized(source: tuple[int, int], image_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """(width, height) that covers image_size / crop_pct with the source's aspect ratio, or squashed: to the pixel as timm has it.
 
     The tight side is the target itself: 427 * (235 / 427) is 234.99..., and a picture one pixel smaller is another crop.
     """
-    (source_width, source_height), (height, width) = source, (math.floor(side / crop_pct) for side in image_size)
+    (source_width, source_height), (height, width) = source, (math.floor(side / preprocessing.crop_pct) for side in image_size)
+    if preprocessing.crop_mode == "squash":
+        return width, height
     whole = math.floor if width == height else round  # torchvision's Resize; timm's own for other shapes
     if source_width * height >= source_height * width:
         return whole(source_width * height / source_height), height

@@ -37,8 +37,6 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
 
     Raises UserError for a source or an output that cannot be used, and at the end for shards that the store did not give.
     """
-    if checkpoint.config.resnet is not None:
-        raise UserError(f"{request.model} is a hybrid with a ResNet stem, which takes images: labelling takes patches for now", 2)
     run = RunFolder(request.output, request.storage_options)
     asked = asked_for(request, checkpoint)
     plan = run.plan()

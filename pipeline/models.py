@@ -1,5 +1,6 @@
-"""What --model means: a model folder anywhere, timm:NAME, or a variant with weights from a file."""
+"""What --model means: a folder or file of weights anywhere, timm:NAME, hf:NAME, or a variant with weights from a file."""
 
+import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -10,10 +11,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.storage import is_local, open_filesystem, public
 from vit_model import checkpoint as formats
-from vit_model.checkpoint import Checkpoint
-from vit_model.config import VARIANTS, Preprocessing, variant
-
-MODEL_FILES = ("config.json", "model.safetensors", "labels.txt")
+from vit_model.checkpoint import WEIGHT_SUFFIXES, Checkpoint
+from vit_model.config import VARIANTS, Preprocessing, ViTConfig, variant, variant_name
 
 
 def load_model(
@@ -33,6 +32,10 @@ def load_model(
     with tempfile.TemporaryDirectory(prefix="wordsworth-model-") as scratch:  # for what has to be fetched from a store
         store = _Store(Path(scratch), storage_options)
         found = _find(model, store.file("weights", weights) if weights else None, allow_random_weights, seed, note, store)
+    if left := found.extra.get("left_out"):
+        note(
+            f"{left} tensors of {found.extra['weights']} are no part of the model that labels (another tower, a decoder): left out"
+        )
     if labels:
         found = replace(found, labels=_read_labels(labels, found.config.num_classes, storage_options))
     return replace(found, preprocessing=replace(found.preprocessing, **(overrides or {})))
@@ -43,28 +46,73 @@ def _find(
 ) -> Checkpoint:
     if model.startswith("timm:"):
         return formats.from_timm(model.removeprefix("timm:"), weights)
-    if re.fullmatch(r"[A-Za-z0-9]+/\d+", model) and model.split("/")[0] in VARIANTS:
+    if re.fullmatch(r"[A-Za-z0-9+]+/\d+", model) and model.split("/")[0].split("+")[-1] in VARIANTS:
         return _variant(model, weights, allow_random, seed, note)
-    known = formats.load_folder(store.model_folder(model))
+    known = _hub(model.removeprefix("hf:")) if model.startswith("hf:") else _file_or_folder(store.model(model))
     if weights is None:
         return known
-    return replace(known, state=formats.fit(known.config, formats.load_weights(weights), str(weights)))
+    from vit_model.foreign import weights_for
+
+    config, state = weights_for(known.config, weights)
+    _say_switches(known.config, config, weights, note)
+    return replace(known, config=config, state=state, extra={"weights": weights.name})
+
+
+def _hub(name: str) -> Checkpoint:
+    from vit_model import hf_models
+
+    return hf_models.from_hub(name)
+
+
+def _file_or_folder(path: Path) -> Checkpoint:
+    """Ours, or by what its config.json is like one of Hugging Face's, timm's or OpenCLIP's."""
+    from vit_model import foreign, hf_models
+
+    if path.is_file():
+        return foreign.from_file(path)
+    config = path / "config.json"
+    try:
+        about = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except ValueError:
+        about = {}  # load_folder will say what is wrong with it
+    if "architecture" in about:
+        return formats.from_timm(f"local-dir:{path}")
+    if "model_type" in about or not config.is_file():
+        return hf_models.from_folder(path)
+    return formats.load_folder(path)
 
 
 def _variant(model: str, weights: Path | None, allow_random: bool, seed: int, note: Callable[[str], None]) -> Checkpoint:
     if weights is not None:
-        state = formats.load_weights(weights)
-        classes = len(state["head.weight"]) if "head.weight" in state else 0
-        config = variant(model, num_classes=classes)
-        return Checkpoint(config, Preprocessing(), None, formats.fit(config, state, str(weights)), {})
+        return _variant_with(model, weights)
     if not allow_random:
         raise UserError(
-            f"--model {model} names an architecture but no weights: add --weights FILE, or use a model folder or timm:NAME "
+            f"--model {model} names an architecture but no weights: add --weights FILE, or use a folder, timm:NAME or hf:NAME "
             "(--allow-random-weights tries the pipeline without)",
             exit_code=2,
         )
     note(f"{model} has RANDOM weights: the labels mean nothing")
     return formats.random(variant(model), Preprocessing(), seed)
+
+
+def _variant_with(model: str, weights: Path) -> Checkpoint:
+    """The file says the rest (classes, image size, optional parts), its format the switches; the variant must be the one named."""
+    from vit_model import foreign
+
+    found = foreign.translate(formats.load_weights(weights), weights)
+    variant(model)  # or it is refused
+    config = foreign.architecture(found, weights)
+    if variant_name(config) != model:
+        what = variant_name(config) or f"a model {config.width} wide and {config.depth} deep with patches of {config.patch_size}"
+        raise UserError(f"{public(str(weights))} holds the weights of {what}, not of {model}", exit_code=2)
+    return foreign.checkpoint_of(found, config, found.format.preprocessing or Preprocessing(), None, weights)
+
+
+def _say_switches(named: ViTConfig, used: ViTConfig, weights: Path, note: Callable[[str], None]) -> None:
+    """Loudly: these weights are of code that computes something else than the model that was named."""
+    changed = [f"{name} {getattr(used, name)}" for name in ("gelu", "norm_eps") if getattr(used, name) != getattr(named, name)]
+    if changed:
+        note(f"{weights.name} was trained with {' and '.join(changed)}, which is used in place of the named model's")
 
 
 @dataclass
@@ -74,30 +122,53 @@ class _Store:
     scratch: Path
     options: dict[str, Any] | None
 
-    def model_folder(self, uri: str) -> Path:
+    def model(self, uri: str) -> Path:
+        """A model folder, or a single file of weights."""
         fs, path = open_filesystem(uri, self.options)
-        if not fs.exists(f"{path}/config.json"):
-            hint = "give its architecture with --model and the file with --weights" if fs.isfile(path) else "no such model folder"
-            known = f"model folders, timm:NAME, and variants ({', '.join(f'{name}/16' for name in VARIANTS)}, ...)"
+        if path.endswith(WEIGHT_SUFFIXES) and fs.isfile(path):
+            return self._fetched(fs, path)
+        names = _model_files(fs, path) if fs.isdir(path) else []
+        if not any(name in ("config.json", "open_clip_config.json") for name in names):
+            hint = "a file must end in " + ", ".join(WEIGHT_SUFFIXES) if fs.isfile(path) else "no such model folder"
+            known = (
+                f"model folders, files of weights, timm:NAME, hf:NAME, and variants ({', '.join(f'{v}/16' for v in VARIANTS)}, ...)"
+            )
             raise UserError(f"unknown model {public(uri)}: {hint}; known are {known}", exit_code=2)
         if is_local(fs):
             return Path(path)
-        local = self.scratch / "model"
-        local.mkdir()
-        for name in MODEL_FILES:
-            if fs.exists(f"{path}/{name}"):
-                fs.get_file(f"{path}/{name}", str(local / name))
-        return local
+        for name in names:
+            self._fetched(fs, f"{path.rstrip('/')}/{name}", self.scratch / "model")
+        return self.scratch / "model"
 
     def file(self, option: str, uri: str) -> Path:
         fs, path = open_filesystem(uri, self.options)
         if not fs.isfile(path):
             raise UserError(f"--{option} {public(uri)}: no such file", exit_code=2)
+        return self._fetched(fs, path)
+
+    def _fetched(self, fs: Any, path: str, folder: Path | None = None) -> Path:
         if is_local(fs):
             return Path(path)
-        local = self.scratch / path.rpartition("/")[2]
+        folder = folder or self.scratch
+        folder.mkdir(exist_ok=True)
+        local = folder / path.rpartition("/")[2]
         fs.get_file(path, str(local))
         return local
+
+
+def _model_files(fs: Any, path: str) -> list[str]:
+    """The files of a model folder that are worth fetching: configs, labels, weights (torch's own only where there are no others)."""
+    names = sorted(name.rpartition("/")[2] for name in fs.ls(path, detail=False))
+    safe = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
+    kept = (".json", ".safetensors", "labels.txt") if safe else (".json", ".bin", "labels.txt")
+    return [name for name in names if name.endswith(kept)]
+
+
+def publish(folder: Path, uri: str, storage_options: dict[str, Any] | None = None) -> None:
+    """Copy a model's files to a store; config.json vouches for the rest, and so is the last."""
+    fs, path = open_filesystem(uri, storage_options)
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):
+        fs.pipe_file(f"{path.rstrip('/')}/{file.name}", file.read_bytes())
 
 
 def _read_labels(uri: str, num_classes: int, storage_options: dict[str, Any] | None) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from torch import nn
 from pipeline.cluster import cores, ray_session
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
+from pipeline.models import publish
 from pipeline.source import find_shards
 from pipeline.storage import full_uri, is_local, open_filesystem
 from pipeline.training_data import Augmentation, Survey, assign, batches, survey, training_dataset
@@ -63,8 +63,6 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
 
     Raises UserError for data that cannot be trained on, for workers that do not fit, and for a loss that is not a number.
     """
-    if request.config.resnet is not None:
-        raise UserError("a hybrid with a ResNet stem takes images, and training streams patches for now: choose a plain variant", 2)
     # A worker runs in a folder of its own: what is relative here would be somewhere else there.
     request = replace(request, output=full_uri(*open_filesystem(request.output, request.storage_options)))
     _check_output(request.output, request.storage_options)
@@ -304,6 +302,4 @@ def _save(request: TrainRequest, model: nn.Module, metrics: dict[str, Any]) -> N
         return
     with tempfile.TemporaryDirectory() as folder:
         save_folder(folder, checkpoint)
-        names = sorted(os.listdir(folder), key=lambda name: name == "config.json")  # config.json vouches for the rest: last
-        for name in names:
-            fs.pipe_file(f"{path.rstrip('/')}/{name}", Path(folder, name).read_bytes())
+        publish(Path(folder), request.output, request.storage_options)

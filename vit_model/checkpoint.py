@@ -8,20 +8,23 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
+import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from vit_model.config import ModelError, Preprocessing, ViTConfig, variant_name
 from vit_model.model import VisionTransformer
 from vit_model.position import resampled
 
 State = dict[str, torch.Tensor]
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 SHOWN = 3  # keys named in a message; the rest are counted
 
 
@@ -116,15 +119,16 @@ def save_folder(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write a model folder. Every file appears whole or not at all; config.json is last and so vouches for the rest."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "model.safetensors", safetensors.torch.save(_savable(checkpoint.state)))
+    replace_file(folder / "model.safetensors", safetensors.torch.save(_savable(checkpoint.state)))
     if checkpoint.labels is None:
         (folder / "labels.txt").unlink(missing_ok=True)  # of a model that was here before
     else:
-        _replace(folder / "labels.txt", "".join(f"{label}\n" for label in checkpoint.labels).encode())
-    _replace(folder / "config.json", json.dumps(checkpoint._about(), indent=2).encode() + b"\n")
+        replace_file(folder / "labels.txt", "".join(f"{label}\n" for label in checkpoint.labels).encode())
+    replace_file(folder / "config.json", json.dumps(checkpoint._about(), indent=2).encode() + b"\n")
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -171,27 +175,31 @@ def first_line(error: Exception) -> str:
 
 
 def load_weights(path: str | Path) -> State:
-    """Read a file of tensors: .safetensors, or .pth, .pt, .bin read by torch with `weights_only`.
+    """Read a file of tensors: .safetensors, .npz without pickles, or .pth, .pt, .bin read by torch with `weights_only`.
 
-    A {"model": ...} or {"state_dict": ...} around the tensors is taken off.
+    A {"model": ...} or {"state_dict": ...} around the tensors is taken off; names stay as they are.
 
     Raises:
         ModelError: no such file, another format, or a file that holds anything but named tensors.
     """
     path = Path(path)
-    readers = {".safetensors": safetensors.torch.load_file} | dict.fromkeys((".pth", ".pt", ".bin"), _load_torch)
+    readers = {".safetensors": safetensors.torch.load_file, ".npz": _load_npz} | dict.fromkeys((".pth", ".pt", ".bin"), _load_torch)
     if path.suffix not in readers:
         raise ModelError(f"{path}: weights must be a file that ends in {', '.join(readers)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
         state = readers[path.suffix](path)
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise ModelError(f"{path} is a TorchScript archive, which holds code; save its state_dict alone") from error
+        raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than tensors, or is not a torch file, and was not opened; save its state_dict alone "
             f"(safetensors is best)"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, EOFError, OSError, ValueError, BadZipFile) as error:
         raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ModelError(f"{path} is not a dictionary of named tensors; save the model's state_dict alone")
@@ -206,11 +214,36 @@ def _load_torch(path: Path) -> Any:
     return state
 
 
-def fit(config: ViTConfig, state: State, where: str | Path) -> State:
+def _load_npz(path: Path) -> State:
+    """numpy's own refusal of pickled objects is a ValueError. JAX stores bfloat16 as two bytes without a type."""
+    state = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
+            state[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if bfloat16 else torch.from_numpy(array)
+    return state
+
+
+def saved_checkpoint(path: str | Path) -> Checkpoint | None:
+    """The model in a .safetensors file that `Checkpoint.to_bytes` made, or None if it is a file of tensors alone."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            ours = "checkpoint" in (file.metadata() or {})
+        return Checkpoint.from_bytes(path.read_bytes()) if ours else None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a model: {first_line(error)}") from error
+
+
+def fit(config: ViTConfig, state: State, where: str | Path, called: Callable[[str], str] = str) -> State:
     """Check that the weights are exactly those of the config, and give them as float32.
 
     Args:
         where: what to call the weights in a message.
+        called: what a missing tensor would be called in the file.
 
     Raises:
         ModelError: keys are missing, unexpected or of another shape; nothing is dropped silently.
@@ -219,7 +252,7 @@ def fit(config: ViTConfig, state: State, where: str | Path) -> State:
         model = VisionTransformer(config).state_dict()
     shared = [key for key in model if key in state]
     complaints = [
-        _some("missing", [key for key in model if key not in state]),
+        _some("missing", [called(key) for key in model if key not in state]),
         _some("unexpected", [key for key in state if key not in model]),
         _some("misfitting", [m for key in shared if (m := _misfit(key, state[key], model[key]))]),
     ]

@@ -9,10 +9,11 @@ from typing import Any, Self
 GELUS = ("exact", "tanh", "quick")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EXIF = ("apply", "ignore")
-POOLS = ("token", "avg", "map")
+CROP_MODES = ("center", "squash")
+POOLS = ("token", "avg", "map", "distilled")
 POSITIONS = ("learned-1d", "none", "learned-2d", "sincos-2d", "sincos-2d-mae")
 POSITIONS_AT = ("stem", "every-layer", "every-layer-shared")
-POS_INTERP = ("timm", "google", "hf")
+POS_INTERP = ("timm", "google", "hf", "dinov2")
 
 # name: (width, depth, mlp_dim, heads). Ti and S: DeiT and AugReg; B, L and H: Table 1 of the paper; M, So400m, g and G:
 # "Scaling Vision Transformers" (arXiv 2106.04560) and its successors, as big_vision decodes them.
@@ -90,15 +91,18 @@ class ViTConfig:
     registers: int = 0  # learned tokens after [class], without a position (arXiv 2309.16588)
     position: str = "learned-1d"  # one of POSITIONS; "sincos-2d-mae" is MAE's spacing of the frequencies
     position_at: str = "stem"  # where it is added (Table 8): "stem" | "every-layer" | "every-layer-shared"
-    pos_interp: str = "timm"  # whose way of resampling the table the checkpoint expects: "timm" | "google" | "hf"
+    pos_interp: str = "timm"  # whose way of resampling the table the checkpoint expects: one of POS_INTERP
     norm_pre: bool = False  # a norm before the first block (CLIP)
     patch_bias: bool = True
     qkv_bias: bool = True
     qk_norm: bool = False  # a norm of every head's queries and keys (ViT-22B)
     layer_scale: float = 0.0  # how the scale of every residual branch starts; 0: there is none
-    pool: str = "token"  # "token": [class] | "avg": mean of the patches | "map": a latent attends to the patches (SigLIP)
+    # "token": [class] | "avg": mean of the patches | "map": a latent attends to the patches (SigLIP)
+    # "distilled": [class] and the first register, DeiT's distillation token, side by side
+    pool: str = "token"
     pool_norm: bool = False  # the final norm comes after pooling (timm's fc_norm), not before
     representation_size: int = 0  # hidden layer of the pre-training head, with tanh; 0: there is none
+    projection: bool = False  # that layer is a matrix and nothing else: CLIP's way into the space it shares with texts
     head_bias: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; it grows linearly over the depth
@@ -146,6 +150,10 @@ class ViTConfig:
     def _check_parts(self) -> None:
         if self.pool == "token" and not self.class_token:
             raise ModelError("pool is 'token' but class_token is false; pool 'avg' or 'map' needs no class token")
+        if self.pool == "distilled" and not (self.class_token and self.registers and not self.representation_size):
+            raise ModelError("pool 'distilled' needs a class token, a register and no hidden layer in the head")
+        if self.projection and not self.representation_size:
+            raise ModelError("projection is true but representation_size, its width, is 0")
         divisor = {"learned-2d": 2, "sincos-2d": 4, "sincos-2d-mae": 4}.get(self.position, 1)
         if self.width % divisor:
             raise ModelError(f"width {self.width} is not a multiple of {divisor}, which position {self.position!r} needs")
@@ -180,7 +188,7 @@ class ViTConfig:
     @property
     def embedding_dim(self) -> int:
         """Length of the vector that enters the final linear layer."""
-        return self.representation_size or self.width
+        return self.representation_size or self.width * (2 if self.pool == "distilled" else 1)
 
     @property
     def stem_stride(self) -> int:
@@ -212,7 +220,8 @@ CHOICES = {"gelu": GELUS, "position": POSITIONS, "position_at": POSITIONS_AT, "p
 class Preprocessing:
     """From a decoded image to the pixels a model was trained on; it travels with the weights.
 
-    The shorter side is resized to image_size / crop_pct, the centre is cut out, and x becomes (x / 255 - mean) / std.
+    The shorter side is resized to image_size / crop_pct (crop_mode "center"), or both sides are, whatever becomes of the
+    aspect ratio ("squash"). The centre is cut out, and x becomes (x / 255 - mean) / std.
 
     Raises:
         ModelError: a value that cannot be used.
@@ -223,6 +232,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], RGB
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     exif: str = "apply"  # turn the image as its EXIF orientation says, or "ignore" it (as timm does)
+    crop_mode: str = "center"  # one of CROP_MODES
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -235,9 +245,11 @@ class Preprocessing:
             raise ModelError(f"crop_pct is {self.crop_pct!r}; it must be above 0 and at most 1")
         _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         _check_choice("exif", self.exif, EXIF)
+        _check_choice("crop_mode", self.crop_mode, CROP_MODES)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-able; the mode only where it is not the default, so that a fingerprint from before there was one still holds."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("crop_mode", "center")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -283,7 +295,8 @@ def num_params(config: ViTConfig) -> int:
     block = 4 * d + attention + mlp + 2 * d * (config.layer_scale > 0)
     pool = (d + 4 * d * d + 4 * d + 2 * d + mlp) if config.pool == "map" else 0
     e, r = config.embedding_dim, config.representation_size
-    return embedding + config.depth * block + 2 * d + pool + (d + 1) * r + (e + config.head_bias) * config.num_classes
+    hidden = (d + (not config.projection)) * r
+    return embedding + config.depth * block + 2 * d + pool + hidden + (e + config.head_bias) * config.num_classes
 
 
 def _position_numbers(config: ViTConfig) -> int:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ModelError, ViTConfig
+from vit_model.config import ViTConfig
 from vit_model.encoder import lecun_normal_
+from vit_model.patches import unpatchify
 
 STD_EPS = 1e-5  # beside the standard deviation, as in JAX; timm puts 1e-8 beside the variance: logits move by about 1e-4
 NORM_EPS = 1e-6  # flax's; timm has 1e-5
@@ -21,23 +22,30 @@ def pad_same(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> t
     return F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2), value=value)
 
 
-class StdConv(nn.Conv2d):
-    """A convolution whose kernels have mean 0 and deviation 1 over their inputs (arXiv 1903.10520)."""
+class SameConv(nn.Conv2d):
+    """A convolution without a bias, padded as TensorFlow's "SAME"."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1):
         super().__init__(channels, out, kernel, stride, bias=False)
 
-    def init_weights(self) -> None:
-        lecun_normal_(self.weight)
-
-    def standardised(self) -> torch.Tensor:
-        """(out, in, k, k): (w - mean) / (std + eps), the population's deviation."""
-        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        return (self.weight - mean) / (std + STD_EPS)
+    def kernel(self) -> torch.Tensor:
+        return self.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in, H, W) -> (B, out, ceil(H / stride), ceil(W / stride))"""
-        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), self.standardised(), stride=self.stride)
+        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), self.kernel(), stride=self.stride)
+
+
+class StdConv(SameConv):
+    """A convolution whose kernels have mean 0 and deviation 1 over their inputs (arXiv 1903.10520)."""
+
+    def init_weights(self) -> None:
+        lecun_normal_(self.weight)
+
+    def kernel(self) -> torch.Tensor:
+        """(out, in, k, k): (w - mean) / (std + eps), the population's deviation."""
+        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        return (self.weight - mean) / (std + STD_EPS)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -120,6 +128,7 @@ class HybridEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        self.grid, self.patch_size = config.grid, config.patch_size
         self.backbone = ResNet(config.resnet) if config.resnet else Root()
         side = config.patch_size // config.stem_stride
         self.proj = nn.Conv2d(config.stem_channels, config.width, side, side, bias=config.patch_bias)
@@ -139,11 +148,17 @@ class HybridEmbed(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised float images (B, 3, H, W) -> (B, N, D).
-
-        Raises:
-            ModelError: anything but images, for a convolution sees across the borders of patches.
-        """
-        if x.ndim != 4:
-            raise ModelError(f"a hybrid takes images (B, 3, H, W), not patches: it was given a tensor of {tuple(x.shape)}")
+        """Normalised floats, images (B, 3, H, W) or all of their patches (B, N, P*P*3) -> (B, N, D)."""
+        if x.ndim == 3:
+            x = unpatchify(x, self.grid, self.patch_size).permute(0, 3, 1, 2)  # (B, 3, H, W)
         return self.proj(self.backbone(x)).flatten(2).transpose(1, 2)
+
+
+def fold_std_convs(model: nn.Module) -> None:
+    """Standardise the kernels once and for all; they are computed anew in every forward otherwise, as training needs it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, StdConv):
+                folded = SameConv(child.in_channels, child.out_channels, child.kernel_size[0], child.stride[0])
+                folded.weight = nn.Parameter(child.kernel().detach(), requires_grad=False)
+                setattr(module, name, folded)

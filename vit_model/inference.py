@@ -11,6 +11,7 @@ from torch import nn
 
 from vit_model.config import ModelError, Preprocessing
 from vit_model.encoder import LayerScale
+from vit_model.hybrid import HybridEmbed, fold_std_convs
 from vit_model.model import VisionTransformer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -77,6 +78,22 @@ class FoldedPatchEmbed(nn.Module):
         return F.linear(centred, self.weight, self.bias)
 
 
+class HybridOnPixels(nn.Module):
+    """A hybrid's stem that takes pixels as they are decoded. Its first layer pads with zeros, which stand for the mean
+    colour only after the normalisation: that cannot be folded and is computed in float32."""
+
+    def __init__(self, stem: HybridEmbed, preprocessing: Preprocessing):
+        super().__init__()
+        self.stem, self.preprocessing = stem, preprocessing
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, N, P*P*3) -> (B, N, D)"""
+        pixels = patches.float().unflatten(-1, (-1, 3)) / 255  # (B, N, P*P, 3)
+        # Not buffers: a cast of the model would round them, and the mean of a channel to half a level.
+        mean, std = (pixels.new_tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))  # (3,)
+        return self.stem(((pixels - mean) / std).flatten(-2).to(self.stem.proj.weight.dtype))
+
+
 class InferenceModel(nn.Module):
     """A model prepared by `prepare`."""
 
@@ -117,17 +134,16 @@ class FixedBatch(nn.Module):
 
 
 def fold_patch_embed(model: VisionTransformer, preprocessing: Preprocessing) -> None:
-    """Let the model take uint8 patches: normalisation becomes part of the patch embedding.
-
-    Raises:
-        ModelError: a hybrid, whose first layer is a convolution over images.
-    """
-    if model.config.resnet is not None:
-        raise ModelError("a hybrid takes images and cannot be prepared for patches yet; use a ViT without a ResNet stem")
+    """Let the model take uint8 patches: normalisation becomes part of the patch embedding, or stands before a hybrid's stem."""
+    if isinstance(model.patch_embed, HybridEmbed):
+        fold_std_convs(model.patch_embed)
+        model.patch_embed = HybridOnPixels(model.patch_embed, preprocessing)
+        return
     proj = model.patch_embed.proj
     model.patch_embed = FoldedPatchEmbed(proj.weight, proj.bias, preprocessing)
 
 
+@torch.no_grad()
 def fold_layer_scale(model: VisionTransformer) -> None:
     """gamma (W x + b) = (gamma W) x + gamma b: LayerScale becomes part of the layer before it."""
     for block in model.blocks:
@@ -168,7 +184,7 @@ def prepare(
         compile: with torch.compile; needs a batch_size.
 
     Raises:
-        ModelError: another precision, a hybrid, or `compile` for any size of batch.
+        ModelError: another precision, or `compile` for any size of batch.
     """
     if precision not in PRECISIONS:
         raise ModelError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")

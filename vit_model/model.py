@@ -39,11 +39,20 @@ class PatchEmbed(nn.Module):
 
 
 class PreLogits(nn.Linear):
-    """The hidden layer of the pre-training head (appendix D.3): a linear layer and tanh."""
+    """The hidden layer of the pre-training head (appendix D.3), a linear layer and tanh; or CLIP's projection, a bare matrix."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__(config.width, config.representation_size, bias=not config.projection)
+        self.act = nn.Identity() if config.projection else nn.Tanh()
+
+    def init_weights(self) -> None:
+        lecun_normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """(B, D) -> (B, representation_size)"""
-        return torch.tanh(super().forward(y))
+        return self.act(super().forward(y))
 
 
 class VisionTransformer(nn.Module):
@@ -66,7 +75,7 @@ class VisionTransformer(nn.Module):
         self.norm = self._norm(not config.pool_norm)
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
         self.fc_norm = self._norm(config.pool_norm)
-        self.pre_logits = PreLogits(config.width, config.representation_size) if config.representation_size else nn.Identity()
+        self.pre_logits = PreLogits(config) if config.representation_size else nn.Identity()
         self.head = nn.Linear(config.embedding_dim, config.num_classes, config.head_bias) if config.num_classes else nn.Identity()
         if not self.patch_embed.proj.weight.is_meta:  # there is nothing to fill, and a normal_ on meta imports 900 modules: seconds
             self.init_weights()
@@ -100,18 +109,17 @@ class VisionTransformer(nn.Module):
 
     def _init_head(self) -> None:
         if isinstance(self.pre_logits, PreLogits):
-            lecun_normal_(self.pre_logits.weight)
-            nn.init.zeros_(self.pre_logits.bias)
+            self.pre_logits.init_weights()
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def replace_head(self, num_classes: int) -> None:
         """For fine-tuning: the whole head goes, and one linear layer that starts at zero comes (appendix B.1.1)."""
-        self.config = replace(self.config, num_classes=num_classes, representation_size=0, head_bias=True)
+        self.config = replace(self.config, num_classes=num_classes, representation_size=0, projection=False, head_bias=True)
         like = self.patch_embed.proj.weight
         self.pre_logits, self.head = nn.Identity(), nn.Identity()
         if num_classes:
-            self.head = nn.Linear(self.config.width, num_classes, device=like.device, dtype=like.dtype)
+            self.head = nn.Linear(self.config.embedding_dim, num_classes, device=like.device, dtype=like.dtype)
         self._init_head()
 
     @property
@@ -142,9 +150,11 @@ class VisionTransformer(nn.Module):
         return self.encode(self.embed(x))
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """y of Eq. 4, the one state of an image: (B, T, D) -> (B, D)."""
+        """y of Eq. 4, the one state of an image: (B, T, D) -> (B, D), or (B, 2D) of two tokens."""
         if self.config.pool == "token":
             y = tokens[:, 0]
+        elif self.config.pool == "distilled":
+            y = tokens[:, :2].flatten(1)
         elif self.config.pool == "avg":
             y = tokens[:, self.num_prefix :].mean(1)
         else:

@@ -76,6 +76,7 @@ def resample(
     * "google": scipy.ndimage.zoom(order=1), that is bilinear with aligned corners.
     * "timm": bicubic with antialiasing, which matters also when the grid grows: torch's cubic coefficient differs.
     * "hf": bicubic without antialiasing, as in transformers, DeiT and MAE.
+    * "dinov2": the same, with a tenth of a patch added to the new grid in the scale, as DINOv2 (without registers) has it.
 
     Args:
         table: (A, prefix + h*w, D)
@@ -94,7 +95,9 @@ def resample(
         return table
     tables, _, width = table.shape
     image = table[:, prefix:].float().reshape(tables, *old_grid, width).permute(0, 3, 1, 2)  # (A, D, h, w)
-    image = F.interpolate(image, size=new_grid, **MANNERS[manner])  # (A, D, H, W)
+    scale = [(new + 0.1) / old for new, old in zip(new_grid, old_grid, strict=True)]
+    size = {"scale_factor": scale} if manner == "dinov2" else {"size": new_grid}
+    image = F.interpolate(image, **size, **MANNERS[manner])  # (A, D, H, W)
     rows = image.permute(0, 2, 3, 1).reshape(tables, -1, width).to(table.dtype)  # (A, H*W, D)
     return torch.cat([table[:, :prefix], rows], dim=1)
 
@@ -103,6 +106,7 @@ MANNERS = {
     "google": {"mode": "bilinear", "align_corners": True},
     "timm": {"mode": "bicubic", "antialias": True},
     "hf": {"mode": "bicubic"},
+    "dinov2": {"mode": "bicubic"},
 }
 
 

@@ -3,6 +3,7 @@
 timm is imported inside the functions, because it takes seconds.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from vit_model.checkpoint import Checkpoint, State, first_line, fit, load_weights
-from vit_model.config import ModelError, Preprocessing, ViTConfig, nearest
+from vit_model.config import CROP_MODES, ModelError, Preprocessing, ViTConfig, nearest
+from vit_model.foreign import translate
 
 MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.vision_transformer_hybrid")
 POOLS = ("token", "avg", "map")
@@ -24,7 +26,7 @@ def from_timm(name: str, weights: str | Path | None = None, image_size: int | tu
     see `vit_model.hybrid.STD_EPS`.
 
     Args:
-        name: timm's name, with its tag or without.
+        name: timm's name, with its tag or without; or hf-hub:OWNER/NAME or local-dir:FOLDER, as timm has them.
         weights: a file to use in place of timm's own weights; then nothing is downloaded.
         image_size: if not the model's own, the position table is resampled to it.
 
@@ -32,12 +34,13 @@ def from_timm(name: str, weights: str | Path | None = None, image_size: int | tu
         ModelError: an unknown name, a model with parts that this one lacks, weights that do not fit, no network.
     """
     architecture = _build(name)
+    cfg, where = architecture.pretrained_cfg, weights or f"timm:{name}"
     config = _config(name, architecture)
-    preprocessing = _preprocessing(name, architecture.pretrained_cfg)
-    state = _download(name) if weights is None else load_weights(weights)
-    state = fit(config, state, weights or f"timm:{name}")
+    found = translate(load_weights(weights) if weights else _download(name), where)
+    config = replace(config, **(found.format.switches or {}))
+    state = fit(config, _projected(config, found.state, where), where, found.called)
     provenance = {"timm": name, "weights": Path(weights).name if weights else "timm"}
-    checkpoint = Checkpoint(config, preprocessing, _labels(architecture.pretrained_cfg, config), state, provenance)
+    checkpoint = Checkpoint(config, _preprocessing(name, cfg), _labels(cfg, config), state, provenance)
     return checkpoint if image_size is None else checkpoint.resized(image_size)
 
 
@@ -46,25 +49,31 @@ def _build(name: str) -> nn.Module:
     import timm
 
     entry = name.split(".")[0]
-    if not timm.is_model(entry):
-        raise ModelError(f"timm has no model {name!r}; nearest: {nearest(entry, timm.list_models())!r}")
-    module = timm.models.model_entrypoint(entry).__module__
-    if module not in MODULES:
-        raise ModelError(f"timm:{name} is not a ViT of a kind known here: it comes from {module}")
+    if not name.startswith(("hf-hub:", "local-dir:")):  # those name an architecture in a config.json
+        if not timm.is_model(entry):
+            raise ModelError(f"timm has no model {name!r}; nearest: {nearest(entry, timm.list_models())!r}")
+        _check_module(name, timm.models.model_entrypoint(entry).__module__)
     try:
         with torch.device("meta"):
-            return timm.create_model(name)
+            model = timm.create_model(name)
     except RuntimeError as error:  # an unknown tag
         known = [tag for tag in timm.list_pretrained() if tag.startswith(f"{entry}.")]
         raise ModelError(f"timm:{name}: {error}; known: {', '.join(known) or entry}") from error
+    except Exception as error:  # whatever the hub's client raises
+        raise ModelError(f"timm:{name} cannot be found: {first_line(error)}") from error
+    _check_module(name, type(model).__module__)
+    return model
+
+
+def _check_module(name: str, module: str) -> None:
+    if module not in MODULES:
+        raise ModelError(f"timm:{name} is not a ViT of a kind known here: it comes from {module}")
 
 
 def foreign_parts(model: nn.Module) -> list[str]:
     """What this timm model has and ours has not."""
     from timm.models.vision_transformer import Block
 
-    if getattr(model, "dist_token", None) is not None:
-        return ["a distillation token"]
     none, norms = nn.Identity, [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
     parts = {
         f"{model.global_pool or 'no'} pooling": model.global_pool not in POOLS,
@@ -116,13 +125,34 @@ def _config(name: str, model: nn.Module) -> ViTConfig:
     if len(set(model.patch_embed.patch_size)) > 1:
         raise ModelError(f"timm:{name} has parts that are not supported: its patches are {model.patch_embed.patch_size}")
     config = config_of(model)
-    fit(config, model.state_dict(), f"timm:{name}")  # whatever part was not thought of has parameters of its own
+    if _is_projection(name, model.pretrained_cfg):
+        config = replace(config, num_classes=0, representation_size=config.num_classes, projection=True, head_bias=True)
+    where = f"timm:{name}"
+    state = _projected(config, translate(model.state_dict(), where).state, where)
+    fit(config, state, where)  # whatever part was not thought of has parameters of its own
     return config
+
+
+def _is_projection(name: str, cfg: dict[str, Any]) -> bool:
+    """timm keeps CLIP's projection in the place of a head; a tower that was fine-tuned for classes has a real one."""
+    return "_clip_" in (cfg["architecture"] or name) and "_ft_" not in (cfg["tag"] or "") and cfg["num_classes"] not in (0, 1000)
+
+
+def _projected(config: ViTConfig, state: State, where: str | Path) -> State:
+    """The head of such a tower as what it is. timm gives it a bias of zeros."""
+    if not config.projection or "head.weight" not in state:
+        return state
+    state = dict(state)
+    bias = state.pop("head.bias", torch.zeros(1))
+    if not bias.is_meta and bias.any():
+        raise ModelError(f"{where} has a trained bias in its head: these are classes, not CLIP's projection")
+    return state | {"pre_logits.weight": state.pop("head.weight")}
 
 
 def config_of(model: nn.Module) -> ViTConfig:
     """The config of a timm VisionTransformer that has no foreign parts."""
     block, none = model.blocks[0], nn.Identity
+    distilled = getattr(model, "dist_token", None) is not None
     return ViTConfig(
         **_stem(model.patch_embed),
         width=model.embed_dim,
@@ -134,13 +164,13 @@ def config_of(model: nn.Module) -> ViTConfig:
         norm_eps=block.norm1.eps,
         class_position=not model.no_embed_class,
         class_token=model.has_class_token,
-        registers=model.num_reg_tokens,
+        registers=1 if distilled else model.num_reg_tokens,
         position="none" if model.pos_embed is None else "learned-1d",
         norm_pre=not isinstance(model.norm_pre, none),
         qkv_bias=block.attn.qkv.bias is not None,
         qk_norm=not isinstance(block.attn.q_norm, none),
-        layer_scale=getattr(block.ls1, "init_values", 0.0),
-        pool=model.global_pool,
+        layer_scale=0.0 if isinstance(block.ls1, none) else getattr(block.ls1, "init_values", 1e-5),
+        pool="distilled" if distilled else model.global_pool,
         pool_norm=isinstance(model.norm, none),
         head_bias=getattr(model.head, "bias", True) is not None,
     )
@@ -156,9 +186,9 @@ def _stem(stem: nn.Module) -> dict[str, Any]:
 
 
 def _preprocessing(name: str, cfg: dict[str, Any]) -> Preprocessing:
-    if cfg["crop_mode"] != "center":
+    if cfg["crop_mode"] not in CROP_MODES:
         raise ModelError(f"timm:{name} wants images prepared by {cfg['crop_mode']!r}, which is not supported")
-    return Preprocessing(cfg["interpolation"], cfg["crop_pct"], cfg["mean"], cfg["std"])
+    return Preprocessing(cfg["interpolation"], cfg["crop_pct"], cfg["mean"], cfg["std"], crop_mode=cfg["crop_mode"])
 
 
 def _labels(cfg: dict[str, Any], config: ViTConfig) -> tuple[str, ...] | None:

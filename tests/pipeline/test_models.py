@@ -89,7 +89,7 @@ def test_an_unknown_model_is_a_wrong_command_and_says_what_is_known(name):
     with s3_bucket():
         message, code = refused(name)
     assert code == 2 and f"unknown model {name}" in message
-    assert "model folders, timm:NAME, and variants (Ti/16, S/16, " in message
+    assert "model folders, files of weights, timm:NAME, hf:NAME, and variants (Ti/16, S/16, " in message
 
 
 def test_an_unknown_patch_size_or_timm_name_shows_the_nearest(tmp_path):
@@ -99,9 +99,19 @@ def test_an_unknown_patch_size_or_timm_name_shows_the_nearest(tmp_path):
     assert "vit_tinny_patch16_224" in message and "nearest: 'vit_tiny_patch16_224'" in message
 
 
-def test_a_file_of_weights_is_no_model(named):
-    message, code = refused(str(named[1]))
-    assert code == 2 and "give its architecture with --model and the file with --weights" in message
+def test_a_file_in_timms_names_alone_is_no_model(named):
+    message, _ = refused(str(named[1]))
+    assert "do not tell the GELU and the norm eps" in message and "--model timm:NAME or B/16" in message
+
+
+def test_a_file_of_ours_alone_is_a_model(small, tmp_path):
+    (tmp_path / "one.safetensors").write_bytes(small.to_bytes())
+    assert same(load_model(str(tmp_path / "one.safetensors")), small)
+
+
+def test_weights_of_another_variant_are_refused_by_name(named):
+    message, code = refused("S/32", weights=str(named[1]))
+    assert code == 2 and message.endswith("holds the weights of Ti/32, not of S/32")
 
 
 def test_a_damaged_model_folder_names_its_file(folder):
@@ -144,7 +154,7 @@ def test_a_variant_takes_weights_without_a_head(named, tmp_path):
         (lambda state: state.update(extra=torch.zeros(1)), r"1 unexpected (extra)"),
         (lambda state: state.update({"norm.bias": torch.zeros(5)}), "norm.bias is (5,) in the file, (192,) in the model"),
         (lambda state: state.update({"norm.bias": torch.zeros(192, dtype=torch.int32)}), "norm.bias is torch.int32 in the file"),
-        (lambda state: state.update(pos_embed=torch.zeros(1, 10, 192)), "pos_embed is (1, 10, 192) in the file, (1, 50, 192)"),
+        (lambda state: state.update(pos_embed=torch.zeros(1, 50, 191)), "pos_embed is (1, 50, 191) in the file, (1, 50, 192)"),
     ],
 )
 def test_weights_that_do_not_fit_are_named_key_by_key(named, tmp_path, change, complaint):

@@ -168,7 +168,9 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.npz", b"", "must be a file that ends in .safetensors, .pth"),
+        ("w.onnx", b"", "must be a file that ends in .safetensors, .npz, .pth"),
+        ("w.npz", b"", "cannot be read as weights"),
+        ("w.npz", b"PK\x03\x04 a broken zip", "cannot be read as weights"),
         ("w.safetensors", b"not safetensors", "cannot be read as weights"),
         ("w.safetensors", b"", "cannot be read as weights"),
         ("w.pth", b"", "cannot be read as weights"),

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 import vit_model.hybrid
-from vit_model.config import ModelError, Preprocessing, ViTConfig, num_params, variant
+from vit_model.config import Preprocessing, ViTConfig, num_params, variant
 from vit_model.inference import prepare
 from vit_model.model import VisionTransformer
 from vit_model.patches import patchify
@@ -93,7 +93,7 @@ def test_a_hybrid_is_timms_but_for_the_documented_eps(randomised, monkeypatch, n
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         difference = (ours(x) - theirs(x)).abs().max()
-        monkeypatch.setattr(vit_model.hybrid.StdConv, "standardised", _timms_standardised)
+        monkeypatch.setattr(vit_model.hybrid.StdConv, "kernel", _timms_standardised)
         torch.testing.assert_close(ours(x), theirs(x), atol=5e-5, rtol=1e-4)
     assert difference < 5e-3, "more than an eps is different"
 
@@ -103,10 +103,18 @@ def _timms_standardised(self) -> torch.Tensor:
     return (self.weight - mean) / (variance + 1e-8).sqrt()
 
 
-def test_a_hybrid_says_that_it_takes_images():
-    config = ViTConfig(image_size=64, patch_size=32, width=32, depth=1, heads=2, mlp_dim=64, num_classes=2, resnet=())
-    with pytest.raises(ModelError, match="a hybrid takes images"):
-        prepare(VisionTransformer(config), Preprocessing(), "fp32", "cpu")
+def test_a_hybrid_takes_patches_floats_or_uint8_as_well_as_images(randomised):
+    config = variant("R26+S/32", image_size=(64, 96), num_classes=7)
+    model, preprocessing = randomised(VisionTransformer(config)), Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.2, 0.3, 0.4))
+    pixels = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    floats = (pixels / 255 - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
+    with torch.no_grad():
+        expected = model(floats.permute(0, 3, 1, 2))
+        assert torch.equal(model(patchify(floats, config.patch_size)), expected)
+    logits, _ = prepare(model, preprocessing, "fp32", "cpu")(patchify(pixels, config.patch_size))
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    bf16, _ = prepare(model, preprocessing, "bf16", "cpu")(patchify(pixels, config.patch_size))
+    assert F.cosine_similarity(bf16, expected).min() > 0.999
 
 
 @pytest.mark.parametrize("position", ["none", "learned-1d", "learned-2d", "sincos-2d", "sincos-2d-mae"])

@@ -95,7 +95,7 @@ def test_another_image_size_resamples_the_position_table_as_timm_does(saved):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("deit_tiny_distilled_patch16_224", "a distillation token"),
+        ("vit_giant_patch14_dinov2", "an MLP of type GluMlp"),
         ("resnet50", "timm.models.resnet"),
     ],
 )

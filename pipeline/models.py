@@ -157,7 +157,7 @@ class _Store:
 
 
 def _model_files(fs: Any, path: str) -> list[str]:
-    """The files of a model folder that are worth fetching: configs, labels, weights (torch's own only where there are no others)."""
+    """The files of a model folder worth fetching: configs, labels, weights (torch's own only where there are no others)."""
     names = sorted(name.rpartition("/")[2] for name in fs.ls(path, detail=False))
     safe = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     kept = (".json", ".safetensors", "labels.txt") if safe else (".json", ".bin", "labels.txt")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,7 +208,9 @@ def load_weights(path: str | Path) -> State:
 
 
 def _load_torch(path: Path) -> Any:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused
+        state = torch.load(path, map_location="cpu", weights_only=True)
     for wrapper in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             return state[wrapper]

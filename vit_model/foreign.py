@@ -87,7 +87,7 @@ def architecture(translated: Translated, where: str | Path, **known: Any) -> ViT
         raise ModelError(f"{where} does not have the tensors of a ViT: missing {missing}") from None
     fields |= {"heads": _heads(translated.own, fields), **(translated.format.switches or {}), **known}
     if "image_size" not in fields:
-        side = _grid_side(state, fields, where)
+        side = _grid_side(translated, fields["class_token"], where)
         fields["image_size"] = side * fields["patch_size"]
     fields |= _position(state, fields)
     return ViTConfig(**fields)
@@ -147,10 +147,12 @@ def _heads(own: State, fields: dict[str, Any]) -> int:
     return sizes.get((fields["width"], fields["depth"], fields["mlp_dim"])) or max(fields["width"] // 64, 1)
 
 
-def _grid_side(state: State, fields: dict[str, Any], where: str | Path) -> int:
-    """Patches along a side; a table for a square image says it, with a row for [class] or without."""
-    rows = state["pos_embed"].shape[1] if "pos_embed" in state else 0
-    for patches in (rows - fields["class_token"], rows):
+def _grid_side(translated: Translated, class_token: bool, where: str | Path) -> int:
+    """Patches along a side; the table of a square image says it."""
+    rows = translated.state["pos_embed"].shape[1] if "pos_embed" in translated.state else 0
+    class_row = translated.format.class_row
+    for own in (1, 0) if class_token and class_row is None else (int(class_token and bool(class_row)),):
+        patches = rows - own
         side = round(max(patches, 0) ** 0.5)
         if side and side * side == patches:
             return side

@@ -32,6 +32,7 @@ class Format:
         prefix: pattern of what may stand in front of a name.
         tower: take only the tensors with the prefix, if there are any: the others are of another tower.
         switches: fields of ViTConfig that hold for all weights in this format; None if its files can be of any kind.
+        class_row: whether the position table has a row for [class]; None: it may.
         others: pattern of tensors that belong to such files but to no model that labels, such as a decoder.
         finish: what no renaming does.
     """
@@ -43,6 +44,7 @@ class Format:
     tower: bool = False
     respelled: dict[str, str] = field(default_factory=dict)
     switches: dict[str, Any] | None = None
+    class_row: bool | None = True
     preprocessing: Preprocessing | None = None
     others: str = r"(?!)"
     finish: Callable[[State], State] = lambda state: state
@@ -114,8 +116,10 @@ _SQUASHED = Preprocessing("bilinear", 1.0, HALF, HALF, crop_mode="squash")  # tf
 _DEIT = Preprocessing("bicubic", 0.875, *IMAGENET)
 
 
-def _npz(name: str, marks: tuple[str, ...], table: Table, preprocessing: Preprocessing = _SQUASHED) -> Format:
-    return Format(name, marks, table, switches=GOOGLE, preprocessing=preprocessing)
+def _npz(
+    name: str, marks: tuple[str, ...], table: Table, preprocessing: Preprocessing = _SQUASHED, class_row: bool = True
+) -> Format:
+    return Format(name, marks, table, switches=GOOGLE, class_row=class_row, preprocessing=preprocessing)
 
 
 FORMATS = (
@@ -127,6 +131,7 @@ FORMATS = (
         ("embedding/kernel", ".*/LayerNorm_1/scale"),
         renames.NPZ_BIG_VISION,
         Preprocessing("bilinear", 0.875, HALF, HALF),
+        class_row=False,
     ),
     Format(
         "Hugging Face DeiT",
@@ -200,6 +205,7 @@ FORMATS = (
         (r"blocks\.0\.gamma_1",),
         renames.DEIT_III,
         switches=META,
+        class_row=False,
         preprocessing=replace(_DEIT, crop_pct=1.0),
     ),
     Format(
@@ -218,5 +224,5 @@ FORMATS = (
         others="mask_token",
     ),
     Format("DeiT, distilled", (r"dist_token",), switches=META, preprocessing=_DEIT, finish=distilled),
-    Format("timm", (r"blocks\.0\.attn\.qkv\.weight",)),
+    Format("timm", (r"blocks\.0\.attn\.qkv\.weight",), class_row=None),
 )

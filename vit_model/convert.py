@@ -34,7 +34,7 @@ TIMM_HYBRIDS = {
 # What the forms have no word for; the values that they can hold.
 PLAIN = {"position": ("learned-1d",), "position_at": ("stem",)}
 HOLDS: dict[str, dict[str, tuple]] = {
-    "timm": {"position": ("learned-1d", "none"), "position_at": ("stem",), "patch_bias": (True,), "head_bias": (True,)},
+    "timm": {"position": ("learned-1d", "none"), "position_at": ("stem",), "head_bias": (True,)},
     "hf": PLAIN
     | {"class_token": (True,), "class_position": (True,), "pool": ("token", "distilled"), "pool_norm": (False,)}
     | {"patch_bias": (True,), "head_bias": (True,), "projection": (False,), "resnet": (None,)},
@@ -122,6 +122,8 @@ def _save_timm(path: Path, checkpoint: Checkpoint) -> list[str]:
     config, state = checkpoint.config, dict(checkpoint.state)
     if config.representation_size and not config.projection:
         raise ModelError("the format timm has no place for the hidden layer of a pre-training head")
+    if config.patch_bias == config.norm_pre:
+        raise ModelError("the format timm has a bias of patches just where it has no norm before the blocks")
     if config.projection:
         if config.num_classes:
             raise ModelError("the format timm has no place for a projection and a head")

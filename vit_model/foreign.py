@@ -35,7 +35,7 @@ def translate(state: State, where: str | Path) -> Translated:
     Raises:
         ModelError: no format known here.
     """
-    state = _unwrapped(state)
+    state, dropped = _unwrapped(state)
     format = _recognised(state, where)
     own = format.own(state)
     ours, unknown = renames.read(own, format.table)
@@ -43,20 +43,26 @@ def translate(state: State, where: str | Path) -> Translated:
     ours |= {key: own[key] for key in unknown if key not in left}  # `fit` will refuse them, unless they are called so in the model
     if swiglu := [key for key in ours if re.search(SWIGLU, key)]:
         raise ModelError(f"{where} has a SwiGLU instead of an MLP with GELU ({swiglu[0]}), which this model lacks")
-    return Translated(format, format.finish(ours), own, len(state) - len(own) + len(left))
+    return Translated(format, format.finish(ours), own, dropped + len(state) - len(own) + len(left))
 
 
-def _unwrapped(state: State) -> State:
-    """Without the wrappers that trainers put around any model, and with blocks that were stored as one taken apart."""
+def _unwrapped(state: State) -> tuple[State, int]:
+    """Without the wrappers that trainers put around any model, and with blocks that were stored as one taken apart.
+
+    Returns:
+        The tensors, and how many were of another tower.
+    """
+    dropped = 0
     state = {re.sub(r"^(module\.|_orig_mod\.|opt/target/)+", "", key): tensor for key, tensor in state.items()}
     for prefix in ("params/img/", "params/"):  # big_vision: two towers, or one
         if any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            state, dropped = own, dropped + len(state) - len(own)
     stacked = "Transformer/encoderblock/"
     for key in [key for key in state if key.startswith(stacked)]:
         for i, tensor in enumerate(state.pop(key)):
             state[key.replace(stacked, f"Transformer/encoderblock_{i}/")] = tensor
-    return state
+    return state, dropped
 
 
 def _recognised(state: State, where: str | Path) -> Format:

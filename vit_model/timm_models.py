@@ -37,8 +37,12 @@ def from_timm(name: str, weights: str | Path | None = None, image_size: int | tu
     cfg, where = architecture.pretrained_cfg, weights or f"timm:{name}"
     config = _config(name, architecture)
     found = translate(load_weights(weights) if weights else _download(name), where)
-    config = replace(config, **(found.format.switches or {}))
-    state = fit(config, _projected(config, found.state, where), where, found.called)
+    if weights and found.format.table:  # other people's names: what their code computes holds
+        config = replace(config, **(found.format.switches or {}))
+    state = found.state
+    if _is_projection(name, cfg):
+        config, state = _projected(config, state)
+    state = fit(config, state, where, found.called)
     provenance = {"timm": name, "weights": Path(weights).name if weights else "timm"}
     checkpoint = Checkpoint(config, _preprocessing(name, cfg), _labels(cfg, config), state, provenance)
     return checkpoint if image_size is None else checkpoint.resized(image_size)
@@ -125,28 +129,27 @@ def _config(name: str, model: nn.Module) -> ViTConfig:
     if len(set(model.patch_embed.patch_size)) > 1:
         raise ModelError(f"timm:{name} has parts that are not supported: its patches are {model.patch_embed.patch_size}")
     config = config_of(model)
-    if _is_projection(name, model.pretrained_cfg):
-        config = replace(config, num_classes=0, representation_size=config.num_classes, projection=True, head_bias=True)
     where = f"timm:{name}"
-    state = _projected(config, translate(model.state_dict(), where).state, where)
-    fit(config, state, where)  # whatever part was not thought of has parameters of its own
+    fit(config, translate(model.state_dict(), where).state, where)  # whatever part was not thought of has parameters of its own
     return config
 
 
 def _is_projection(name: str, cfg: dict[str, Any]) -> bool:
     """timm keeps CLIP's projection in the place of a head; a tower that was fine-tuned for classes has a real one."""
-    return "_clip_" in (cfg["architecture"] or name) and "_ft_" not in (cfg["tag"] or "") and cfg["num_classes"] not in (0, 1000)
+    architecture, tag = (cfg.get(key) or "" for key in ("architecture", "tag"))
+    return "_clip_" in (architecture or name) and "_ft_" not in tag and cfg["num_classes"] not in (0, 1000)
 
 
-def _projected(config: ViTConfig, state: State, where: str | Path) -> State:
-    """The head of such a tower as what it is. timm gives it a bias of zeros."""
-    if not config.projection or "head.weight" not in state:
-        return state
+def _projected(config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
+    """The head of such a tower as what it is. timm gives it a bias of zeros; one that was trained is of a head for classes."""
     state = dict(state)
-    bias = state.pop("head.bias", torch.zeros(1))
-    if not bias.is_meta and bias.any():
-        raise ModelError(f"{where} has a trained bias in its head: these are classes, not CLIP's projection")
-    return state | {"pre_logits.weight": state.pop("head.weight")}
+    if "head.weight" in state:
+        if "head.bias" in state and state["head.bias"].any():
+            return config, state
+        state.pop("head.bias", None)
+        state["pre_logits.weight"] = state.pop("head.weight")
+    size = config.num_classes
+    return replace(config, num_classes=0, representation_size=size, projection=True, head_bias=True), state
 
 
 def config_of(model: nn.Module) -> ViTConfig:

@@ -253,8 +253,7 @@ def test_timms_clip_gives_the_common_space_and_not_five_hundred_classes(randomis
     torch.testing.assert_close(checkpoint.model()(x), theirs(x), **FP32)
     theirs.head.bias.data += 1
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match="trained bias in its head"):
-        from_timm(name, tmp_path / "w.pth")
+    assert from_timm(name, tmp_path / "w.pth").config.num_classes == 512  # a bias that was trained: these are classes
 
 
 # ---- what can be wrong -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ def convert(
     ] = "safetensors",
     weights: Annotated[str | None, Parameter(help="A file in place of the model's own weights.")] = None,
     labels: Annotated[str | None, Parameter(help="A file with the class names, one a line.")] = None,
+    allow_random_weights: Annotated[
+        bool, Parameter(help="Let a bare variant have random weights.", negative="", show_default=False)
+    ] = False,
     image_size: Annotated[int | None, Parameter(help="Resample the position table for this many pixels a side.")] = None,
     lossy: Annotated[
         bool, Parameter(help="Write also what the form cannot say in full, such as another GELU.", negative="", show_default=False)
@@ -32,7 +35,7 @@ def convert(
     from vit_model.config import variant_name
 
     console, storage = Console(stderr=True, soft_wrap=True, highlight=False), SourceOptions(storage_options=storage_options).storage
-    checkpoint = load_model(model, weights, labels, note=console.print, storage_options=storage)
+    checkpoint = load_model(model, weights, labels, allow_random_weights, note=console.print, storage_options=storage)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     for note in _write(checkpoint, output, format, lossy, storage):

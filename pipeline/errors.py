@@ -1,4 +1,6 @@
-"""The one exception that is meant for people."""
+"""Exceptions that are meant for people: ours, and the model's ModelError."""
+
+from vit_model.config import ModelError
 
 
 class UserError(Exception):
@@ -13,7 +15,7 @@ class UserError(Exception):
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The innermost cause: Ray wraps what a task raised several times over."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+    """The first error that is meant for people, else the innermost cause: Ray wraps what a task raised several times over."""
+    while not isinstance(error, UserError | ModelError) and (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     return error

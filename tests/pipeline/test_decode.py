@@ -224,10 +224,12 @@ def test_an_animation_gives_its_first_frame(kind):
 # ---- the crop -------------------------------------------------------------------------------------------------------------
 
 
-def by_timm(image: Image.Image, size: tuple[int, int], interpolation: str, crop_pct: float) -> np.ndarray:
+def by_timm(
+    image: Image.Image, size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode: str = "center"
+) -> np.ndarray:
     from timm.data import create_transform
 
-    transform = create_transform((3, *size), interpolation=interpolation, crop_pct=crop_pct, normalize=False)
+    transform = create_transform((3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False)
     return transform(image).permute(1, 2, 0).numpy().astype(float)  # (H, W, 3), 0..255
 
 
@@ -261,6 +263,16 @@ def test_the_crop_of_a_model_that_is_not_square_is_timms_too(size):
         expected = by_timm(image, size, "bicubic", 0.9)
         assert np.abs(fit(image, Preprocessing(), size) - expected).max() <= 2
         assert np.abs(fit(image, Preprocessing("bilinear"), size) - expected).max() > 2
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+@pytest.mark.parametrize("size", [(224, 224), (224, 336)])
+def test_a_squashed_picture_is_timms(size, crop_pct):
+    for width, height in [(500, 375), (375, 500), (1024, 200)]:
+        image = photo(width, width, height)
+        expected = by_timm(image, size, "bilinear", crop_pct, "squash")
+        assert np.abs(fit(image, Preprocessing("bilinear", crop_pct, crop_mode="squash"), size) - expected).max() <= 2
+        assert np.abs(fit(image, Preprocessing("bilinear", crop_pct), size) - expected).max() > 2
 
 
 def test_every_small_size_and_every_strip_fits_and_none_is_empty():

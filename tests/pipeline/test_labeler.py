@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import labeler
+from pipeline.decode import fit
 from pipeline.errors import UserError
 from pipeline.plan import LabelRequest
 from pipeline.source import Shard, find_shards
 from pipeline.verify import verify
 from tests.builders import photo, write_shards, write_tar
-from vit_model.checkpoint import load_folder
+from vit_model.checkpoint import load_folder, random
+from vit_model.config import Preprocessing, ViTConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -182,7 +185,6 @@ def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_p
 def test_the_labels_in_parquet_are_those_that_timm_gives(tmp_path):
     """timm's own model on timm's own preprocessing, against the whole pipeline: decode, crop, patches, folded normalisation."""
     import timm
-    import torch
 
     from pipeline.models import load_model
 
@@ -211,3 +213,19 @@ def test_embed_writes_vectors_and_no_labels(tmp_path, model):
     assert "label" not in table.column_names and "topk" not in table.column_names
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[32]"
     assert all(abs(sum(x * x for x in row["embedding"]) - 1) < 1e-5 for row in table.to_pylist())
+
+
+def test_a_hybrid_labels_like_its_model_on_whole_images(tmp_path):
+    config = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=5, resnet=())
+    checkpoint = random(config, Preprocessing(), 0)
+    for tensor in checkpoint.state.values():  # a zero head would label everything alike
+        tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
+    write_shards(tmp_path / "shards", shards=1, images=8)
+    run(tmp_path, checkpoint, tmp_path / "shards")
+    model = checkpoint.model()
+    for row in rows(tmp_path):
+        data = Path(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        pixels = fit(Image.open(BytesIO(data)), checkpoint.preprocessing, (32, 32))
+        with torch.no_grad():
+            scores = model((torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5).softmax(-1)[0]
+        assert row["label_id"] == int(scores.argmax()) and row["score"] == pytest.approx(float(scores.max()), rel=0.02)

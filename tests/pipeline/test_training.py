@@ -1,6 +1,7 @@
 """Training: the schedule, the step, and Ray Train workers that end in a model folder which the labeler loads."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -148,3 +149,12 @@ def test_a_loss_that_is_not_a_number_stops_with_its_epoch(tmp_path):
     data = iter([(np.zeros((2, 16, 192), np.uint8), np.zeros(2, np.int64))])
     with pytest.raises(UserError, match="the loss is not a number in epoch 1"):
         _run_epoch(step, data, 0, 1, 1)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_hybrid_trains_from_the_same_stream_of_patches(tmp_path):
+    write_classes(tmp_path / "shards", shards=2, images=16)
+    train(request(tmp_path, config=replace(SIZE, resnet=()), epochs=2), lambda metrics: None)
+    saved = load_folder(tmp_path / "model")
+    assert saved.config.resnet == () and saved.config.num_classes == 2
+    assert "patch_embed.backbone.conv.weight" in saved.state and saved.state["head.weight"].abs().max() > 0

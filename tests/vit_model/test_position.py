@@ -44,6 +44,19 @@ def test_the_learned_table_has_a_row_for_class_only_when_the_config_says_so(clas
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_dinov2s_manner_adds_its_tenth_of_a_patch(old, new):
+    """The lines of its `interpolate_pos_encoding`, with the offset of 0.1 that its models without registers have."""
+    table = torch.randn(1, 1 + old[0] * old[1], 4)
+    grid = table[:, 1:].reshape(1, *old, 4).permute(0, 3, 1, 2)
+    scale = (float(new[0] + 0.1) / old[0], float(new[1] + 0.1) / old[1])
+    expected = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+    assert expected.shape[-2:] == new
+    found = resample(table, old, new, 1, "dinov2")
+    torch.testing.assert_close(found[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-6, rtol=0)
+    assert (found - resample(table, old, new, 1, "hf")).abs().max() > 0.01, "without the tenth it would be seen"
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_googles_manner_is_scipys_zoom_and_hfs_is_bicubic_without_antialiasing(old, new):
     table = torch.randn(1, 1 + old[0] * old[1], 4)
     image = table[0, 1:].reshape(*old, 4)

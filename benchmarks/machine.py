@@ -1,0 +1,22 @@
+"""The machine that a figure was measured on, in one line."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """Such as "AMD EPYC 9B45, 2 cores, 24 GiB, Linux, torch 2.15.0"."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    return f"{cpu}, {cores} cores, {memory:.0f} GiB{gpu}, {platform.system()}, torch {torch.__version__.split('+')[0]}"

@@ -206,6 +206,32 @@ def test_the_labels_in_parquet_are_those_that_timm_gives(tmp_path):
         assert row["score"] == pytest.approx(float(scores.max()), rel=0.02)
 
 
+def test_the_labels_in_parquet_are_those_that_transformers_gives(tmp_path):
+    """Its processor, which squashes, and its model, against the whole pipeline from the folder that it saved."""
+    import transformers
+
+    from pipeline.models import load_model
+
+    names = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 8}
+    torch.manual_seed(0)
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**size, image_size=32, id2label=names)).eval()
+    for parameter in theirs.parameters():
+        parameter.data.add_(torch.randn(parameter.shape) * 0.1)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    for part in (theirs, processor):
+        part.save_pretrained(tmp_path / "hub")
+    for number in range(24):
+        write_tar(tmp_path / "shards" / f"{number}.tar", {"x.jpg": photo(number, (300, 220))})
+    run(tmp_path, load_model(str(tmp_path / "hub")), tmp_path / "shards")
+    for row in rows(tmp_path):
+        data = Path(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        with torch.no_grad():
+            scores = theirs(**processor(Image.open(BytesIO(data)), return_tensors="pt")).logits.softmax(-1)[0]
+        assert row["label"] == names[int(scores.argmax())]
+        assert row["score"] == pytest.approx(float(scores.max()), rel=0.02)
+
+
 def test_embed_writes_vectors_and_no_labels(tmp_path, model):
     write_shards(tmp_path / "shards", shards=1, images=6)
     run(tmp_path, model, tmp_path / "shards", command="embed", top_k=0, embedding="float32", normalize=True)

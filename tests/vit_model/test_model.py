@@ -79,6 +79,20 @@ def test_every_gradient_is_timms(name, reference):
     assert not expected_gradients
 
 
+def test_a_step_of_sgd_with_momentum_ends_where_timms_does(name, reference):
+    model = ours_with(reference, variant(TIMM[name]))
+    losses = {}
+    for m in (model, reference):
+        optimizer = torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9)
+        loss = losses[m] = F.cross_entropy(m(images()), torch.tensor([3, 141]))
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(*losses.values(), **FP32)
+    expected = reference.state_dict()
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key], **FP32, msg=lambda text, key=key: f"{key}: {text}")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"gelu": "tanh"}, {"gelu": "quick"}, {"norm_eps": 1e-5}, {"norm_eps": 1e-12}],

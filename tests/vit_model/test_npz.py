@@ -9,7 +9,7 @@ from torch import nn
 import vit_model.hybrid
 from tests.vit_model import npz_files
 from tests.vit_model.npz_files import DEPTH, HEADS, MLP, D, P
-from tests.vit_model.parity import FP32, assert_outputs, images
+from tests.vit_model.parity import FP32, assert_outputs, assert_training, images
 from vit_model.checkpoint import load_weights
 from vit_model.config import ModelError
 from vit_model.foreign import from_file
@@ -39,6 +39,7 @@ def assert_is_timms(path, **options) -> None:
     assert (checkpoint.config.gelu, checkpoint.config.norm_eps, checkpoint.config.pos_interp) == ("tanh", 1e-6, "google")
     assert checkpoint.config.heads == HEADS and checkpoint.preprocessing.mean == (0.5, 0.5, 0.5)
     assert_outputs(checkpoint.model(), theirs, lambda m, x: m(x), lambda m: m.blocks)
+    assert_training(checkpoint.model(), theirs, lambda m, x: m(x))
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/"])

@@ -150,3 +150,32 @@ def test_the_pretraining_head_has_a_tanh_and_fine_tuning_replaces_all_of_it_by_z
     assert expected.shape == (2, config.embedding_dim)
     model.replace_head(9)
     assert torch.equal(model(x), torch.zeros(2, 9)) and model.config.representation_size == 0
+
+
+def std(tensor: torch.Tensor) -> float:
+    return tensor.std().item()
+
+
+def test_the_optional_parts_start_as_in_the_jax_code():
+    """LeCun's normal has a variance of 1 / fan_in, xavier's uniform an edge of sqrt(6 / (in + out)) for each matrix by itself."""
+    config = ViTConfig(
+        64, 16, 192, 1, 4, 768, resnet=(2, 2, 2), pool="map", class_token=False, representation_size=192, registers=4
+    )
+    model = VisionTransformer(config)
+    for name, module in model.patch_embed.backbone.named_modules():
+        if isinstance(module, vit_model.hybrid.StdConv):
+            assert std(module.weight) == pytest.approx(module.weight[0].numel() ** -0.5, rel=0.06), name
+        elif isinstance(module, nn.GroupNorm):
+            starts = 0 if name.endswith("norm3") else 1  # the residual branches start switched off
+            assert (module.weight == starts).all() and (module.bias == 0).all(), name
+    assert std(model.patch_embed.proj.weight) == pytest.approx(config.stem_channels**-0.5, rel=0.02)
+    assert std(model.pre_logits.weight) == pytest.approx(192**-0.5, rel=0.02) and (model.pre_logits.bias == 0).all()
+    pool, edge = model.attn_pool, (6 / (192 + 192)) ** 0.5
+    for matrix in (pool.q.weight, *pool.kv.weight.chunk(2), pool.proj.weight):
+        assert matrix.abs().max() <= edge and std(matrix) == pytest.approx(edge / 3**0.5, rel=0.02)
+    assert std(pool.latent) == pytest.approx((2 / (1 + 192)) ** 0.5, rel=0.15)
+    for linear in (pool.mlp.fc1, pool.mlp.fc2):
+        assert std(linear.weight) == pytest.approx((2 / (192 + 768)) ** 0.5, rel=0.02)
+        assert std(linear.bias) == pytest.approx(1e-6, rel=0.15)
+    assert (pool.q.bias == 0).all() and (pool.kv.bias == 0).all() and (pool.proj.bias == 0).all()
+    assert 0 < std(model.reg_token) < 1e-5 and (model.head.weight == 0).all() and (model.head.bias == 0).all()

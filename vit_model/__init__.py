@@ -8,6 +8,10 @@ This package knows no Ray, no storage and no command line. It imports nothing he
     position.py    the learned position table and its resampling
     encoder.py     Attention, MLP, Block: Eq. 2 and 3
     model.py       VisionTransformer: Eq. 1 and 4
-    checkpoint.py  load, save, check, fingerprint; timm's models
+    hybrid.py      the ResNet stem
+    checkpoint.py  model folders: load, save, check, fingerprint
+    foreign.py     other people's weights; formats.py, renames.py, timm_models.py, hf_models.py and convert.py belong to it
     inference.py   the fast path: folded normalisation, bf16
+    objectives.py  what an encoder is trained for; analysis.py, few_shot.py: what it has learned
+    parallel.py    checkpointing, compilation, sharding
 """

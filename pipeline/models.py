@@ -101,6 +101,8 @@ def _variant_with(model: str, weights: Path) -> Checkpoint:
 
     found = foreign.translate(formats.load_weights(weights), weights)
     variant(model)  # or it is refused
+    if not found.format.tells_all and found.format.name != "timm":  # in timm's names a variant is what timm's own models are
+        raise UserError(f"{public(str(weights))} does not tell its GELU, and {model} neither: name the architecture, timm:NAME", 2)
     config = foreign.architecture(found, weights)
     if variant_name(config) != model:
         what = variant_name(config) or f"a model {config.width} wide and {config.depth} deep with patches of {config.patch_size}"

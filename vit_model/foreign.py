@@ -91,7 +91,7 @@ def architecture(translated: Translated, where: str | Path, **known: Any) -> ViT
     except (KeyError, IndexError) as error:
         missing = translated.called(str(error.args[0])) if isinstance(error, KeyError) else "a tensor of another shape"
         raise ModelError(f"{where} does not have the tensors of a ViT: missing {missing}") from None
-    fields |= {"heads": _heads(translated.own, fields), **(translated.format.switches or {}), **known}
+    fields |= {"heads": _heads(translated.own, fields), **translated.format.switches, **known}
     if "image_size" not in fields:
         side = _grid_side(translated, fields["class_token"], where)
         fields["image_size"] = side * fields["patch_size"]
@@ -187,10 +187,11 @@ def from_file(path: str | Path) -> Checkpoint:
     if own := saved_checkpoint(path):
         return own
     found = translate(load_weights(path), path)
-    if found.format.switches is None:
+    if not found.format.tells_all:
+        names = "timm:NAME or B/16" if found.format.name == "timm" else "timm:NAME"
         raise ModelError(
-            f"{path} has the names of {found.format.name}, which do not tell the GELU and the norm eps of the weights: "
-            f"name the architecture, --model timm:NAME or B/16, and give this file as --weights"
+            f"{path} has the names of {found.format.name}, which do not tell the GELU of the weights: "
+            f"name the architecture, --model {names}, and give this file as --weights"
         )
     config = architecture(found, path)
     preprocessing = found.format.preprocessing or Preprocessing()
@@ -204,7 +205,7 @@ def weights_for(config: ViTConfig, path: str | Path) -> tuple[ViTConfig, State]:
         ModelError: the file is of another architecture; says which tensors are missing, unexpected or misshapen.
     """
     found = translate(load_weights(path), path)
-    config = replace(config, **(found.format.switches or {}))
+    config = replace(config, **found.format.switches)
     return config, fit(config, found.state, path, found.called)
 
 

@@ -19,6 +19,7 @@ HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 META = {"gelu": "exact", "norm_eps": 1e-6, "pos_interp": "hf"}  # DeiT, MAE, DINOv2
 GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "pos_interp": "google"}
+CLIP = {"norm_eps": 1e-5, "pos_interp": "timm"}  # and OpenAI's GELU is another than OpenCLIP's
 HF = {"gelu": "exact", "norm_eps": 1e-12, "pos_interp": "hf"}
 
 
@@ -31,7 +32,7 @@ class Format:
         table: the renames; what it does not name has our name already.
         prefix: pattern of what may stand in front of a name.
         tower: take only the tensors with the prefix, if there are any: the others are of another tower.
-        switches: fields of ViTConfig that hold for all weights in this format; None if its files can be of any kind.
+        switches: fields of ViTConfig that hold for all weights in this format.
         class_row: whether the position table has a row for [class]; None: it may.
         others: pattern of tensors that belong to such files but to no model that labels, such as a decoder.
         finish: what no renaming does.
@@ -43,11 +44,16 @@ class Format:
     prefix: str = ""
     tower: bool = False
     respelled: dict[str, str] = field(default_factory=dict)
-    switches: dict[str, Any] | None = None
+    switches: dict[str, Any] = field(default_factory=dict)
     class_row: bool | None = True
     preprocessing: Preprocessing | None = None
     others: str = r"(?!)"
     finish: Callable[[State], State] = lambda state: state
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether a file alone is a model: what its names and shapes leave open stands in `switches`."""
+        return "gelu" in self.switches
 
     def own(self, state: State) -> State:
         """The tensors that concern this format, without prefix and in the spelling of its table."""
@@ -123,8 +129,8 @@ def _npz(
 
 
 FORMATS = (
-    _npz("Google's .npz, hybrid", ("conv_root/kernel", "block1/.*"), renames.NPZ_HYBRID),
-    _npz("Google's .npz, hybrid", ("conv_root/kernel",), renames.NPZ_ROOT),
+    _npz("Google's hybrid .npz", ("conv_root/kernel", "block1/.*"), renames.NPZ_HYBRID),
+    _npz("Google's hybrid .npz", ("conv_root/kernel",), renames.NPZ_ROOT),
     _npz("Google's .npz", ("embedding/kernel", ".*/LayerNorm_2/scale"), renames.NPZ),
     _npz(
         "big_vision's .npz",
@@ -169,6 +175,7 @@ FORMATS = (
         (r"(vision_model\.)?pre_layrnorm\.weight",),
         renames.HF_CLIP,
         r"^vision_model\.",
+        switches=CLIP,
         others=r"text_model\..*|text_projection\.weight|logit_scale|embeddings\.position_ids",
     ),
     Format(
@@ -176,6 +183,7 @@ FORMATS = (
         (r"(vision_model\.)?head\.probe",),
         renames.HF_SIGLIP,
         r"^vision_model\.",
+        switches={"norm_eps": 1e-6, "pos_interp": "hf"},
         others=r"text_model\..*|logit_(scale|bias)|embeddings\.position_ids",
         finish=_split_pool,
     ),
@@ -185,6 +193,7 @@ FORMATS = (
         renames.OPEN_CLIP,
         r"^visual\.",
         tower=True,
+        switches=CLIP,
     ),
     Format(
         "torchvision",
@@ -223,6 +232,6 @@ FORMATS = (
         preprocessing=replace(_DEIT, crop_pct=1.0),
         others="mask_token",
     ),
-    Format("DeiT, distilled", (r"dist_token",), switches=META, preprocessing=_DEIT, finish=distilled),
+    Format("distilled DeiT", (r"dist_token",), switches=META, preprocessing=_DEIT, finish=distilled),
     Format("timm", (r"blocks\.0\.attn\.qkv\.weight",), class_row=None),
 )

@@ -38,7 +38,7 @@ def from_timm(name: str, weights: str | Path | None = None, image_size: int | tu
     config = _config(name, architecture)
     found = translate(load_weights(weights) if weights else _download(name), where)
     if weights and found.format.table:  # other people's names: what their code computes holds
-        config = replace(config, **(found.format.switches or {}))
+        config = replace(config, **found.format.switches)
     state = found.state
     if _is_projection(name, cfg):
         config, state = _projected(config, state)

@@ -159,7 +159,8 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
     assert_training(checkpoint.model(), theirs.visual, lambda m, x: m(x))
     with pytest.raises(ModelError, match="do not tell the GELU"):  # the file alone
         from_file(tmp_path / "open_clip_pytorch_model.bin")
-    config, state = weights_for(checkpoint.config, tmp_path / "open_clip_pytorch_model.bin")  # under a named architecture
+    named = replace(checkpoint.config, norm_eps=1e-6)
+    config, state = weights_for(named, tmp_path / "open_clip_pytorch_model.bin")  # under a named architecture
     assert config == checkpoint.config and all(torch.equal(state[key], checkpoint.state[key]) for key in state)
 
 
@@ -199,7 +200,7 @@ NEARLY_TIMM = {
     "DeiT III": ("vit_base_patch16_224", {"init_values": 0.1, "no_embed_class": True}, deit_iii),
     "MAE": ("vit_base_patch16_224", {"num_classes": 0}, mae),
     "DINOv2": ("vit_base_patch16_224", {"init_values": 0.1, "num_classes": 0}, dinov2),
-    "DeiT, distilled": ("deit_base_distilled_patch16_224", {}, distilled_deit),
+    "distilled DeiT": ("deit_base_distilled_patch16_224", {}, distilled_deit),
 }
 
 
@@ -212,7 +213,7 @@ def test_a_file_of_the_authors_is_timms_model(name, randomised, tmp_path):
     assert checkpoint.extra["format"] == name
     assert checkpoint.config.norm_eps == 1e-6 and checkpoint.preprocessing.mean == (0.485, 0.456, 0.406)
     assert_outputs(checkpoint.model(), theirs, lambda m, x: m(x), lambda m: m.blocks)
-    if name != "DeiT, distilled":  # whose two heads are one of ours
+    if name != "distilled DeiT":  # whose two heads are one of ours
         assert_training(checkpoint.model(), theirs, lambda m, x: m(x))
 
 
@@ -330,9 +331,7 @@ def test_a_swiglu_is_refused_by_name(randomised, tmp_path):
 
 def test_a_file_of_nobody_known_lists_the_formats_and_its_first_tensors(tmp_path):
     torch.save({"layer.a": torch.ones(1), "layer.b": torch.ones(1)}, tmp_path / "w.pth")
-    with pytest.raises(
-        ModelError, match=r"in no format known here \(Google's .npz.*MAE.*\); its first tensors are layer.a, layer.b"
-    ):
+    with pytest.raises(ModelError, match=r"in no format known here \(Google's.*MAE.*\); its first tensors are layer.a, layer.b"):
         from_file(tmp_path / "w.pth")
 
 

@@ -33,7 +33,7 @@ def test_help_imports_neither_torch_nor_ray(arguments):
 
 def test_help_names_every_command_and_every_module_runs_by_itself(wordsworth):
     text = wordsworth("--help").stdout
-    for name in ("label", "embed", "pack", "verify", "pretrain", "models", "demo"):
+    for name in ("label", "embed", "pack", "verify", "pretrain", "convert", "models", "demo"):
         assert f" {name} " in text
         done = subprocess.run([sys.executable, "-m", f"jobs.{name}", "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and f"Usage: wordsworth {name}" in done.stdout, done.stderr
@@ -60,8 +60,8 @@ MISTAKES = {
     "no weights": ("label {p}/shards --output {p}/o --model S/16", 2, "--allow-random-weights"),
     "misfitting weights": (
         "label {p}/shards --output {p}/o --model S/16 --weights {p}/model/model.safetensors",
-        1,
-        "cls_token is (1, 1, 32) in the file, (1, 1, 384) in the model",
+        2,
+        "holds the weights of a model 32 wide and 2 deep with patches of 8, not of S/16",
     ),
     "foreign output": ("label {p}/shards --output {p}/text --model {p}/model", 1, "is not empty and holds no run"),
     "forbidden scheme": ("label pipe:ls --output {p}/o --model {p}/model", 2, "cannot read pipe:ls"),

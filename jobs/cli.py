@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        cause = root_cause(error)
+        cause = root_cause(error, UserError, ModelError)
         if isinstance(cause, UserError):
             return _fail(str(cause), cause.exit_code)
         if isinstance(cause, ModelError):

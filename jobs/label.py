@@ -60,6 +60,8 @@ def execute(
             batch_size=run.batch,
             unit_rows=run.unit_rows,
             address=run.address,
+            update=run.update,
+            replace_changed=run.replace_changed,
             storage_options=source.storage,
             **asked,
         )

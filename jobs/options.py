@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 
 from pipeline.errors import UserError
 from pipeline.source import IMAGE_KEYS
+from pipeline.storage import ALLOW_HTTP
 
 MODEL = Group("Model")
 SOURCE = Group("Source")
@@ -58,6 +59,8 @@ class SourceOptions:
     "What the source is, where its names leave it open."
     image_key: str = ";".join(IMAGE_KEYS)
     "Extensions that are images, in order of preference."
+    allow_http: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "Read http:// and https:// too."
     storage_options: str = "{}"
     "JSON for the fsspec file system. Credentials belong in the store's own environment or files, not here."
 
@@ -73,7 +76,7 @@ class SourceOptions:
             raise UserError(f"--storage-options is no JSON: {error}", exit_code=2) from error
         if not isinstance(options, dict):
             raise UserError('--storage-options must be a JSON object, such as {"anon": true}', exit_code=2)
-        return options
+        return options | ({ALLOW_HTTP: True} if self.allow_http else {})
 
 
 @Parameter(name="*", group=RUN)
@@ -91,6 +94,10 @@ class RunOptions:
     "auto takes the GPUs that Ray has."
     batch_size: str = "auto"
     "Images in one forward pass: auto or a number."
+    update: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "On a run that is there: list the source again and add what is new."
+    replace_changed: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "As --update, and label those again that were overwritten since."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
     address: str | None = None
     "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."

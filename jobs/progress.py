@@ -40,11 +40,16 @@ class RunProgress:
     def note(self, message: str) -> None:
         self.console.print(escape(message))
 
-    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int) -> None:
+    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool = True) -> None:
         done = f", {shards_done:,} of them done before" if shards_done else ""
-        self.note(f"{self.verb} {shards:,} {'shard' if shards == 1 else 'shards'} ({decimal(bytes_total)}){done}")
+        more = "" if listed else ", and what else the listing finds"
+        self.note(f"{self.verb} {shards:,} {'shard' if shards == 1 else 'shards'} ({decimal(bytes_total)}){done}{more}")
         self.total, self.base, self.started = bytes_total, bytes_done, time.monotonic()
         self._thread.start()
+
+    def listed(self, shards: int, bytes_total: int) -> None:
+        """The listing has come further."""
+        self.total = bytes_total
 
     def receipt(self, receipt: dict[str, Any]) -> None:
         self.images += receipt["rows"]

@@ -1,6 +1,4 @@
-"""Exceptions that are meant for people: ours, and the model's ModelError."""
-
-from vit_model.config import ModelError
+"""The one exception that is meant for people."""
 
 
 class UserError(Exception):
@@ -14,8 +12,8 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The first error that is meant for people, else the innermost cause: Ray wraps what a task raised several times over."""
-    while not isinstance(error, UserError | ModelError) and (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseException:
+    """The first error that is `meant` for people, else the innermost cause: Ray wraps what a task raised several times."""
+    while not isinstance(error, meant) and (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     return error

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -14,12 +15,24 @@ import pyarrow as pa
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
+from pipeline.listing import (
+    FrozenListing,
+    Head,
+    ListSettings,
+    changes,
+    freeze_update,
+    list_stage,
+    open_shards,
+    shard_names,
+    without,
+)
 from pipeline.output import Committed, RunFolder, write_stage
-from pipeline.plan import LabelRequest, asked_for, check_sources, make_plan, notes, refuse_another_run
+from pipeline.plan import LabelRequest, asked_for, change_notes, make_plan, refuse_another_run
 from pipeline.predictor import Predictor, PredictSettings
-from pipeline.reader import ReadSettings, list_stage, read_stage
+from pipeline.reader import ReadSettings, read_stage
 from pipeline.rows import WriteSettings
-from pipeline.source import LISTING, Shard, find_shards
+from pipeline.source import Finder, expand_sources
+from pipeline.storage import public
 from pipeline.unit import TIMED
 from vit_model.checkpoint import Checkpoint
 
@@ -27,7 +40,8 @@ from vit_model.checkpoint import Checkpoint
 class Progress(Protocol):
     """What watches a run. Receipts drive it and nothing else."""
 
-    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int) -> None: ...
+    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool) -> None: ...
+    def listed(self, shards: int, bytes_total: int) -> None: ...
     def note(self, message: str) -> None: ...
     def receipt(self, receipt: dict[str, Any]) -> None: ...
 
@@ -38,17 +52,16 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     Raises UserError for a source or an output that cannot be used, and at the end for shards that the store did not give.
     """
     run = RunFolder(request.output, request.storage_options)
+    frozen = FrozenListing(run)
+    request = replace(request, sources=tuple(expand_sources(request.sources, request.storage_options)))
     asked = asked_for(request, checkpoint)
     plan = run.plan()
     if plan:
         refuse_another_run(run, plan, asked)
-    listing = find_shards(list(request.sources), request.format, request.image_keys, request.storage_options)
-    for note in notes(listing):
-        progress.note(note)
-    if plan and run.listing_files():
-        for note in check_sources(run, listing):
-            progress.note(note)
-        if run.summary() and not _open_shards(run)[0]:
+    head = None if plan and frozen.files() else Head.of(_finder(request))
+    if plan and head is None:
+        _catch_up(frozen, request, progress)
+        if run.summary() and not any(_open_pages(frozen, run.committed())):
             progress.note("this run is complete already: nothing to do")
             return run.summary()
 
@@ -57,40 +70,81 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
 
         plan = plan or run.create(make_plan(asked, request, checkpoint, ray.cluster_resources()))
         refuse_another_run(run, plan, asked)
-        if not run.listing_files():
-            run.freeze_listing(listing)
-        return _execute(run, plan, request, checkpoint, progress)
+        if head:
+            head.freeze(frozen)
+        return _execute(run, frozen, plan, request, checkpoint, progress)
+
+
+def _finder(request: LabelRequest) -> Finder:
+    return Finder(list(request.sources), request.format, request.image_keys, request.storage_options)
+
+
+def _catch_up(frozen: FrozenListing, request: LabelRequest, progress: Progress) -> None:
+    """Hold a frozen listing against the source as it is now, where that was asked for or costs little; update it if asked for."""
+    if frozen.close_update():
+        progress.note("an earlier --update was interrupted while it was listing: run --update again for the rest of what is new")
+    updating = request.update or request.replace_changed
+    if not frozen.complete:
+        if updating:
+            raise UserError("the first listing of this run is not complete: run the same command without --update first")
+        return
+    if not updating and not frozen.is_short():
+        return  # a long listing takes long again; a shard that was replaced is met when it is read
+    found = changes(frozen, _finder(request), request.replace_changed)
+    for note in change_notes(found, updating):
+        progress.note(note)
+    if found.changed and not updating:
+        raise UserError(
+            f"{public(found.changed[0])} was replaced since {frozen.run.uri} was planned ({len(found.changed)} such in all): "
+            "--replace-changed labels it again, or label into a new --output, or put the old object back"
+        )
+    if updating and found.shards:
+        freeze_update(frozen, found)
 
 
 # ---- what is left to do ---------------------------------------------------------------------------------------------------
 
-OPEN_SHARD = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32()))])
+
+def _open_pages(frozen: FrozenListing, done: dict[str, Committed]) -> Iterator[pa.Table]:
+    """The shards that are not complete, page by page, with the units they have."""
+    for page in frozen.pages():
+        yield from open_shards(page, done)
 
 
-def _open_shards(run: RunFolder) -> tuple[list[pa.Table], dict[str, int]]:
-    """The shards that are not complete, page by page, with the units they have; and what progress starts from."""
-    done, pages, counts = run.committed(), [], Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0)
-    for page in run.frozen_pages():
-        rows = []
-        for row in page.to_pylist():
-            have = done.get(Shard.from_row(row).name, Committed())
-            counts.update(shards=1, bytes_total=row["size"])
-            if have.complete:
-                counts.update(shards_done=1, bytes_done=row["size"])
-            else:
-                rows.append({**row, "start": have.prefix, "have": sorted(have.units)})
-        if rows:
-            pages.append(pa.Table.from_pylist(rows, schema=OPEN_SHARD))
-    return pages, dict(counts)
+@dataclass
+class _Totals:
+    """What the frozen pages say there is to do; looked at again while the listing goes on."""
+
+    frozen: FrozenListing
+    done: dict[str, Committed]
+    counts: Counter = field(default_factory=lambda: Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0))
+    pages: int = 0
+    looked: float = 0.0
+
+    def look(self, every: float = 5.0) -> dict[str, int] | None:
+        """The counts, where there are new pages; None where there are none or it was looked at a moment ago."""
+        if time.monotonic() - self.looked < every:
+            return None
+        files, gone, self.looked = self.frozen.files(), self.frozen.replaced(), time.monotonic()
+        fresh, self.pages = files[self.pages :], len(files)
+        for path in fresh:
+            self._add(without(self.frozen.read(path)[0], gone))
+        return dict(self.counts) if fresh else None
+
+    def _add(self, page: pa.Table) -> None:
+        for name, size in zip(shard_names(page), page["size"].to_pylist(), strict=True):
+            complete = self.done.get(name, Committed()).complete
+            self.counts.update(shards=1, bytes_total=size, shards_done=complete, bytes_done=size * complete)
 
 
 # ---- the pipeline ----------------------------------------------------------------------------------------------------------
 
 
 def _receipts(
-    pages: list[pa.Table],
+    done: Any,
     weights: Any,
     stages: StageResources,
+    listing: ListSettings,
     read: ReadSettings,
     decode: DecodeSettings,
     predict: PredictSettings,
@@ -102,8 +156,8 @@ def _receipts(
     data_context()
     one = {"batch_size": None, "batch_format": "pyarrow"}
     units = (
-        from_arrow(pages)
-        .map_batches(list_stage, num_cpus=0.1, **one, **RETRIES)
+        from_arrow(pa.table({"begin": [True]}))
+        .map_batches(list_stage, fn_kwargs={"settings": listing, "done": {"ref": done}}, num_cpus=0.1, **one, **RETRIES)
         .map_batches(
             read_stage,
             fn_kwargs={"settings": read, "output": write.output},
@@ -130,29 +184,44 @@ def _receipts(
 # ---- the run --------------------------------------------------------------------------------------------------------------
 
 
-def _execute(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
+def _execute(
+    run: RunFolder, frozen: FrozenListing, plan: dict, request: LabelRequest, checkpoint: Checkpoint, progress: Progress
+) -> dict[str, Any]:
     import ray
 
     run.sweep()
-    pages, counts = _open_shards(run)
-    progress.planned(**counts)
+    if removed := run.remove_shards(frozen.replaced()):
+        progress.note(f"removed {removed} files of shards that were replaced; they are labelled again")
+    done = run.committed()
+    totals = _Totals(frozen, done)
+    progress.planned(**totals.look(every=0), listed=frozen.complete)
+    if frozen.complete:
+        _note_ignored(frozen, progress)
     images, faults, start = 0, [], time.perf_counter()
-    if pages:
+    if not frozen.complete or any(_open_pages(frozen, done)):
         weights = checkpoint.to_bytes()
         settings = _stage_settings(run, plan, request, checkpoint)
         unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
         stages = plan_resources(ray.cluster_resources(), plan["resolved"]["device"], len(weights), unit_bytes)
-        for receipt in _receipts(pages, ray.put(weights), stages, **settings):
+        for receipt in _receipts(ray.put(done), ray.put(weights), stages, **settings):
             images += receipt["rows"]
             faults += [receipt] if receipt["fault"] else []
             progress.receipt(receipt)
+            if counts := totals.look():
+                progress.listed(counts["shards"], counts["bytes_total"])
     seconds = time.perf_counter() - start
     if faults:
         raise UserError(
             f"{len(faults)} shards could not be read to their end, first {faults[0]['shard']}: {faults[0]['fault']}. "
             "What is done is kept: run the same command again"
         )
-    return _finish(run, plan, images, seconds)
+    return _finish(run, frozen, plan, images, seconds)
+
+
+def _note_ignored(frozen: FrozenListing, progress: Progress) -> None:
+    if ignored := frozen.ignored():
+        names = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5))
+        progress.note(f"ignored {sum(ignored.values())} files of other kinds: {names}")
 
 
 def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -165,6 +234,7 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
     }
     top_k = min(request.top_k, config.num_classes)
     return {
+        "listing": ListSettings(run.uri, request.sources, request.format, request.image_keys, options),
         "read": ReadSettings(resolved["unit_rows"], image_keys=request.image_keys, keep=request.keep, storage_options=options),
         "decode": DecodeSettings(checkpoint.preprocessing, config.image_size, config.patch_size),
         "predict": PredictSettings(
@@ -181,9 +251,9 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
     }
 
 
-def _finish(run: RunFolder, plan: dict, images: int, seconds: float) -> dict[str, Any]:
+def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seconds: float) -> dict[str, Any]:
     """Manifest and summary, from what lies in the folder: a killed attempt's receipts are lost, its footers are not."""
-    if _open_shards(run)[0]:
+    if not frozen.complete or any(_open_pages(frozen, run.committed())):
         raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
     manifest = _manifest(run)
     totals = {name: sum(manifest[name].to_pylist()) for name in ("rows", "bytes_read", "bytes", *TIMED)}
@@ -198,6 +268,7 @@ def _finish(run: RunFolder, plan: dict, images: int, seconds: float) -> dict[str
         "files": manifest.num_rows,
         "rows": totals["rows"],
         "errors": dict(errors.most_common()),
+        "ignored": dict(frozen.ignored().most_common()),
         "bytes_read": totals["bytes_read"],
         "bytes_written": totals["bytes"],
         "stage_seconds": {stage: round(totals[stage], 3) for stage in TIMED},

@@ -45,10 +45,14 @@ def _find(
     model: str, weights: Path | None, allow_random: bool, seed: int, note: Callable[[str], None], store: "_Store"
 ) -> Checkpoint:
     if model.startswith("timm:"):
-        return formats.from_timm(model.removeprefix("timm:"), weights)
+        name = model.removeprefix("timm:")
+        found = formats.from_timm(name, weights)
+        if weights is not None:
+            _say_switches(formats.timm_config(name), found.config, weights, note)
+        return found
     if re.fullmatch(r"[A-Za-z0-9+]+/\d+", model) and model.split("/")[0].split("+")[-1] in VARIANTS:
         return _variant(model, weights, allow_random, seed, note)
-    known = _hub(model.removeprefix("hf:")) if model.startswith("hf:") else _file_or_folder(store.model(model))
+    known = _hub(model.removeprefix("hf:")) if re.match(r"hf:(?!//)", model) else _file_or_folder(store.model(model))
     if weights is None:
         return known
     from vit_model.foreign import weights_for
@@ -84,7 +88,7 @@ def _file_or_folder(path: Path) -> Checkpoint:
 
 def _variant(model: str, weights: Path | None, allow_random: bool, seed: int, note: Callable[[str], None]) -> Checkpoint:
     if weights is not None:
-        return _variant_with(model, weights)
+        return _variant_with(model, weights, note)
     if not allow_random:
         raise UserError(
             f"--model {model} names an architecture but no weights: add --weights FILE, or use a folder, timm:NAME or hf:NAME "
@@ -95,19 +99,26 @@ def _variant(model: str, weights: Path | None, allow_random: bool, seed: int, no
     return formats.random(variant(model), Preprocessing(), seed)
 
 
-def _variant_with(model: str, weights: Path) -> Checkpoint:
+def _variant_with(model: str, weights: Path, note: Callable[[str], None]) -> Checkpoint:
     """The file says the rest (classes, image size, optional parts), its format the switches; the variant must be the one named."""
     from vit_model import foreign
 
     found = foreign.translate(formats.load_weights(weights), weights)
-    variant(model)  # or it is refused
+    wanted = variant(model)
     if not found.format.tells_all and found.format.name != "timm":  # in timm's names a variant is what timm's own models are
         raise UserError(f"{public(str(weights))} does not tell its GELU, and {model} neither: name the architecture, timm:NAME", 2)
-    config = foreign.architecture(found, weights)
+    if parts := [name for name in foreign.TELLING if any(key.startswith(name) for key in found.state)]:
+        raise UserError(f"{public(str(weights))} has {parts[0]}, which {model} has not: name the architecture, timm:NAME", 2)
+    without = {} if "pos_embed" in found.state else {"image_size": wanted.image_size}  # nothing in the file says it
+    config = foreign.architecture(found, weights, **without)
     if variant_name(config) != model:
         what = variant_name(config) or f"a model {config.width} wide and {config.depth} deep with patches of {config.patch_size}"
         raise UserError(f"{public(str(weights))} holds the weights of {what}, not of {model}", exit_code=2)
-    return foreign.checkpoint_of(found, config, found.format.preprocessing or Preprocessing(), None, weights)
+    preprocessing = found.format.preprocessing or Preprocessing()
+    if found.format.preprocessing is None:
+        used = ", ".join(f"{name} {value}" for name, value in preprocessing.to_dict().items() if name != "exif")
+        note(f"{weights.name} does not say how pictures are prepared, so: {used} (--mean, --std, --crop-pct, --interpolation)")
+    return foreign.checkpoint_of(found, config, preprocessing, None, weights)
 
 
 def _say_switches(named: ViTConfig, used: ViTConfig, weights: Path, note: Callable[[str], None]) -> None:
@@ -130,7 +141,7 @@ class _Store:
         if path.endswith(WEIGHT_SUFFIXES) and fs.isfile(path):
             return self._fetched(fs, path)
         names = _model_files(fs, path) if fs.isdir(path) else []
-        if not any(name in ("config.json", "open_clip_config.json") for name in names):
+        if not {"config.json", "open_clip_config.json"} & set(names):
             hint = "a file must end in " + ", ".join(WEIGHT_SUFFIXES) if fs.isfile(path) else "no such model folder"
             known = (
                 f"model folders, files of weights, timm:NAME, hf:NAME, and variants ({', '.join(f'{v}/16' for v in VARIANTS)}, ...)"
@@ -169,6 +180,8 @@ def _model_files(fs: Any, path: str) -> list[str]:
 def publish(folder: Path, uri: str, storage_options: dict[str, Any] | None = None) -> None:
     """Copy a model's files to a store; config.json vouches for the rest, and so is the last."""
     fs, path = open_filesystem(uri, storage_options)
+    if fs.exists(stale := f"{path.rstrip('/')}/labels.txt"):
+        fs.rm_file(stale)  # of a model that was here before
     for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):
         fs.pipe_file(f"{path.rstrip('/')}/{file.name}", file.read_bytes())
 

@@ -9,7 +9,6 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.rows import WriteSettings, prediction_table
-from pipeline.source import LISTING, Listing, Shard, listing_table
 from pipeline.storage import full_uri, is_local, open_filesystem, public, put_if_absent, replace, version_of
 from pipeline.unit import STAGES, TIMED, Unit
 
 SCHEMA_VERSION = 1
 UNIT_NAME = re.compile(r"(?P<shard>.+-[0-9a-f]{12})-(?P<unit>\d{5,})(?P<end>-end)?\.parquet")
 FOOTER = b"wordsworth"  # the key of our JSON in a Parquet file's metadata
-SHARDS_IN_FILE, MEMBERS_IN_FILE = 1000, 65536
 
 
 def unit_file(shard_name: str, number: int, last: bool) -> str:
@@ -49,7 +46,7 @@ def commit(unit: Unit, settings: WriteSettings) -> dict[str, Any]:
     path = f"{root}/predictions/{unit_file(unit.shard_name, unit.number, unit.last)}"
     footer = _footer(unit, settings, table.num_rows, errors)
     table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
-    written = put_if_absent(fs, path, _parquet(table))
+    written = put_if_absent(fs, path, parquet(table))
     if not written:
         _check_twin(fs, path, footer)
     unit.seconds["write"] = time.perf_counter() - start
@@ -77,7 +74,7 @@ def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, in
     }
 
 
-def _parquet(table: pa.Table) -> pa.Buffer:
+def parquet(table: pa.Table) -> pa.Buffer:
     """A whole Parquet file in memory, every page with its checksum."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -159,11 +156,11 @@ class RunFolder:
         self.root = self.root.rstrip("/")
         self.uri = full_uri(self.fs, self.root)
 
-    def _path(self, *parts: str) -> str:
+    def path(self, *parts: str) -> str:
         return "/".join([self.root, *parts])
 
     def read_json(self, *parts: str) -> dict[str, Any] | None:
-        path = self._path(*parts)
+        path = self.path(*parts)
         try:
             return json.loads(self.fs.cat_file(path))
         except FileNotFoundError:
@@ -180,53 +177,31 @@ class RunFolder:
         if foreign and self.plan() is None:  # in this order: a plan is older than all that its run writes
             raise UserError(f"{self.uri} is not empty and holds no run: choose a new folder as --output")
         data = json.dumps(plan, indent=1).encode()
-        put_if_absent(self.fs, self._path("_run", "plan.json"), data)
+        put_if_absent(self.fs, self.path("_run", "plan.json"), data)
         return self.plan() or plan
 
     def _own(self, path: str) -> bool:
         return path.rstrip("/").rpartition("/")[2] == "_run"
 
-    def freeze_listing(self, listing: Listing) -> None:
-        """Write the listing's pages, each put-if-absent, the last one marked: a killed start continues where it stopped."""
-        pages = list(_listing_pages(listing.shards))
-        names = [f"{number:05d}{'-end' if number == len(pages) - 1 else ''}.parquet" for number in range(len(pages))]
-        there = {path.rpartition("/")[2] for path in self._list("_run", "shards")}
-        if not (there <= set(names) and all(map(self._freeze_page, names, pages))):
-            raise UserError(f"the source of {self.uri} changed while it was being listed: start again with a new --output")
-
-    def _freeze_page(self, name: str, shards: list[Shard]) -> bool:
-        """False: other shards were frozen under this name."""
-        path = self._path("_run", "shards", name)
-        return put_if_absent(self.fs, path, _parquet(listing_table(shards))) or self._page_ids(path) == [s.id for s in shards]
-
-    def _page_ids(self, path: str) -> list[str]:
-        with self.fs.open(path, "rb") as file:
-            return pq.read_table(file, columns=["id"])["id"].to_pylist()
-
-    def listing_files(self) -> list[str]:
-        """The frozen pages in order, or nothing while the listing is not complete."""
-        files = self._list("_run", "shards")
-        return sorted(files) if any(path.endswith("-end.parquet") for path in files) else []
-
-    def frozen_pages(self) -> Iterator[pa.Table]:
-        for path in self.listing_files():
-            with self.fs.open(path, "rb") as file:
-                yield pq.read_table(file, schema=LISTING)
-
-    def frozen_shards(self) -> Iterator[Shard]:
-        for page in self.frozen_pages():
-            yield from map(Shard.from_row, page.to_pylist())
-
-    def _list(self, *parts: str) -> list[str]:
+    def parquet_files(self, *parts: str) -> list[str]:
+        """Paths of the Parquet files in a folder of the run."""
         self.fs.invalidate_cache()
         try:
-            return [path for path in self.fs.ls(self._path(*parts), detail=False) if path.endswith(".parquet")]
+            return [path for path in self.fs.ls(self.path(*parts), detail=False) if path.endswith(".parquet")]
         except FileNotFoundError:
             return []
 
+    def remove_shards(self, ids: set[str]) -> int:
+        """Remove the units of shards that are no longer part of the run; how many there were."""
+        named = ((path, UNIT_NAME.fullmatch(path.rpartition("/")[2])) for path in self.prediction_files())
+        files = [path for path, match in named if match and match["shard"][-12:] in ids]
+        for path in files:
+            self.fs.rm_file(path)
+        return len(files)
+
     def prediction_files(self) -> list[str]:
         """Paths of predictions/*.parquet in order: one LIST."""
-        return sorted(self._list("predictions"))
+        return sorted(self.parquet_files("predictions"))
 
     def committed(self) -> dict[str, Committed]:
         """By shard name, what is done."""
@@ -265,20 +240,8 @@ class RunFolder:
 
     def finish(self, manifest: pa.Table, summary: dict[str, Any]) -> None:
         """The manifest, and after it the summary: the run is complete."""
-        replace(self.fs, self._path("_run", "manifest.parquet"), _parquet(manifest).to_pybytes())
-        replace(self.fs, self._path("_run", "summary.json"), json.dumps(summary, indent=1).encode())
+        replace(self.fs, self.path("_run", "manifest.parquet"), parquet(manifest).to_pybytes())
+        replace(self.fs, self.path("_run", "summary.json"), json.dumps(summary, indent=1).encode())
 
     def summary(self) -> dict[str, Any] | None:
         return self.read_json("_run", "summary.json")
-
-
-def _listing_pages(shards: list[Shard]) -> Iterator[list[Shard]]:
-    page, members = [], 0
-    for shard in shards:
-        page.append(shard)
-        members += len(shard.members)
-        if len(page) == SHARDS_IN_FILE or members >= MEMBERS_IN_FILE:
-            yield page
-            page, members = [], 0
-    if page:
-        yield page

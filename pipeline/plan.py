@@ -9,19 +9,22 @@ from typing import Any
 
 from pipeline.decode import DECODER
 from pipeline.errors import UserError
+from pipeline.listing import Changes
 from pipeline.output import SCHEMA_VERSION, RunFolder
-from pipeline.source import IMAGE_KEYS, Listing
+from pipeline.source import IMAGE_KEYS
 from pipeline.storage import full_uri, open_filesystem, public
 from vit_model.checkpoint import Checkpoint
 from vit_model.inference import resolve_precision
 
 UNIT_PATCH_BYTES = 96 << 20  # patches in one unit, at most; and at most 1/16 of the object store
 MAX_UNIT_ROWS = 4096
+SOURCES_NAMED = 1000  # in a plan; of more it holds the hash
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What the user asked for. model: how the model is called in messages and footers. batch_size: 0 chooses one."""
+    """What the user asked for. model: how the model is called in messages and footers. batch_size: 0 chooses one.
+    update: add shards and images that are new in the source; replace_changed: label those again that are others now."""
 
     command: str
     sources: tuple[str, ...]
@@ -38,6 +41,8 @@ class LabelRequest:
     batch_size: int = 0
     unit_rows: int = 0
     address: str | None = None
+    update: bool = False
+    replace_changed: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,7 +50,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     """What makes two commands the same run."""
     return {
         "command": request.command,
-        "source": sorted(public(full_uri(*open_filesystem(source, request.storage_options))) for source in request.sources),
+        "source": _sources(request),
         "format": request.format,
         "model fingerprint": checkpoint.fingerprint()[:16],
         "labels": hashlib.sha256("\n".join(checkpoint.labels).encode()).hexdigest()[:12] if checkpoint.labels else None,
@@ -58,6 +63,14 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
         "precision": request.precision,
         "device": request.device,
     }
+
+
+def _sources(request: LabelRequest) -> list[str]:
+    """The sources by name, in order; of a long list its length and hash."""
+    names = sorted(public(full_uri(*open_filesystem(source, request.storage_options))) for source in request.sources)
+    if len(names) <= SOURCES_NAMED:
+        return names
+    return [f"{len(names)} sources, sha256 {hashlib.sha256(chr(10).join(names).encode()).hexdigest()}"]
 
 
 def make_plan(asked: dict, request: LabelRequest, checkpoint: Checkpoint, available: dict[str, float]) -> dict[str, Any]:
@@ -110,28 +123,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def notes(listing: Listing) -> Iterator[str]:
-    if listing.ignored:
-        names = ", ".join(f"{count} {name}" for name, count in listing.ignored.most_common(5))
-        yield f"ignored {sum(listing.ignored.values())} files of other kinds: {names}"
-
-
-def check_sources(run: RunFolder, listing: Listing) -> Iterator[str]:
-    """The source as it is now against the source as it was frozen; yields what the user should know."""
-    now, then = (dict(_objects(shards)) for shards in (listing.shards, run.frozen_shards()))
-    changed = [uri for uri, identity in then.items() if now.get(uri, identity) != identity]
-    if changed:
-        raise UserError(
-            f"{changed[0]} was replaced since {run.uri} was planned ({len(changed)} such in all): "
-            "label into a new --output, or put the old object back"
-        )
-    if new := len(now.keys() - then.keys()):
-        yield f"{new} shards or images are new since this run was planned and are not part of it"
-
-
-def _objects(shards) -> Iterator[tuple[str, tuple[int, str]]]:
-    for shard in shards:
-        if shard.kind == "tar":
-            yield shard.uri, (shard.size, shard.version)
-        for member in shard.members:
-            yield f"{shard.uri}/{member['key']}", (member["size"], member["version"])
+def change_notes(found: Changes, updating: bool) -> Iterator[str]:
+    """What the user should know of a source that is not what it was."""
+    if found.new and not updating:
+        yield f"{found.new} shards or images are new since this run was planned and are not part of it: --update labels them"
+    if updating:
+        changed = f", {len(found.changed)} changed" if found.changed else ""
+        kept = " (--replace-changed labels those again)" if found.changed and not found.replaces else ""
+        yield f"update: {found.new} new shards or images{changed}{kept}"

@@ -143,12 +143,6 @@ def _sample_table(batch: list[EncodedSample], first_index: int, sidecars: int) -
 # ---- the stages -----------------------------------------------------------------------------------------------------------
 
 
-def list_stage(table: pa.Table) -> Iterator[pa.Table]:
-    """A page of shards -> a shard a block, so that every shard is a read task of its own."""
-    for row in range(table.num_rows):
-        yield table.slice(row, 1)
-
-
 def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator[pa.Table]:
     """A shard -> its units of encoded images, from the first one on that `output` does not have.
 

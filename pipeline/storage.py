@@ -15,24 +15,29 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import UserError
 
 SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
+HTTP = ("http", "https")
+ALLOW_HTTP = "wordsworth_allow_http"  # in the storage options, which every process gets: --allow-http
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 # Some of what the stores' clients raise is no OSError: aiohttp's ClientPayloadError, gcsfs's HttpError, all of Azure's.
 CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests", "urllib3")
 _USER = re.compile(r"[^/?#]*@|[^/:@?#]+:(?!\d*/)[^@?#]*@")  # the latter: a secret with a slash in it
 
 
-def check_scheme(uri: str) -> None:
+def check_scheme(uri: str, allow_http: bool = False) -> None:
     """Refuse, before any I/O, whatever is not on the list: `pipe:` runs a shell and `::` chains file systems."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
-    if "::" in uri or (scheme and scheme[1] not in SCHEMES):
-        raise UserError(f"cannot read {public(uri)}: the scheme is not one of {', '.join(SCHEMES)}", exit_code=2)
+    allowed = SCHEMES + HTTP * allow_http
+    if "::" in uri or (scheme and scheme[1] not in allowed):
+        hint = " (--allow-http reads from web servers)" if scheme and scheme[1] in HTTP else ""
+        raise UserError(f"cannot read {public(uri)}: the scheme is not one of {', '.join(allowed)}{hint}", exit_code=2)
 
 
 def open_filesystem(uri: str, options: dict[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path inside it; local paths come back absolute."""
-    check_scheme(uri)
+    options = dict(options or {})
+    check_scheme(uri, options.pop(ALLOW_HTTP, False))
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **(options or {}))
+        fs, path = fsspec.core.url_to_fs(uri, **options)
     except ImportError as error:
         extra = EXTRAS.get(uri.split(":", 1)[0], "")
         raise UserError(f"cannot read {public(uri)}: {error}; try: pip install 'wordsworth[{extra}]'") from error

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.faults import Report
+from pipeline.listing import FrozenListing
 from pipeline.output import FOOTER, UNIT_NAME, RunFolder, unit_file
 from pipeline.recount import Recount, Sample
 from pipeline.source import LISTING, Shard
@@ -63,6 +64,14 @@ def _names(run: RunFolder, *parts: str) -> list[str]:
     return sorted(name for path in paths if path != folder and not (name := path.rpartition("/")[2]).startswith("_"))
 
 
+def _replaced(run: RunFolder) -> set[str]:
+    """Ids of shards that an update has replaced. A page that cannot be read is named later."""
+    try:
+        return FrozenListing(run).replaced()
+    except (pa.ArrowInvalid, ValueError, TypeError):
+        return set()
+
+
 def _read(run: RunFolder, *parts: str) -> pa.Table | Exception:
     """A Parquet file with every page's checksum compared, or why it cannot be read. A store's fault is an OSError, raised."""
     data = run.fs.cat_file("/".join([run.root, *parts]))
@@ -84,6 +93,7 @@ class _Verifier:
         self.recount = Recount(plan, options, self.report) if source else None
         self.rows: dict[str, int | None] = {}  # by file; None for a file that cannot be read
         self.schema: pa.Schema | None = None  # of the first file
+        self.replaced = _replaced(run)
 
     def check(self) -> Report:
         files = self._unit_files()
@@ -110,10 +120,10 @@ class _Verifier:
         return files
 
     def _shards(self) -> Iterator[Shard]:
-        """The frozen listing, one page at a time."""
+        """The frozen listing, one page at a time; shards that a later page replaces are not part of the run."""
         names = _names(self.run, "_run", "shards")
-        wanted = [f"{number:05d}{'-end' if number == len(names) - 1 else ''}.parquet" for number in range(len(names))]
-        if not names or names != wanted:
+        bare = [f"{number:05d}.parquet" for number in range(len(names))]
+        if not names or [name.replace("-end", "") for name in names] != bare or not names[-1].endswith("-end.parquet"):
             self.report.add("incomplete_listing", "_run/shards", f"its pages are {', '.join(names[-3:]) or 'none'}: one is missing")
         for name in names:
             page = _read(self.run, "_run", "shards", name)
@@ -124,7 +134,8 @@ class _Verifier:
                 shard = Shard.from_row(row)
                 if shard.id != row["id"]:
                     self.report.add("wrong_listing", f"_run/shards/{name}", f"{public(shard.uri)} is not what its id was made from")
-                yield shard
+                if shard.id not in self.replaced:
+                    yield shard
 
     def _shard(self, shard: Shard, files: list[tuple[int, bool, str]]) -> None:
         self.report.shards += 1

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import warnings
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from vit_model.position import resampled
 
 State = dict[str, torch.Tensor]
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+# What reading bytes that are no tensors may raise.
+UNREADABLE = (SafetensorError, BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError)
 SHOWN = 3  # keys named in a message; the rest are counted
 
 
@@ -200,7 +203,17 @@ def load_weights(path: str | Path) -> State:
             f"{path} holds more than tensors, or is not a torch file, and was not opened; save its state_dict alone "
             f"(safetensors is best)"
         ) from error
-    except (SafetensorError, EOFError, OSError, ValueError, BadZipFile) as error:
+    except (
+        SafetensorError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
         raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ModelError(f"{path} is not a dictionary of named tensors; save the model's state_dict alone")
@@ -236,7 +249,10 @@ def saved_checkpoint(path: str | Path) -> Checkpoint | None:
     try:
         with safe_open(path, "pt") as file:
             ours = "checkpoint" in (file.metadata() or {})
-        return Checkpoint.from_bytes(path.read_bytes()) if ours else None
+        if not ours:
+            return None
+        found = Checkpoint.from_bytes(path.read_bytes())
+        return replace(found, state=fit(found.config, found.state, path))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read as a model: {first_line(error)}") from error
 
@@ -275,6 +291,13 @@ def _some(what: str, items: list[str]) -> str | None:
         return None
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return f"{len(items)} {what} ({', '.join(items[:SHOWN])}{more})"
+
+
+def timm_config(name: str) -> ViTConfig:
+    """The config of a timm model, without its weights."""
+    from vit_model import timm_models
+
+    return timm_models.config(name)
 
 
 def from_timm(name: str, weights: str | Path | None = None, image_size: int | tuple[int, int] | None = None) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Our model in the forms that other code opens: timm, Hugging Face, Google's .npz, or one .safetensors file of our own.
 
 A form that cannot say something that changes the outputs, such as the GELU, is refused, unless the loss is accepted; read back,
-what was written without a loss is bit-identical. What only labels or prepares is a note.
+what was written without a loss has bit-identical tensors and the same switches. What only labels or prepares is a note.
 """
 
 import io
@@ -15,8 +15,8 @@ import numpy as np
 import safetensors.torch
 
 from vit_model import renames
-from vit_model.checkpoint import Checkpoint, replace_file, save_folder
-from vit_model.config import ModelError, Preprocessing, ViTConfig, variant_name
+from vit_model.checkpoint import WEIGHT_SUFFIXES, Checkpoint, replace_file, save_folder
+from vit_model.config import OPTIONS, ModelError, Preprocessing, ViTConfig, variant_name
 from vit_model.formats import undistilled
 from vit_model.hf_models import RESAMPLING
 from vit_model.renames import State
@@ -31,6 +31,7 @@ TIMM_HYBRIDS = {
     "R50+B/16": "vit_base_r50_s16_224",
     "R50+L/32": "vit_large_r50_s32_224",
 }
+FREE = ("resnet", "gelu", "pos_interp", "dropout", "drop_path", "position", "position_at", "head_bias")
 # What the forms have no word for; the values that they can hold.
 PLAIN = {"position": ("learned-1d",), "position_at": ("stem",)}
 HOLDS: dict[str, dict[str, tuple]] = {
@@ -60,16 +61,57 @@ def convert(checkpoint: Checkpoint, path: str | Path, format: str, lossy: bool =
     path = Path(path)
     if format not in FORMATS:
         raise ModelError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    if format == "npz" and path.suffix != ".npz":
-        raise ModelError(f"{path}: the format npz is one file, whose name must end in .npz")
-    for name, values in HOLDS.get(format, {}).items():
+    one_file = {"npz": (".npz",), "safetensors": (".safetensors", "")}.get(format, ("",))
+    if path.suffix not in one_file and path.suffix in (*WEIGHT_SUFFIXES, ""):
+        what = "one file, whose name must end in .npz" if format == "npz" else "a folder"
+        raise ModelError(f"{path}: the format {format} is {what}")
+    for name, values in _holds(checkpoint.config, format).items():
         if (value := getattr(checkpoint.config, name)) not in values:
             raise ModelError(f"the format {format} has no place for {name} = {value!r} of this model")
     losses = list(_losses(checkpoint.config, format))
     if losses and not lossy:
         raise ModelError(f"the format {format} cannot say it all: {'; '.join(losses)} (--lossy writes it all the same)")
     writers = {"safetensors": _save_ours, "timm": _save_timm, "hf": _save_hf, "npz": _save_npz}
-    return losses + (writers[format](path, checkpoint) or [])
+    writers[format](path, checkpoint)
+    return losses + _unsaid(checkpoint, format)
+
+
+def _unsaid(checkpoint: Checkpoint, format: str) -> list[str]:
+    """What prepares pictures or names classes and the form does not say; it changes no tensor and no logit."""
+    config, preprocessing, notes = checkpoint.config, checkpoint.preprocessing, []
+    manner = {"timm": "timm", "hf": "hf", "npz": "google"}.get(format, config.pos_interp)
+    if config.pos_interp != manner:
+        notes.append(
+            f"at another image size the position table would be resampled in the manner of {manner}, not of {config.pos_interp}"
+        )
+    if format in ("timm", "hf") and preprocessing.exif == "ignore":
+        notes.append("that EXIF orientation is ignored is not said")
+    if format == "timm" and config.num_classes == 1000 and not checkpoint.labels:
+        notes.append("1000 classes without names are taken for ImageNet's by timm")
+    if format == "hf" and preprocessing.crop_mode == "center":
+        edge, side = min(_resized(preprocessing, config.image_size)), min(config.image_size)
+        if len(set(config.image_size)) > 1:
+            notes.append("transformers pads where it crops a size that is not square: prepare the pictures in another way")
+        elif side / edge != preprocessing.crop_pct:
+            notes.append(f"crop_pct {preprocessing.crop_pct} becomes {side / edge:.6g}: sizes are whole pixels")
+    if format == "npz":
+        notes.append("an .npz carries neither the preprocessing nor the names of the classes")
+    return notes
+
+
+def _resized(preprocessing: Preprocessing, image_size: tuple[int, int]) -> list[int]:
+    return [math.floor(side / preprocessing.crop_pct) for side in image_size]
+
+
+def _holds(config: ViTConfig, format: str) -> dict[str, tuple]:
+    """Which values of which fields the form can hold. A hybrid or a distilled model is plain in all else."""
+    holds = HOLDS.get(format, {})
+    if format == "timm" and config.resnet is not None:
+        holds = holds | {name: (default,) for name, default in OPTIONS.items() if name not in FREE}
+    if format in ("timm", "hf") and config.pool == "distilled":
+        holds = holds | {"registers": (1,), "position": ("learned-1d",), "class_position": (True,), "pool_norm": (False,)}
+        holds |= {"num_classes": range(1, 1 << 31)}
+    return holds
 
 
 def _losses(config: ViTConfig, format: str) -> Iterator[str]:
@@ -84,11 +126,6 @@ def _losses(config: ViTConfig, format: str) -> Iterator[str]:
             yield f"timm would take a norm eps of {_timm_eps(config)}, this model has {config.norm_eps} (logits move by about 1e-5)"
         if config.resnet is not None:
             yield "timm standardises a hybrid's kernels with another eps (logits move by about 1e-4)"
-
-
-def _resampling_note(config: ViTConfig, manner: str, who: str) -> list[str]:
-    same = config.pos_interp == manner
-    return [] if same else [f"at another image size {who} would resample the position table in its own manner"]
 
 
 def _save_ours(path: Path, checkpoint: Checkpoint) -> None:
@@ -117,7 +154,7 @@ def _timm_eps(config: ViTConfig) -> float:
     return 1e-5 if config.norm_eps == 1e-5 or config.projection else 1e-6
 
 
-def _save_timm(path: Path, checkpoint: Checkpoint) -> list[str]:
+def _save_timm(path: Path, checkpoint: Checkpoint) -> None:
     """A folder for `timm.create_model("local-dir:PATH", pretrained=True)`, in the form of timm's hub repositories."""
     config, state = checkpoint.config, dict(checkpoint.state)
     if config.representation_size and not config.projection:
@@ -141,11 +178,11 @@ def _save_timm(path: Path, checkpoint: Checkpoint) -> list[str]:
         "global_pool": _timm_pool(config),
         "pretrained_cfg": _timm_cfg(checkpoint),
         "model_args": _timm_args(config),
+        "projection": config.projection,  # ours: whether what timm calls the head is CLIP's projection
     }
     if checkpoint.labels:
         about["label_names"] = list(checkpoint.labels)
     _write_folder(path, state, {"config.json": about})
-    return _resampling_note(config, "timm", "timm")
 
 
 def _timm_pool(config: ViTConfig) -> str:
@@ -201,7 +238,7 @@ def _timm_args(config: ViTConfig) -> dict[str, Any]:
 # ---- Hugging Face --------------------------------------------------------------------------------------------------------
 
 
-def _save_hf(path: Path, checkpoint: Checkpoint) -> list[str]:
+def _save_hf(path: Path, checkpoint: Checkpoint) -> None:
     """A folder for `AutoModelForImageClassification` or, without a head, `AutoModel`, and for `AutoImageProcessor`."""
     config, state = checkpoint.config, checkpoint.state
     if config.representation_size and (config.num_classes or config.representation_size != config.width):
@@ -233,13 +270,14 @@ def _save_hf(path: Path, checkpoint: Checkpoint) -> list[str]:
     if config.num_classes:
         names = checkpoint.labels or [f"LABEL_{i}" for i in range(config.num_classes)]
         about |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    processor = _processor(checkpoint.preprocessing, config.image_size) | {"image_processor_type": "ViTImageProcessor"}
+    # These two crop, and did in every version of transformers.
+    processor_kind = "CLIPImageProcessor" if checkpoint.preprocessing.crop_mode == "center" else "DeiTImageProcessor"
+    processor = _processor(checkpoint.preprocessing, config.image_size) | {"image_processor_type": processor_kind}
     _write_folder(path, theirs, {"preprocessor_config.json": processor, "config.json": about}, {"format": "pt"})
-    return _resampling_note(config, "hf", "transformers")
 
 
 def _processor(preprocessing: Preprocessing, image_size: tuple[int, int]) -> dict[str, Any]:
-    (height, width), resized = image_size, [math.floor(side / preprocessing.crop_pct) for side in image_size]
+    (height, width), resized = image_size, _resized(preprocessing, image_size)
     squash = preprocessing.crop_mode == "squash"
     return {
         "do_resize": True,
@@ -258,7 +296,7 @@ def _processor(preprocessing: Preprocessing, image_size: tuple[int, int]) -> dic
 # ---- Google's .npz -------------------------------------------------------------------------------------------------------
 
 
-def _save_npz(path: Path, checkpoint: Checkpoint) -> list[str]:
+def _save_npz(path: Path, checkpoint: Checkpoint) -> None:
     """float32 arrays in the original naming, or in big_vision's where [class] has no position or there is none."""
     config = checkpoint.config
     arrays = {name: t.numpy() for name, t in renames.write(checkpoint.state, _npz_table(config), config, "npz").items()}
@@ -266,7 +304,6 @@ def _save_npz(path: Path, checkpoint: Checkpoint) -> list[str]:
     np.savez(buffer, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, buffer.getvalue())
-    return ["an .npz carries neither the preprocessing nor the names of the classes"]
 
 
 def _npz_table(config: ViTConfig) -> renames.Table:

@@ -11,6 +11,7 @@ from vit_model.config import VARIANTS, ModelError, Preprocessing, ViTConfig
 from vit_model.formats import FORMATS, Format
 from vit_model.renames import State
 
+TELLING = ("norm_pre.", "attn_pool.", "reg_token", "blocks.0.ls1")  # parts of towers whose switches are not those of a plain ViT
 SWIGLU = r"mlp\.(w12|w3|weights_in|gate_proj)\."
 
 
@@ -35,7 +36,7 @@ def translate(state: State, where: str | Path) -> Translated:
     Raises:
         ModelError: no format known here.
     """
-    state, dropped = _unwrapped(state)
+    state, dropped = _unwrapped(state, where)
     format = _recognised(state, where)
     own = format.own(state)
     ours, unknown = renames.read(own, format.table)
@@ -46,15 +47,20 @@ def translate(state: State, where: str | Path) -> Translated:
     return Translated(format, format.finish(ours), own, dropped + len(state) - len(own) + len(left))
 
 
-def _unwrapped(state: State) -> tuple[State, int]:
+def _unwrapped(state: State, where: str | Path) -> tuple[State, int]:
     """Without the wrappers that trainers put around any model, and with blocks that were stored as one taken apart.
 
     Returns:
         The tensors, and how many were of another tower.
     """
-    dropped = 0
     state = {re.sub(r"^(module\.|_orig_mod\.|opt/target/)+", "", key): tensor for key, tensor in state.items()}
-    for prefix in ("params/img/", "params/"):  # big_vision: two towers, or one
+    if language := [key for key in state if re.match(r"(params/)?llm/", key)]:
+        raise ModelError(f"{where} is a language model with an image tower ({language[0]}), whose head is of tokens, not of images")
+    training = [key for key in state if key.startswith("opt/")]  # the optimizer's own
+    for key in training:
+        state.pop(key)
+    dropped = len(training)
+    for prefix in ("params/img/", "img/", "params/"):  # big_vision: two towers, or one
         if any(key.startswith(prefix) for key in state):
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             state, dropped = own, dropped + len(state) - len(own)
@@ -91,11 +97,13 @@ def architecture(translated: Translated, where: str | Path, **known: Any) -> ViT
     except (KeyError, IndexError) as error:
         missing = translated.called(str(error.args[0])) if isinstance(error, KeyError) else "a tensor of another shape"
         raise ModelError(f"{where} does not have the tensors of a ViT: missing {missing}") from None
-    fields |= {"heads": _heads(translated.own, fields), **translated.format.switches, **known}
+    fields |= {**translated.format.switches, **known}
+    if "heads" not in fields:
+        fields["heads"] = _heads(translated.own, fields, where)
     if "image_size" not in fields:
         side = _grid_side(translated, fields["class_token"], where)
         fields["image_size"] = side * fields["patch_size"]
-    fields |= _position(state, fields)
+    fields |= _position(state, fields, translated.format)
     return ViTConfig(**fields)
 
 
@@ -144,13 +152,20 @@ def _parts(state: State) -> dict[str, Any]:
     }
 
 
-def _heads(own: State, fields: dict[str, Any]) -> int:
-    """Only flax's kernels (D, H, D_h) tell it; of the others the published sizes are known, and 64 is the usual D_h."""
+def _heads(own: State, fields: dict[str, Any], where: str | Path) -> int:
+    """Only flax's kernels (D, H, D_h) tell it; of the others the published sizes are known."""
     for key, tensor in own.items():
         if re.fullmatch(r"Transformer/encoderblock_0/MultiHeadDotProductAttention_\d/query/kernel", key):
             return tensor.shape[1]
     sizes = {numbers[:3]: numbers[3] for numbers in VARIANTS.values()}
-    return sizes.get((fields["width"], fields["depth"], fields["mlp_dim"])) or max(fields["width"] // 64, 1)
+    size = fields["width"], fields["depth"], fields["mlp_dim"]
+    if size not in sizes:
+        what = "{} wide and {} deep with an MLP of {}".format(*size)
+        raise ModelError(
+            f"{where} holds a model {what}, no published size, and does not tell its heads: name a model that does with --model, "
+            "and give this as --weights"
+        )
+    return sizes[size]
 
 
 def _grid_side(translated: Translated, class_token: bool, where: str | Path) -> int:
@@ -166,9 +181,9 @@ def _grid_side(translated: Translated, class_token: bool, where: str | Path) -> 
     raise ModelError(f"{where} does not tell its image size: {what}; name the architecture with --model and give this as --weights")
 
 
-def _position(state: State, fields: dict[str, Any]) -> dict[str, Any]:
+def _position(state: State, fields: dict[str, Any], format: Format) -> dict[str, Any]:
     if "pos_embed" not in state:
-        return {"position": "none"}
+        return {"position": format.no_table}
     size = fields["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
     patches = (height // fields["patch_size"]) * (width // fields["patch_size"])
@@ -179,7 +194,8 @@ def _position(state: State, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_file(path: str | Path) -> Checkpoint:
-    """A single file as the whole model: one of ours with its config inside, or one whose format says all that its names do not.
+    """A single file as the whole model: one of ours with its config inside, one whose format says all that its names do not, or
+    one of Hugging Face's beside its config.json.
 
     Raises:
         ModelError: not such a file, or one that leaves the architecture open.
@@ -187,6 +203,10 @@ def from_file(path: str | Path) -> Checkpoint:
     if own := saved_checkpoint(path):
         return own
     found = translate(load_weights(path), path)
+    if found.format.name.startswith("Hugging Face") and (Path(path).parent / "config.json").is_file():
+        from vit_model.hf_models import from_folder
+
+        return from_folder(Path(path).parent)
     if not found.format.tells_all:
         names = "timm:NAME or B/16" if found.format.name == "timm" else "timm:NAME"
         raise ModelError(
@@ -194,18 +214,33 @@ def from_file(path: str | Path) -> Checkpoint:
             f"name the architecture, --model {names}, and give this file as --weights"
         )
     config = architecture(found, path)
-    preprocessing = found.format.preprocessing or Preprocessing()
-    return Checkpoint(config, preprocessing, None, fit(config, found.state, path, found.called), _provenance(found, path))
+    return checkpoint_of(found, config, _preprocessing_of(found, config), None, path)
+
+
+def _preprocessing_of(found: Translated, config: ViTConfig) -> Preprocessing:
+    """The format's; of some, files of one kind are prepared in another way."""
+    usual = found.format.preprocessing or Preprocessing()
+    if (
+        found.format.name == "big_vision's .npz" and config.pool == "map" and not config.num_classes
+    ):  # SigLIP: a tower without a head
+        return replace(usual, crop_pct=1.0, crop_mode="squash")
+    if found.format.name == "torchvision" and config.image_size != (224, 224):  # those of SWAG
+        return replace(usual, interpolation="bicubic", crop_pct=1.0)
+    return usual
 
 
 def weights_for(config: ViTConfig, path: str | Path) -> tuple[ViTConfig, State]:
-    """The tensors of a file for a model of this architecture; the switches that the file's format has replace the config's.
+    """The tensors of a file for a model of this architecture; the switches that its format or a config.json beside it has
+    replace the config's.
 
     Raises:
         ModelError: the file is of another architecture; says which tensors are missing, unexpected or misshapen.
     """
+    from vit_model.hf_models import switches_beside
+
     found = translate(load_weights(path), path)
-    config = replace(config, **found.format.switches)
+    beside = switches_beside(Path(path)) if found.format.name.startswith("Hugging Face") else {}
+    config = replace(config, **(found.format.switches | beside))
     return config, fit(config, found.state, path, found.called)
 
 

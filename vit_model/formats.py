@@ -17,10 +17,11 @@ from vit_model.renames import State, Table
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 META = {"gelu": "exact", "norm_eps": 1e-6, "pos_interp": "hf"}  # DeiT, MAE, DINOv2
 GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "pos_interp": "google"}
 CLIP = {"norm_eps": 1e-5, "pos_interp": "timm"}  # and OpenAI's GELU is another than OpenCLIP's
-HF = {"gelu": "exact", "norm_eps": 1e-12, "pos_interp": "hf"}
+HF = {"pos_interp": "hf"}  # its config.json says the rest
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Format:
         tower: take only the tensors with the prefix, if there are any: the others are of another tower.
         switches: fields of ViTConfig that hold for all weights in this format.
         class_row: whether the position table has a row for [class]; None: it may.
+        no_table: what position a model has whose file holds no table.
         others: pattern of tensors that belong to such files but to no model that labels, such as a decoder.
         finish: what no renaming does.
     """
@@ -46,6 +48,7 @@ class Format:
     respelled: dict[str, str] = field(default_factory=dict)
     switches: dict[str, Any] = field(default_factory=dict)
     class_row: bool | None = True
+    no_table: str = "none"
     preprocessing: Preprocessing | None = None
     others: str = r"(?!)"
     finish: Callable[[State], State] = lambda state: state
@@ -98,6 +101,13 @@ def undistilled(state: State, config: ViTConfig) -> State:
     return state
 
 
+def _without_pooler(state: State) -> State:
+    """A classifier of Hugging Face's does not use the pooler that may lie beside it."""
+    if "head.weight" not in state:
+        return state
+    return {name: tensor for name, tensor in state.items() if not name.startswith("pre_logits.")}
+
+
 def _split_pool(state: State) -> State:
     """SigLIP's pooling has q, k and v in one tensor, ours has q for itself."""
     state = dict(state)
@@ -117,27 +127,26 @@ _V5 = {  # transformers 5 renamed its modules; its files keep the old names, sta
 }
 _V5_MLP = {r"\bmlp\.fc1\b": "intermediate.dense", r"\bmlp\.fc2\b": "output.dense"}
 _LAYER = r"(encoder\.layer|layers)\.0\."
-_POOLER = r"pooler\..*|mask_token"
+_MASK = r"embeddings\.mask_token"
 _SQUASHED = Preprocessing("bilinear", 1.0, HALF, HALF, crop_mode="squash")  # tf.image.resize to a square
 _DEIT = Preprocessing("bicubic", 0.875, *IMAGENET)
 
 
-def _npz(
-    name: str, marks: tuple[str, ...], table: Table, preprocessing: Preprocessing = _SQUASHED, class_row: bool = True
-) -> Format:
-    return Format(name, marks, table, switches=GOOGLE, class_row=class_row, preprocessing=preprocessing)
+def _npz(name: str, marks: tuple[str, ...], table: Table, preprocessing: Preprocessing = _SQUASHED, **more: Any) -> Format:
+    return Format(name, marks, table + renames.NPZ_OTHER_NUMBERS, switches=GOOGLE, preprocessing=preprocessing, **more)
 
 
 FORMATS = (
     _npz("Google's hybrid .npz", ("conv_root/kernel", "block1/.*"), renames.NPZ_HYBRID),
     _npz("Google's hybrid .npz", ("conv_root/kernel",), renames.NPZ_ROOT),
-    _npz("Google's .npz", ("embedding/kernel", ".*/LayerNorm_2/scale"), renames.NPZ),
+    _npz("Google's .npz", ("embedding/kernel", "Transformer/posembed_input/pos_embedding"), renames.NPZ),
     _npz(
         "big_vision's .npz",
-        ("embedding/kernel", ".*/LayerNorm_1/scale"),
+        ("embedding/kernel", "Transformer/encoderblock_0/.*"),
         renames.NPZ_BIG_VISION,
         Preprocessing("bilinear", 0.875, HALF, HALF),
         class_row=False,
+        no_table="sincos-2d",
     ),
     Format(
         "Hugging Face DeiT",
@@ -147,7 +156,7 @@ FORMATS = (
         respelled=_V5 | _V5_MLP,
         switches=HF,
         preprocessing=replace(_DEIT, crop_mode="squash"),
-        others=_POOLER,
+        others=_MASK,
         finish=distilled,
     ),
     Format(
@@ -158,7 +167,8 @@ FORMATS = (
         respelled=_V5 | _V5_MLP,
         switches=HF,
         preprocessing=_SQUASHED,
-        others=r"mask_token",
+        others=_MASK,
+        finish=_without_pooler,
     ),
     Format(
         "Hugging Face DINOv2",
@@ -168,7 +178,7 @@ FORMATS = (
         respelled=_V5,
         switches=META,
         preprocessing=_DEIT,
-        others=r"embeddings\.mask_token",
+        others=_MASK,
     ),
     Format(
         "Hugging Face CLIP",
@@ -176,6 +186,7 @@ FORMATS = (
         renames.HF_CLIP,
         r"^vision_model\.",
         switches=CLIP,
+        preprocessing=Preprocessing("bicubic", 1.0, *CLIP_COLOURS),
         others=r"text_model\..*|text_projection\.weight|logit_scale|embeddings\.position_ids",
     ),
     Format(
@@ -184,6 +195,7 @@ FORMATS = (
         renames.HF_SIGLIP,
         r"^vision_model\.",
         switches={"norm_eps": 1e-6, "pos_interp": "hf"},
+        preprocessing=Preprocessing("bicubic", 1.0, HALF, HALF, crop_mode="squash"),
         others=r"text_model\..*|logit_(scale|bias)|embeddings\.position_ids",
         finish=_split_pool,
     ),
@@ -199,6 +211,7 @@ FORMATS = (
         "torchvision",
         (r"encoder\.layers\.encoder_layer_0\.ln_1\.weight",),
         renames.TORCHVISION,
+        respelled={r"\bmlp\.linear_1\b": "mlp.0", r"\bmlp\.linear_2\b": "mlp.3"},  # as the files of its own hub have them
         switches=META,
         preprocessing=Preprocessing("bilinear", 0.875, *IMAGENET),
     ),

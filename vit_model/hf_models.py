@@ -10,11 +10,12 @@ from typing import Any
 from vit_model.checkpoint import Checkpoint, State, first_line, load_weights
 from vit_model.config import ModelError, Preprocessing
 from vit_model.foreign import architecture, checkpoint_of, translate
+from vit_model.formats import CLIP_COLOURS
 
-CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json")
+CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 # In order of preference; an index names the parts of weights that are too large for one file.
 SAFE = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors")
-WEIGHTS = (*SAFE, "pytorch_model.bin", "open_clip_pytorch_model.bin")
+WEIGHTS = (*SAFE, "pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")
 GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "quick_gelu": "quick"}
 # transformers leaves a field out of config.json where it has its class's default: (hidden_act, layer_norm_eps)
 DEFAULTS = {
@@ -27,12 +28,21 @@ DEFAULTS = {
     "siglip": ("gelu_pytorch_tanh", 1e-6),
     "siglip_vision_model": ("gelu_pytorch_tanh", 1e-6),
 }
+# Fields of OpenCLIP's vision_cfg that change the computation without a tensor of their own, and what they are in a plain tower.
+OPEN_CLIP_PLAIN = {
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "patch_dropout": 0.0,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "input_patchnorm": False,
+}
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
-
-
-def is_hf(about: dict[str, Any]) -> bool:
-    """Whether a config.json is Hugging Face's."""
-    return "model_type" in about
 
 
 def from_folder(folder: str | Path) -> Checkpoint:
@@ -46,18 +56,30 @@ def from_folder(folder: str | Path) -> Checkpoint:
     if where is None:
         raise ModelError(f"{folder} has neither a {CONFIGS[0]} nor an {CONFIGS[1]}")
     about = _read_json(where)
-    weights, state = _weights(folder)
-    found = translate(state, weights)
     try:
         if where.name == CONFIGS[1]:
             fields, preprocessing, labels = _open_clip_fields(about), _open_clip_preprocessing(about), None
         else:
-            fields, labels = _fields(about), _labels(about)
-            preprocessing = _preprocessing(folder / CONFIGS[2], found.format.preprocessing)
+            fields, labels, preprocessing = _fields(about), _labels(about), None
+        weights, state = _weights(folder)
+        found = translate(state, weights)
         config = architecture(found, weights, **fields)
-    except (KeyError, TypeError, ValueError) as error:
+        preprocessing, size = (preprocessing, None) if preprocessing else _preprocessing(folder, about, found.format.preprocessing)
+        checkpoint = checkpoint_of(found, config, preprocessing, labels if config.num_classes else None, weights)
+        return checkpoint if size in (None, config.image_size) else checkpoint.resized(size)
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:  # JSON of another shape
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{where} cannot be used: {first_line(error)}") from error
-    return checkpoint_of(found, config, preprocessing, labels if config.num_classes else None, weights)
+
+
+def switches_beside(path: Path) -> dict[str, Any]:
+    """What the config.json beside a file of weights says of the switches, if it is Hugging Face's; else nothing."""
+    config = Path(path).parent / CONFIGS[0]
+    about = _read_json(config) if config.is_file() else {}
+    if about.get("model_type") not in DEFAULTS:
+        return {}
+    return {name: value for name, value in _fields(about).items() if name in ("gelu", "norm_eps", "pos_interp")}
 
 
 def from_hub(name: str) -> Checkpoint:
@@ -121,7 +143,7 @@ def _fields(about: dict[str, Any]) -> dict[str, Any]:
         "image_size": size if isinstance(size, int) else tuple(size),
         "gelu": GELUS[act],
         "norm_eps": about.get("layer_norm_eps", eps),
-        "pos_interp": "hf",
+        "pos_interp": "timm" if kind == "dinov2_with_registers" else "hf",  # which antialiases
     }
 
 
@@ -132,23 +154,43 @@ def _labels(about: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(names[number] for number in range(len(names)))
 
 
-def _preprocessing(path: Path, default: Preprocessing | None) -> Preprocessing:
-    """size {height, width} squashes, {shortest_edge} keeps the aspect ratio; a centre crop may follow."""
-    if not path.is_file():
-        return default or Preprocessing()
-    about, default = _read_json(path), default or Preprocessing()
+def _preprocessing(
+    folder: Path, config: dict[str, Any], default: Preprocessing | None
+) -> tuple[Preprocessing, tuple[int, int] | None]:
+    """What the processor's JSON says, and the size of the images that it gives (None: the model's).
+
+    size {height, width} squashes, {shortest_edge} keeps the aspect ratio; a plain number is the first for most processors and the
+    second for CLIP's. A centre crop may follow.
+    """
+    about, default = _processor(folder), default or Preprocessing()
+    if about is None:
+        return default, None
+    clip = config["model_type"].startswith("clip")
     size, crop = about.get("size") or 224, about.get("crop_size") or {}
-    size = size if isinstance(size, dict) else {"height": size, "width": size}
-    side = size.get("shortest_edge") or size["height"]
-    cropped = (crop.get("height") if isinstance(crop, dict) else crop) if about.get("do_center_crop") else None
+    if not isinstance(size, dict):
+        size = {"shortest_edge": size} if clip else {"height": size, "width": size}
+    if about.get("do_rescale", True) and abs(about.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise ModelError(f"{folder}: its processor rescales by {about['rescale_factor']}, which is not 1/255")
+    resized = (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
+    given = resized
+    if about.get("do_center_crop"):
+        given = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
     resample, normalised = about.get("resample"), about.get("do_normalize", True)
-    return Preprocessing(
+    preprocessing = Preprocessing(
         default.interpolation if resample is None else RESAMPLING[resample],
-        min((cropped or side) / side, 1.0),
+        min(min(g / r for g, r in zip(given, resized, strict=True)), 1.0),
         (about.get("image_mean") or default.mean) if normalised else (0, 0, 0),
         (about.get("image_std") or default.std) if normalised else (1, 1, 1),
         crop_mode="center" if "shortest_edge" in size else "squash",
     )
+    return preprocessing, given
+
+
+def _processor(folder: Path) -> dict[str, Any] | None:
+    """The image processor's settings: a file of its own, or a part of the processor for images and texts."""
+    if (folder / CONFIGS[2]).is_file():
+        return _read_json(folder / CONFIGS[2])
+    return _read_json(folder / CONFIGS[3]).get("image_processor") if (folder / CONFIGS[3]).is_file() else None
 
 
 def _open_clip_fields(about: dict[str, Any]) -> dict[str, Any]:
@@ -156,10 +198,13 @@ def _open_clip_fields(about: dict[str, Any]) -> dict[str, Any]:
     vision = model["vision_cfg"]
     if "timm_model_name" in vision:
         raise ModelError(f"its visual tower is timm's {vision['timm_model_name']}: use --model timm:NAME")
+    if other := [name for name, plain in OPEN_CLIP_PLAIN.items() if vision.get(name, plain) not in (plain, None)]:
+        raise ModelError(f"its visual tower has parts that are not supported: {other[0]} = {vision[other[0]]!r}")
+    tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
     return {
         "heads": vision["width"] // vision.get("head_width", 64),
-        "image_size": vision["image_size"],
-        "gelu": "quick" if model.get("quick_gelu") else "exact",
+        "image_size": vision["image_size"] if isinstance(vision["image_size"], int) else tuple(vision["image_size"]),
+        "gelu": "quick" if model.get("quick_gelu") else "tanh" if tanh else "exact",
         "norm_eps": (vision.get("norm_kwargs") or {}).get("eps", 1e-5),
         "pos_interp": "timm",  # OpenCLIP resizes its table bicubic with antialiasing
     }
@@ -170,8 +215,5 @@ def _open_clip_preprocessing(about: dict[str, Any]) -> Preprocessing:
     mode = {"shortest": "center", "squash": "squash"}.get(cfg.get("resize_mode", "shortest"))
     if mode is None:
         raise ModelError(f"resize_mode is {cfg['resize_mode']!r}; known are shortest and squash")
-    mean, std = cfg.get("mean", CLIP[0]), cfg.get("std", CLIP[1])
+    mean, std = cfg.get("mean", CLIP_COLOURS[0]), cfg.get("std", CLIP_COLOURS[1])
     return Preprocessing(cfg.get("interpolation", "bicubic"), 1.0, mean, std, crop_mode=mode)
-
-
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -290,13 +290,14 @@ def _root(ours: str) -> Table:
     return (Rule(f"{ours}.conv.weight", ("conv_root/kernel",), KERNEL), *_norm(f"{ours}.norm", "gn_root"))
 
 
-NPZ = (*_NPZ, *lines({"pos_embed": "Transformer/posembed_input/pos_embedding"}), *_encoder(attention=1, norm2=2, mlp=3))
+_ORIGINAL, _BY_KIND = _encoder(attention=1, norm2=2, mlp=3), _encoder(attention=0, norm2=1, mlp=0)
+NPZ = (*_NPZ, *lines({"pos_embed": "Transformer/posembed_input/pos_embedding"}), *_ORIGINAL)
 NPZ_HYBRID = (*NPZ, *_root("patch_embed.backbone.stem"), *_STAGES)
 NPZ_ROOT = (*NPZ, *_root("patch_embed.backbone"))  # R+Ti/16: a root without stages
 NPZ_BIG_VISION = (
     *_NPZ,
     *lines({"pos_embed": "pos_embedding", "attn_pool.latent": "MAPHead_0/probe"}),
-    *_encoder(attention=0, norm2=1, mlp=0),
+    *_BY_KIND,
     *_attention("attn_pool.q", "MAPHead_0/MultiHeadDotProductAttention_0", ("query",)),
     *_attention("attn_pool.kv", "MAPHead_0/MultiHeadDotProductAttention_0", ("key", "value")),
     *_projection("attn_pool.proj", "MAPHead_0/MultiHeadDotProductAttention_0"),
@@ -304,3 +305,5 @@ NPZ_BIG_VISION = (
     *_dense("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
     *_dense("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
 )
+# Files of either code have been written with either numbering; their names do not clash, so every table reads both.
+NPZ_OTHER_NUMBERS = (*_ORIGINAL, *_BY_KIND)

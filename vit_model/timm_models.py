@@ -3,6 +3,7 @@
 timm is imported inside the functions, because it takes seconds.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def from_timm(name: str, weights: str | Path | None = None, image_size: int | tu
     provenance = {"timm": name, "weights": Path(weights).name if weights else "timm"}
     checkpoint = Checkpoint(config, _preprocessing(name, cfg), _labels(cfg, config), state, provenance)
     return checkpoint if image_size is None else checkpoint.resized(image_size)
+
+
+def config(name: str) -> ViTConfig:
+    """The config of a timm model by name."""
+    return _config(name, _build(name))
 
 
 def _build(name: str) -> nn.Module:
@@ -136,6 +142,10 @@ def _config(name: str, model: nn.Module) -> ViTConfig:
 
 def _is_projection(name: str, cfg: dict[str, Any]) -> bool:
     """timm keeps CLIP's projection in the place of a head; a tower that was fine-tuned for classes has a real one."""
+    if name.startswith("local-dir:"):  # `convert` says it
+        about = json.loads(Path(name.removeprefix("local-dir:"), "config.json").read_text(encoding="utf-8"))
+        if "projection" in about:
+            return about["projection"]
     architecture, tag = (cfg.get(key) or "" for key in ("architecture", "tag"))
     return "_clip_" in (architecture or name) and "_ft_" not in tag and cfg["num_classes"] not in (0, 1000)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.faults import Report
+from pipeline.listing import About, FrozenListing
 from pipeline.output import RunFolder, commit
 from pipeline.reader import ReadSettings, read_units
 from pipeline.rows import WriteSettings
@@ -90,7 +91,7 @@ def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None
     listing = find_shards([str(source) for source in sources], format, KEYS)
     asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "top-k": 2, "embedding": "float16"}
     plan = run.create({"schema_version": 1, "run_id": "0123456789abcdef", "fingerprint": "f" * 64, "asked": asked})
-    run.freeze_listing(listing)
+    FrozenListing(run).put(0, listing.shards, True, About())
     provenance = {name: plan[name] for name in ("run_id", "fingerprint")}
     settings = WriteSettings(str(out), provenance, ("a", "b", "c", "d"), 2, "float16", 4)
     for shard in listing.shards:

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 
 from pipeline import labeler
+from pipeline import listing as listings
+from pipeline import source as sources
 from pipeline.decode import fit
 from pipeline.errors import UserError
+from pipeline.listing import Head
 from pipeline.plan import LabelRequest
-from pipeline.source import Shard, find_shards
+from pipeline.source import Shard
 from pipeline.verify import verify
 from tests.builders import photo, write_shards, write_tar
 from vit_model.checkpoint import load_folder, random
@@ -33,6 +36,9 @@ class Watcher:
 
     def planned(self, **counts):
         self.plan = counts
+
+    def listed(self, shards, bytes_total):
+        self.plan |= {"shards": shards, "bytes_total": bytes_total}
 
     def note(self, message):
         self.notes.append(message)
@@ -159,6 +165,49 @@ def test_new_shards_are_noted_and_a_replaced_shard_is_refused(tmp_path, model):
         run(tmp_path, model, tmp_path / "shards")
 
 
+def test_labelling_begins_before_the_listing_ends_and_a_resume_lists_on(tmp_path, model, monkeypatch):
+    """The first page is small here, so the rest is listed by the plan itself, page after page, while images are labelled."""
+    for number in range(30):
+        path = tmp_path / "photos" / f"{number:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(photo(number, (40, 30)))
+    monkeypatch.setattr(sources, "PAGE", 4)
+    monkeypatch.setattr(listings, "SHARDS_IN_PAGE", 2)
+    monkeypatch.setattr(labeler, "_execute", lambda *_: 1 / 0)  # killed when the first page is frozen
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, model, tmp_path / "photos")
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out" / "_run" / "shards").iterdir())) == 1
+    summary, watcher = run(tmp_path, model, tmp_path / "photos")
+    assert summary["rows"] == 30 and sorted(row["index"] for row in rows(tmp_path)) == list(range(30))
+    assert watcher.plan["listed"] is False and summary["shards"] == 3  # two pages of 4 images and, by the plan, one of the other 22
+    assert verify(str(tmp_path / "out"), source=True).ok
+
+
+def test_update_labels_only_what_is_new_and_replace_changed_what_is_another(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=2, images=4)
+    run(tmp_path, model, tmp_path / "shards")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()}
+    write_tar(tmp_path / "shards" / "new.tar", {"new.jpg": photo(99)})
+    summary, watcher = run(tmp_path, model, tmp_path / "shards")
+    assert summary["rows"] == 8 and any("--update labels them" in note for note in watcher.notes)
+    summary, watcher = run(tmp_path, model, tmp_path / "shards", update=True)
+    assert summary["rows"] == 9 and watcher.notes[0] == "update: 1 new shards or images"
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()}
+    assert before.items() <= after.items() and len(after) == 3, "what was labelled is left alone"
+    assert verify(str(tmp_path / "out"), source=True).ok
+
+    (shard,) = (tmp_path / "shards").glob("*000.tar")
+    write_tar(shard, {"other.jpg": photo(7), "another.jpg": photo(8)})
+    with pytest.raises(UserError, match=r"000\.tar was replaced .* --replace-changed labels it again"):
+        run(tmp_path, model, tmp_path / "shards")
+    summary, watcher = run(tmp_path, model, tmp_path / "shards", update=True)
+    assert summary["rows"] == 9 and "1 changed (--replace-changed" in watcher.notes[0]
+    summary, _ = run(tmp_path, model, tmp_path / "shards", replace_changed=True)
+    assert summary["rows"] == 4 + 1 + 2 and verify(str(tmp_path / "out"), source=True).ok
+    assert Counter(row["key"] for row in rows(tmp_path))["other"] == 1
+
+
 def test_a_missing_unit_is_made_again_from_where_the_one_before_it_ended(tmp_path, model):
     write_shards(tmp_path / "shards", shards=1, images=30)
     run(tmp_path, model, tmp_path / "shards", unit_rows=7)
@@ -173,9 +222,14 @@ def test_a_missing_unit_is_made_again_from_where_the_one_before_it_ended(tmp_pat
 
 def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_path, model, monkeypatch):
     write_shards(tmp_path / "shards", shards=2, images=4)
-    real = find_shards([str(tmp_path / "shards")])
-    real.shards.append(Shard("tar", str(tmp_path / "shards" / "gone.tar"), 10240, "0"))
-    monkeypatch.setattr(labeler, "find_shards", lambda *arguments: real)
+    real = Head.of
+
+    def with_one_more(finder):
+        head = real(finder)
+        head.shards.append(Shard("tar", str(tmp_path / "shards" / "gone.tar"), 10240, "0"))
+        return head
+
+    monkeypatch.setattr(Head, "of", with_one_more)
     with pytest.raises(UserError, match=r"1 shards could not be read to their end, first .*gone\.tar"):
         run(tmp_path, model, tmp_path / "shards")
     assert len(rows(tmp_path)) == 8, "the other shards go on"

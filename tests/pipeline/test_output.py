@@ -16,7 +16,6 @@ from pipeline import output
 from pipeline.errors import UserError
 from pipeline.output import Committed, RunFolder, commit, read_footer, unit_file
 from pipeline.rows import WriteSettings, prediction_schema, prediction_table
-from pipeline.source import Listing, Shard
 from pipeline.storage import open_filesystem
 from pipeline.unit import SAMPLE, Unit
 from tests.pipeline.stores import s3_bucket
@@ -305,33 +304,6 @@ def test_a_damaged_plan_says_which_file(out):
     (out / "_run" / "plan.json").write_text('{"run_id": ')
     with pytest.raises(UserError, match=r"_run/plan.json is damaged"):
         RunFolder(str(out)).plan()
-
-
-def pages(shards: int) -> Listing:
-    return Listing([Shard("tar", f"/data/{n}.tar", n, "v") for n in range(shards)])
-
-
-def test_a_listing_counts_only_once_it_is_whole_and_goes_on_where_it_was_killed(out, monkeypatch):
-    monkeypatch.setattr(output, "SHARDS_IN_FILE", 2)
-    run, put = RunFolder(str(out)), output.put_if_absent
-    monkeypatch.setattr(output, "put_if_absent", lambda fs, path, data: 1 / 0 if "-end" in path else put(fs, path, data))
-    with pytest.raises(ZeroDivisionError):
-        run.freeze_listing(pages(5))
-    assert len(list((out / "_run" / "shards").iterdir())) == 2 and run.listing_files() == []
-    monkeypatch.setattr(output, "put_if_absent", put)
-    run.freeze_listing(pages(5))
-    assert list(run.frozen_shards()) == pages(5).shards
-
-
-@pytest.mark.parametrize("now", [1, 2, 3, 4])
-def test_a_source_that_changed_while_it_was_listed_is_refused(out, monkeypatch, now):
-    monkeypatch.setattr(output, "SHARDS_IN_FILE", 2)
-    run = RunFolder(str(out))
-    run.freeze_listing(pages(5))
-    (out / "_run" / "shards" / "00002-end.parquet").unlink()  # killed before its end
-    with pytest.raises(UserError, match="changed while it was being listed"):
-        run.freeze_listing(Listing([*pages(now).shards[:-1], Shard("tar", "/data/new.tar", 1, "v")]))
-    assert run.listing_files() == []
 
 
 def test_leftovers_of_killed_writers_go_once_they_are_old(out):

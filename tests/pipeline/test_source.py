@@ -131,7 +131,7 @@ def test_a_listing_that_is_forbidden_says_so(bucket, monkeypatch):
     def forbidden(self, path, **kwargs):
         raise PermissionError("AccessDenied")
 
-    monkeypatch.setattr(bucket, "isdir", forbidden)  # as s3fs does
+    monkeypatch.setattr(bucket, "info", forbidden)  # as s3fs does
     with pytest.raises(UserError, match="not allowed to list s3://bucket/x: AccessDenied; check the credentials"):
         find_shards(["s3://bucket/x"])
 

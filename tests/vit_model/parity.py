@@ -24,7 +24,7 @@ def loss_of(outputs: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(outputs, torch.arange(len(outputs)) % outputs.shape[1])
 
 
-def translated(named: dict[str, torch.Tensor], like: dict[str, torch.Tensor], finish: bool = True) -> dict[str, torch.Tensor]:
+def translated(named: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients or weights of theirs under our names; where theirs has a parameter without a gradient it is left out."""
     known = {name: named.get(name, torch.zeros_like(tensor)) for name, tensor in like.items()}
     return translate(known, "theirs").state
@@ -52,22 +52,22 @@ def assert_outputs(ours: nn.Module, theirs: nn.Module, call: Callable, blocks: C
             torch.testing.assert_close(f, e, **close)
 
 
-def assert_training(ours: nn.Module, theirs: nn.Module, call: Callable, size=(32, 32), on_disk: Callable = dict) -> None:
-    """Loss, gradients and a step of SGD. on_disk: from the names of their modules to those of their files."""
+def assert_training(ours: nn.Module, theirs: nn.Module, call: Callable, size=(32, 32)) -> None:
+    """Loss, gradients and a step of SGD."""
     for dtype, close in ((torch.float32, FP32), (torch.float64, FP64)):
         mine, other, x = deepcopy(ours).to(dtype), deepcopy(theirs).to(dtype), images(size).to(dtype)
         losses = loss_of(mine(x)), loss_of(call(other, x))
         torch.testing.assert_close(*losses, **close)
         for loss in losses:
             loss.backward()
-        like = on_disk({name: p.detach() for name, p in other.named_parameters()})
-        gradients = on_disk({name: p.grad for name, p in other.named_parameters() if p.grad is not None})
+        like = dict({name: p.detach() for name, p in other.named_parameters()})
+        gradients = dict({name: p.grad for name, p in other.named_parameters() if p.grad is not None})
         expected = translated(gradients, like)
         for name, parameter in mine.named_parameters():
             _assert_gradient(name, parameter.grad, expected[name], 1e-5 if dtype is torch.float32 else 1e-11)
         for model in (mine, other):
             torch.optim.SGD(model.parameters(), lr=0.1).step()
-        after = translated(on_disk({name: p.detach() for name, p in other.named_parameters()}), like)
+        after = translated(dict({name: p.detach() for name, p in other.named_parameters()}), like)
         for name, parameter in mine.named_parameters():
             torch.testing.assert_close(parameter.detach(), after[name], **close, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -3,12 +3,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
+from pipeline.decode import fit
 from tests.vit_model.parity import FP32, images
 from vit_model import hf_models
 from vit_model.checkpoint import Checkpoint, from_timm, load_folder, random
@@ -171,6 +174,10 @@ def test_our_own_form_is_a_folder_or_one_file_with_all_inside(name, tmp_path):
         ("timm", {"position_at": "every-layer"}, "no place for position_at = 'every-layer'"),
         ("timm", {"norm_pre": True}, "a bias of patches just where it has no norm before the blocks"),
         ("timm", {"representation_size": 16}, "no place for the hidden layer of a pre-training head"),
+        ("timm", {"registers": 2, "pool": "distilled"}, "no place for registers = 2"),
+        ("hf", HF | {"registers": 1, "pool": "distilled", "num_classes": 0}, "no place for num_classes = 0"),
+        ("timm", {"resnet": (1, 1), "image_size": 32, "pool": "avg"}, "no place for pool = 'avg'"),
+        ("timm", {"resnet": (1, 1), "image_size": 32, "layer_scale": 0.1}, "no place for layer_scale = 0.1"),
         ("timm", {"resnet": (1, 1), "image_size": 32}, "timm standardises a hybrid's kernels with another eps"),
     ],
 )
@@ -185,6 +192,37 @@ def test_an_accepted_loss_is_a_note(tmp_path):
     notes = convert(made({}), tmp_path / "w.npz", "npz", lossy=True)
     assert any("tanh GELU" in note for note in notes)
     assert from_file(tmp_path / "w.npz").config.gelu == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "note"),
+    [
+        ("hf", {"crop_pct": 0.9}, "crop_pct 0.9 becomes 0.914286"),
+        ("timm", {"exif": "ignore"}, "EXIF"),
+        ("npz", {}, "neither the preprocessing nor the names"),
+    ],
+)
+def test_what_prepares_pictures_and_is_not_said_is_a_note(format, change, note, tmp_path):
+    checkpoint = made(GOOGLE | {"pos_interp": {"hf": "hf", "timm": "timm", "npz": "google"}[format]})
+    path = tmp_path / ("w.npz" if format == "npz" else "m")
+    notes = convert(replace(checkpoint, preprocessing=replace(PREPROCESSING, **change)), path, format)
+    assert len(notes) == 1 and note in notes[0]
+
+
+def test_a_folder_of_clips_eps_with_a_head_of_zeros_has_classes_still(tmp_path):
+    checkpoint = made(CLIP)
+    checkpoint.state["head.bias"].zero_()
+    assert written(checkpoint, tmp_path, "timm").config.num_classes == 5
+
+
+def test_transformers_gives_the_model_the_same_pixels(tmp_path):
+    checkpoint = replace(made(HF), preprocessing=Preprocessing("bilinear", 0.8))
+    convert(checkpoint, tmp_path, "hf")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).resize((320, 240), 3)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    ours = (fit(picture, checkpoint.preprocessing, (32, 32)).transpose(2, 0, 1) / 255 - 0.5) / 0.5
+    assert np.abs(ours - theirs).mean() < 0.02, "about two levels of 255"
 
 
 def test_registers_beside_a_class_position_are_timms_in_its_own_way(tmp_path):
@@ -209,5 +247,7 @@ def test_a_hybrid_is_timms_by_its_name_where_the_loss_is_accepted(tmp_path):
 def test_an_npz_that_is_not_called_so_and_an_unknown_form_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"must end in \.npz"):
         convert(made(GOOGLE), tmp_path / "w", "npz")
+    with pytest.raises(ModelError, match="the format timm is a folder"):
+        convert(made({}), tmp_path / "w.npz", "timm")
     with pytest.raises(ModelError, match="format is 'onnx'; it must be one of safetensors, timm, hf, npz"):
         convert(made({}), tmp_path / "w", "onnx")

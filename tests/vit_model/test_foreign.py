@@ -20,7 +20,7 @@ from vit_model.foreign import from_file, translate, weights_for
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 HF_SIZE = SIZE | {"intermediate_size": 64}
-TIMM_SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
+TIMM_SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3, "num_classes": 5}  # Ti's: a known size
 LABELS = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
 
 # name: (model, what of its answer is compared, its blocks)
@@ -122,6 +122,41 @@ def test_a_hugging_face_folder_brings_labels_and_preprocessing(randomised, tmp_p
     assert deit == Preprocessing("bicubic", 0.8, (0, 0, 0), (1, 1, 1), crop_mode="squash")
 
 
+def test_the_processors_of_clip_old_and_new_keep_the_aspect_ratio(randomised, tmp_path):
+    randomised(HF["CLIP"][0]()).save_pretrained(tmp_path)
+    colours = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    old = {"crop_size": 32, "do_center_crop": True, "do_resize": True, "resample": 3, "size": 32, **colours}
+    missing = hf_models.from_folder(tmp_path).preprocessing  # CLIP's own, where nothing is said
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old | {"feature_extractor_type": "CLIPFeatureExtractor"}))
+    before = hf_models.from_folder(tmp_path).preprocessing
+    (tmp_path / "preprocessor_config.json").unlink()
+    new = old | {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": new, "processor_class": "CLIPProcessor"}))
+    after = hf_models.from_folder(tmp_path).preprocessing
+    assert missing == before == after == Preprocessing("bicubic", 1.0, *colours.values())
+
+
+def test_a_processor_that_crops_smaller_than_the_model_decides_the_size_as_dinov2s_does(randomised, tmp_path):
+    theirs = randomised(HF["DINOv2"][0]())
+    theirs.save_pretrained(tmp_path)
+    transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    checkpoint = hf_models.from_folder(tmp_path)
+    assert checkpoint.config.image_size == (16, 16) and checkpoint.preprocessing.crop_pct == 0.8
+    x = images((16, 16))
+    torch.testing.assert_close(checkpoint.model()(x), theirs(pixel_values=x).pooler_output, **FP32)
+
+
+def test_a_classifier_beside_a_pooler_does_not_use_it_as_transformers_does_not(randomised, tmp_path):
+    theirs = randomised(HF["ViT"][0]())
+    theirs.save_pretrained(tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    pooler = {"vit.pooler.dense.weight": torch.randn(32, 32), "vit.pooler.dense.bias": torch.randn(32)}
+    safetensors.torch.save_file(
+        state | pooler | {"vit.embeddings.mask_token": torch.ones(1, 1, 32)}, tmp_path / "model.safetensors"
+    )
+    torch.testing.assert_close(hf_models.from_folder(tmp_path).model()(images()), theirs(pixel_values=images()).logits, **FP32)
+
+
 def test_weights_in_several_files_are_one_model(randomised, tmp_path):
     theirs = randomised(HF["ViT"][0]())
     theirs.save_pretrained(tmp_path / "one")
@@ -159,16 +194,26 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
     assert_training(checkpoint.model(), theirs.visual, lambda m, x: m(x))
     with pytest.raises(ModelError, match="do not tell the GELU"):  # the file alone
         from_file(tmp_path / "open_clip_pytorch_model.bin")
+    for part in ({"pool_type": "avg"}, {"final_ln_after_pool": True}, {"timm_model_name": "vit_base_patch16_224"}):
+        other = about | {"model_cfg": about["model_cfg"] | {"vision_cfg": vision | part}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(other))
+        with pytest.raises(ModelError, match="visual tower"):
+            hf_models.from_folder(tmp_path)
     named = replace(checkpoint.config, norm_eps=1e-6)
     config, state = weights_for(named, tmp_path / "open_clip_pytorch_model.bin")  # under a named architecture
     assert config == checkpoint.config and all(torch.equal(state[key], checkpoint.state[key]) for key in state)
 
 
 def test_a_torchvision_file_is_their_model(randomised, tmp_path):
-    theirs = randomised(torchvision.models.VisionTransformer(32, 8, 2, 1, 64, 96, num_classes=5))
+    theirs = randomised(torchvision.models.VisionTransformer(32, 8, 12, 3, 192, 768, num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
-    ours = from_file(tmp_path / "vit.pth").model()
+    checkpoint = from_file(tmp_path / "vit.pth")
+    assert (checkpoint.preprocessing.interpolation, checkpoint.preprocessing.crop_pct) == ("bicubic", 1.0)  # not 224: one of SWAG
+    ours = checkpoint.model()
     assert_outputs(ours, theirs, lambda m, x: m(x), lambda m: m.encoder.layers)
+    hub = {key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): t for key, t in theirs.state_dict().items()}
+    torch.save(hub, tmp_path / "hub.pth")  # as the files that it downloads are named
+    assert from_file(tmp_path / "hub.pth").fingerprint() == checkpoint.fingerprint()
     assert_training(ours, theirs, lambda m, x: m(x))
 
 
@@ -189,7 +234,7 @@ def mae(theirs):
 
 
 def dinov2(theirs):
-    return {**theirs.state_dict(), "mask_token": torch.ones(1, 64)}
+    return {**theirs.state_dict(), "mask_token": torch.ones(1, 192)}
 
 
 def distilled_deit(theirs):
@@ -222,8 +267,10 @@ def test_dinov2_with_registers_is_what_timm_makes_of_the_same_file(randomised, t
     theirs = coarse(randomised(timm.create_model("vit_base_patch16_224", **TIMM_SIZE | parts)))
     state = dict(theirs.state_dict())
     state["register_tokens"] = state.pop("reg_token")
-    state["pos_embed"] = torch.cat([torch.full((1, 1, 64), 0.375), state["pos_embed"]], dim=1)  # in the file [class] has a position
-    torch.save(state | {"mask_token": torch.ones(1, 64)}, tmp_path / "dinov2.pth")
+    state["pos_embed"] = torch.cat(
+        [torch.full((1, 1, 192), 0.375), state["pos_embed"]], dim=1
+    )  # in the file [class] has a position
+    torch.save(state | {"mask_token": torch.ones(1, 192)}, tmp_path / "dinov2.pth")
     theirs.load_state_dict(checkpoint_filter_fn(torch.load(tmp_path / "dinov2.pth"), theirs))
     checkpoint = from_file(tmp_path / "dinov2.pth")
     assert checkpoint.config.registers == 4 and checkpoint.config.class_position and checkpoint.config.pos_interp == "timm"
@@ -276,12 +323,25 @@ def test_a_wrong_switch_of_a_hugging_face_model_is_caught(wrong, randomised, tmp
         assert not torch.allclose(model.double()(x), call(theirs.double(), x), **FP64)
 
 
-def test_the_switches_of_a_format_replace_those_of_the_named_architecture(randomised, tmp_path):
-    theirs = randomised(HF["ViT"][0]())
-    theirs.save_pretrained(tmp_path)
-    named = replace(hf_models.from_folder(tmp_path).config, gelu="tanh", norm_eps=1e-5)
-    config, _ = weights_for(named, tmp_path / "model.safetensors")
-    assert (config.gelu, config.norm_eps) == ("exact", 1e-12)
+def test_the_config_json_beside_a_file_says_its_switches(randomised, tmp_path):
+    theirs = randomised(HF["ViT with the tanh GELU"][0]())
+    theirs.save_pretrained(tmp_path / "with")
+    whole = hf_models.from_folder(tmp_path / "with")
+    named = replace(whole.config, gelu="exact", norm_eps=1e-5)
+    config, _ = weights_for(named, tmp_path / "with" / "model.safetensors")
+    assert (config.gelu, config.norm_eps) == ("tanh", 1e-12)
+    assert from_file(tmp_path / "with" / "model.safetensors").fingerprint() == whole.fingerprint()
+    alone = (tmp_path / "with" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    assert weights_for(named, alone)[0] == replace(named, pos_interp="hf")
+    with pytest.raises(ModelError, match="do not tell the GELU"):
+        from_file(alone)
+
+
+def test_a_size_that_nobody_published_does_not_tell_its_heads(tmp_path):
+    theirs = timm.create_model("vit_base_patch16_224", **TIMM_SIZE | {"embed_dim": 256, "num_heads": 8, "num_classes": 0})
+    torch.save(mae(theirs), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="256 wide and 12 deep with an MLP of 1024, no published size"):
+        from_file(tmp_path / "w.pth")
 
 
 def test_a_missing_tensor_is_called_what_it_is_called_in_the_file(randomised, tmp_path):
@@ -304,6 +364,8 @@ def test_a_missing_tensor_is_called_what_it_is_called_in_the_file(randomised, tm
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; known are gelu"),
         ({"num_attention_heads": 5}, "width 32 is not a multiple of heads 5"),
         ({"image_size": 48}, r"position_embeddings|pos_embed is \(1, 17, 32\)"),
+        ({"id2label": ["a"]}, "config.json cannot be used: AttributeError"),
+        ({"num_attention_heads": "4"}, "heads is '4'"),
     ],
 )
 def test_a_config_json_that_cannot_be_used_says_why(change, message, randomised, tmp_path):

@@ -11,8 +11,9 @@ from tests.vit_model import npz_files
 from tests.vit_model.npz_files import DEPTH, HEADS, MLP, D, P
 from tests.vit_model.parity import FP32, assert_outputs, assert_training, images
 from vit_model.checkpoint import load_weights
-from vit_model.config import ModelError
-from vit_model.foreign import from_file
+from vit_model.config import ModelError, Preprocessing
+from vit_model.foreign import architecture, checkpoint_of, from_file, translate
+from vit_model.position import sincos_2d
 
 TIMM = {"img_size": 32, "patch_size": P, "embed_dim": D, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": MLP / D, "num_classes": 5}
 TIMM |= {"act_layer": "gelu_tanh"}  # as the JAX code computes; timm's own models of these weights take erf's
@@ -69,6 +70,54 @@ def test_the_image_tower_of_two_is_read_and_the_text_tower_left(tmp_path):
     one, tower = from_file(save(tmp_path / "one.npz", named)), from_file(save(tmp_path / "two.npz", two))
     assert one.fingerprint() == tower.fingerprint()
     assert tower.extra["left_out"] == 2 and "left_out" not in one.extra
+
+
+@pytest.mark.parametrize("prefix", ["img/", "params/img/"])
+def test_siglips_tower_is_squashed_and_the_prefix_may_be_short(tmp_path, prefix):
+    named = {name: array for name, array in npz_files.big_vision("map").items() if "/head/" not in name}
+    tower = {name.replace("params/", prefix): array for name, array in named.items()} | {
+        "txt/x" if prefix == "img/" else "params/txt/x": np.ones(1)
+    }
+    checkpoint = from_file(save(tmp_path / "w.npz", tower))
+    assert checkpoint.preprocessing.crop_mode == "squash" and checkpoint.config.num_classes == 0
+    assert all(torch.equal(checkpoint.state[k], t) for k, t in from_file(save(tmp_path / "o.npz", named)).state.items())
+
+
+def test_either_numbering_of_the_parts_is_read_under_either_name_of_the_positions(tmp_path):
+    named = npz_files.original()
+    linen = {}
+    for name, array in named.items():
+        for old, new in (("LayerNorm_2", "LayerNorm_1"), ("MlpBlock_3", "MlpBlock_0"), ("Attention_1", "Attention_0")):
+            name = name.replace(old, new)
+        linen[name] = array
+    assert linen.keys() != named.keys()
+    one, other = (from_file(save(tmp_path / f"{i}.npz", arrays)) for i, arrays in enumerate((named, linen)))
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_the_optimizers_arrays_are_left_out_and_counted(tmp_path):
+    named = {f"opt/target/{name}": array for name, array in npz_files.original().items()}
+    checkpoint = from_file(save(tmp_path / "w.npz", named | {"opt/state/step": np.ones(1), "opt/state/m/x": np.ones(2)}))
+    assert checkpoint.extra["left_out"] == 2
+
+
+def test_a_file_without_a_table_has_sines_and_cosines_and_needs_its_size_named(tmp_path):
+    named = {name: array for name, array in npz_files.big_vision("gap").items() if "pos_embedding" not in name}
+    with pytest.raises(ModelError, match="does not tell its image size: it has no position table"):
+        from_file(save(tmp_path / "w.npz", named))
+    found = translate(load_weights(tmp_path / "w.npz"), "w.npz")
+    config = architecture(found, "w.npz", image_size=32)
+    assert config.position == "sincos-2d"
+    with_table = {**npz_files.big_vision("gap"), "params/pos_embedding": sincos_2d((4, 4), D).numpy()}
+    x = images()
+    expected = from_file(save(tmp_path / "table.npz", with_table)).model()(x)
+    torch.testing.assert_close(checkpoint_of(found, config, Preprocessing(), None, "w").model()(x), expected, **FP32)
+
+
+def test_the_image_tower_of_a_language_model_is_refused(tmp_path):
+    named = npz_files.big_vision("gap") | {"params/llm/embedder": np.ones(1)}
+    with pytest.raises(ModelError, match="a language model with an image tower"):
+        from_file(save(tmp_path / "w.npz", named))
 
 
 def test_bfloat16_arrays_which_numpy_takes_for_bytes_are_read(tmp_path):

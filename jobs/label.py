@@ -62,6 +62,8 @@ def execute(
             address=run.address,
             update=run.update,
             replace_changed=run.replace_changed,
+            retry_errors=run.retry_errors,
+            on_error=run.on_error,
             storage_options=source.storage,
             **asked,
         )

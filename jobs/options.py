@@ -98,6 +98,10 @@ class RunOptions:
     "On a run that is there: list the source again and add what is new."
     replace_changed: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "As --update, and label those again that were overwritten since."
+    retry_errors: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "Fetch, decode and predict again what failed; only its rows change."
+    on_error: Literal["keep", "fail"] = "keep"
+    "keep: an image that fails is a row with an error. fail: stop at the first one; what was done before is kept."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
     address: str | None = None
     "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."

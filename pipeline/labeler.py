@@ -7,8 +7,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,27 +23,18 @@ from pipeline.listing import (
     freeze_update,
     list_stage,
     open_shards,
-    shard_names,
-    without,
 )
 from pipeline.output import Committed, RunFolder, write_stage
 from pipeline.plan import LabelRequest, asked_for, change_notes, make_plan, refuse_another_run
 from pipeline.predictor import Predictor, PredictSettings
 from pipeline.reader import ReadSettings, read_stage
+from pipeline.retry import failed_units, fetch_stage, merge_stage
 from pipeline.rows import WriteSettings
 from pipeline.source import Finder, expand_sources
 from pipeline.storage import public
 from pipeline.unit import TIMED
+from pipeline.watch import Progress, Totals, Watch, note_ignored
 from vit_model.checkpoint import Checkpoint
-
-
-class Progress(Protocol):
-    """What watches a run. Receipts drive it and nothing else."""
-
-    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool) -> None: ...
-    def listed(self, shards: int, bytes_total: int) -> None: ...
-    def note(self, message: str) -> None: ...
-    def receipt(self, receipt: dict[str, Any]) -> None: ...
 
 
 def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
@@ -62,6 +53,9 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     if plan and head is None:
         _catch_up(frozen, request, progress)
         if run.summary() and not any(_open_pages(frozen, run.committed())):
+            if request.retry_errors and any(failed_units(run, frozen)):
+                with ray_session(request.address):
+                    return _retry(run, frozen, plan, request, checkpoint, progress)
             progress.note("this run is complete already: nothing to do")
             return run.summary()
 
@@ -111,73 +105,72 @@ def _open_pages(frozen: FrozenListing, done: dict[str, Committed]) -> Iterator[p
         yield from open_shards(page, done)
 
 
-@dataclass
-class _Totals:
-    """What the frozen pages say there is to do; looked at again while the listing goes on."""
-
-    frozen: FrozenListing
-    done: dict[str, Committed]
-    counts: Counter = field(default_factory=lambda: Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0))
-    pages: int = 0
-    looked: float = 0.0
-
-    def look(self, every: float = 5.0) -> dict[str, int] | None:
-        """The counts, where there are new pages; None where there are none or it was looked at a moment ago."""
-        if time.monotonic() - self.looked < every:
-            return None
-        files, gone, self.looked = self.frozen.files(), self.frozen.replaced(), time.monotonic()
-        fresh, self.pages = files[self.pages :], len(files)
-        for path in fresh:
-            self._add(without(self.frozen.read(path)[0], gone))
-        return dict(self.counts) if fresh else None
-
-    def _add(self, page: pa.Table) -> None:
-        for name, size in zip(shard_names(page), page["size"].to_pylist(), strict=True):
-            complete = self.done.get(name, Committed()).complete
-            self.counts.update(shards=1, bytes_total=size, shards_done=complete, bytes_done=size * complete)
-
-
 # ---- the pipeline ----------------------------------------------------------------------------------------------------------
 
 
-def _receipts(
-    done: Any,
-    weights: Any,
-    stages: StageResources,
-    listing: ListSettings,
-    read: ReadSettings,
-    decode: DecodeSettings,
-    predict: PredictSettings,
-    write: WriteSettings,
-) -> Iterator[dict[str, Any]]:
-    """The whole pipeline as a stream of receipts. A row is a unit, a block is a row, a call gets a block."""
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy, from_arrow
+ONE = {"batch_size": None, "batch_format": "pyarrow"}  # a row is a unit, a block is a row, a call gets a block
+
+
+def _receipts(done: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The whole pipeline as a stream of receipts: list, read, decode, predict, write."""
+    from ray.data import TaskPoolStrategy, from_arrow
 
     data_context()
-    one = {"batch_size": None, "batch_format": "pyarrow"}
     units = (
         from_arrow(pa.table({"begin": [True]}))
-        .map_batches(list_stage, fn_kwargs={"settings": listing, "done": {"ref": done}}, num_cpus=0.1, **one, **RETRIES)
+        .map_batches(list_stage, fn_kwargs={"settings": settings["listing"], "done": {"ref": done}}, num_cpus=0.1, **ONE, **RETRIES)
         .map_batches(
             read_stage,
-            fn_kwargs={"settings": read, "output": write.output},
+            fn_kwargs={"settings": settings["read"], "output": settings["write"].output},
             compute=TaskPoolStrategy(stages.read_tasks),
             **stages.read,
-            **one,
+            **ONE,
             **RETRIES,
         )
-        .map_batches(decode_stage, fn_kwargs={"settings": decode}, **stages.decode, **one, **RETRIES)
-        .map_batches(
-            Predictor,
-            fn_constructor_kwargs={"weights": {"ref": weights}, "settings": predict},
-            compute=ActorPoolStrategy(size=stages.predictors),
-            **stages.predict,
-            **one,
-            **ACTOR_RETRIES,
-        )
-        .map_batches(write_stage, fn_kwargs={"settings": write}, **stages.write, **one, **RETRIES)
     )
-    for batch in units.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    written = _predicted(units, weights, stages, settings).map_batches(
+        write_stage, fn_kwargs={"settings": settings["write"]}, **stages.write, **ONE, **RETRIES
+    )
+    yield from _rows(written)
+
+
+def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same for images that failed: fetch, decode, predict, merge into the files that they are in."""
+    from ray.data import TaskPoolStrategy, from_arrow
+
+    data_context()
+    units = from_arrow(failed).map_batches(
+        fetch_stage,
+        fn_kwargs={"settings": settings["read"], "output": settings["write"].output},
+        compute=TaskPoolStrategy(stages.read_tasks),
+        **stages.read,
+        **ONE,
+        **RETRIES,
+    )
+    merged = _predicted(units, weights, stages, settings).map_batches(
+        merge_stage, fn_kwargs={"settings": settings["write"]}, **stages.write, **ONE, **RETRIES
+    )
+    yield from _rows(merged)
+
+
+def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Any:
+    """Units of encoded images -> units of predictions."""
+    from ray.data import ActorPoolStrategy
+
+    return units.map_batches(
+        decode_stage, fn_kwargs={"settings": settings["decode"]}, **stages.decode, **ONE, **RETRIES
+    ).map_batches(
+        Predictor,
+        fn_constructor_kwargs={"weights": {"ref": weights}, "settings": settings["predict"]},
+        compute=ActorPoolStrategy(size=stages.predictors),
+        **stages.predict,
+        **ONE,
+        **ACTOR_RETRIES,
+    )
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 
 
@@ -193,35 +186,43 @@ def _execute(
     if removed := run.remove_shards(frozen.replaced()):
         progress.note(f"removed {removed} files of shards that were replaced; they are labelled again")
     done = run.committed()
-    totals = _Totals(frozen, done)
+    totals = Totals(frozen, done)
     progress.planned(**totals.look(every=0), listed=frozen.complete)
     if frozen.complete:
-        _note_ignored(frozen, progress)
-    images, faults, start = 0, [], time.perf_counter()
+        note_ignored(frozen, progress)
+    watch, start = Watch(progress), time.perf_counter()
     if not frozen.complete or any(_open_pages(frozen, done)):
-        weights = checkpoint.to_bytes()
-        settings = _stage_settings(run, plan, request, checkpoint)
-        unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
-        stages = plan_resources(ray.cluster_resources(), plan["resolved"]["device"], len(weights), unit_bytes)
-        for receipt in _receipts(ray.put(done), ray.put(weights), stages, **settings):
-            images += receipt["rows"]
-            faults += [receipt] if receipt["fault"] else []
-            progress.receipt(receipt)
+        for receipt in _receipts(ray.put(done), *_ready(run, plan, request, checkpoint)):
+            watch.receipt(receipt)
             if counts := totals.look():
                 progress.listed(counts["shards"], counts["bytes_total"])
-    seconds = time.perf_counter() - start
-    if faults:
-        raise UserError(
-            f"{len(faults)} shards could not be read to their end, first {faults[0]['shard']}: {faults[0]['fault']}. "
-            "What is done is kept: run the same command again"
-        )
-    return _finish(run, frozen, plan, images, seconds)
+    watch.refuse_faults()
+    summary = _finish(run, frozen, plan, watch.images, time.perf_counter() - start)
+    return _retry(run, frozen, plan, request, checkpoint, progress) if request.retry_errors else summary
 
 
-def _note_ignored(frozen: FrozenListing, progress: Progress) -> None:
-    if ignored := frozen.ignored():
-        names = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5))
-        progress.note(f"ignored {sum(ignored.values())} files of other kinds: {names}")
+def _retry(
+    run: RunFolder, frozen: FrozenListing, plan: dict, request: LabelRequest, checkpoint: Checkpoint, progress: Progress
+) -> dict[str, Any]:
+    """Try again what failed; the summary afterwards."""
+    failed = list(failed_units(run, frozen))
+    watch, start = Watch(progress), time.perf_counter()
+    progress.note(f"trying the errors of {len(failed)} files again" if failed else "no error is worth another try")
+    if failed:
+        for receipt in _retried(failed, *_ready(run, plan, request, checkpoint)):
+            watch.receipt(receipt)
+    watch.refuse_faults()
+    return _finish(run, frozen, plan, watch.images, time.perf_counter() - start)
+
+
+def _ready(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> tuple[Any, StageResources, dict[str, Any]]:
+    """The weights in Ray's store, what each stage may take of the cluster, and each stage's settings."""
+    import ray
+
+    weights, settings = checkpoint.to_bytes(), _stage_settings(run, plan, request, checkpoint)
+    unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
+    stages = plan_resources(ray.cluster_resources(), plan["resolved"]["device"], len(weights), unit_bytes)
+    return ray.put(weights), stages, settings
 
 
 def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -246,7 +247,15 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
             request.normalize,
         ),
         "write": WriteSettings(
-            run.uri, provenance, checkpoint.labels, top_k, request.embedding, config.embedding_dim, request.keep, options
+            run.uri,
+            provenance,
+            checkpoint.labels,
+            top_k,
+            request.embedding,
+            config.embedding_dim,
+            request.keep,
+            request.on_error,
+            options,
         ),
     }
 

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -142,16 +142,34 @@ class Head:
             frozen.put(0, self.shards, self.ended, About(dict(self.ignored)))
 
 
-def extend(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
-    """List on behind what is frozen, to the end; each page is written before it is given."""
-    while not frozen.complete:
-        number, counted = len(frozen.files()), Counter(finder.ignored)
-        for shards, last in _batches(finder.shards(frozen.place()), PAGE_SECONDS):
-            about = About(dict(finder.ignored - counted))
-            if not frozen.put(number, shards, last, about):
-                break  # another job lists too and was faster: go on behind its page
-            number, counted = number + 1, Counter(finder.ignored)
-            yield listing_table(shards)
+def listed(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
+    """Every page of the listing: those that are frozen, by whom ever, and then those still to be listed, each written before it
+    is given."""
+    gone, place, seen = frozen.replaced(), Place(), 0
+    while True:
+        for path in frozen.files()[seen:]:
+            page = frozen.read(path)[0]
+            place.passed(map(Shard.from_row, page.to_pylist()))
+            seen += 1
+            yield without(page, gone)
+        if frozen.complete:
+            return
+        for page in _freeze_on(frozen, finder, seen, place):
+            seen += 1
+            yield page
+
+
+def _freeze_on(frozen: FrozenListing, finder: Finder, number: int, place: Place) -> Iterator[pa.Table]:
+    """List behind a place, and freeze pages from `number` on; stops where another job was faster with one."""
+    counted = Counter(finder.ignored)
+    for shards, last in _batches(
+        finder.shards(replace(place, kinds=dict(place.kinds), images=Counter(place.images))), PAGE_SECONDS
+    ):
+        if not frozen.put(number, shards, last, About(dict(finder.ignored - counted))):
+            return
+        place.passed(shards)
+        number, counted = number + 1, Counter(finder.ignored)
+        yield listing_table(shards)
 
 
 def _batches(shards: Iterable[Shard], seconds: float) -> Iterator[tuple[list[Shard], bool]]:
@@ -194,11 +212,8 @@ def list_stage(_: pa.Table, settings: ListSettings, done: dict[str, Any]) -> Ite
 
     committed = ray.get(done["ref"])
     frozen = FrozenListing(RunFolder(settings.output, settings.storage_options))
-    for page in frozen.pages():
+    for page in listed(frozen, Finder(list(settings.sources), settings.format, settings.image_keys, settings.storage_options)):
         yield from open_shards(page, committed)
-    if not frozen.complete:
-        for page in extend(frozen, Finder(list(settings.sources), settings.format, settings.image_keys, settings.storage_options)):
-            yield from open_shards(page, committed)
 
 
 def shard_names(page: pa.Table) -> list[str]:

@@ -40,6 +40,8 @@ def commit(unit: Unit, settings: WriteSettings) -> dict[str, Any]:
     start = time.perf_counter()
     table = prediction_table(unit, settings)
     errors = dict(Counter(code for code in table["error"].to_pylist() if code))
+    if errors and settings.on_error == "fail":
+        raise _failed(table)
     if table.num_rows != len(unit.samples):
         raise AssertionError(f"{unit.shard_name} unit {unit.number}: {len(unit.samples)} samples became {table.num_rows} rows")
     fs, root = open_filesystem(settings.output, settings.storage_options)
@@ -53,9 +55,20 @@ def commit(unit: Unit, settings: WriteSettings) -> dict[str, Any]:
     return _receipt(unit, settings, table.num_rows, errors, written)
 
 
+def _failed(table: pa.Table) -> UserError:
+    row = next(row for row in table.select(["shard", "key", "error", "error_detail"]).to_pylist() if row["error"])
+    what = "the end of the tar" if row["key"] is None else repr(row["key"])
+    return UserError(f"{row['shard']}: {what}: {row['error']}: {row['error_detail']} (--on-error fail)")
+
+
 def write_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:
     """Ray Data's function: a predicted unit in, the receipt of its file out."""
     return pa.Table.from_pylist([commit(Unit.from_arrow(table), settings)], schema=RECEIPT)
+
+
+def receipt_of(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int], written: bool) -> pa.Table:
+    """The receipt of a unit's file as a row."""
+    return pa.Table.from_pylist([_receipt(unit, settings, rows, errors, written)], schema=RECEIPT)
 
 
 def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ SOURCES_NAMED = 1000  # in a plan; of more it holds the hash
 @dataclass(frozen=True)
 class LabelRequest:
     """What the user asked for. model: how the model is called in messages and footers. batch_size: 0 chooses one.
-    update: add shards and images that are new in the source; replace_changed: label those again that are others now."""
+    update: add shards and images that are new in the source; replace_changed: label those again that are others now.
+    retry_errors: fetch, decode and predict again what failed. on_error: "keep" its row, or "fail" at the first."""
 
     command: str
     sources: tuple[str, ...]
@@ -43,6 +44,8 @@ class LabelRequest:
     address: str | None = None
     update: bool = False
     replace_changed: bool = False
+    retry_errors: bool = False
+    on_error: str = "keep"
     storage_options: dict[str, Any] = field(default_factory=dict)
 
 

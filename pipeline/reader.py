@@ -243,11 +243,12 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
         if member["size"] > settings.max_bytes:
             made.error, made.detail = "too_many_bytes", f"{member['size']} bytes"
         else:
-            made.data = _read_image(fs, f"{root.rstrip('/')}/{member['key']}", member)
+            made.data = read_image(fs, f"{root.rstrip('/')}/{member['key']}", member)
         yield made
 
 
-def _read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
+def read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
+    """A loose image, which must have the size that it was listed with. Raises OSError and StoreFault: the store's faults."""
     data = patiently(lambda: fs.cat_file(path))
     if len(data) != member["size"]:
         raise StoreFault(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")

@@ -13,7 +13,8 @@ from pipeline.unit import Unit
 @dataclass(frozen=True)
 class WriteSettings:
     """What a writer needs to know. provenance: goes into every file's footer; it holds run_id and fingerprint.
-    labels: class names by id, or None. embedding: None, "float16" or "float32"; width: its length."""
+    labels: class names by id, or None. embedding: None, "float16" or "float32"; width: its length. on_error: "keep", or "fail" to
+    stop the run at the first row with an error."""
 
     output: str
     provenance: dict[str, Any]
@@ -22,6 +23,7 @@ class WriteSettings:
     embedding: str | None
     width: int
     keep: tuple[str, ...] = ()
+    on_error: str = "keep"
     storage_options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import tracemalloc
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from pipeline import listing as listings
 from pipeline import source as sources
 from pipeline.errors import UserError
-from pipeline.listing import About, FrozenListing, Head, changes, extend, freeze_update
+from pipeline.listing import About, FrozenListing, Head, changes, freeze_update, listed
 from pipeline.output import RunFolder
 from pipeline.source import Finder, Place, Shard, expand_sources, find_shards
 from tests.pipeline.stores import s3_bucket
@@ -55,7 +54,7 @@ def killing(put, page: int):
 
 def freeze_all(at: FrozenListing, *given: str) -> None:
     Head.of(Finder([*given])).freeze(at)
-    for _ in extend(at, Finder([*given])):
+    for _ in listed(at, Finder([*given])):
         pass
 
 
@@ -99,16 +98,17 @@ def test_a_killed_listing_goes_on_behind_its_last_page(images, tmp_path, small_p
 def test_two_jobs_that_list_at_once_freeze_one_listing(images, tmp_path, small_pages):
     at, finder = frozen(tmp_path), Finder([str(images)])
     Head.of(finder).freeze(at)
-    ours, theirs = extend(at, Finder([str(images)])), extend(at, Finder([str(images)]))
-    taken = Counter()
-    for turn in [ours, theirs, theirs, ours, ours, theirs, ours, theirs, ours, theirs]:
-        for page in turn:
-            taken.update(page["id"].to_pylist())
+    jobs = [listed(at, Finder([str(images)])) for _ in range(2)]
+    given: list[list[str]] = [[], []]
+    for turn in [0, 1, 1, 0, 0, 1, 0, 1, 0, 1]:
+        for page in jobs[turn]:
+            given[turn] += page["id"].to_pylist()
             break
-    for turn in (ours, theirs):
-        for _ in turn:
-            pass
-    assert at.complete and list(at.shards()) == list(finder.shards())
+    for job, ids in zip(jobs, given, strict=True):
+        for page in job:
+            ids += page["id"].to_pylist()
+    whole = [shard.id for shard in finder.shards()]
+    assert at.complete and [shard.id for shard in at.shards()] == given[0] == given[1] == whole
 
 
 def test_a_page_that_others_wrote_with_other_shards_is_kept_and_gone_on_behind(images, tmp_path, small_pages):
@@ -191,7 +191,7 @@ def rewritten(path) -> None:
 
 
 @pytest.fixture
-def listed(images, tmp_path, small_pages):
+def complete(images, tmp_path, small_pages):
     """A complete listing of the images and of three tars."""
     fill(tmp_path / "tars", "a.tar", "b.tar", "c.tar")
     at, given = frozen(tmp_path), [str(images), str(tmp_path / "tars")]
@@ -199,14 +199,14 @@ def listed(images, tmp_path, small_pages):
     return at, given
 
 
-def test_an_unchanged_source_has_no_changes(listed):
-    at, given = listed
+def test_an_unchanged_source_has_no_changes(complete):
+    at, given = complete
     found = changes(at, Finder(given), replace_changed=True)
     assert (found.new, found.changed, found.shards) == (0, [], [])
 
 
-def test_an_update_adds_what_is_new_and_numbers_it_on(listed, images, tmp_path):
-    at, given = listed
+def test_an_update_adds_what_is_new_and_numbers_it_on(complete, images, tmp_path):
+    at, given = complete
     before = list(at.shards())
     fill(images, "a/0000.jpg", "new/1.jpg", *(f"zz/{n}.jpg" for n in range(6)))
     fill(tmp_path / "tars", "aa.tar")
@@ -222,8 +222,8 @@ def test_an_update_adds_what_is_new_and_numbers_it_on(listed, images, tmp_path):
     assert changes(at, Finder(given)).new == 0
 
 
-def test_what_was_overwritten_is_named_and_replaced_only_when_asked(listed, images, tmp_path):
-    at, given = listed
+def test_what_was_overwritten_is_named_and_replaced_only_when_asked(complete, images, tmp_path):
+    at, given = complete
     before = {shard.id: shard for shard in at.shards()}
     rewritten(images / "a" / "007.jpg")
     rewritten(tmp_path / "tars" / "b.tar")
@@ -241,8 +241,8 @@ def test_what_was_overwritten_is_named_and_replaced_only_when_asked(listed, imag
     assert not changes(at, Finder(given), replace_changed=True).shards
 
 
-def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_next_finds_the_rest(listed, images, monkeypatch):
-    at, given = listed
+def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_next_finds_the_rest(complete, images, monkeypatch):
+    at, given = complete
     fill(images, *(f"zz/{n:02d}.jpg" for n in range(60)))
     rewritten(images / "a" / "007.jpg")
     put = listings.put_if_absent
@@ -260,8 +260,8 @@ def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_n
     assert len(at.replaced()) == 1
 
 
-def test_two_updates_at_once_are_one_and_a_refusal(listed, images):
-    at, given = listed
+def test_two_updates_at_once_are_one_and_a_refusal(complete, images):
+    at, given = complete
     fill(images, "zz/1.jpg")
     first = changes(at, Finder(given))
     fill(images, "zz/2.jpg")

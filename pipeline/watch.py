@@ -1,0 +1,74 @@
+"""What watches a run: receipts and the frozen listing drive the progress, and nothing else."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.listing import FrozenListing, shard_names, without
+from pipeline.output import Committed
+
+
+class Progress(Protocol):
+    """What watches a run. Receipts drive it and nothing else."""
+
+    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool) -> None: ...
+    def listed(self, shards: int, bytes_total: int) -> None: ...
+    def note(self, message: str) -> None: ...
+    def receipt(self, receipt: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Totals:
+    """What the frozen pages say there is to do; looked at again while the listing goes on."""
+
+    frozen: FrozenListing
+    done: dict[str, Committed]
+    counts: Counter = field(default_factory=lambda: Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0))
+    pages: int = 0
+    looked: float = 0.0
+
+    def look(self, every: float = 5.0) -> dict[str, int] | None:
+        """The counts, where there are new pages; None where there are none or it was looked at a moment ago."""
+        if time.monotonic() - self.looked < every:
+            return None
+        files, gone, self.looked = self.frozen.files(), self.frozen.replaced(), time.monotonic()
+        fresh, self.pages = files[self.pages :], len(files)
+        for path in fresh:
+            self._add(without(self.frozen.read(path)[0], gone))
+        return dict(self.counts) if fresh else None
+
+    def _add(self, page: pa.Table) -> None:
+        for name, size in zip(shard_names(page), page["size"].to_pylist(), strict=True):
+            complete = self.done.get(name, Committed()).complete
+            self.counts.update(shards=1, bytes_total=size, shards_done=complete, bytes_done=size * complete)
+
+
+@dataclass
+class Watch:
+    """Counts receipts, and keeps those of shards that the store did not give."""
+
+    progress: Progress
+    images: int = 0
+    faults: list[dict[str, Any]] = field(default_factory=list)
+
+    def receipt(self, receipt: dict[str, Any]) -> None:
+        self.images += receipt["rows"]
+        self.faults += [receipt] if receipt["fault"] else []
+        self.progress.receipt(receipt)
+
+    def refuse_faults(self) -> None:
+        if self.faults:
+            raise UserError(
+                f"{len(self.faults)} shards could not be read to their end, first {self.faults[0]['shard']}: "
+                f"{self.faults[0]['fault']}. What is done is kept: run the same command again"
+            )
+
+
+def note_ignored(frozen: FrozenListing, progress: Progress) -> None:
+    if ignored := frozen.ignored():
+        names = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5))
+        progress.note(f"ignored {sum(ignored.values())} files of other kinds: {names}")

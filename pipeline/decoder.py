@@ -166,7 +166,7 @@ def _pillow(image: Image.Image, target: memoryview) -> str:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,10 +207,13 @@ def main() -> None:
     os.close(null)
     _reply(replies, READY, text=DECODER)
     limits = Limits(start.max_pixels, start.max_side)
-    while (header := requests.read(REQUEST.size)) and len(header) == REQUEST.size:
-        signal.setitimer(signal.ITIMER_REAL, 2 * start.seconds + 5)  # kills: there is no handler
-        _serve(requests.read(*REQUEST.unpack(header)), limits, pixels, replies)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        while header := requests.read(REQUEST.size):
+            signal.setitimer(signal.ITIMER_REAL, 2 * start.seconds + 5)  # kills: there is no handler
+            _serve(requests.read(*REQUEST.unpack(header)), limits, pixels, replies)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except MemoryError:  # not in the picture but around it; the parent starts another child
+        _reply(replies, REFUSED, text="out_of_memory\nthere is no memory for the file")
 
 
 def _serve(data: bytes, limits: Limits, pixels: memoryview, replies: BinaryIO) -> None:

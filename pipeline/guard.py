@@ -1,9 +1,9 @@
 """Decoding where a crash, a hang or a flood of memory costs one image: in a child process that is killed and started again.
 
 The child is `pipeline.decoder`, run by a fresh interpreter without this process's environment, descriptors or memory: it knows no
-credentials and imports neither Ray nor torch. Bytes go in through a pipe, pixels come back through shared memory; the conversation is
-described in `pipeline.decoder`. The child contains accidents. It is no boundary against an attacker who runs code in it: for that, take
-network and rights from the whole worker.
+credentials and imports neither Ray nor torch. Bytes go in through a pipe, pixels come back through shared memory; `decoder.py` says
+how. The child contains accidents. It is no boundary against an attacker who runs code in it: for that, take network and rights from
+the whole worker.
 """
 
 import atexit

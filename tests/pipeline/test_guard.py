@@ -49,7 +49,7 @@ def child():
 @pytest.fixture
 def hasty():
     """The same, without patience."""
-    made = guarded(timeout=2.0)
+    made = guarded(timeout=3.0, memory=128 << 20)
     yield made
     made.close()
 
@@ -93,8 +93,8 @@ DEEDS = {
     "exit": "decoder_crashed: the decoder ended with exit code 7",
     "lie": "decoder_crashed: the decoder answered nonsense",
     "babble": "decoder_crashed: the decoder answered nonsense",
-    "hang": "decoder_timeout: no pixels after 2 seconds",
-    "half": "decoder_timeout: no pixels after 2 seconds",
+    "hang": "decoder_timeout: no pixels after 3 seconds",
+    "half": "decoder_timeout: no pixels after 3 seconds",
     "allocate": "out_of_memory: there is no memory for the file",
 }
 

@@ -32,9 +32,6 @@ def test_a_damaged_image_is_a_picture_or_a_named_refusal_and_the_decoder_lives(g
     assert set(counts) <= CODES and counts.total() == 315
     assert 30 < counts["picture"] < 285, "the damage must neither always nor never matter"
     assert counts["out_of_memory"] == guard.restarts - 1, "a decoder ended that should not have"
-
-
-@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.name)
-def test_an_image_that_once_ended_the_decoder_is_one_row(guard, path):
-    assert outcome(guard, path.read_bytes()) in {*CODES, "decoder_crashed", "decoder_timeout"}
-    assert outcome(guard, originals()["jpeg"]) == "picture"
+    for path in REGRESSIONS:  # images that once ended the decoder: today whatever they are, they are one row
+        assert outcome(guard, path.read_bytes()) in {*CODES, "decoder_crashed", "decoder_timeout"}
+        assert outcome(guard, originals()["jpeg"]) == "picture"

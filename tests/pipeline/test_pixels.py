@@ -111,12 +111,15 @@ def test_libjpeg_turbo_gives_pillows_pixels_and_leaves_to_pillow_what_it_refuses
     decoders = Counter()
     for data in jpegs():
         image = Image.open(io.BytesIO(data))
-        found = decode(
-            data, Limits(10**6, 10**4), lambda count, target=target: target.append(bytearray(count)) or memoryview(target[0])
-        )
-        assert bytes(target[0]) == image.convert("RGB").tobytes()
+        target = bytearray(image.width * image.height * 3)
+        found = decode(data, Limits(10**6, 10**4), lambda count, target=target: memoryview(target)[:count])
+        assert target == image.convert("RGB").tobytes()
         decoders[found.decoder, image.mode] += 1
-    assert decoders[TURBO, "RGB"] == 6 * 20 and decoders[TURBO, "L"] == 6 and decoders[PILLOW, "CMYK"] == 6
+    assert decoders[TURBO, "RGB"] == 6 * 21 and decoders[TURBO, "L"] == 6 and decoders[PILLOW, "CMYK"] == 6
+    odd = encoded(photo(0), "JPEG")[:-2] + bytes(9) + b"\xff\xd9"  # bytes before the end marker: a warning, the picture is whole
+    target = memoryview(bytearray(96 * 72 * 3))
+    assert decode(odd, Limits(10**6, 10**4), lambda count: target).decoder == PILLOW
+    assert target == Image.open(io.BytesIO(odd)).tobytes()
     damaged = encoded(photo(0), "JPEG")[:-2]
     assert refusal(damaged) == "truncated"  # Pillow's word for it, not the other's
     approximate = simplejpeg.decode_jpeg(data := encoded(photo(0), "JPEG"), "RGB", fastdct=True, fastupsample=True)

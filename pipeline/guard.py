@@ -105,6 +105,11 @@ class Guard:
                 os.close(self._fd)
                 self._fd = -1
 
+    @property
+    def pid(self) -> int | None:
+        """The child, if one runs."""
+        return self._child.pid if self._child else None
+
     # ---- one image --------------------------------------------------------------------------------------------------------
 
     def _decode(self, data: bytes) -> tuple[Image.Image, int]:
@@ -132,7 +137,8 @@ class Guard:
             self._stop()
             raise DecodeError("decoder_crashed", "the decoder answered nonsense")
         with memoryview(self._pixels) as pixels, pixels[:count] as used:
-            image = Image.frombytes("RGB", (width, height), used)
+            image = Image.new("RGB", (width, height), None)  # not filled first
+            image.frombytes(used)
         if count > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
             self._pixels.madvise(mmap.MADV_REMOVE, KEEP_BYTES)
         return image
@@ -143,20 +149,31 @@ class Guard:
         poll = select.poll()
         poll.register(self._child.stdout, select.POLLIN)
         poll.register(self._child.stdin, select.POLLOUT)
-        unsent = [REQUEST.pack(len(data)), memoryview(data)]
+        unsent = _send(self._child.stdin.fileno(), [REQUEST.pack(len(data)), memoryview(data)])
         while unsent:
-            ready = dict(_wait(poll, deadline))
-            if self._child.stdout.fileno() in ready:  # a reply or the end before everything was read
+            if self._child.stdout.fileno() in dict(_wait(poll, deadline)):  # a reply or the end before everything was read
                 break
             unsent = _send(self._child.stdin.fileno(), unsent)
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> tuple[int, int, int, int, str]:
-        file = self._child.stdout.fileno()
-        *numbers, length = REPLY.unpack(_exactly(file, REPLY.size, deadline))
-        if length > MAX_TEXT or not 1 <= numbers[1] <= 8:
-            return -1, 1, 0, 0, ""
-        return *numbers, _exactly(file, length, deadline).decode(errors="replace")
+        """One reply: kind, orientation, width, height, text. The kind is -1 where the child does not keep to the protocol."""
+        file = self._child.stdout
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        said, needed, numbers = b"", REPLY.size, []
+        while len(said) < needed:
+            _wait(poll, deadline)
+            more = os.read(file.fileno(), REPLY.size + MAX_TEXT)
+            if not more:
+                raise _Gone
+            said += more
+            if len(said) >= REPLY.size:
+                *numbers, length = REPLY.unpack_from(said)
+                needed = REPLY.size + length
+                if length > MAX_TEXT or not 1 <= numbers[1] <= 8:
+                    return -1, 1, 0, 0, ""
+        return (*numbers, said[REPLY.size :].decode(errors="replace")) if len(said) == needed else (-1, 1, 0, 0, "")
 
     # ---- the child --------------------------------------------------------------------------------------------------------
 
@@ -269,19 +286,6 @@ def _send(file: int, parts: list) -> list:
             left.append(memoryview(part)[sent:])
         sent = max(0, sent - len(part))
     return left
-
-
-def _exactly(file: int, count: int, deadline: float) -> bytes:
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    data = b""
-    while len(data) < count:
-        _wait(poll, deadline)
-        more = os.read(file, count - len(data))
-        if not more:
-            raise _Gone
-        data += more
-    return data
 
 
 def _last_line(complaints: BinaryIO) -> str:

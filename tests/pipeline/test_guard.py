@@ -115,7 +115,7 @@ def test_the_real_decoder_knows_no_orders():
 
 def test_a_decoder_that_closes_its_end_and_stays_is_ended(child):
     right(child)
-    pid = child._child.pid
+    pid = child.pid
     assert refusal(child, ordered(JPEG, "deaf")).startswith("decoder_crashed")
     assert not alive(pid) and right(child)
 
@@ -136,7 +136,7 @@ def test_in_a_unit_every_deed_is_one_row_and_every_other_row_is_right(hasty, tmp
 
 def test_a_kill_from_outside_is_no_images_fault(child, tmp_path):
     right(child)
-    os.kill(child._child.pid, signal.SIGKILL)  # between two images
+    os.kill(child.pid, signal.SIGKILL)  # between two images
     assert right(child)
     image, _ = child.decode(ordered(JPEG, f"kill_once {tmp_path / 'killed'}"))  # during one: decoded again
     assert (tmp_path / "killed").exists() and np.array_equal(np.asarray(image), np.asarray(open_image(JPEG, SETTINGS)))
@@ -144,7 +144,7 @@ def test_a_kill_from_outside_is_no_images_fault(child, tmp_path):
 
 def test_a_child_that_reads_nothing_is_late_even_if_the_image_does_not_fit_the_pipe(hasty):
     right(hasty)
-    os.kill(hasty._child.pid, signal.SIGSTOP)
+    os.kill(hasty.pid, signal.SIGSTOP)
     assert refusal(hasty, bytes(8 << 20)).startswith("decoder_timeout")
     assert right(hasty)
 
@@ -174,7 +174,7 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
         os.set_inheritable(file.fileno(), True)
         made = guarded(script=GuardSettings.script)
         assert right(made)
-        pid = made._child.pid
+        pid = made.pid
         environment = dict(entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if entry)
         assert set(environment) == {"LD_LIBRARY_PATH", *module.FIXED} and "hunter2" not in str(environment)
         assert "hunter2" not in Path(f"/proc/{pid}/cmdline").read_text()
@@ -187,11 +187,11 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
 
 def test_the_child_is_confined(child):
     right(child)
-    limits = {name: status(child._child.pid, name, "limits").split()[0] for name in ("Max core file size", "Max open files")}
+    limits = {name: status(child.pid, name, "limits").split()[0] for name in ("Max core file size", "Max open files")}
     assert limits == {"Max core file size": "0", "Max open files": "32"}
-    room = int(status(child._child.pid, "Max address space", "limits").split()[0])
+    room = int(status(child.pid, "Max address space", "limits").split()[0])
     assert room < child.settings.child_memory + (600 << 20)
-    assert status(child._child.pid, "NoNewPrivs") == "1"
+    assert status(child.pid, "NoNewPrivs") == "1"
 
 
 PARENT = """
@@ -209,7 +209,7 @@ if "thread" in sys.argv[1]:
     thread.join()
 else:
     start()
-print(child._child.pid, flush=True)
+print(child.pid, flush=True)
 child.decode(ordered(encoded(photo(0)), "hang")) if "busy" in sys.argv[1] else sys.stdin.read()
 """
 
@@ -232,9 +232,9 @@ def test_the_child_of_a_thread_outlives_the_thread(child):
     thread = threading.Thread(target=right, args=(child,))
     thread.start()
     thread.join()
-    pid = child._child.pid
+    pid = child.pid
     time.sleep(0.3)
-    assert alive(pid) and right(child) and child._child.pid == pid
+    assert alive(pid) and right(child) and child.pid == pid
 
 
 def test_a_child_that_cannot_start_is_the_machines_fault_and_says_why_in_one_line(tmp_path):
@@ -255,10 +255,10 @@ def test_a_process_keeps_its_child_and_other_settings_bring_another():
     settings = GuardSettings(1_000_000, 65_500, 5.0)
     first = guard(settings)
     assert right(first) and guard(settings) is first
-    pid = first._child.pid
+    pid = first.pid
     other = guard(GuardSettings(2_000_000, 65_500, 5.0))
     assert other is not first and not alive(pid) and right(other)
-    pid = other._child.pid
+    pid = other.pid
     module.close()
     assert not alive(pid)
 
@@ -271,14 +271,14 @@ from tests.pipeline.samples import encoded, photo
 settings, data = GuardSettings(1_000_000, 65_500, 10.0), encoded(photo(0))
 mine = guard(settings)
 mine.decode(data)
-pid = mine._child.pid
+pid = mine.pid
 if not (fork := os.fork()):
     ours = guard(settings)
     ours.decode(data)
-    os._exit(ours is mine or ours._child.pid == pid)
+    os._exit(ours is mine or ours.pid == pid)
 assert os.waitpid(fork, 0)[1] == 0
 mine.decode(data)
-assert mine._child.pid == pid
+assert mine.pid == pid
 """
 
 
@@ -316,9 +316,9 @@ def test_two_thousand_images_and_fifty_crashes_leave_no_file_and_no_memory_behin
 
     some(300)
     gc.collect()  # what earlier tests left open
-    files, ours, theirs = len(os.listdir("/proc/self/fd")), rss(os.getpid()), rss(child._child.pid)
+    files, ours, theirs = len(os.listdir("/proc/self/fd")), rss(os.getpid()), rss(child.pid)
     some(2000)
-    assert rss(child._child.pid) < theirs + (8 << 20)
+    assert rss(child.pid) < theirs + (8 << 20)
     for _ in range(50):
         assert refusal(child, ordered(JPEG, "signal SIGSEGV")).startswith("decoder_crashed")
     assert right(child) and child.restarts == 51

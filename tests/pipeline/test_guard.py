@@ -185,6 +185,13 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
     made.close()
 
 
+def test_a_system_without_nameless_memory_uses_a_nameless_file(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    made = guarded()
+    assert right(made) and refusal(made, ordered(JPEG, "signal SIGSEGV")).startswith("decoder_crashed") and right(made)
+    made.close()
+
+
 def test_the_child_is_confined(child):
     right(child)
     limits = {name: status(child.pid, name, "limits").split()[0] for name in ("Max core file size", "Max open files")}

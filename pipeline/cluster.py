@@ -84,6 +84,7 @@ def data_context() -> None:
     context.target_max_block_size = 1  # every unit stays a block of its own; None would merge a whole shard
     context.target_min_block_size = 1
     context.max_consecutive_actor_init_deaths = 3
+    context.raise_original_map_exception = True  # Ray's wrapper loses it on the way, and with it what to tell the user
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []

@@ -3,28 +3,23 @@
 Images are untrusted: the header is judged before a pixel is decoded, and whatever a decoder raises becomes a row.
 """
 
-import io
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import PIL
 import pyarrow as pa
 from PIL import Image
 
+from pipeline.decoder import DECODER, DecodeError, Limits, decode
+from pipeline.guard import Guard, GuardSettings, guard
 from pipeline.unit import Unit
 from vit_model.config import Preprocessing
 from vit_model.patches import patchify
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-DECODER = f"Pillow {PIL.__version__}"
-# 16 bits are shifted to 8 (Pillow's own conversion clips them); float and 32-bit pictures have no agreed range.
-SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-UNSUPPORTED = ("F", "I")
-EXIF_ORIENTATION = 0x0112
+__all__ = ["DECODER", "DecodeError", "DecodeSettings", "decode_stage", "decode_unit", "fit", "open_image", "resize_box"]
+
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,22 +34,17 @@ UPRIGHT = {
 Crop = Callable[[Image.Image], np.ndarray]
 
 
-class DecodeError(Exception):
-    """An image that gives no pixels. `code` is what the column `error` says, the message is `error_detail`."""
-
-    def __init__(self, code: str, detail: str):
-        super().__init__(detail)
-        self.code = code
-
-
 @dataclass(frozen=True)
 class DecodeSettings:
-    """image_size: (height, width) that the model takes. max_pixels: a larger picture is refused by its header."""
+    """image_size: (height, width) that the model takes. max_pixels, max_side: a larger picture is refused by its header.
+    timeout: seconds that decoding one image may take."""
 
     preprocessing: Preprocessing
     image_size: tuple[int, int]
     patch_size: int
     max_pixels: int = 100_000_000
+    max_side: int = 65_500
+    timeout: float = 30.0
 
     @property
     def patches_shape(self) -> tuple[int, int]:
@@ -68,12 +58,14 @@ def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
     return decode_unit(Unit.from_arrow(table), settings).to_arrow()
 
 
-def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None) -> Unit:
+def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None, child: Guard | None = None) -> Unit:
     """Encoded images in, patches out: uint8 [M, N, P*P*3] of the M samples that could be decoded; the others get an error.
 
-    crop: RGB picture -> uint8 (H, W, 3); the evaluation crop `fit` unless training brings its own.
+    crop: RGB picture -> uint8 (H, W, 3); the evaluation crop `fit` unless training brings its own. child: where images are decoded;
+    this process's own unless a test brings another. Raises UserError if the child cannot be started.
     """
     crop = crop or (lambda image: fit(image, settings.preprocessing, settings.image_size))
+    child = child or guard(GuardSettings(settings.max_pixels, settings.max_side, settings.timeout))
     start = time.perf_counter()
     samples = unit.samples.to_pydict()
     count, side = len(samples["key"]), settings.patch_size
@@ -85,7 +77,7 @@ def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None) 
             continue
         end = begin + samples["size"][row]
         try:
-            image = open_image(unit.payload[begin:end].tobytes(), settings)
+            image = upright(*child.decode(unit.payload[begin:end]), settings.preprocessing.exif)
             widths[row], heights[row] = image.size
             patches[filled] = patchify(crop(image), side)
             filled += 1
@@ -105,50 +97,25 @@ def _with_columns(table: pa.Table, samples: dict, widths: list, heights: list) -
 
 
 def open_image(data: bytes, settings: DecodeSettings) -> Image.Image:
-    """Bytes -> an RGB picture, upright if EXIF orientation is applied. Raises DecodeError and nothing else."""
-    if not data:
-        raise DecodeError("empty", "0 bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what we judge ourselves
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _judge(image, settings)
-            image.load()
-            return _upright(_rgb(image), image, settings.preprocessing.exif)
-    except DecodeError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise DecodeError("not_an_image", f"{len(data)} bytes that begin with {data[:8]!r}") from error
-    except Image.DecompressionBombError as error:
-        raise DecodeError("too_many_pixels", str(error)) from error
-    except Exception as error:  # a decoder may raise anything: struct.error, KeyError, SyntaxError, ...
-        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
-        raise DecodeError("truncated" if truncated else "corrupt", f"{type(error).__name__}: {error}") from error
+    """Bytes -> an RGB picture, upright if EXIF orientation is applied, decoded in this process: for images that are trusted.
+
+    Raises DecodeError and nothing else.
+    """
+    pixels = memoryview(b"")
+
+    def room(count: int) -> memoryview:
+        nonlocal pixels
+        pixels = memoryview(bytearray(count))
+        return pixels
+
+    width, height, orientation, _ = decode(data, Limits(settings.max_pixels, settings.max_side), room)
+    return upright(Image.frombytes("RGB", (width, height), pixels), orientation, settings.preprocessing.exif)
 
 
-def _judge(image: Image.Image, settings: DecodeSettings) -> None:
-    """The header alone: size and mode."""
-    width, height = image.size
-    if width * height > settings.max_pixels:
-        raise DecodeError("too_many_pixels", f"{width}x{height}, the limit is {settings.max_pixels} pixels")
-    if image.mode in UNSUPPORTED:
-        raise DecodeError("unsupported_mode", f"{image.format} of mode {image.mode} has no agreed range of values")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT:
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def _upright(rgb: Image.Image, original: Image.Image, exif: str) -> Image.Image:
-    if exif == "ignore":
-        return rgb
-    try:
-        turn = UPRIGHT.get(original.getexif().get(EXIF_ORIENTATION))
-    except Exception:  # broken EXIF says nothing about the pixels
-        return rgb
-    return rgb if turn is None else rgb.transpose(turn)
+def upright(image: Image.Image, orientation: int, exif: str) -> Image.Image:
+    """The picture turned as EXIF orientation (1 to 8) says, unless `exif` is "ignore"."""
+    turn = UPRIGHT.get(orientation) if exif != "ignore" else None
+    return image if turn is None else image.transpose(turn)
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing, image_size: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """decode: every refusal has its name, every picture means the same pixels as elsewhere, and no header buys memory."""
 
-import io
 import json
 import random
 import struct
@@ -10,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from pipeline.decode import DecodeError, DecodeSettings, decode_stage, decode_unit, fit, open_image
 from pipeline.unit import Unit
@@ -68,10 +67,13 @@ def jpeg_header(width: int, height: int) -> bytes:
         ("not_an_image", encoded(photo(0), "PPM")),  # Pillow could: it is not among the seven formats
         ("not_an_image", encoded(photo(0), "JPEG2000")),
         ("not_an_image", encoded(photo(0), "EPS")),
+        ("not_an_image", struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(2000)),
         ("too_many_pixels", png_header(2001, 2000)),
         ("too_many_pixels", png_header(60_000, 60_000)),
         ("too_many_pixels", jpeg_header(60_000, 60_000)),
         ("too_many_pixels", png_header(2**31 - 1, 1)),
+        ("too_many_pixels", png_header(65_501, 1)),  # few pixels: the side
+        ("too_many_pixels", encoded(Image.new("L", (1, 65_501)), "TIFF")),
         ("truncated", png_header(2000, 2000)),
         ("unsupported_mode", encoded(Image.new("F", (8, 8), 0.5), "TIFF")),
         ("unsupported_mode", encoded(Image.new("I", (8, 8), 70_000), "TIFF")),
@@ -124,7 +126,8 @@ def code(data, max_pixels):
     except DecodeError as error:
         return f"{error.code}: {error}"
 
-headers = [make(60_000, 60_000) for make in (png_header, jpeg_header)]
+headers = [png_header(60_000, 60_000), jpeg_header(65_500, 65_500)]
+assert max(map(len, headers)) < 4096
 said = [code(data, 100_000_000) for data in headers] + [code(png_header(12_000, 10_000), 100_000_000)]
 strips = [Image.new("RGB", size, (9, 99, 199)) for size in ((1, 1), (1, 4000), (4000, 1), (60_000, 1))]
 fits = [fit(strip, Preprocessing(), (224, 224)) for strip in strips]
@@ -148,77 +151,7 @@ def test_neither_a_header_nor_a_strip_buys_memory():
     assert middle == "too_many_pixels: 12000x10000, the limit is 100000000 pixels"  # Pillow itself would only warn
     assert fits == [[224, 224, 3]] * 4 + [True] * 4
     assert resized == "MemoryError"  # resize-then-crop of the 1x4000 strip, as others do it
-    assert all(code == "corrupt: MemoryError: " for code in unjudged)
-
-
-# ---- what the pixels are --------------------------------------------------------------------------------------------------
-
-
-def test_sixteen_bit_grey_is_shifted_not_clipped():
-    ramp = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
-    for kind in ("PNG", "TIFF"):
-        assert np.array_equal(pixels(encoded(Image.fromarray(ramp), kind)), np.repeat((ramp >> 8)[..., None], 3, 2))
-    big_endian = io.BytesIO()
-    Image.fromarray(ramp.astype(">u2")).save(big_endian, "TIFF")
-    assert np.array_equal(pixels(big_endian.getvalue())[..., 0], ramp >> 8)
-    clipped = np.asarray(Image.fromarray(ramp).convert("RGB"))  # what Pillow makes of it
-    assert (clipped == 255).mean() > 0.9
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation_turns_the_picture_upright_unless_it_is_ignored(kind, orientation):
-    image = photo(1, 48, 32)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(image, kind, exif=exif, **({} if kind == "PNG" else {"quality": 95}))
-    stored = pixels(data, AS_STORED)
-    assert np.array_equal(stored, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) and stored.shape == (32, 48, 3)
-    # EXIF 2.32, 4.6.4: which side of the scene the first row and the first column of the stored picture are
-    upright = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1]}
-    turned = stored.transpose(1, 0, 2)
-    upright |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
-    assert np.array_equal(pixels(data), upright[orientation])
-
-
-def test_broken_exif_says_nothing_about_the_pixels():
-    data = encoded(photo(1), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\x07" + b"\xff" * 40)
-    assert np.array_equal(pixels(data), pixels(data, AS_STORED))
-
-
-def test_colours_come_as_timm_and_torchvision_see_them():
-    image = photo(2)
-    palette = image.convert("RGBA").quantize(17)
-    palette.info["transparency"] = 3
-    cases = [
-        encoded(image.convert("CMYK"), "JPEG"),
-        encoded(image.convert("L"), "JPEG"),
-        encoded(image, "JPEG", progressive=True),
-        encoded(image.convert("1"), "PNG"),
-        encoded(palette, "PNG", transparency=3),
-        encoded(image.convert("LA"), "PNG"),
-        encoded(image, "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
-        encoded(image, "JPEG", icc_profile=b"broken"),
-        encoded(image, "JPEG") + b"trailing garbage",
-    ]
-    for data in cases:
-        assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-    assert np.abs(pixels(cases[0]).astype(int) - np.asarray(image)).mean() < 6  # CMYK is not inverted: that would be about 100
-
-
-def test_the_colour_under_alpha_is_kept_and_not_blended():
-    image = photo(2).convert("RGBA")
-    image.putalpha(0)
-    assert np.array_equal(pixels(encoded(image, "PNG")), np.asarray(photo(2)))
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_an_animation_gives_its_first_frame(kind):
-    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
-    lossless = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
-    assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert np.array_equal(pixels(data), np.asarray(frames[0]))
+    assert all(code.startswith("out_of_memory") for code in unjudged)
 
 
 # ---- the crop -------------------------------------------------------------------------------------------------------------

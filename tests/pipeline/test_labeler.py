@@ -16,7 +16,7 @@ from pipeline import labeler
 from pipeline import listing as listings
 from pipeline import source as sources
 from pipeline.decode import fit
-from pipeline.errors import UserError
+from pipeline.errors import UserError, root_cause
 from pipeline.listing import Head
 from pipeline.plan import LabelRequest
 from pipeline.source import Shard
@@ -309,3 +309,50 @@ def test_a_hybrid_labels_like_its_model_on_whole_images(tmp_path):
         with torch.no_grad():
             scores = model((torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5).softmax(-1)[0]
         assert row["label_id"] == int(scores.argmax()) and row["score"] == pytest.approx(float(scores.max()), rel=0.02)
+
+
+HOSTILE = Path(__file__).with_name("hostile.py")
+
+
+def decode_by(script: Path, calls: Path):
+    """The decode stage with another child. Every call leaves a line: a worker that dies would make Ray call it again."""
+
+    def stage(table, settings):
+        from pipeline.decode import decode_unit
+        from pipeline.guard import GuardSettings, guard
+        from pipeline.unit import Unit
+
+        unit = Unit.from_arrow(table)
+        with open(calls, "a") as file:
+            file.write(f"{unit.shard_name}-{unit.number}\n")
+        child = guard(GuardSettings(settings.max_pixels, settings.max_side, 20.0, script))
+        return decode_unit(unit, settings, child=child).to_arrow()
+
+    return stage
+
+
+def test_an_image_that_kills_its_decoder_is_one_row_and_no_worker_dies(tmp_path, model, monkeypatch):
+    members = {f"{n:02d}.jpg": photo(n) for n in range(24)}
+    clean = write_tar(tmp_path / "clean" / "x.tar", members)
+    poison = write_tar(tmp_path / "poison" / "x.tar", members | {"13.jpg": photo(13) + b"ORDER:signal SIGSEGV"})
+    run(tmp_path / "1", model, clean, unit_rows=8)
+    monkeypatch.setattr(labeler, "decode_stage", decode_by(HOSTILE, tmp_path / "calls"))
+    summary, _ = run(tmp_path / "2", model, poison, unit_rows=8)
+    undisturbed = {row["key"]: row["topk"] for row in rows(tmp_path / "1")}
+    found = {row["key"]: row for row in rows(tmp_path / "2")}
+    assert len(rows(tmp_path / "2")) == 24 and summary["errors"] == {"decoder_crashed": 1}
+    assert found["13"]["error"] == "decoder_crashed" and "SIGSEGV" in found["13"]["error_detail"]
+    assert {key: row["topk"] for key, row in found.items() if key != "13"} == {k: v for k, v in undisturbed.items() if k != "13"}
+    calls = (tmp_path / "calls").read_text().split()
+    assert len(calls) == len(set(calls)) == 3, "Ray called a unit again: its worker died"
+
+
+def test_a_decoder_that_cannot_start_fails_the_run_in_one_clear_line(tmp_path, model, monkeypatch):
+    write_shards(tmp_path / "shards", shards=1, images=3)
+    (tmp_path / "broken.py").write_text("import no_such_library")
+    monkeypatch.setattr(labeler, "decode_stage", decode_by(tmp_path / "broken.py", tmp_path / "calls"))
+    with pytest.raises(Exception) as error:
+        run(tmp_path, model, tmp_path / "shards")
+    cause = root_cause(error.value)
+    assert isinstance(cause, UserError), cause
+    assert "the process that decodes images does not start" in str(cause) and "no_such_library" in str(cause)

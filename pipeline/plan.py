@@ -131,7 +131,7 @@ def check_sources(run: RunFolder, listing: Listing) -> Iterator[str]:
 
 def _objects(shards) -> Iterator[tuple[str, tuple[int, str]]]:
     for shard in shards:
-        if shard.kind == "tar":
+        if shard.kind != "images":
             yield shard.uri, (shard.size, shard.version)
         for member in shard.members:
             yield f"{shard.uri}/{member['key']}", (member["size"], member["version"])

@@ -12,10 +12,9 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.kinds import FORMATS, IMAGE_KEYS, kind_of
 from pipeline.storage import full_uri, open_filesystem, public, version_of
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
-FORMATS = ("tar", "images")
 PAGE = 4096  # loose images in one shard: a page of the listing
 
 LISTING = pa.schema(
@@ -35,8 +34,9 @@ LISTING = pa.schema(
 class Shard:
     """One object that is read front to back.
 
-    kind "tar": `uri` is the tar. kind "images": `uri` is the prefix, `members` a page of the images under it, as dicts of key
-    (path under the prefix), size and version; `first_index` is the place of the page's first image in the whole listing.
+    kind "tar", "table": `uri` is the tar, compressed or not, or the table. kind "images": `uri` is the prefix, `members` a page of
+    the images under it, as dicts of key (path under the prefix), size and version; `first_index` is the place of the page's first
+    image in the whole listing.
     version: etag, or time of modification. size: bytes.
     """
 
@@ -86,8 +86,8 @@ def find_shards(
 ) -> Listing:
     """List the shards of files, folders and globs, local or of any allowed fsspec URL, in a fixed order, each once.
 
-    format: "tar" or "images" where the names leave it open. Raises UserError for a source that is missing, that holds nothing to
-    label, or that holds both tars and images.
+    format: "tar", "images" or "table" where the names leave it open. Raises UserError for a source that is missing, that holds
+    nothing to label, or that holds more than one of these.
     """
     listing, seen, counted = Listing(), set(), Counter()
     for source in sources:
@@ -95,8 +95,8 @@ def find_shards(
         root, files = _expand(fs, path, source)
         kind, chosen = _choose(files, format, image_keys, source, listing.ignored)
         fresh = {path: info for path, info in chosen.items() if (uri := full_uri(fs, path)) not in seen and not seen.add(uri)}
-        if kind == "tar":
-            listing.shards += _tars(fs, fresh)
+        if kind != "images":
+            listing.shards += _files(kind, fs, fresh)
         else:  # sources under one prefix share its numbering
             uri = full_uri(fs, root)
             pages = list(_pages(fs, root, fresh, counted[uri]))
@@ -128,26 +128,26 @@ def _expand(fs: fsspec.AbstractFileSystem, path: str, source: str) -> tuple[str,
 def _choose(
     files: dict[str, dict], format: str | None, image_keys: tuple[str, ...], source: str, ignored: Counter
 ) -> tuple[str, dict[str, dict]]:
-    """Tars or images, from the names; what is neither is counted."""
-    by_kind: dict[str, dict[str, dict]] = {"tar": {}, "images": {}}
+    """Tars, images or tables, from the names; what is neither is counted."""
+    by_kind: dict[str, dict[str, dict]] = {kind: {} for kind in FORMATS}
     others: Counter = Counter()
     for path in sorted(files):
         base = path.rpartition("/")[2]
         extension = base.rpartition(".")[2].lower() if "." in base else ""
-        if extension == "tar":
-            by_kind["tar"][path] = files[path]
-        elif extension in image_keys and not base.startswith("._"):
-            by_kind["images"][path] = files[path]
+        if kind := kind_of(base, image_keys):
+            by_kind[kind][path] = files[path]
         elif base != "labels.txt":  # class names beside the shards are ours
             others[f".{extension}" if extension else base] += 1
     kinds = [format] if format else [kind for kind, chosen in by_kind.items() if chosen]
     if len(kinds) > 1:
-        raise UserError(f"{public(source)} holds both .tar shards and images: say which with --format tar or --format images")
+        names = " and ".join(FORMATS[kind] for kind in kinds)
+        which = " or ".join(f"--format {kind}" for kind in kinds)
+        raise UserError(f"{public(source)} holds both {names}: say which with {which}")
     for kind in by_kind.keys() - set(kinds):
         others.update(f".{path.rpartition('.')[2].lower()}" for path in by_kind[kind])
     if not kinds or not by_kind[kinds[0]]:
         found = ", ".join(f"{count} {name}" for name, count in others.most_common(3)) or "no file at all"
-        wanted = {"tar": ".tar shards", "images": "images"}.get(format or "", ".tar shards or images")
+        wanted = FORMATS.get(format or "", ".tar shards or images")
         raise UserError(f"no {wanted} in {public(source)} (it holds {found})")
     ignored.update(others)
     for path in by_kind[kinds[0]]:
@@ -164,9 +164,9 @@ def _check_name(path: str) -> None:
         raise UserError(f"the name {shown} is not UTF-8: rename it") from None
 
 
-def _tars(fs: fsspec.AbstractFileSystem, files: dict[str, dict]) -> Iterator[Shard]:
+def _files(kind: str, fs: fsspec.AbstractFileSystem, files: dict[str, dict]) -> Iterator[Shard]:
     for path, info in files.items():
-        yield Shard("tar", full_uri(fs, path), info["size"], version_of(info))
+        yield Shard(kind, full_uri(fs, path), info["size"], version_of(info))
 
 
 def _pages(fs: fsspec.AbstractFileSystem, root: str, files: dict[str, dict], first: int) -> Iterator[Shard]:

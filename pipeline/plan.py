@@ -39,11 +39,14 @@ class LabelRequest:
     unit_rows: int = 0
     address: str | None = None
     storage_options: dict[str, Any] = field(default_factory=dict)
+    image_column: str | None = None
+    key: str | None = None
 
 
 def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     """What makes two commands the same run."""
-    return {
+    columns = {"image-column": request.image_column, "key": request.key}
+    asked = {
         "command": request.command,
         "source": sorted(public(full_uri(*open_filesystem(source, request.storage_options))) for source in request.sources),
         "format": request.format,
@@ -58,6 +61,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
         "precision": request.precision,
         "device": request.device,
     }
+    return asked | {name: column for name, column in columns.items() if column}  # of tables alone: other plans have neither
 
 
 def make_plan(asked: dict, request: LabelRequest, checkpoint: Checkpoint, available: dict[str, float]) -> dict[str, Any]:
@@ -97,9 +101,9 @@ def refuse_another_run(run: RunFolder, plan: dict, asked: dict) -> None:
         raise UserError(f"{run.uri} was begun by another version of wordsworth: choose a new --output")
     asked = json.loads(json.dumps(asked))
     differing = [
-        f"{name} was {_short(plan['asked'].get(name))} and is {_short(asked[name])}"
-        for name in asked
-        if plan["asked"].get(name) != asked[name]
+        f"{name} was {_short(plan['asked'].get(name))} and is {_short(asked.get(name))}"
+        for name in asked | plan["asked"]
+        if plan["asked"].get(name) != asked.get(name)
     ]
     if differing:
         raise UserError(f"{run.uri} holds another run: {'; '.join(differing)}. Choose a new --output, or repeat the first command")

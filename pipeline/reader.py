@@ -16,6 +16,7 @@ from pipeline.output import read_footer, unit_file
 from pipeline.sample import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from pipeline.source import Shard
 from pipeline.storage import ObjectStream, open_filesystem, patiently, version_of
+from pipeline.table import table_samples
 from pipeline.unit import SAMPLE, Unit
 
 
@@ -25,7 +26,7 @@ def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: 
     The cuts depend on the shard and the settings alone, so a second reading makes the same units. The last unit has `last` set; an
     empty shard gives one unit without samples. A store that fails gives a unit with `fault` set, and no last one.
     """
-    read = tar_samples if shard.kind == "tar" else page_samples
+    read = {"tar": tar_samples, "images": page_samples, "table": _table_samples}[shard.kind]
     cutter = _Cutter(shard, settings, number, position, index)
     held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
     try:
@@ -251,6 +252,12 @@ def _read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes
     if len(data) != member["size"]:
         raise StoreFault(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")
     return data
+
+
+def _table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    _check_unchanged(fs, path, shard.size, shard.version)
+    return table_samples(shard, settings, position)
 
 
 def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, size: int, version: str) -> None:

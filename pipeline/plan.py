@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.decode import DECODER
 from pipeline.errors import UserError
 from pipeline.output import SCHEMA_VERSION, RunFolder
+from pipeline.rows import WriteSettings, prediction_schema
 from pipeline.source import IMAGE_KEYS, Listing
 from pipeline.storage import full_uri, open_filesystem, public
 from vit_model.checkpoint import Checkpoint
@@ -45,6 +46,10 @@ class LabelRequest:
 
 def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     """What makes two commands the same run."""
+    settings = WriteSettings("", {}, None, request.top_k, request.embedding, 1)
+    if taken := set(request.keep) & set(prediction_schema(settings).names):
+        name = min(taken)
+        raise UserError(f"--keep {name}: every row has a column of that name already, so this one would need another", exit_code=2)
     columns = {"image-column": request.image_column, "key": request.key}
     asked = {
         "command": request.command,

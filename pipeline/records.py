@@ -17,7 +17,7 @@ from pipeline.storage import ObjectStream, patiently
 
 MAX_LINE = 16 << 20  # bytes; a longer line is no record and is never held
 MAX_LINES = 256 << 10  # bytes of a CSV record that goes over more than one line
-_BATCH_BYTES = 32 << 20  # of Parquet decoded at once, by the row group's own average
+_BATCH_BYTES = 8 << 20  # of Parquet decoded at once, by the row group's own average
 
 
 @dataclass(slots=True)

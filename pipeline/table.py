@@ -146,6 +146,8 @@ class _Maker:
             _exact(self.key, columns, path, "--key")
         folded = {name.lower(): name for name in reversed(columns)}  # --keep is told in lower case
         self.keep = [name if name in columns else folded.get(name.lower(), name) for name in settings.keep]
+        for name in self.keep if table_form(path) != "jsonl" else ():  # there every line has columns of its own
+            _exact(name, columns, path, "--keep")
         wanted = [image, *([self.key] if self.key else []), *self.keep]
         self.columns = [name for name in columns if name in wanted]
 

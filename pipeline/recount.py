@@ -2,7 +2,8 @@
 
 It shares no code with the reader, on purpose. A sample that the reader never gave is in no unit, so the run folder alone looks
 whole; and a recount by the reader's own rules would pass over the same sample again. So here tars are read by Python's tarfile,
-loose images come from a fresh listing, and what a sample and its key are is written anew. Where the two differ, one is wrong.
+loose images come from a fresh listing, tables and compressed tars are read by other means (recount_table, recount_compressed), and
+what a sample and its key are is written anew. Where the two differ, one is wrong.
 All they have in common is what a shard is (pipeline.source) and how a store is asked (pipeline.storage).
 """
 

@@ -188,7 +188,7 @@ def _csv_record(source: Iterator[str | None], waiting: list[str | None], field: 
         if waiting[used - 1] is None or (used > 1 and len((text + waiting[used - 1]).encode()) > _LONGEST_RECORD):
             return None, 1
         text += waiting[used - 1]
-        if text.count('"') % 2 == 0 or not _open_quote(text, field):
+        if '"' not in text or not _open_quote(text, field):
             return _fields(text, field), used
 
 

@@ -120,7 +120,7 @@ def test_reader_and_recount_agree_on_zstd_blocks_that_end_where_members_do(tmp_p
 def test_reader_and_recount_agree_on_csv_of_random_damage(tmp_path):
     generator, path = random.Random(5), tmp_path / "t.csv"
     tokens = ["a", "b.jpg", ",", ",", '"', '""', "\n", "\n", "\r\n", "\r", " ", "é", "\0", ""]
-    for case in range(1500):
+    for case in range(600):
         text = "url,t\n" + "".join(generator.choices(tokens, k=generator.randrange(30)))
         path.write_bytes(text.encode() + (b"\xff,1\n" if case % 7 == 0 else b""))
         assert differences(path) == [], repr(text)

@@ -10,7 +10,7 @@ from jobs.options import ModelOptions, RunOptions, SourceOptions
 
 def embed(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
     ],
     /,
     *,

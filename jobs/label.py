@@ -12,7 +12,7 @@ from jobs.options import ModelOptions, RunOptions, SourceOptions
 
 def label(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
     ],
     /,
     *,
@@ -55,6 +55,8 @@ def execute(
             format=source.format,
             keep=run.kept,
             image_keys=source.image_keys,
+            image_column=source.image_column,
+            key=source.key,
             precision=run.precision,
             device=run.device,
             batch_size=run.batch,

@@ -55,12 +55,16 @@ class ModelOptions:
 class SourceOptions:
     """How the source is read."""
 
-    format: Literal["tar", "images"] | None = None
+    format: Literal["tar", "images", "table"] | None = None
     "What the source is, where its names leave it open."
     image_key: str = ";".join(IMAGE_KEYS)
     "Extensions that are images, in order of preference."
     allow_http: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "Read http:// and https:// too."
+    image_column: str | None = None
+    "Of a table: the column with the images, as bytes or URIs. Else the only one with bytes, or the first named like image or url."
+    key: str | None = None
+    "Of a table: the column that names a row. Else its URI as given, or its number where the images are bytes."
     storage_options: str = "{}"
     "JSON for the fsspec file system. Credentials belong in the store's own environment or files, not here."
 

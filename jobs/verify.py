@@ -17,9 +17,7 @@ def verify(
     output: Annotated[str, Parameter(help="The run folder.")],
     /,
     *,
-    source: Annotated[
-        bool, Parameter(help="Recount the input too, with Python's own tarfile.", negative="", show_default=False)
-    ] = False,
+    source: Annotated[bool, Parameter(help="Recount the input too, by code of its own.", negative="", show_default=False)] = False,
     storage: SourceOptions | None = None,
     json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
 ) -> int:

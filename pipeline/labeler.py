@@ -236,7 +236,14 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
     top_k = min(request.top_k, config.num_classes)
     return {
         "listing": ListSettings(run.uri, request.sources, request.format, request.image_keys, options),
-        "read": ReadSettings(resolved["unit_rows"], image_keys=request.image_keys, keep=request.keep, storage_options=options),
+        "read": ReadSettings(
+            resolved["unit_rows"],
+            image_keys=request.image_keys,
+            keep=request.keep,
+            storage_options=options,
+            image_column=request.image_column,
+            key=request.key,
+        ),
         "decode": DecodeSettings(checkpoint.preprocessing, config.image_size, config.patch_size),
         "predict": PredictSettings(
             resolved["precision"],

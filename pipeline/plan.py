@@ -11,6 +11,7 @@ from pipeline.decode import DECODER
 from pipeline.errors import UserError
 from pipeline.listing import Changes
 from pipeline.output import SCHEMA_VERSION, RunFolder
+from pipeline.rows import WriteSettings, prediction_schema
 from pipeline.source import IMAGE_KEYS
 from pipeline.storage import full_uri, open_filesystem, public
 from vit_model.checkpoint import Checkpoint
@@ -47,11 +48,18 @@ class LabelRequest:
     retry_errors: bool = False
     on_error: str = "keep"
     storage_options: dict[str, Any] = field(default_factory=dict)
+    image_column: str | None = None
+    key: str | None = None
 
 
 def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     """What makes two commands the same run."""
-    return {
+    settings = WriteSettings("", {}, None, request.top_k, request.embedding, 1)
+    if taken := set(request.keep) & set(prediction_schema(settings).names):
+        name = min(taken)
+        raise UserError(f"--keep {name}: every row has a column of that name already, so this one would need another", exit_code=2)
+    columns = {"image-column": request.image_column, "key": request.key}
+    asked = {
         "command": request.command,
         "source": _sources(request),
         "format": request.format,
@@ -66,6 +74,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
         "precision": request.precision,
         "device": request.device,
     }
+    return asked | {name: column for name, column in columns.items() if column}  # of tables alone: other plans have neither
 
 
 def _sources(request: LabelRequest) -> list[str]:
@@ -113,9 +122,9 @@ def refuse_another_run(run: RunFolder, plan: dict, asked: dict) -> None:
         raise UserError(f"{run.uri} was begun by another version of wordsworth: choose a new --output")
     asked = json.loads(json.dumps(asked))
     differing = [
-        f"{name} was {_short(plan['asked'].get(name))} and is {_short(asked[name])}"
-        for name in asked
-        if plan["asked"].get(name) != asked[name]
+        f"{name} was {_short(plan['asked'].get(name))} and is {_short(asked.get(name))}"
+        for name in asked | plan["asked"]
+        if plan["asked"].get(name) != asked.get(name)
     ]
     if differing:
         raise UserError(f"{run.uri} holds another run: {'; '.join(differing)}. Choose a new --output, or repeat the first command")

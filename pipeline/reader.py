@@ -3,51 +3,21 @@
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 
 from pipeline import tar
+from pipeline.compressed import Decompressed
+from pipeline.kinds import compression
 from pipeline.output import read_footer, unit_file
-from pipeline.source import IMAGE_KEYS, Shard
+from pipeline.sample import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
+from pipeline.source import Shard
 from pipeline.storage import ObjectStream, open_filesystem, patiently, version_of
+from pipeline.table import table_samples
 from pipeline.unit import SAMPLE, Unit
-
-MAX_READINGS = 8  # of one tar, to meet the same cut twice
-
-
-@dataclass(frozen=True)
-class ReadSettings:
-    """unit_rows: samples in a unit. unit_bytes: a unit ends early when it holds this many encoded bytes.
-    max_bytes: a larger image is refused before it is read. keep: the sidecar fields that travel along."""
-
-    unit_rows: int
-    unit_bytes: int = 128 << 20
-    max_bytes: int = 256 << 20
-    image_keys: tuple[str, ...] = IMAGE_KEYS
-    keep: tuple[str, ...] = ()
-    storage_options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class EncodedSample:
-    """One row to be: an image as it lies in the source, or the reason why there is none. `next` is where reading goes on."""
-
-    key: str | None
-    offset: int | None
-    size: int | None
-    next: int
-    data: bytes = b""
-    sidecars: list[str | None] = field(default_factory=list)
-    error: str | None = None
-    detail: str | None = None
-
-
-class StoreFault(Exception):
-    """The store, not the data: the shard stays open and is read again by the next run."""
 
 
 def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: int = 0, index: int = 0) -> Iterator[Unit]:
@@ -56,7 +26,7 @@ def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: 
     The cuts depend on the shard and the settings alone, so a second reading makes the same units. The last unit has `last` set; an
     empty shard gives one unit without samples. A store that fails gives a unit with `fault` set, and no last one.
     """
-    read = tar_samples if shard.kind == "tar" else page_samples
+    read = {"tar": tar_samples, "images": page_samples, "table": _table_samples}[shard.kind]
     cutter = _Cutter(shard, settings, number, position, index)
     held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
     try:
@@ -117,6 +87,9 @@ class _Cutter:
     def _bytes_read(self, end: int, last: bool) -> int:
         if self.shard.kind == "images":
             return self.held_bytes
+        if self.batch and self.batch[0].span:
+            begin = self.batch[0].span[0] if self.number else 0
+            return (self.shard.size if last else self.batch[-1].span[1]) - begin
         return (self.shard.size if last else end) - self.position  # the last unit has read the end blocks too
 
     def fault(self, message: str) -> Unit:
@@ -170,16 +143,19 @@ def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator
     """
     fs, path = open_filesystem(shard.uri, settings.storage_options)
     _check_unchanged(fs, path, shard.size, shard.version)
+    form = compression(path)
     met: int | None = None
     for _ in range(MAX_READINGS):
         torn = None
-        stream = io.BufferedReader(ObjectStream(fs, path, shard.size, position), 1 << 20)
+        stream = _tar_stream(fs, path, shard.size, form, position)
         try:
+            if form:
+                stream.skip(position)
             for sample in tar.read_samples(stream, position, settings.max_bytes, _wanted(settings)):
                 if sample.cut:
                     torn = sample
                 else:
-                    yield _tar_sample(sample, settings)
+                    yield _placed(_tar_sample(sample, settings), stream, position)
                     position = sample.end
             return
         except tar.TarCut as cut:
@@ -187,12 +163,30 @@ def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator
                 met = cut.offset
                 continue
             if torn and _image_field(torn, settings):  # else half a sample without its image: it belongs to the cut
-                yield _tar_sample(torn, settings)
-            yield EncodedSample(None, cut.offset, None, shard.size, error="shard_truncated", detail=cut.reason)
+                yield _placed(_tar_sample(torn, settings), stream, position)
+                position = torn.end
+            rest = EncodedSample(None, cut.offset, None, shard.size, error="shard_truncated", detail=cut.reason)
+            yield _placed(rest, stream, position)
             return
         finally:
             stream.close()
     raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
+
+
+def _tar_stream(fs: fsspec.AbstractFileSystem, path: str, size: int, form: str | None, position: int):
+    """A stream that stands at `position`; one that decompresses stands at its beginning, for there is no other way in."""
+    if form:
+        return Decompressed(ObjectStream(fs, path, size, 0), form)
+    return io.BufferedReader(ObjectStream(fs, path, size, position), 1 << 20)
+
+
+def _placed(made: EncodedSample, stream, position: int) -> EncodedSample:
+    """In a compressed tar no range read finds an image: no offset, and how much was read is counted in compressed bytes."""
+    if isinstance(stream, Decompressed):
+        if made.error == "shard_truncated":
+            made.detail, made.next = f"{made.detail} (byte {made.offset} of the decompressed tar)", position
+        made.offset, made.span = None, (stream.consumed(position), stream.consumed(made.next))
+    return made
 
 
 def _wanted(settings: ReadSettings):
@@ -253,6 +247,12 @@ def read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
     if len(data) != member["size"]:
         raise StoreFault(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")
     return data
+
+
+def _table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    _check_unchanged(fs, path, shard.size, shard.version)
+    return table_samples(shard, settings, position)
 
 
 def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, size: int, version: str) -> None:

@@ -2,10 +2,12 @@
 
 It shares no code with the reader, on purpose. A sample that the reader never gave is in no unit, so the run folder alone looks
 whole; and a recount by the reader's own rules would pass over the same sample again. So here tars are read by Python's tarfile,
-loose images come from a fresh listing, and what a sample and its key are is written anew. Where the two differ, one is wrong.
+loose images come from a fresh listing, tables and compressed tars are read by other means (recount_table, recount_compressed), and
+what a sample and its key are is written anew. Where the two differ, one is wrong.
 All they have in common is what a shard is (pipeline.source) and how a store is asked (pipeline.storage).
 """
 
+import contextlib
 import re
 import tarfile
 from collections import Counter
@@ -13,6 +15,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from pipeline.faults import Report
+from pipeline.recount_compressed import Expanded
+from pipeline.recount_table import Unusable, Watched, table_rows
 from pipeline.source import Shard
 from pipeline.storage import open_filesystem, public, version_of
 
@@ -34,6 +38,7 @@ class Recount:
     """Counts the source again, shard by shard, and holds the rows against it."""
 
     def __init__(self, plan: dict[str, Any], options: dict[str, Any] | None, report: Report):
+        self.image_column, self.key = (plan["asked"].get(name) for name in ("image-column", "key"))
         self.image_keys, self.sources = plan["asked"]["image-key"], plan["asked"]["source"]
         self.options, self.report = options, report
         self.prefix: str | None = None  # of loose images, with what is under it and has not been met in a page
@@ -42,10 +47,10 @@ class Recount:
     def shard(self, shard: Shard, rows: list[Sample]) -> None:
         where = public(shard.uri)
         try:
-            samples = self._tar(shard) if shard.kind == "tar" else self._page(shard)
+            samples = {"tar": self._tar, "table": self._table, "images": self._page}[shard.kind](shard)
         except (_Changed, FileNotFoundError) as error:
             return self.report.add("source_changed", where, str(error) if isinstance(error, _Changed) else "it is gone")
-        except OSError as error:
+        except (OSError, Unusable) as error:
             return self.report.add("unreadable_source", where, f"{type(error).__name__}: {error}")
         self.report.recounted += sum(sample.error != "shard_truncated" for sample in samples)
         first, counts = {}, Counter()
@@ -55,14 +60,30 @@ class Recount:
         for what, detail in first.items():
             self.report.add(what, where, detail, counts[what])
 
-    def _tar(self, shard: Shard) -> list[Sample]:
+    @contextlib.contextmanager
+    def _opened(self, shard: Shard) -> Iterator[BinaryIO]:
         fs, path = open_filesystem(shard.uri, self.options)
         fs.invalidate_cache()
         info = fs.info(path)
         if (info["size"], version_of(info)) != (shard.size, shard.version):
             raise _Changed("it was replaced since the run was planned")
         with fs.open(path, "rb", block_size=8 << 20, cache_type="readahead") as file:
-            return _tar_samples(_Whole(file, shard.size), self.image_keys)
+            yield file
+
+    def _tar(self, shard: Shard) -> list[Sample]:
+        with self._opened(shard) as file:
+            if shard.uri.lower().endswith(".tar"):
+                return _tar_samples(_Whole(file, shard.size), self.image_keys)
+            expanded = Expanded(lambda: file.seek(0) or _Whole(file, shard.size), shard.uri)
+            samples = _tar_samples(expanded, self.image_keys)
+        if expanded.broken and not (samples and samples[-1].key is None):
+            samples.append(Sample(None, None, None, "shard_truncated"))
+        return [sample._replace(offset=None) for sample in samples]  # of the decompressed tar: no range read finds it
+
+    def _table(self, shard: Shard) -> list[Sample]:
+        with self._opened(shard) as file:
+            rows = table_rows(Watched(file, shard.size), shard.uri, self.image_column, self.key)
+            return [Sample(row.key, None, row.size, row.error) for row in rows]
 
     def _page(self, shard: Shard) -> list[Sample]:
         if self.prefix != public(shard.uri):
@@ -118,16 +139,22 @@ def _differences(samples: list[Sample], rows: list[Sample]) -> Iterator[tuple[st
 
 
 def _pair_differences(sample: Sample, row: Sample) -> Iterator[tuple[str, str]]:
-    decided = ("missing_image", "shard_truncated")  # errors that the source alone decides; the others are the decoder's
+    decided = (
+        "missing_image",
+        "bad_record",
+        "shard_truncated",
+    )  # errors that the source alone decides; the others are the decoder's
     if sample.error != (row.error if row.error in decided else None):
         yield "wrong_error", f"{_describe(row)} has the error {row.error} and should have {sample.error}"
+    elif row.error is None and sample.size is None and row.offset is None:
+        return  # a table names it: what lies there now is not part of the shard
     elif row.error is None and (row.offset, row.size) != (sample.offset, sample.size):
         at, size = row.offset, row.size
         yield "wrong_place", f"{_describe(row)}: {size} bytes at {at}, in the source {sample.size} at {sample.offset}"
 
 
 def _describe(entry: Sample) -> str:
-    return "the mark that the tar is cut" if entry.key is None else f"key {entry.key!r}"
+    return "the mark that the shard is cut" if entry.key is None else f"key {entry.key!r}"
 
 
 # ---- tars, by Python's tarfile --------------------------------------------------------------------------------------------
@@ -175,7 +202,7 @@ def _strict_headers() -> type[tarfile.TarInfo]:
     return Header
 
 
-def _members(file: _Whole) -> Iterator[tarfile.TarInfo]:
+def _members(file: _Whole | Expanded) -> Iterator[tarfile.TarInfo]:
     """The regular files of a tar, each once its last block has gone by. Raises tarfile.ReadError at a cut or damage."""
     header, held = _strict_headers(), None
     try:
@@ -202,7 +229,7 @@ def _is_part(name: str) -> bool:
     return base.find(".") > 0 and not junk and not (len(top) >= 4 and top.startswith("__") and top.endswith("__"))
 
 
-def _tar_samples(file: _Whole, image_keys: list[str]) -> list[Sample]:
+def _tar_samples(file: _Whole | Expanded, image_keys: list[str]) -> list[Sample]:
     """The samples of a tar in order: members in a row with one key, a repeated extension begins anew.
 
     A cut is one more, without key; the sample that it goes through counts if its image had gone by.

@@ -14,11 +14,10 @@ import pyarrow as pa
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from pipeline.errors import UserError
+from pipeline.kinds import FORMATS, IMAGE_KEYS, kind_of
 from pipeline.scan import scan
 from pipeline.storage import full_uri, is_local, open_filesystem, public, version_of
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
-FORMATS = {"tar": ".tar shards", "images": "images"}  # kind: what it is called
 PAGE = 4096  # loose images in one shard: a page of the listing
 PEEK = 4096  # files of a source that are looked at before its kind is decided
 
@@ -219,7 +218,7 @@ class Finder:
             yield from (Shard(kind, full_uri(fs, f.path), f.info["size"], version_of(f.info), source=number) for f in chosen)
 
     def _file(self, path: str, info: dict[str, Any]) -> _File:
-        return _File(path, info, kind_of(path, self.image_keys))
+        return _File(path, info, kind_of(path.rpartition("/")[2], self.image_keys))
 
     def _kind(self, files: Iterator[_File], source: str) -> tuple[str, Iterator[_File]]:
         """What a source is, from the first of its files; and all of its files."""
@@ -276,15 +275,6 @@ def _parents(uri: str) -> Iterator[str]:
     while uri and not uri.endswith(":/"):
         yield uri
         uri = uri.rpartition("/")[0]
-
-
-def kind_of(path: str, image_keys: tuple[str, ...] = IMAGE_KEYS) -> str | None:
-    """The kind of shard that a file is or belongs to, from its name; None for another file."""
-    base = path.rpartition("/")[2].lower()
-    extension = base.rpartition(".")[2] if "." in base else ""
-    if extension == "tar":
-        return "tar"
-    return "images" if extension in image_keys and not base.startswith("._") else None
 
 
 def _entries(

@@ -53,7 +53,7 @@ def place(tmp_path_factory, small_model):
 
 MISTAKES = {
     "missing source": ("label {p}/nowhere --output {p}/o --model {p}/model", 1, "nothing found at"),
-    "empty source": ("label {p}/empty --output {p}/o --model {p}/model", 1, "no .tar shards or images in"),
+    "empty source": ("label {p}/empty --output {p}/o --model {p}/model", 1, "no .tar shards, images or tables in"),
     "no images": ("label {p}/text --output {p}/o --model {p}/model", 1, "it holds 1 .txt"),
     "unknown model": ("label {p}/shards --output {p}/o --model nonesuch", 2, "unknown model nonesuch"),
     "unknown timm model": ("label {p}/shards --output {p}/o --model timm:vit_tinny_patch16_224", 1, "vit_tiny_patch16_224"),

@@ -110,7 +110,7 @@ def test_a_cut_tar_verifies_with_its_truncated_row_and_not_without(tmp_path):
     silent = build(tmp_path / "silent", tmp_path / "in", reader=lambda shard: read_rows(shard)[:-1])
     assert verify(str(silent)).ok, "a cut that nobody noted is invisible in the folder"
     (fault,) = verify(str(silent), source=True).faults
-    assert (fault.what, fault.detail) == ("missing_sample", "the mark that the tar is cut has no row")
+    assert (fault.what, fault.detail) == ("missing_sample", "the mark that the shard is cut has no row")
 
     twice = build(tmp_path / "twice", tmp_path / "in", reader=lambda shard: [*read_rows(shard), read_rows(shard)[-1]])
     assert codes(verify(str(twice), source=True)) == {"extra_row"}

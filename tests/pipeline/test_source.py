@@ -106,11 +106,11 @@ def test_a_folder_of_both_kinds_is_refused_until_the_format_is_said(tmp_path):
     [
         ("missing", {}, "nothing found at {root}/missing: no such file or folder"),
         ("*.tar", {}, "nothing found at {root}/*.tar: no such file or folder, and no match as a glob"),
-        ("empty", {}, "no .tar shards or images in {root}/empty (it holds no file at all)"),
-        ("papers", {}, "no .tar shards or images in {root}/papers (it holds 2 .pdf, 1 .txt)"),
-        ("papers/a.pdf", {}, "no .tar shards or images in {root}/papers/a.pdf (it holds 1 .pdf)"),
+        ("empty", {}, "no .tar shards, images or tables in {root}/empty (it holds no file at all)"),
+        ("papers", {}, "no .tar shards, images or tables in {root}/papers (it holds 2 .pdf, 1 .txt)"),
+        ("papers/a.pdf", {}, "no .tar shards, images or tables in {root}/papers/a.pdf (it holds 1 .pdf)"),
         ("pictures", {"format": "tar"}, "no .tar shards in {root}/pictures"),
-        ("pictures", {"image_keys": ("png",)}, "no .tar shards or images in {root}/pictures (it holds 1 .jpg)"),
+        ("pictures", {"image_keys": ("png",)}, "no .tar shards, images or tables in {root}/pictures (it holds 1 .jpg)"),
     ],
 )
 def test_a_source_of_nothing_is_one_line_that_says_what_and_where(tmp_path, name, options, message):

@@ -55,7 +55,18 @@ def test_a_folder_without_a_run_is_one_clear_line(tmp_path):
 
 
 def test_verify_and_recount_import_neither_the_reader_nor_torch_nor_ray():
-    ours = ["pipeline.tar", "pipeline.reader", "pipeline.labeler", "pipeline.decode", "pipeline.plan", "vit_model"]
+    ours = [
+        "pipeline.tar",
+        "pipeline.reader",
+        "pipeline.compressed",
+        "pipeline.table",
+        "pipeline.records",
+        "pipeline.uris",
+        "pipeline.labeler",
+        "pipeline.decode",
+        "pipeline.plan",
+        "vit_model",
+    ]
     names = [*ours, "torch", "ray", "webdataset"]
     code = f"import sys, pipeline.recount, pipeline.verify; print([name for name in {names} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)

@@ -1,0 +1,42 @@
+"""Tables for the tests, written by pyarrow, csv and json."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def write_parquet(path: Path, columns: dict, rows_in_group: int = 1 << 20, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    pq.write_table(table, path, row_group_size=rows_in_group, **options)
+    return path
+
+
+def write_csv(path: Path, rows: list[dict], delimiter: str = ",") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def write_files(folder: Path, count: int) -> list[str]:
+    """`count` files of different bytes; their names, relative to the folder's parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:03d}.jpg").write_bytes(picture(number))
+    return [f"{folder.name}/{number:03d}.jpg" for number in range(count)]
+
+
+def picture(number: int) -> bytes:
+    return b"%04d" % number * (50 + number)  # the reader never looks into it

@@ -35,7 +35,7 @@ CODES = {  # in the order in which a shard's findings are shown
 HARMLESS = {"skipped_member"}  # counted and shown, but no reason to exit with 3
 MOST_PLACES = 100  # that are kept of one shard and code
 _MOST_SIDECARS = 64  # extensions whose absence is counted, the first that a shard has
-_MOST_KEY = 1000  # characters of a key that are kept: a tar can hold one of a million
+_MOST_TEXT = 1000  # characters of a key or a detail that are kept: a name in a tar can have a million
 
 
 class Place(NamedTuple):
@@ -122,8 +122,8 @@ class _Found:
         """`count` alike, of which `places` are the first."""
         finding = self.by_code.setdefault(code, Finding(code, self.shard))
         finding.count += count
-        room = self.most_places - len(finding.places)
-        finding.places += [place._replace(key=place.key and place.key[:_MOST_KEY]) for place in places[:room]]
+        for key, offset, detail in places[: self.most_places - len(finding.places)]:
+            finding.places.append(Place(key and key[:_MOST_TEXT], offset, detail[:_MOST_TEXT]))
         if kind:
             finding.kinds[kind] += count
 
@@ -204,7 +204,7 @@ class _TarLint:
         # `tar --sort=name` sorts file names, where "a-b.jpg" stands before "a.jpg" and the key "a-b" before "a".
         name = next(iter(sample.fields.values())).name
         if self.key is not None and sample.key < self.key and name < self.name:
-            yield "unsorted", sample.start, f"stands behind {self.key[:_MOST_KEY]}"
+            yield "unsorted", sample.start, f"stands behind {self.key[:_MOST_TEXT]}"
         if sample.key.startswith("/") or ".." in sample.key.split("/"):
             yield "unsafe_key", sample.start, "an absolute path" if sample.key.startswith("/") else "leaves its folder by .."
 
@@ -250,7 +250,7 @@ class _Sidecars:
     def add(self, sample: Sample, extensions: set[str]) -> None:
         for extension in sorted(extensions - self.having.keys())[: max(0, _MOST_SIDECARS - len(self.having))]:
             self.having[extension], self.lacking[extension] = 0, list(self.first)
-        place = (sample.key[:_MOST_KEY], sample.start)
+        place = (sample.key[:_MOST_TEXT], sample.start)
         for extension, places in self.lacking.items():
             if extension in extensions:
                 self.having[extension] += 1
@@ -284,7 +284,7 @@ class _Prefix:
     def _image(self, member: dict[str, Any]) -> Iterator[tuple[str, str]]:
         key = split_key(member["key"])[0]
         if hash(key) in self.keys:
-            yield "colliding_key", f"its key in a tar would be {key[:_MOST_KEY]}, as of another image here"
+            yield "colliding_key", f"its key in a tar would be {key[:_MOST_TEXT]}, as of another image here"
         self.keys.add(hash(key))
         if member["size"] == 0:
             yield "empty_file", "has no bytes"

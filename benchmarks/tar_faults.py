@@ -8,9 +8,9 @@ some read error too, short without a word.
 The tar (tests/pipeline/faulty.py) has ustar, pax, GNU and base-256 headers. The error is raised by the file system, once, when a
 read reaches that byte; what lies before it arrives. It reads as the AWS error that Ray's default settings retry. `buffer` is what a
 reader asks of the store at once: 16 KiB is to this tar what Ray's 32 MiB is to a shard of 240 MB; with 32 MiB the whole tar is one
-read, which no large shard is. Ray is asked at a random sample of the places. Cuts are made at every 97th byte up to the end of the
-tar's two end blocks. exact: all samples, equal. raised: an error, for ours at a cut the row `shard_truncated`. silently_short:
-neither.
+read, which no large shard is. Ours asks for 1 MiB whatever happens (tests/pipeline/test_tar_faults.py varies it). Ray is asked at a
+random sample of the places. Cuts are made at every 97th byte up to the end of the tar's two end blocks. exact: all samples, equal.
+raised: an error, for ours at a cut the row `shard_truncated`. silently_short: neither.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The `wordsworth` command: its sub-commands, --config, and how failures end.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but over --max-error-rate, 130 and 143 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but over --max-error-rate or with findings, 130 and 143 interrupted.
 """
 
 import importlib
@@ -23,6 +23,7 @@ COMMANDS = {
     "label": "Label every image of the sources, each exactly once, into Parquet.",
     "embed": "Embed every image of the sources, each exactly once, into Parquet.",
     "verify": "Prove that every input sample of a run has exactly one row.",
+    "lint": "Say what is wrong with shards, without a model.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
     "convert": "Write a model in the form that timm, transformers or Google's code opens.",

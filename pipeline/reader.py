@@ -162,7 +162,7 @@ def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator
             if met != cut.offset:
                 met = cut.offset
                 continue
-            if torn and _image_field(torn, settings):  # else half a sample without its image: it belongs to the cut
+            if torn and image_field(torn, settings):  # else half a sample without its image: it belongs to the cut
                 yield _placed(_tar_sample(torn, settings), stream, position)
                 position = torn.end
             rest = EncodedSample(None, cut.offset, None, shard.size, error="shard_truncated", detail=cut.reason)
@@ -191,25 +191,26 @@ def _placed(made: EncodedSample, stream, position: int) -> EncodedSample:
 
 def _wanted(settings: ReadSettings):
     keep = set(settings.keep)
-    return lambda extension: extension in keep or _is_image(extension, settings.image_keys)
+    return lambda extension: extension in keep or is_image(extension, settings.image_keys)
 
 
-def _is_image(extension: str, image_keys: tuple[str, ...]) -> bool:
+def is_image(extension: str, image_keys: tuple[str, ...]) -> bool:
     """`img.v1.2.jpg` has the key `img` and the field `v1.2.jpg`: its last part says that it is an image."""
     return extension.rpartition(".")[2] in image_keys
 
 
-def _image_field(sample: tar.Sample, settings: ReadSettings) -> str | None:
+def image_field(sample: tar.Sample, settings: ReadSettings) -> str | None:
+    """The field of a sample that is labelled: the first of the image keys, else the first field that ends in one."""
     for wanted in settings.image_keys:
         if wanted in sample.fields:
             return wanted
-    return next((name for name in sample.fields if _is_image(name, settings.image_keys)), None)
+    return next((name for name in sample.fields if is_image(name, settings.image_keys)), None)
 
 
 def _tar_sample(sample: tar.Sample, settings: ReadSettings) -> EncodedSample:
     kept = [_text(member.data) if (member := sample.fields.get(name)) else None for name in settings.keep]
     made = EncodedSample(sample.key, None, None, sample.end, sidecars=kept)
-    name = _image_field(sample, settings)
+    name = image_field(sample, settings)
     if name is None:
         made.error, made.detail = "missing_image", f"has only {', '.join(sample.fields) or 'nothing'}"
         return made

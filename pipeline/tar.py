@@ -12,17 +12,18 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-BLOCK = 512  # bytes; headers and data start on multiples of it
+from pipeline.tar_headers import BLOCK, Entry, TarCut, parse, pax, text
+
 MAX_MEMBER_BYTES = 256 << 20
 _MAX_EXTENSION_BYTES = 1 << 20  # a pax or long-name payload; real ones are a few hundred bytes
 _CHUNK = 1 << 20  # the most asked of the stream at once: a header's claim alone never allocates
 _REGULAR = b"0\x007S"  # file, file in V7, contiguous file, GNU sparse file
 _HEADER_ONLY = b"123456"  # links, devices, directory, fifo: no data follows, whatever the size field says
 _EXTENSIONS = b"xXgLK"  # pax, pax as Solaris marks it, pax global, GNU long name, GNU long link target
+_KINDS = {b"1": "link", b"2": "link", b"5": "directory"}  # of what is no regular file; the rest is "special"
 Want = Callable[[str], bool]
-_PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")  # then the value and a newline; the number counts all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,21 @@ class Member:
     refused: str | None = None  # None, "sparse_member" or "too_many_bytes"
 
 
-class TarCut(Exception):
-    """The tar ends or breaks before its end blocks. What lies before `offset` was whole and has been yielded."""
+class Passed(NamedTuple):
+    """What a read goes past without yielding it. Places are byte offsets, in the order of the tar; two can be equal.
 
-    def __init__(self, offset: int, reason: str, short: bool):
-        super().__init__(offset, reason, short)  # all three, or it could not be unpickled in another process
-        self.offset = offset  # start of the incomplete or corrupt member, or where end blocks are missing
-        self.reason = reason
-        self.short = short  # True: the stream ended early. False: bytes are there, but they are no tar
+    what "skipped": a member that is no part of a sample; kind says why: "directory", "link", "special" or a `skip_reason`.
+    what "end": end blocks with more behind them, where readers that trust them stop. what "not_utf8": a name that `Member`
+    has with escapes; that member comes too.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.reason} (byte {self.offset})"
+    what: str
+    offset: int  # of the member's first header block, or of the end blocks
+    name: str = ""
+    kind: str = ""
+
+
+Tell = Callable[[Passed], None]
 
 
 class _Cursor:
@@ -94,83 +99,15 @@ class _Cursor:
             raise TarCut(start, "the tar ends inside a member", short=True)
 
 
-@dataclass(slots=True)
-class _Entry:
-    """What the header blocks of one member say."""
-
-    kind: bytes
-    name: bytes
-    size: int  # bytes of data that follow the headers
-    start: int
-    sparse: bool = False
-    more_map: bool = False  # GNU sparse: the map of holes goes on in blocks after the header
-
-
-def _number(field: bytes) -> int | None:
-    """A header's number: octal digits, or base 256 when the top bit is set (GNU). None: negative or nonsense."""
-    if field[0] & 0x80:
-        number = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-        return number if number < 1 << 63 else None  # a negative one has its next bit set too
-    # GNU tar and Go step over a leading NUL, which old writers left when the field before overflowed.
-    digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
-    return int(digits or b"0", 8) if not digits.strip(b"01234567") else None
-
-
-def _checksum_matches(block: bytes) -> bool:
-    """The sum of all header bytes, its own field counted as spaces. Old writers summed signed chars."""
-    rest = block[:148] + b" " * 8 + block[156:]
-    told, unsigned = _number(block[148:156]), sum(rest)
-    return told == unsigned or told == unsigned - 256 * sum(byte > 127 for byte in rest)
-
-
-def _text(field: bytes) -> bytes:
-    return field.partition(b"\0")[0]
-
-
-def _parse(block: bytes, start: int) -> _Entry:
-    """One header block of the member at `start`, as it stands."""
-    if not _checksum_matches(block):
-        raise TarCut(start, "no tar header: bad checksum", short=False)
-    if (size := _number(block[124:136])) is None:
-        raise TarCut(start, "a header without a valid size", short=False)
-    kind, name = block[156:157], _text(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:  # GNU and V7 keep other things here, star its times behind 476
-        name = _text(block[345:476] if block[508:] == b"tar\0" else block[345:500]) + b"/" + name
-    return _Entry(kind, name, size, start, sparse=kind == b"S", more_map=kind == b"S" and block[482] != 0)
-
-
-def _pax(payload: bytes, start: int) -> dict[str, bytes | int]:
-    """What a pax header says that names, sizes or refuses a member. An empty value says nothing (POSIX)."""
-    payload, at, records, said = payload.rstrip(b"\0"), 0, {}, {}
-    while at < len(payload):
-        record = _PAX_RECORD.match(payload, at)
-        end = at + int(record[1]) if record else 0
-        if record is None or not record.end() < end <= len(payload) or payload[end - 1] != 0x0A:
-            raise TarCut(start, "a malformed pax header", short=False)
-        keyword, value, at = record[2], payload[record.end() : end - 1], end
-        if keyword.startswith(b"GNU.sparse."):
-            said["sparse"] = True
-        if keyword in (b"path", b"size", b"GNU.sparse.name"):
-            records[keyword] = value
-    # The `path` of a sparse member may be made up, for readers that do not know the format.
-    if name := records.get(b"GNU.sparse.name") or records.get(b"path"):
-        said["name"] = name
-    if size := records.get(b"size"):
-        if not size.isdigit() or len(size) > 18:
-            raise TarCut(start, "a pax header without a valid size", short=False)
-        said["size"] = int(size)
-    return said
-
-
-def _extension(cursor: _Cursor, entry: _Entry) -> dict[str, bytes | int]:
+def _extension(cursor: _Cursor, entry: Entry) -> dict[str, bytes | int]:
     """Reads the payload of an extension header: what it says about the member behind it."""
     if entry.size > _MAX_EXTENSION_BYTES:
         raise TarCut(entry.start, "an extension header that is too large", short=False)
     payload = cursor.exactly(entry.size, entry.start)
     cursor.skip(-entry.size % BLOCK, entry.start)
     if entry.kind in b"LK":
-        return {"name": _text(payload)} if entry.kind == b"L" else {}
-    said = _pax(payload, entry.start)
+        return {"name": text(payload)} if entry.kind == b"L" else {}
+    said = pax(payload, entry.start)
     # As in libarchive and Go, a global header changes nothing, for a read that starts behind it must see the same.
     # One that names or sizes all members to come cannot be passed over; no known writer makes it.
     if entry.kind == b"g" and said:
@@ -178,7 +115,7 @@ def _extension(cursor: _Cursor, entry: _Entry) -> dict[str, bytes | int]:
     return said
 
 
-def _first_block(cursor: _Cursor) -> bytes | None:
+def _first_block(cursor: _Cursor, tell: Tell | None) -> bytes | None:
     """The next block that is not zeros, or None when the stream ended as a tar must.
 
     Two or more zero blocks may be followed by another tar. One alone is a hole: no writer makes it.
@@ -189,37 +126,41 @@ def _first_block(cursor: _Cursor) -> bytes | None:
         blank, ended = not block.strip(b"\0"), len(block) < BLOCK
         if blank and not ended:
             zeros += 1
-        elif ended and not (blank and zeros >= 2):
+            continue
+        if tell and zeros >= 2 and not blank:
+            tell(Passed("end", origin))
+        if ended and not (blank and zeros >= 2):
             raise TarCut(at if zeros >= 2 else origin, "the tar ends without its end blocks", short=True)
-        elif zeros == 1:
+        if zeros == 1:
             raise TarCut(origin, "a lone zero block", short=False)
-        else:
-            return None if ended else block
+        return None if ended else block
 
 
-def _next_entry(cursor: _Cursor) -> _Entry | None:
+def _next_entry(cursor: _Cursor, tell: Tell | None) -> Entry | None:
     """Reads all header blocks of the next member, so that the cursor stands at its data. None at the end."""
-    if (block := _first_block(cursor)) is None:
+    if (block := _first_block(cursor, tell)) is None:
         return None
     start, said = cursor.position - BLOCK, {}
-    entry = first = _parse(block, start)
+    entry = first = parse(block, start)
     while entry.kind in _EXTENSIONS:
         said |= _extension(cursor, entry)
         if entry is first and entry.kind == b"g":
-            return _Entry(b"g", b"", 0, start)  # it stands alone: end blocks may follow
-        entry = _parse(cursor.exactly(BLOCK, start), start)
+            return Entry(b"g", b"", 0, start)  # it stands alone: end blocks may follow
+        entry = parse(cursor.exactly(BLOCK, start), start)
     while entry.more_map:
         entry.more_map = cursor.exactly(BLOCK, start)[504] != 0
     entry = replace(entry, **said)
-    if entry.kind in _HEADER_ONLY or (entry.kind == b"\0" and entry.name.endswith(b"/")):  # the latter: V7 directory
-        entry.kind, entry.size = b"5", 0
+    if entry.kind == b"\0" and entry.name.endswith(b"/"):
+        entry.kind = b"5"  # a V7 directory
+    if entry.kind in _HEADER_ONLY:
+        entry.size = 0
     return entry
 
 
-def _walk(stream: BinaryIO, start: int, limit: int, want: Want | None) -> Iterator[Member]:
-    """Every regular file; one that is not wanted has neither data nor a refusal."""
+def _walk(stream: BinaryIO, start: int, limit: int, want: Want | None, tell: Tell | None) -> Iterator[Member]:
+    """Every regular file; one that is not wanted has neither data nor a refusal. `want` is asked right before each."""
     cursor = _Cursor(stream, start)
-    while (entry := _next_entry(cursor)) is not None:
+    while (entry := _next_entry(cursor, tell)) is not None:
         offset, padding = cursor.position, -entry.size % BLOCK
         name = entry.name.decode("utf-8", "backslashreplace")
         regular = entry.kind in _REGULAR
@@ -228,23 +169,37 @@ def _walk(stream: BinaryIO, start: int, limit: int, want: Want | None) -> Iterat
         held = wanted and refused is None
         data = cursor.exactly(entry.size, entry.start) if held else None
         cursor.skip(padding if held else entry.size + padding, entry.start)
+        if tell:
+            _tell_of(entry, name, regular, tell)
         if regular:
             yield Member(name, offset, data, entry.size, entry.start, refused if wanted else None)
 
 
+def _tell_of(entry: Entry, name: str, regular: bool, tell: Tell) -> None:
+    if not regular and entry.kind != b"g":  # a global header is no member
+        tell(Passed("skipped", entry.start, name, _KINDS.get(entry.kind, "special")))
+    elif "\\" in name and entry.name != name.encode():
+        tell(Passed("not_utf8", entry.start, name))
+
+
 def read_members(
-    stream: BinaryIO, start: int = 0, max_member_bytes: int = MAX_MEMBER_BYTES, want: Want | None = None
+    stream: BinaryIO,
+    start: int = 0,
+    max_member_bytes: int = MAX_MEMBER_BYTES,
+    want: Want | None = None,
+    tell: Tell | None = None,
 ) -> Iterator[Member]:
     """Yields the regular files of an uncompressed tar in their order.
 
     `stream` stands at byte `start` of the tar, the start of a member; only its `read(n)` is used, which may return
     fewer than n bytes. Sparse members and those above `max_member_bytes` come without data and with `refused` set;
     names for which `want` is false, directories, links, devices and fifos do not come at all. All of them are read
-    past in bounded chunks, so memory holds two members at most and does not grow with the tar.
+    past in bounded chunks, so memory holds two members at most and does not grow with the tar. `tell` hears of what has no
+    other trace, see `Passed`.
 
     Raises TarCut where the tar ends or breaks; whatever `stream.read` raises passes through.
     """
-    for member in _walk(stream, start, max_member_bytes, want):
+    for member in _walk(stream, start, max_member_bytes, want, tell):
         if member.data is not None or member.refused is not None:
             yield member
 
@@ -253,8 +208,9 @@ _META_NAME = re.compile(r"__[^/]*__(/|\Z)")  # webdataset.tariterators.tar_file_
 _JUNK_FOLDER = re.compile(r"(^|/)(__MACOSX|PaxHeaders?(\.[0-9]+)?)/")
 
 
-def is_skipped(name: str) -> bool:
-    """Whether a member is no part of any sample.
+def skip_reason(name: str) -> str | None:
+    """Why a member is no part of any sample: "apple_double", "hidden", "no_extension", "meta", "macosx"
+    or "pax_header". None: it is part of one.
 
     As in webdataset 1.0.2: names whose first component is `__xyz__`, and base names without a dot or beginning with
     one. There, `d/.hidden.jpg` slips through as extension `hidden.jpg` of the key `d/`; here it is skipped like
@@ -262,7 +218,19 @@ def is_skipped(name: str) -> bool:
     a `PaxHeader/` folder, where old tars unpack headers that they do not know.
     """
     base = name.rpartition("/")[2]
-    return base.startswith(".") or "." not in base or bool(_META_NAME.match(name) or _JUNK_FOLDER.search(name))
+    if base.startswith("."):
+        return "apple_double" if base.startswith("._") else "hidden"
+    if "." not in base:
+        return "no_extension"
+    if _META_NAME.match(name):
+        return "meta"
+    junk = _JUNK_FOLDER.search(name)
+    return None if junk is None else "macosx" if junk[2] == "__MACOSX" else "pax_header"
+
+
+def is_skipped(name: str) -> bool:
+    """Whether a member is no part of any sample."""
+    return skip_reason(name) is not None
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -285,7 +253,11 @@ class Sample:
 
 
 def read_samples(
-    stream: BinaryIO, start: int = 0, max_member_bytes: int = MAX_MEMBER_BYTES, want_field: Want | None = None
+    stream: BinaryIO,
+    start: int = 0,
+    max_member_bytes: int = MAX_MEMBER_BYTES,
+    want_field: Want | None = None,
+    tell: Tell | None = None,
 ) -> Iterator[Sample]:
     """Yields the samples of a tar: consecutive members with one key, those of `is_skipped` left out.
 
@@ -297,15 +269,20 @@ def read_samples(
     caller's choice, since its last field may have been whole.
     """
 
+    skipped = key = extension = None  # of the member that `_walk` asks about, which it then yields
+
     def want(name: str) -> bool:
-        return not is_skipped(name) and (want_field is None or want_field(split_key(name)[1]))
+        nonlocal skipped, key, extension
+        skipped, (key, extension) = skip_reason(name), split_key(name)
+        return skipped is None and (want_field is None or want_field(extension))
 
     sample = None
     try:
-        for member in _walk(stream, start, max_member_bytes, want):
-            if is_skipped(member.name):
+        for member in _walk(stream, start, max_member_bytes, want, tell):
+            if skipped is not None:
+                if tell:
+                    tell(Passed("skipped", member.start, member.name, skipped))
                 continue
-            key, extension = split_key(member.name)
             if sample is None or key != sample.key or extension in sample.fields:
                 if sample is not None:
                     yield sample

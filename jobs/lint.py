@@ -1,0 +1,134 @@
+"""wordsworth lint SOURCE...: what is wrong with these shards, without a model."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.options import RunOptions, SourceOptions
+
+if TYPE_CHECKING:
+    from pipeline.lint import Finding, Report
+
+SHOWN = 50  # rows of the table
+SHOWN_PLACES = 2  # in a row
+
+
+def lint(
+    sources: Annotated[
+        list[str], Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://.")
+    ],
+    /,
+    *,
+    keep: Annotated[str, Parameter(help="Sidecar fields that every sample must have, such as json,txt,cls.")] = "",
+    source: SourceOptions | None = None,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
+) -> int:
+    """Say what is wrong with shards, without a model. Exit 0 when nothing is, skipped members aside; 3 when something is."""
+    from pipeline.lint import MOST_PLACES
+    from pipeline.lint import lint as run
+    from pipeline.reader import ReadSettings
+
+    source = source or SourceOptions()
+    kept = RunOptions(keep=keep).kept
+    settings = ReadSettings(1, image_keys=source.image_keys, keep=kept, storage_options=source.storage)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    with errors.status("listing") as status:
+
+        def begun(number: int, shards: int, name: str) -> None:
+            status.update(f"{number:,} of {shards:,}: {escape(shown(name))}")
+
+        report = run(sources, settings, source.format, MOST_PLACES if json_ else SHOWN_PLACES, begun)
+    if json_:
+        print(json.dumps(_as_json(report), indent=1))
+    else:
+        _print(report)
+    for shard, error in report.unreadable.items():
+        errors.print(f"[red]not read[/] {escape(shown(f'{shard}: {error}'))}")
+    return 1 if report.unreadable else 0 if report.clean else 3
+
+
+def shown(text: str) -> str:
+    """The text with nothing in it that a terminal would obey: names in a tar can hold anything."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _as_json(report: "Report") -> dict[str, Any]:
+    findings = [
+        {
+            "code": finding.code,
+            "shard": finding.shard,
+            "count": finding.count,
+            **({"kinds": dict(finding.kinds)} if finding.kinds else {}),
+            "places": [place._asdict() for place in finding.places],
+        }
+        for finding in report.findings
+    ]
+    totals = {"clean": report.clean, "shards": report.shards, "samples": report.samples}
+    return {**totals, "findings": findings, "ignored": dict(report.ignored), "unreadable": report.unreadable}
+
+
+def _print(report: "Report") -> None:
+    # In a file or a pipe a finding is one line, whatever its length.
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    table = Table("shard", "finding", "count", "first places", box=None, header_style="bold", pad_edge=False)
+    before = None
+    for finding in report.findings[:SHOWN]:
+        shard = "" if finding.shard == before else escape(shown(finding.shard))
+        table.add_row(shard, f"[{_colour(finding)}]{finding.code}[/]", f"{finding.count:,}", escape(shown(_places(finding))))
+        before = finding.shard
+    if report.findings:
+        console.print(table)
+    if len(report.findings) > SHOWN:
+        console.print(f"... and {len(report.findings) - SHOWN:,} more (--json lists all)")
+    if report.ignored:
+        console.print(f"other files: {escape(shown(_counts(report.ignored)))}")
+    console.print(_last_line(report))
+
+
+def _colour(finding: "Finding") -> str:
+    from pipeline.lint import HARMLESS
+
+    return "dim" if finding.code in HARMLESS else "red"
+
+
+def _places(finding: "Finding") -> str:
+    told = []
+    for place in finding.places:
+        key = "" if place.key is None else f"{_short(place.key)} "
+        at = "" if place.offset is None else f"at byte {place.offset}: "
+        told.append(f"{key}{at}{_short(place.detail, 160)}")
+    more = ["..."] if finding.count > len(finding.places) else []
+    kinds = [f"{_counts(finding.kinds)} in all"] if len(finding.kinds) > 1 else []
+    return "; ".join([*told, *more, *kinds])
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _last_line(report: "Report") -> str:
+    from pipeline.lint import HARMLESS
+
+    faults = [finding for finding in report.findings if finding.code not in HARMLESS]
+    shards = "1 shard" if report.shards == 1 else f"{report.shards:,} shards"
+    read = f"{report.samples:,} samples in {shards}"
+    if report.clean:
+        return f"[green]clean[/]: {read}"
+    found = f"{sum(finding.count for finding in faults):,} findings in {len({finding.shard for finding in faults}):,} of them"
+    unread = f", {len(report.unreadable):,} not read" if report.unreadable else ""
+    return f"[red]not clean[/]: {read}, {found}{unread}"
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_of
+
+    main_of("lint")

@@ -66,6 +66,10 @@ def execute(
             replace_changed=run.replace_changed,
             retry_errors=run.retry_errors,
             on_error=run.on_error,
+            max_image_bytes=run.max_image_bytes,
+            max_pixels=run.max_pixels,
+            max_side=run.max_side,
+            decode_timeout=run.decode_timeout,
             storage_options=source.storage,
             **asked,
         )

@@ -31,11 +31,14 @@ def lint(
     """Say what is wrong with shards, without a model. Exit 0 when nothing is, skipped members aside; 3 when something is."""
     from pipeline.lint import MOST_PLACES
     from pipeline.lint import lint as run
-    from pipeline.reader import ReadSettings
+    from pipeline.sample import ReadSettings
+    from pipeline.source import expand_sources
 
     source = source or SourceOptions()
     kept = RunOptions(keep=keep).kept
-    settings = ReadSettings(1, image_keys=source.image_keys, keep=kept, storage_options=source.storage)
+    sources = expand_sources(sources, source.storage)
+    columns = {"image_column": source.image_column, "key": source.key}
+    settings = ReadSettings(1, image_keys=source.image_keys, keep=kept, storage_options=source.storage, **columns)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("listing") as status:
 

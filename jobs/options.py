@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 
 from pipeline.errors import UserError
 from pipeline.source import IMAGE_KEYS
@@ -106,6 +106,14 @@ class RunOptions:
     "Fetch, decode and predict again what failed; only its rows change."
     on_error: Literal["keep", "fail"] = "keep"
     "keep: an image that fails is a row with an error. fail: stop at the first one; what was done before is kept."
+    max_image_bytes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 256 << 20
+    "A larger encoded image is refused before it is read."
+    max_pixels: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100_000_000
+    "A larger picture is refused by its header."
+    max_side: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 65_500
+    "As max-pixels, for the longer side."
+    decode_timeout: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 30.0
+    "Seconds that decoding one image may take."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
     address: str | None = None
     "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."

@@ -241,10 +241,18 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
             image_keys=request.image_keys,
             keep=request.keep,
             storage_options=options,
+            max_bytes=request.max_image_bytes,
             image_column=request.image_column,
             key=request.key,
         ),
-        "decode": DecodeSettings(checkpoint.preprocessing, config.image_size, config.patch_size),
+        "decode": DecodeSettings(
+            checkpoint.preprocessing,
+            config.image_size,
+            config.patch_size,
+            max_pixels=request.max_pixels,
+            max_side=request.max_side,
+            timeout=request.decode_timeout,
+        ),
         "predict": PredictSettings(
             resolved["precision"],
             resolved["device"],
@@ -273,9 +281,10 @@ def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seco
         raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
     manifest = _manifest(run)
     totals = {name: sum(manifest[name].to_pylist()) for name in ("rows", "bytes_read", "bytes", *TIMED)}
-    errors = Counter()
-    for codes in manifest["errors"].to_pylist():
-        errors.update(json.loads(codes))
+    errors, skipped = (Counter(), Counter())
+    for counts, name in ((errors, "errors"), (skipped, "skipped")):
+        for row in manifest[name].to_pylist():
+            counts.update(json.loads(row))
     summary = {
         "run_id": plan["run_id"],
         "model": plan["model"],
@@ -284,6 +293,7 @@ def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seco
         "files": manifest.num_rows,
         "rows": totals["rows"],
         "errors": dict(errors.most_common()),
+        "skipped_members": dict(skipped.most_common()),
         "ignored": dict(frozen.ignored().most_common()),
         "bytes_read": totals["bytes_read"],
         "bytes_written": totals["bytes"],
@@ -306,6 +316,7 @@ MANIFEST = pa.schema(
         ("last", pa.bool_()),
         ("rows", pa.int64()),
         ("errors", pa.string()),
+        ("skipped", pa.string()),
         ("bytes_read", pa.int64()),
         ("bytes", pa.int64()),
         ("version", pa.string()),

@@ -4,19 +4,21 @@ Memory holds a hash for every key of one shard, and the first places of each fin
 """
 
 import contextlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.reader import MAX_READINGS, ReadSettings, StoreFault, image_field
+from pipeline.reader import image_field, settle, tar_stream
+from pipeline.sample import MAX_READINGS, ReadSettings, StoreFault
 from pipeline.source import Shard, find_shards
-from pipeline.storage import ObjectStream, open_filesystem, public
+from pipeline.storage import open_filesystem, public
+from pipeline.table import table_rows
 from pipeline.tar import Passed, Sample, TarCut, is_skipped, read_samples, split_key
 
 CODES = {  # in the order in which a shard's findings are shown
-    "truncated": "the tar ends or breaks before its end blocks",
+    "truncated": "the tar or table ends or breaks before its end",
+    "bad_record": "a line of a table that cannot be read",
     "trailing_data": "more behind end blocks: other readers stop there, the labeler reads on",
     "empty_shard": "no sample in the shard",
     "missing_image": "a sample without an image",
@@ -99,7 +101,7 @@ def lint(
             continue
         found = _Found(name, most_places)
         try:
-            report.samples += _lint_tar(shard, settings, found)
+            report.samples += (_lint_tar if shard.kind == "tar" else _lint_table)(shard, settings, found)
         except (OSError, StoreFault) as error:
             report.unreadable[name] = " ".join(f"{type(error).__name__}: {error}".split())
         report.findings += found.ordered()
@@ -141,8 +143,9 @@ def _lint_tar(shard: Shard, settings: ReadSettings, found: _Found) -> int:
     for _ in range(MAX_READINGS):
         torn = None
         lint.begin()
-        with contextlib.closing(io.BufferedReader(ObjectStream(fs, path, shard.size, position), 1 << 20)) as stream:
+        with contextlib.closing(tar_stream(fs, path, shard.size, position)) as stream:
             try:
+                settle(stream, position)
                 # A limit of 0: all members come refused, so none is held; sizes and sparse files are known all the same.
                 for sample in read_samples(stream, position, max_member_bytes=0, tell=lint.hear):
                     if sample.cut:
@@ -264,6 +267,28 @@ class _Sidecars:
         for extension, having in self.having.items():
             if having < self.samples and (extension in self.keep or 2 * having > self.samples):
                 yield extension, self.samples - having, self.lacking[extension]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def _lint_table(shard: Shard, settings: ReadSettings, found: _Found) -> int:
+    """The number of rows. Images that are named by a URI are not asked for."""
+    codes = {"shard_truncated": "truncated", "too_many_bytes": "oversized_member"}
+    keys: set[int] = set()
+    rows = 0
+    for sample, uri in table_rows(shard, settings):
+        rows += sample.key is not None
+        if sample.error:
+            found.add(codes.get(sample.error, sample.error), sample.key, None, sample.detail or "")
+        elif uri is None and sample.size == 0:
+            found.add("empty_file", sample.key, None, "the image has no bytes")
+        if sample.key is not None and hash(sample.key) in keys:
+            found.add("repeated_key", sample.key, None, "again")
+        keys.add(hash(sample.key))
+    if not rows:
+        found.add("empty_shard", None, None, "no row")
+    return rows
 
 
 # ---- loose images ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,10 @@ class LabelRequest:
     replace_changed: bool = False
     retry_errors: bool = False
     on_error: str = "keep"
+    max_image_bytes: int = 256 << 20
+    max_pixels: int = 100_000_000
+    max_side: int = 65_500
+    decode_timeout: float = 30.0
     storage_options: dict[str, Any] = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None

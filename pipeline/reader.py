@@ -1,9 +1,12 @@
 """One shard in, its samples out as units of encoded images: the read stage."""
 
 import io
+import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import fsspec
 import numpy as np
@@ -26,8 +29,9 @@ def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: 
     The cuts depend on the shard and the settings alone, so a second reading makes the same units. The last unit has `last` set; an
     empty shard gives one unit without samples. A store that fails gives a unit with `fault` set, and no last one.
     """
-    read = {"tar": tar_samples, "images": page_samples, "table": _table_samples}[shard.kind]
     cutter = _Cutter(shard, settings, number, position, index)
+    tars = partial(tar_samples, skipped=cutter.skipped)
+    read = {"tar": tars, "images": page_samples, "table": _table_samples}[shard.kind]
     held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
     try:
         for sample in read(shard, settings, position):
@@ -53,6 +57,7 @@ class _Cutter:
     index: int
 
     def __post_init__(self):
+        self.skipped = Skipped()
         self._begin()
 
     def _begin(self) -> None:
@@ -79,6 +84,7 @@ class _Cutter:
             samples=_sample_table(self.batch, self.shard.first_index + self.index, len(self.settings.keep)),
             payload=np.frombuffer(b"".join(sample.data for sample in self.batch if sample.error is None), np.uint8),
             seconds={"read": time.perf_counter() - self.started},
+            skipped=json.dumps(self.skipped.take(None if last else end)),
         )
         self.number, self.position, self.index = unit.number + 1, unit.next_offset, unit.next_index
         self._begin()
@@ -136,22 +142,45 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
 # ---- tars -----------------------------------------------------------------------------------------------------------------
 
 
-def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
+class Skipped:
+    """Members of a tar that are no part of a sample, by the unit that they lie in: counted once, however often they are read."""
+
+    def __init__(self):
+        self._heard: list[tuple[int, str]] = []  # byte offset and kind, of what lies in no unit yet
+
+    def hear(self, passed: tar.Passed) -> None:
+        if passed.what == "skipped":
+            self._heard.append((passed.offset, passed.kind))
+
+    def again(self, position: int) -> None:
+        """A reading begins at `position`: what lies behind it comes again."""
+        self._heard = [(offset, kind) for offset, kind in self._heard if offset < position]
+
+    def take(self, end: int | None) -> Counter:
+        """Those before byte `end`, by kind; all of them for None."""
+        taken = [entry for entry in self._heard if end is None or entry[0] < end]
+        self._heard = self._heard[len(taken) :]
+        return Counter(kind for _, kind in taken)
+
+
+def tar_samples(shard: Shard, settings: ReadSettings, position: int, skipped: Skipped | None = None) -> Iterator[EncodedSample]:
     """The samples of a tar; where it is cut, the rest is one row without a key.
 
     A cut counts only when it is met twice at the same place: a store may answer short once.
+
+    skipped: hears of what is no part of a sample.
     """
     fs, path = open_filesystem(shard.uri, settings.storage_options)
     _check_unchanged(fs, path, shard.size, shard.version)
-    form = compression(path)
     met: int | None = None
+    skipped = skipped or Skipped()
     for _ in range(MAX_READINGS):
         torn = None
-        stream = _tar_stream(fs, path, shard.size, form, position)
+        stream = tar_stream(fs, path, shard.size, position)
+        skipped.again(position)
         try:
-            if form:
-                stream.skip(position)
-            for sample in tar.read_samples(stream, position, settings.max_bytes, _wanted(settings)):
+            settle(stream, position)
+            for sample in tar.read_samples(stream, position, settings.max_bytes, _wanted(settings), skipped.hear):
                 if sample.cut:
                     torn = sample
                 else:
@@ -173,11 +202,17 @@ def tar_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator
     raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
 
 
-def _tar_stream(fs: fsspec.AbstractFileSystem, path: str, size: int, form: str | None, position: int):
-    """A stream that stands at `position`; one that decompresses stands at its beginning, for there is no other way in."""
-    if form:
+def tar_stream(fs: fsspec.AbstractFileSystem, path: str, size: int, position: int) -> Decompressed | io.BufferedReader:
+    """A stream at `position` of a tar; of one that is compressed at its beginning, for there is no other way in: see `settle`."""
+    if form := compression(path):
         return Decompressed(ObjectStream(fs, path, size, 0), form)
     return io.BufferedReader(ObjectStream(fs, path, size, position), 1 << 20)
+
+
+def settle(stream: Decompressed | io.BufferedReader, position: int) -> None:
+    """Bring the stream to `position`. Raises TarCut for compressed data that end or break before."""
+    if isinstance(stream, Decompressed):
+        stream.skip(position)
 
 
 def _placed(made: EncodedSample, stream, position: int) -> EncodedSample:

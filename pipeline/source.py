@@ -224,6 +224,8 @@ class Finder:
         """What a source is, from the first of its files; and all of its files."""
         peeked = list(islice(files, PEEK))
         kinds = list(dict.fromkeys(file.kind for file in peeked if file.kind and file.kind == (self.format or file.kind)))
+        if len(kinds) > 1 and "table" in kinds:  # beside shards or images it tells of them, as img2dataset's .parquet does
+            kinds.remove("table")
         if len(kinds) > 1:
             both = " and ".join(FORMATS[kind] for kind in FORMATS if kind in kinds)
             say = " or ".join(f"--format {kind}" for kind in FORMATS if kind in kinds)

@@ -27,6 +27,12 @@ def table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterat
     return fetched(_samples(fs, path, shard, settings, position), shard, settings)
 
 
+def table_rows(shard: Shard, settings: ReadSettings) -> Iterator["Found"]:
+    """The samples of a table without what they only name: each with the URI of the image that it lacks."""
+    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    return _samples(fs, path, shard, settings, 0)
+
+
 Found = tuple[EncodedSample, str | None]  # a sample, and the URI of the image that it still lacks
 
 

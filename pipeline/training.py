@@ -20,7 +20,7 @@ from pipeline.cluster import cores, ray_session
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
 from pipeline.models import publish
-from pipeline.source import find_shards
+from pipeline.source import expand_sources, find_shards
 from pipeline.storage import full_uri, is_local, open_filesystem
 from pipeline.training_data import Augmentation, Survey, assign, batches, survey, training_dataset
 from pipeline.unit import Unit
@@ -66,7 +66,8 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
     # A worker runs in a folder of its own: what is relative here would be somewhere else there.
     request = replace(request, output=full_uri(*open_filesystem(request.output, request.storage_options)))
     _check_output(request.output, request.storage_options)
-    shards = find_shards(list(request.sources), storage_options=request.storage_options).shards
+    sources = expand_sources(request.sources, request.storage_options)
+    shards = find_shards(sources, storage_options=request.storage_options).shards
     with ray_session(request.address):
         import ray
 

@@ -34,6 +34,7 @@ _HEADER = [
     ("next_index", pa.int32()),
     ("bytes_read", pa.int64()),
     ("fault", pa.string()),
+    ("skipped", pa.string()),
     *[(f"seconds_{stage}", pa.float64()) for stage in STAGES],
 ]
 
@@ -47,6 +48,7 @@ class Unit:
     next_offset, next_index: where the next unit begins; next_offset is a byte offset in a tar, an entry of an image page
     samples: one row a sample, SAMPLE first and then what later stages know
     payload: uint8; from the reader encoded images end to end, from the decoder patches [M, N, P*P*3] of the M good samples
+    skipped: JSON, how many members of a tar were no part of a sample, by kind
     fault: the store failed while this was read: no sample, nothing to write, the shard stays open
     """
 
@@ -61,6 +63,7 @@ class Unit:
     payload: np.ndarray
     seconds: dict[str, float] = field(default_factory=dict)
     fault: str | None = None
+    skipped: str = "{}"
 
     def to_arrow(self) -> pa.Table:
         """One row; the payload is not copied."""

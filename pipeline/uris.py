@@ -21,7 +21,13 @@ AHEAD = 32  # rows that may wait behind the one that is due
 HELD_BYTES = 64 << 20  # encoded bytes that may wait, unless one object alone is larger
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_PASSING = (408, 425, 429)  # of HTTP: too late, too early, too often
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return "http" in protocols or "https" in protocols
 
 
 class Refused(Exception):
@@ -126,9 +132,13 @@ class _Fetch:
         except ValueError as error:
             self._fail("refused_uri", str(error))
         except OSError as error:
-            if error.errno not in _NO_PATH or not is_local(self.fs):
+            status = getattr(error.__cause__, "status", 0)
+            if _is_web(self.fs) and 400 <= status < 500 and status not in _PASSING:
+                self._fail("not_found", f"the server answers {status}")  # links die; a store's refusal is a fault
+            elif error.errno in _NO_PATH and is_local(self.fs):
+                self._fail("refused_uri", error.strerror)
+            else:
                 raise
-            self._fail("refused_uri", error.strerror)
         finally:
             if not entered:
                 turns.enter(self.ticket, 0)  # whoever comes next waits for this turn

@@ -1,5 +1,6 @@
 """The whole plan on a local Ray: sources in, exact Parquet out."""
 
+import gzip
 import json
 import tarfile
 from collections import Counter
@@ -206,6 +207,70 @@ def test_update_labels_only_what_is_new_and_replace_changed_what_is_another(tmp_
     summary, _ = run(tmp_path, model, tmp_path / "shards", replace_changed=True)
     assert summary["rows"] == 4 + 1 + 2 and verify(str(tmp_path / "out"), source=True).ok
     assert Counter(row["key"] for row in rows(tmp_path))["other"] == 1
+
+
+def test_retried_errors_replace_their_rows_and_no_others(tmp_path, model):
+    """Too large for the first command's limit, small enough for the second's: in a plain tar, in a compressed one, and loose."""
+    members = {f"{n}.jpg": photo(n, (400, 300) if n % 3 == 0 else (60, 40)) for n in range(9)}
+    members |= {"lost.txt": b"no image", "z.png": b"x"}
+    plain = write_tar(tmp_path / "tars" / "plain.tar", members)
+    (tmp_path / "tars" / "packed.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    for name, data in members.items():
+        path = tmp_path / "loose" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    sources = (tmp_path / "tars", tmp_path / "loose")
+    summary, _ = run(tmp_path, model, *sources, keep=("txt",), unit_rows=4, max_pixels=10_000)
+    assert summary["errors"] == {"too_many_pixels": 9, "not_an_image": 3, "missing_image": 2}
+    before = {(row["shard"], row["key"], row["index"]): row for row in rows(tmp_path)}
+    names = sorted(path.name for path in (tmp_path / "out" / "predictions").iterdir())
+
+    summary, _ = run(tmp_path, model, *sources, keep=("txt",), unit_rows=4, retry_errors=True)
+    assert summary["errors"] == {"not_an_image": 3, "missing_image": 2} and summary["rows"] == len(before)
+    after = {(row["shard"], row["key"], row["index"]): row for row in rows(tmp_path)}
+    assert before.keys() == after.keys() and names == sorted(path.name for path in (tmp_path / "out" / "predictions").iterdir())
+    for place, row in after.items():
+        if before[place]["error"] == "too_many_pixels":
+            assert row["error"] is None and row["label"] and (row["width"], row["height"]) == (400, 300)
+        else:
+            assert row == before[place], "what was right, or cannot be helped, is left alone"
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok, report.faults
+    run(tmp_path / "again", model, *sources, keep=("txt",), unit_rows=4)
+    clean = {(row["shard"], row["key"], row["index"]): row["label"] for row in rows(tmp_path / "again")}
+    assert clean == {place: row["label"] for place, row in after.items()}
+
+
+def test_on_error_fail_stops_at_the_first_and_keeps_what_was_done(tmp_path, model):
+    write_tar(tmp_path / "shards" / "x.tar", {"a.jpg": photo(1), "b.jpg": b"no image"})
+    with pytest.raises(Exception) as stop:
+        run(tmp_path, model, tmp_path / "shards", on_error="fail")
+    cause = root_cause(stop.value, UserError)
+    assert isinstance(cause, UserError) and "x.tar: 'b': not_an_image" in str(cause) and "--on-error fail" in str(cause)
+    summary, _ = run(tmp_path, model, tmp_path / "shards")
+    assert summary["errors"] == {"not_an_image": 1}
+
+
+def test_skipped_members_are_counted_once_by_kind(tmp_path, model):
+    path = tmp_path / "shards" / "x.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for number in range(6):
+            for name, data in (
+                (f"d{number}", None),
+                (f"{number}.jpg", photo(number)),
+                (f"._{number}.jpg", b"x"),
+                (f"note{number}", b"x"),
+            ):
+                info = tarfile.TarInfo(name)
+                info.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+                info.size = len(data or b"")
+                tar.addfile(info, BytesIO(data or b""))
+    summary, _ = run(tmp_path, model, tmp_path / "shards", unit_rows=2)
+    assert summary["skipped_members"] == {"directory": 6, "apple_double": 6, "no_extension": 6}
+    sorted((tmp_path / "out" / "predictions").iterdir())[1].unlink()  # a resume reads the rest of the shard again
+    summary, _ = run(tmp_path, model, tmp_path / "shards", unit_rows=2)
+    assert summary["skipped_members"] == {"directory": 6, "apple_double": 6, "no_extension": 6}
 
 
 def test_a_missing_unit_is_made_again_from_where_the_one_before_it_ended(tmp_path, model):

@@ -1,5 +1,6 @@
 """lint: each finding planted in a tar is found at its byte, a clean shard has none, and lint sees the labeler's samples."""
 
+import gzip
 import io
 import json
 import os
@@ -9,11 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import lint as lint_module
 from pipeline.lint import CODES, HARMLESS, Finding, Report, lint
-from pipeline.reader import ReadSettings
+from pipeline.sample import ReadSettings
 from tests.pipeline.samples import rows_of, units_of
 from tests.pipeline.stores import s3_bucket
 from tests.pipeline.tars import END, header, make_samples, make_tar, octal, padded, peak_bytes, sparse_6_gib, write_shard
@@ -72,7 +74,7 @@ def test_a_key_that_comes_again_apart_is_found_and_so_is_the_order_it_breaks(tmp
 
 
 def test_every_code_is_planted_or_has_a_test_of_its_own():
-    assert {name.partition(",")[0] for name in PLANTED} | {"colliding_key"} == set(CODES)
+    assert {name.partition(",")[0] for name in PLANTED} | {"colliding_key", "bad_record"} == set(CODES)
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -284,3 +286,25 @@ def test_clean_loose_images_have_no_finding(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     report = lint([str(tmp_path)], ReadSettings(1))
     assert report.clean and report.findings == [] and json.dumps(report.ignored) == "{}"
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".tar.zst"])
+def test_a_compressed_tar_is_linted_as_the_tar_in_it(tmp_path, ending):
+    plain = b"".join(map(member, (b"a.jpg", b"._a.jpg", b"b.txt", b"c.v1.jpg"))) + END
+    packed = gzip.compress(plain) if ending == ".tar.gz" else zstandard.compress(plain)
+    for name, data, extra in (("whole", packed, set()), ("cut", packed[: len(packed) * 2 // 3], {"truncated"})):
+        path = tmp_path / name / f"a{ending}"
+        path.parent.mkdir()
+        path.write_bytes(data)
+        found = {finding.code for finding in lint([str(path)], ReadSettings(1)).findings}
+        assert found >= extra
+        if not extra:
+            assert found == {"skipped_member", "missing_image", "hidden_extension"}
+
+
+def test_a_table_is_linted_without_asking_for_what_it_names(tmp_path):
+    lines = ['{"url": "s3://nowhere/a.jpg", "id": "a"}', "{broken", '{"url": null, "id": "b"}', '{"url": "x.jpg", "id": "a"}']
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    report = lint([str(tmp_path / "t.jsonl")], ReadSettings(1, key="id"))
+    assert {finding.code: finding.count for finding in report.findings} == {"bad_record": 1, "missing_image": 1, "repeated_key": 1}
+    assert report.samples == 4

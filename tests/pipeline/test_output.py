@@ -168,6 +168,7 @@ def test_a_file_is_named_by_shard_and_number_and_its_footer_says_what_it_is(out)
         "last": True,
         "rows": 3,
         "errors": {"truncated": 1},
+        "skipped": {},
         "bytes_read": 4000,
         "next_offset": 4096,
         "next_index": 3,

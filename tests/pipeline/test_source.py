@@ -101,6 +101,15 @@ def test_a_folder_of_both_kinds_is_refused_until_the_format_is_said(tmp_path):
     assert keys(loose) == ["b.jpg", "c.jpg", "d.png"] and loose.ignored == {".tar": 1}
 
 
+def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_said(tmp_path):
+    fill(tmp_path, "00000.tar", "00000.parquet", "00000_stats.json", "only/a.csv", "only/b.jsonl")
+    assert uris(find_shards([str(tmp_path / "0*")])) == [f"{tmp_path}/00000.tar"]
+    assert find_shards([str(tmp_path / "0*")]).ignored == {".parquet": 1, ".json": 1}
+    tables = [f"{tmp_path}/{name}" for name in ("00000.parquet", "only/a.csv", "only/b.jsonl")]
+    assert uris(find_shards([str(tmp_path)], format="table")) == tables
+    assert [shard.kind for shard in find_shards([f"{tmp_path}/only"]).shards] == ["table", "table"]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

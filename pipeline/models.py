@@ -110,7 +110,9 @@ def _variant_with(model: str, weights: Path, note: Callable[[str], None]) -> Che
     if parts := [name for name in foreign.TELLING if any(key.startswith(name) for key in found.state)]:
         raise UserError(f"{public(str(weights))} has {parts[0]}, which {model} has not: name the architecture, timm:NAME", 2)
     without = {} if "pos_embed" in found.state else {"image_size": wanted.image_size}  # nothing in the file says it
-    config = foreign.architecture(found, weights, **without)
+    config = foreign.architecture(found, weights, heads=1, **without)  # whose sizes tell the variant, and that the heads
+    sizes = {numbers[:3]: numbers[3] for numbers in VARIANTS.values()}
+    config = replace(config, heads=sizes.get((config.width, config.depth, config.mlp_dim), 1))
     if variant_name(config) != model:
         what = variant_name(config) or f"a model {config.width} wide and {config.depth} deep with patches of {config.patch_size}"
         raise UserError(f"{public(str(weights))} holds the weights of {what}, not of {model}", exit_code=2)

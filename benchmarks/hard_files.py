@@ -1,0 +1,242 @@
+"""Thousands of hard files among good ones, through the whole labeler: a row for every file, and nothing else disturbed.
+
+    python -m benchmarks.hard_files [--hard 2000] [--good 1000] [--seed 0]
+
+Expected: rows == files; no Ray worker died; the good images have the predictions that they have alone. The files are mutants of
+all seven formats (see benchmarks.fuzz) and what no mutation makes: bombs in headers, wrong names, HTML, cut pictures, odd modes. A
+worker that is killed on purpose shows that a death would be counted.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import random
+import struct
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.fuzz import mutant, originals
+from benchmarks.machine import machine
+from pipeline.cluster import ray_session
+from pipeline.labeler import label
+from pipeline.plan import LabelRequest
+from pipeline.verify import verify
+from vit_model.checkpoint import Checkpoint
+from vit_model.checkpoint import random as random_model
+from vit_model.config import Preprocessing, ViTConfig
+
+FIELDS = ("files", "hard", "good", "rows", "errors", "decoded_mutants", "workers_died", "good_predictions_changed", "verified")
+FIELDS += ("seconds", "peak_mib", "seed", "machine")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be of any size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def special() -> dict[str, bytes]:
+    """What no mutation makes."""
+    sound = originals()
+    jpeg = bytearray(sound["jpeg"])
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = struct.pack(">HH", 65500, 65500)
+    return {
+        "empty": b"",
+        "html": b"<!DOCTYPE html><html><body>404</body></html>",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 100,
+        "zeros": b"\0" * 5000,
+        "png bomb": png_header(60000, 60000),
+        "png wide": png_header(2_000_000_000, 1),
+        "jpeg bomb": bytes(jpeg),
+        "cut jpeg": sound["jpeg"][: len(sound["jpeg"]) // 2],
+        "cut png": sound["png"][:-40],
+        "jpeg and garbage": sound["jpeg"] + b"garbage" * 100,
+    }
+
+
+def hard_files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    sound, odd = list(originals().items()), list(special().items())
+    for number in range(count):
+        if number < 10 * len(odd):
+            name, data = odd[number % len(odd)]
+        else:
+            name, whole = sound[number % len(sound)]
+            data = mutant(whole, random.Random(f"{seed}|{number}"))
+        yield f"hard/{number:05d}-{name.replace(' ', '_')}.jpg", data
+
+
+def good_files(count: int) -> Iterator[tuple[str, bytes]]:
+    for number in range(count):
+        coarse = np.random.default_rng(number).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+        yield f"good/{number:05d}.jpg", buffer.getvalue()
+
+
+def write(folder: Path, files: list[tuple[str, bytes]], shards: int = 4) -> None:
+    """Half of the files in tars, half as they are, mixed."""
+    mixed = random.Random(1).sample(files, len(files))
+    for name, data in mixed[::2]:
+        path = folder / "loose" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (folder / "tars").mkdir(parents=True)
+    for shard in range(shards):
+        with tarfile.open(folder / "tars" / f"{shard}.tar", "w") as tar:
+            for name, data in mixed[1::2][shard::shards]:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+class _Silent:
+    """A progress that shows nothing."""
+
+    def planned(self, **_): ...
+    def listed(self, *_): ...
+    def note(self, *_): ...
+    def receipt(self, *_): ...
+
+
+@contextlib.contextmanager
+def peak() -> Iterator[list[float]]:
+    """MiB that this process and its children hold at most, by proportional set size."""
+    most, done = [0.0], threading.Event()
+
+    def watch():
+        me = psutil.Process()
+        while not done.wait(1.0):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            most[0] = max(most[0], total / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield most
+    done.set()
+    thread.join()
+
+
+def deaths() -> int:
+    """Workers of this Ray that died of anything but Ray's own wish, by its log of exits."""
+    from ray._private.worker import _global_node
+
+    logs = Path(_global_node.get_session_dir_path(), "logs")
+    text = "".join(path.read_text(errors="replace") for path in logs.glob("gcs_server*.out"))
+    exits = [line for line in text.splitlines() if "exit_type" in line.lower() or "exit type" in line.lower()]
+    return sum("SYSTEM_ERROR" in line and "INTENDED" not in line for line in exits)
+
+
+def _killed_worker_is_counted() -> bool:
+    """The control: what kills itself is a death."""
+    import ray
+
+    @ray.remote(max_retries=0)
+    def suicide():
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    before = deaths()
+    with contextlib.suppress(Exception):
+        ray.get(suicide.remote())
+    for _ in range(100):
+        if deaths() > before:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def model() -> Checkpoint:
+    config = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=50)
+    made = random_model(config, Preprocessing(), 0)
+    generator = np.random.default_rng(0)
+    for tensor in made.state.values():
+        tensor.add_(tensor.new_tensor(generator.normal(0, 0.2, tensor.shape)))
+    return made
+
+
+def predictions(out: Path) -> dict[str, tuple]:
+    table = pq.read_table(out / "predictions", columns=["key", "label_id", "score", "error"]).to_pylist()
+    return {row["key"].removesuffix(".jpg"): (row["label_id"], row["score"], row["error"]) for row in table}
+
+
+def run(hard: int, good: int, seed: int) -> dict:
+    checkpoint = model()
+    with tempfile.TemporaryDirectory() as scratch, ray_session():
+        place = Path(scratch)
+        sound, bad = list(good_files(good)), list(hard_files(hard, seed))
+        write(place / "mixed", sound + bad)
+        write(place / "alone", sound)
+        before = deaths()
+        start = time.perf_counter()
+        with peak() as most:
+            for name in ("mixed", "alone"):
+                folder = place / name
+                sources = (str(folder / "tars"), str(folder / "loose"))
+                request = LabelRequest(
+                    "label", sources, str(place / f"{name}-out"), "random", top_k=1, precision="fp32", device="cpu"
+                )
+                summary = label(request, checkpoint, _Silent())
+                if name == "mixed":
+                    mixed, seconds = summary, time.perf_counter() - start
+        died = deaths() - before
+        if not _killed_worker_is_counted():
+            raise SystemExit("a worker that was killed on purpose was not counted: the figure of deaths would mean nothing")
+        found, alone = predictions(place / "mixed-out"), predictions(place / "alone-out")
+        changed = sum(found[key][0] != value[0] or abs(found[key][1] - value[1]) > 1e-5 for key, value in alone.items())
+        rows = Counter(error or "picture" for key, (_, _, error) in found.items() if key.startswith("hard/"))
+        return {
+            "files": hard + good,
+            "hard": hard,
+            "good": good,
+            "rows": mixed["rows"],
+            "errors": json.dumps(mixed["errors"]),
+            "decoded_mutants": rows["picture"],
+            "workers_died": died,
+            "good_predictions_changed": changed,
+            "verified": verify(str(place / "mixed-out"), source=True).ok,
+            "seconds": round(seconds, 1),
+            "peak_mib": round(most[0]),
+            "seed": seed,
+            "machine": machine(),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hard", type=int, default=2000)
+    parser.add_argument("--good", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
+    options = parser.parse_args()
+    row = run(options.hard, options.good, options.seed)
+    for name in FIELDS:
+        print(f"{name:26} {row[name]}")
+    with open(options.output, "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from pipeline import tar
 from pipeline.compressed import Decompressed
 from pipeline.kinds import compression
 from pipeline.output import read_footer, unit_file
-from pipeline.sample import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
+from pipeline.sample import MAX_READINGS, EncodedSample, ReadSettings, ShardChanged, StoreFault
 from pipeline.source import Shard
 from pipeline.storage import ObjectStream, open_filesystem, patiently, version_of
 from pipeline.table import table_samples
@@ -39,7 +39,7 @@ def read_units(shard: Shard, settings: ReadSettings, number: int = 0, position: 
                 yield cutter.cut()
             held = sample
     except (OSError, StoreFault) as error:
-        yield cutter.fault(f"{type(error).__name__}: {error}")
+        yield cutter.fault(str(error) if isinstance(error, ShardChanged) else f"{type(error).__name__}: {error}")
         return
     if held is not None:
         cutter.add(held)
@@ -281,7 +281,7 @@ def read_image(fs: fsspec.AbstractFileSystem, path: str, member: dict) -> bytes:
     """A loose image, which must have the size that it was listed with. Raises OSError and StoreFault: the store's faults."""
     data = patiently(lambda: fs.cat_file(path))
     if len(data) != member["size"]:
-        raise StoreFault(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")
+        raise ShardChanged(f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since")
     return data
 
 
@@ -294,4 +294,4 @@ def _table_samples(shard: Shard, settings: ReadSettings, position: int) -> Itera
 def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, size: int, version: str) -> None:
     info = patiently(lambda: fs.info(path))
     if (info["size"], version_of(info)) != (size, version):
-        raise StoreFault(f"{path} was replaced since the run was planned: label it into a new output")
+        raise ShardChanged(f"{path} was replaced since the run was planned")

@@ -44,3 +44,10 @@ class EncodedSample:
 
 class StoreFault(Exception):
     """The store or the question, not the data: the shard stays open and is read again by the next run."""
+
+
+class ShardChanged(StoreFault):
+    """The object is not the one that was planned. No row is made of it: the run would mix two inputs."""
+
+    def __str__(self) -> str:
+        return f"shard_changed: {super().__str__()} (--replace-changed labels it again)"

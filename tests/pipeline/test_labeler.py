@@ -162,7 +162,7 @@ def test_new_shards_are_noted_and_a_replaced_shard_is_refused(tmp_path, model):
     summary, watcher = run(tmp_path, model, tmp_path / "shards")
     assert summary["rows"] == 8 and any("1 shards or images are new" in note for note in watcher.notes)
     write_tar(tmp_path / "shards" / "part-000.tar", {"other.jpg": photo(2)})
-    with pytest.raises(UserError, match=r"part-000\.tar was replaced since"):
+    with pytest.raises(UserError, match=r"shard_changed: .*part-000\.tar was replaced since"):
         run(tmp_path, model, tmp_path / "shards")
 
 

@@ -284,7 +284,7 @@ def test_a_source_that_changed_since_it_was_listed_is_a_fault_and_no_row(tmp_pat
         os.utime(path, (1_000_000, 1_000_000))
     (unit,) = read_units(shard, SETTINGS)
     assert (unit.last, len(unit.samples), unit.payload.size) == (False, 0, 0)
-    assert "FileNotFoundError" in unit.fault if change == "gone" else "replaced since" in unit.fault
+    assert "FileNotFoundError" in unit.fault if change == "gone" else unit.fault.startswith("shard_changed: ")
 
 
 def test_a_store_that_fails_for_ever_is_a_fault_behind_the_units_it_gave(tmp_path, monkeypatch, waits):

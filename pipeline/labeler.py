@@ -89,7 +89,8 @@ def _catch_up(frozen: FrozenListing, request: LabelRequest, progress: Progress) 
         progress.note(note)
     if found.changed and not updating:
         raise UserError(
-            f"shard_changed: {public(found.changed[0])} was replaced since {frozen.run.uri} was planned ({len(found.changed)} such in all): "
+            f"shard_changed: {public(found.changed[0])} was replaced since {frozen.run.uri} was planned "
+            f"({len(found.changed)} such in all): "
             "--replace-changed labels it again, or label into a new --output, or put the old object back"
         )
     if updating and found.shards:

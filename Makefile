@@ -31,7 +31,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "Running every test that needs no GPU and no network (make test-long has the longer ones) ..."
-	@$(VENV)/bin/python -m pytest -m "not long and not gpu"
+	@$(VENV)/bin/python -m pytest -m "not long and not gpu" --durations=20
 	@echo "All passed. Next: make demo, or make test-long."
 
 test-long: $(READY)

@@ -1,4 +1,4 @@
-"""wordsworth convert, and models from a hub: the whole command in a process of its own."""
+"""wordsworth convert, and models from a hub."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import timm
 import torch
 import transformers
 
+from jobs.cli import run
 from tests.pipeline.hub import hub
 from tests.vit_model.parity import images
 from vit_model.checkpoint import load_folder, random, save_folder
@@ -26,13 +27,25 @@ def small(tmp_path):
     return checkpoint
 
 
-def test_a_model_goes_through_every_form_and_comes_back_bit_identical(wordsworth, tmp_path, small):
+@pytest.fixture
+def command(capsys):
+    """Run the command line in this process, which has imported everything: the exit code, stdout and stderr."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_a_model_goes_through_every_form_and_comes_back_bit_identical(command, tmp_path, small):
     chain = [("safetensors", "one.safetensors"), ("timm", "timm"), ("hf", "hf"), ("npz", "w.npz"), ("safetensors", "back")]
     last = tmp_path / "small"
     for format, name in chain:
-        done = wordsworth("convert", last, "--output", tmp_path / name, "--format", format)
-        assert done.returncode == 0, done.stderr
-        assert f"3 classes -> {tmp_path / name} ({format})" in done.stdout
+        code, told, errors = command("convert", last, "--output", tmp_path / name, "--format", format)
+        assert code == 0, errors
+        assert f"3 classes -> {tmp_path / name} ({format})" in told
         last = tmp_path / name
     back = load_folder(last)
     assert all(torch.equal(back.state[name], tensor) for name, tensor in small.state.items())
@@ -43,27 +56,29 @@ def test_a_model_goes_through_every_form_and_comes_back_bit_identical(wordsworth
     ]
 
 
-def test_a_loss_is_refused_in_one_line_and_noted_when_accepted(wordsworth, tmp_path):
+def test_a_loss_is_refused_in_one_line_and_noted_when_accepted(command, tmp_path):
     save_folder(tmp_path / "exact", random(ViTConfig(32, 8, 32, 1, 4, 64, num_classes=3), Preprocessing(), 0))
-    command = ("convert", tmp_path / "exact", "--output", tmp_path / "w.npz", "--format", "npz")
-    refused = wordsworth(*command)
-    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
-    assert "Google's code computes the tanh GELU" in refused.stderr and "--lossy" in refused.stderr
+    arguments = ("convert", tmp_path / "exact", "--output", tmp_path / "w.npz", "--format", "npz")
+    code, _, errors = command(*arguments)
+    assert code == 1 and errors.count("\n") == 1 and "Traceback" not in errors
+    assert "Google's code computes the tanh GELU" in errors and "--lossy" in errors
     assert not (tmp_path / "w.npz").exists()
-    accepted = wordsworth(*command, "--lossy")
-    assert accepted.returncode == 0 and "note: Google's code computes the tanh GELU" in accepted.stderr
+    code, _, errors = command(*arguments, "--lossy")
+    assert code == 0 and "note: Google's code computes the tanh GELU" in errors
     assert "Transformer/encoder_norm/scale" in np.load(tmp_path / "w.npz")
 
 
-def test_another_image_size_resamples_the_positions(wordsworth, tmp_path, small):
-    done = wordsworth("convert", tmp_path / "small", "--output", tmp_path / "large", "--image-size", "64")
-    assert done.returncode == 0 and "at 64x64" in done.stdout
+def test_another_image_size_resamples_the_positions(command, tmp_path, small):
+    code, told, _ = command("convert", tmp_path / "small", "--output", tmp_path / "large", "--image-size", "64")
+    assert code == 0 and "at 64x64" in told
     assert load_folder(tmp_path / "large").fingerprint() == small.resized(64).fingerprint()
 
 
-def test_a_file_is_not_written_over_a_folder(wordsworth, tmp_path, small):
-    done = wordsworth("convert", tmp_path / "small", "--output", tmp_path / "small" / "labels.txt", "--format", "timm")
-    assert done.returncode == 2 and "labels.txt is there and is not what timm would write" in done.stderr
+def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(command, tmp_path, small):
+    code, _, errors = command("convert", tmp_path / "small", "--output", tmp_path / "small" / "labels.txt", "--format", "timm")
+    assert code == 2 and "labels.txt is there and is not what timm would write" in errors
+    code, _, errors = command("convert", tmp_path / "small", "--output", tmp_path / "small" / "model.safetensors", "--format", "hf")
+    assert code == 1 and "the format hf is a folder" in errors
 
 
 def test_models_come_from_the_hub_in_either_form_without_what_is_not_needed(wordsworth, tmp_path, small):

@@ -54,7 +54,7 @@ def test_files_come_in_the_order_of_their_paths_and_from_any_of_them_on(tmp_path
         if where == "disk":
             fs, root = on_disk(tmp_path, NAMES)
         elif where == "store":
-            bucket.objects.update({f"bucket/in/{name}": b"abc" for name in [*NAMES, "../other.jpg"]})
+            bucket.objects.update({f"bucket/in/{name}": b"abc" for name in NAMES} | {"bucket/inner/x.jpg": b"abc"})
             fs, root = fsspec.filesystem("s3"), "bucket/in"
         else:
             fs, root = S3([f"in/{name}" for name in [*NAMES, "empty/"]] + ["inner/x.jpg", "other"]), "bucket/in"

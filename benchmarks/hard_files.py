@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import random
+import re
 import struct
 import tarfile
 import tempfile
@@ -40,6 +41,10 @@ from vit_model.config import Preprocessing, ViTConfig
 
 FIELDS = ("files", "hard", "good", "rows", "errors", "decoded_mutants", "workers_died", "good_predictions_changed", "verified")
 FIELDS += ("seconds", "peak_mib", "seed", "machine")
+
+
+WENT_WRONG = re.compile(r"SYSTEM_ERROR|RAY_WORKER_FAILURE|RAY_WORKER_CREATION_ERROR")
+WORKER = re.compile(r"worker[_ ]id\W{1,5}([0-9a-f]{56})")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -135,14 +140,14 @@ def peak() -> Iterator[list[float]]:
     thread.join()
 
 
-def deaths() -> int:
-    """Workers of this Ray that died of anything but Ray's own wish, by its log of exits."""
+def deaths() -> set[str]:
+    """Ids of the workers of this Ray that died of anything but Ray's own wish, by its logs."""
     from ray._private.worker import _global_node
 
     logs = Path(_global_node.get_session_dir_path(), "logs")
-    text = "".join(path.read_text(errors="replace") for path in logs.glob("gcs_server*.out"))
-    exits = [line for line in text.splitlines() if "exit_type" in line.lower() or "exit type" in line.lower()]
-    return sum("SYSTEM_ERROR" in line and "INTENDED" not in line for line in exits)
+    files = [*logs.glob("gcs_server*.out"), *logs.glob("events/event_*.log")]
+    lines = (line for path in files for line in path.read_text(errors="replace").splitlines())
+    return {found for line in lines if WENT_WRONG.search(line) for found in WORKER.findall(line)}
 
 
 def _killed_worker_is_counted() -> bool:
@@ -159,8 +164,8 @@ def _killed_worker_is_counted() -> bool:
     before = deaths()
     with contextlib.suppress(Exception):
         ray.get(suicide.remote())
-    for _ in range(100):
-        if deaths() > before:
+    for _ in range(200):
+        if deaths() - before:
             return True
         time.sleep(0.1)
     return False
@@ -199,7 +204,7 @@ def run(hard: int, good: int, seed: int) -> dict:
                 summary = label(request, checkpoint, _Silent())
                 if name == "mixed":
                     mixed, seconds = summary, time.perf_counter() - start
-        died = deaths() - before
+        died = len(deaths() - before)
         if not _killed_worker_is_counted():
             raise SystemExit("a worker that was killed on purpose was not counted: the figure of deaths would mean nothing")
         found, alone = predictions(place / "mixed-out"), predictions(place / "alone-out")

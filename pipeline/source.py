@@ -224,9 +224,8 @@ class Finder:
         """What a source is, from the first of its files; and all of its files."""
         peeked = list(islice(files, PEEK))
         kinds = list(dict.fromkeys(file.kind for file in peeked if file.kind and file.kind == (self.format or file.kind)))
-        if len(kinds) > 1 and "table" in kinds:  # beside shards or images it tells of them, as img2dataset's .parquet does
-            kinds.remove("table")
-        if len(kinds) > 1:
+        # A table beside shards or images tells of them, as img2dataset's .parquet does.
+        if len(set(kinds) - {"table"}) > 1:
             both = " and ".join(FORMATS[kind] for kind in FORMATS if kind in kinds)
             say = " or ".join(f"--format {kind}" for kind in FORMATS if kind in kinds)
             raise UserError(f"{public(source)} holds both {both}: say which with {say}")
@@ -234,11 +233,11 @@ class Finder:
             for file in peeked:
                 self._counts(file, None)
             peeked = list(islice(files, PEEK))
-            kinds = [kind for file in peeked if (kind := file.kind) and kind == (self.format or kind)][:1]
+            kinds = [kind for file in peeked if (kind := file.kind) and kind == (self.format or kind)]
         if not peeked:
             found = ", ".join(f"{count} {name}" for name, count in self.ignored.most_common(3)) or "no file at all"
             raise UserError(f"no {FORMATS.get(self.format) or _either(FORMATS.values())} in {public(source)} (it holds {found})")
-        return kinds[0], chain(peeked, files)
+        return min(kinds, key=lambda kind: kind == "table"), chain(peeked, files)
 
     def _counts(self, file: _File, kind: str | None) -> bool:
         """Whether it is of the kind; if not, it is counted among the ignored."""

@@ -122,7 +122,7 @@ def test_over_max_error_rate_exits_3_and_keeps_what_is_good(tmp_path, small_mode
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, wordsworth, name, code):
-    write_shards(tmp_path / "shards", shards=12, images=16)
+    write_shards(tmp_path / "shards", shards=12, images=8)
     model = make_model(tmp_path / "slow", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)
     arguments = ["label", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--model", str(model)]
     process = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ)

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+
+from tests.pipeline.serving import Quiet, serving
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -21,7 +21,7 @@ def hub(repositories: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
     """Serve folders as repositories OWNER/NAME; the endpoint, and the files that were downloaded."""
     downloaded: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_HEAD(self):
             self._answer(body=False)
 
@@ -46,21 +46,8 @@ def hub(repositories: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
             return self._send(404, b"", body, {"X-Error-Code": code, "X-Error-Message": code})
 
         def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            known = {"Content-Length": str(len(data)), "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA}
-            for name, value in (known | (headers or {})).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
+            known = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA}
+            self.send(status, data, known | (headers or {}), body)
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", downloaded
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as address:
+        yield address, downloaded

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
@@ -13,6 +11,7 @@ from pipeline.sample import ReadSettings
 from pipeline.source import find_shards
 from pipeline.storage import ALLOW_HTTP
 from tests.builders import photo, write_tar
+from tests.pipeline.serving import Quiet, serving
 
 ALLOWED = {ALLOW_HTTP: True}
 
@@ -22,7 +21,7 @@ def web(files: dict[str, bytes | int]) -> Iterator[tuple[str, list[str]]]:
     """A web server with byte ranges; a number in place of a file is the status that it answers. Its address, and what was asked."""
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_HEAD(self):
             self.do_GET(body=False)
 
@@ -30,31 +29,15 @@ def web(files: dict[str, bytes | int]) -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path)
             found = files.get(self.path.lstrip("/"), 404)
             if isinstance(found, int):
-                return self._send(found, b"", {}, body)
+                return self.send(found, b"", {}, body)
             if span := self.headers.get("Range"):
                 begin, _, end = span.removeprefix("bytes=").partition("-")
                 begin, end = int(begin), min(int(end or len(found)), len(found) - 1)
-                return self._send(206, found[begin : end + 1], {"Content-Range": f"bytes {begin}-{end}/{len(found)}"}, body)
-            return self._send(200, found, {"Accept-Ranges": "bytes", "ETag": '"1"'}, body)
+                return self.send(206, found[begin : end + 1], {"Content-Range": f"bytes {begin}-{end}/{len(found)}"}, body)
+            return self.send(200, found, {"Accept-Ranges": "bytes", "ETag": '"1"'}, body)
 
-        def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as address:
+        yield address, asked
 
 
 def rows(uri: str, **settings) -> list[dict]:

@@ -14,6 +14,8 @@ class UserError(Exception):
 
 def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseException:
     """The first error that is `meant` for people, else the innermost cause: Ray wraps what a task raised several times."""
-    while not isinstance(error, meant) and (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
+    seen: set[int] = set()  # Ray's wrappers can be causes of each other
+    while not isinstance(error, meant) and id(error) not in seen:
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error
     return error

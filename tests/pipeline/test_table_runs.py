@@ -12,10 +12,10 @@ from pipeline.errors import UserError
 from pipeline.plan import LabelRequest
 from pipeline.verify import verify
 from tests.builders import photo
+from tests.pipeline.labelling import Watcher
 from tests.pipeline.tables import write_csv, write_jsonl, write_parquet
 from tests.pipeline.tars import make_tar
 from tests.pipeline.test_compressed import squeeze
-from tests.pipeline.labelling import Watcher
 from vit_model.checkpoint import load_folder
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -114,6 +114,8 @@ class RunOptions:
     "As max-pixels, for the longer side."
     decode_timeout: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 30.0
     "Seconds that decoding one image may take."
+    stall_timeout: Annotated[float, Parameter(validator=validators.Number(gte=10))] = 1800.0
+    "Seconds without a written unit after which the run says what every stage is doing, and exits 1."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
     address: str | None = None
     "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."

@@ -6,5 +6,4 @@ import os
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # never an open cluster by default
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to stderr, past every logger
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")  # it would land on stdout
 os.environ.setdefault("WDS_SECURE", "1")  # webdataset runs no command and unpickles nothing

@@ -35,6 +35,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if os.environ.get("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION"):
         raise UserError("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION is set, which lets a shard run code: unset it")
     import ray
+    from ray._private import auto_init_hook, worker
 
     if ray.is_initialized():
         yield
@@ -45,18 +46,29 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         quiet["num_cpus"] = max(4, cores())
     handler = signal.getsignal(signal.SIGTERM)
+    worker.print_to_stdstream = _tell_on_stderr
     try:
         with _mute_native_stderr():
             ray.init(address=address or "local", **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join the Ray cluster at {address}" if address else "start a local Ray"
-        raise UserError(f"cannot {where}: {str(error).splitlines()[0]}") from error
+        hint = " (is it the right address, and its token in RAY_AUTH_TOKEN?)" if address else ""
+        raise UserError(f"cannot {where}: {str(error).splitlines()[0]}{hint}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits before anyone can say how to resume
     try:
         yield
     finally:
+        auto_init_hook.enable_auto_connect = False  # a thread that still asks Ray something must not start another
         ray.shutdown()
+
+
+def _tell_on_stderr(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """What Ray has to say of dead nodes and workers, in one line. Ray itself prints it on stdout, which is for results."""
+    message = " ".join(" ".join(data["lines"]).split())
+    if "worker processes have been started" in message:
+        return  # more stages than cores is how it is meant
+    print(f"ray: {message if len(message) <= 240 else f'{message[:237]}...'}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -77,6 +89,8 @@ def data_context() -> None:
     """Ray Data as the plans here need it; taken over by every dataset made afterwards."""
     from ray.data import DataContext
 
+    from pipeline.stall import Stages
+
     warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")  # there is no other way to say max_retries
     warnings.filterwarnings("ignore", message=r"The (maximum|minimum) number of concurrent")  # fewer shards than workers
     context = DataContext.get_current()
@@ -86,8 +100,11 @@ def data_context() -> None:
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # Ray's wrapper loses it on the way, and with it what to tell the user
     context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # pipeline.stall watches, and says more
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
+    if Stages not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Stages)
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -4,6 +4,7 @@ Read it from `_receipts` down: list, read, decode, predict, write. Everything el
 """
 
 import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -132,7 +133,7 @@ def _receipts(done: Any, weights: Any, stages: StageResources, settings: dict[st
     written = _predicted(units, weights, stages, settings).map_batches(
         write_stage, fn_kwargs={"settings": settings["write"]}, **stages.write, **ONE, **RETRIES
     )
-    yield from _rows(written)
+    return _rows(written)
 
 
 def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -151,7 +152,7 @@ def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, setti
     merged = _predicted(units, weights, stages, settings).map_batches(
         merge_stage, fn_kwargs={"settings": settings["write"]}, **stages.write, **ONE, **RETRIES
     )
-    yield from _rows(merged)
+    return _rows(merged)
 
 
 def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Any:
@@ -183,6 +184,8 @@ def _execute(
 ) -> dict[str, Any]:
     import ray
 
+    from pipeline.stall import watched
+
     run.sweep()
     if removed := run.remove_shards(frozen.replaced()):
         progress.note(f"removed {removed} files of shards that were replaced; they are labelled again")
@@ -193,7 +196,8 @@ def _execute(
         note_ignored(frozen, progress)
     watch, start = Watch(progress), time.perf_counter()
     if not frozen.complete or any(_open_pages(frozen, done)):
-        for receipt in _receipts(ray.put(done), *_ready(run, plan, request, checkpoint)):
+        receipts = _receipts(ray.put(done), *_ready(run, plan, request, checkpoint))
+        for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
             if counts := totals.look():
                 progress.listed(counts["shards"], counts["bytes_total"])
@@ -206,11 +210,14 @@ def _retry(
     run: RunFolder, frozen: FrozenListing, plan: dict, request: LabelRequest, checkpoint: Checkpoint, progress: Progress
 ) -> dict[str, Any]:
     """Try again what failed; the summary afterwards."""
+    from pipeline.stall import watched
+
     failed = list(failed_units(run, frozen))
     watch, start = Watch(progress), time.perf_counter()
     progress.note(f"trying the errors of {len(failed)} files again" if failed else "no error is worth another try")
     if failed:
-        for receipt in _retried(failed, *_ready(run, plan, request, checkpoint)):
+        receipts = _retried(failed, *_ready(run, plan, request, checkpoint))
+        for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
     watch.refuse_faults()
     return _finish(run, frozen, plan, watch.images, time.perf_counter() - start)
@@ -272,6 +279,7 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
             request.keep,
             request.on_error,
             options,
+            secrets.token_hex(8),
         ),
     }
 

@@ -47,12 +47,13 @@ def commit(unit: Unit, settings: WriteSettings) -> dict[str, Any]:
     fs, root = open_filesystem(settings.output, settings.storage_options)
     path = f"{root}/predictions/{unit_file(unit.shard_name, unit.number, unit.last)}"
     footer = _footer(unit, settings, table.num_rows, errors)
+    found = footer
     table = table.replace_schema_metadata({FOOTER: json.dumps(footer).encode()})
     written = put_if_absent(fs, path, parquet(table))
     if not written:
-        _check_twin(fs, path, footer)
+        found = _check_twin(fs, path, footer)
     unit.seconds["write"] = time.perf_counter() - start
-    return _receipt(unit, settings, table.num_rows, errors, written)
+    return _receipt(unit, settings, table.num_rows, errors, written, found.get("job") != settings.job)
 
 
 def _failed(table: pa.Table) -> UserError:
@@ -74,6 +75,7 @@ def receipt_of(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str,
 def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int]) -> dict[str, Any]:
     return {
         **settings.provenance,
+        "job": settings.job,
         "shard": public(unit.shard_uri),
         "shard_name": unit.shard_name,
         "unit": unit.number,
@@ -105,12 +107,13 @@ def read_footer(fs, path: str) -> dict[str, Any]:
         raise UserError(f"{path} is not a file of this run ({type(error).__name__}): move it away") from error
 
 
-def _check_twin(fs, path: str, footer: dict[str, Any]) -> None:
-    """Something has our name. Our own rows (an acknowledgement that got lost, a twin) are success; anything else is not."""
+def _check_twin(fs, path: str, footer: dict[str, Any]) -> dict[str, Any]:
+    """Something has our name: its footer. The same rows (a lost acknowledgement, a twin) are success, others are not."""
     found = read_footer(fs, path)
     differing = [name for name in ("run_id", "shard_name", "unit", "last", "rows") if found.get(name) != footer[name]]
     if differing:
         raise UserError(f"{path} exists and was written by another run ({', '.join(differing)} differ): use another --output")
+    return found
 
 
 RECEIPT = pa.schema(
@@ -121,6 +124,7 @@ RECEIPT = pa.schema(
         ("errors", pa.string()),
         ("bytes_read", pa.int64()),
         ("written", pa.bool_()),
+        ("twin", pa.bool_()),  # another job had written it
         ("last", pa.bool_()),
         ("fault", pa.string()),
         *[(stage, pa.float64()) for stage in STAGES],
@@ -128,7 +132,9 @@ RECEIPT = pa.schema(
 )
 
 
-def _receipt(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int], written: bool) -> dict[str, Any]:
+def _receipt(
+    unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int], written: bool, twin: bool = False
+) -> dict[str, Any]:
     return {
         "shard": public(unit.shard_uri),
         "file": unit_file(unit.shard_name, unit.number, unit.last),
@@ -136,6 +142,7 @@ def _receipt(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, i
         "errors": json.dumps(errors),
         "bytes_read": unit.bytes_read,
         "written": written,
+        "twin": twin,
         "last": unit.last,
         "fault": unit.fault,
         **{stage: unit.seconds.get(stage, 0.0) for stage in STAGES},

@@ -26,7 +26,8 @@ SOURCES_NAMED = 1000  # in a plan; of more it holds the hash
 class LabelRequest:
     """What the user asked for. model: how the model is called in messages and footers. batch_size: 0 chooses one.
     update: add shards and images that are new in the source; replace_changed: label those again that are others now.
-    retry_errors: fetch, decode and predict again what failed. on_error: "keep" its row, or "fail" at the first."""
+    retry_errors: fetch, decode and predict again what failed. on_error: "keep" its row, or "fail" at the first.
+    stall_timeout: seconds without a written unit after which the run gives up."""
 
     command: str
     sources: tuple[str, ...]
@@ -51,6 +52,7 @@ class LabelRequest:
     max_pixels: int = 100_000_000
     max_side: int = 65_500
     decode_timeout: float = 30.0
+    stall_timeout: float = 1800.0
     storage_options: dict[str, Any] = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None

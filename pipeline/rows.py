@@ -14,7 +14,7 @@ from pipeline.unit import Unit
 class WriteSettings:
     """What a writer needs to know. provenance: goes into every file's footer; it holds run_id and fingerprint.
     labels: class names by id, or None. embedding: None, "float16" or "float32"; width: its length. on_error: "keep", or "fail" to
-    stop the run at the first row with an error."""
+    stop the run at the first row with an error. job: names the command, to tell its own files from those of a twin."""
 
     output: str
     provenance: dict[str, Any]
@@ -25,6 +25,7 @@ class WriteSettings:
     keep: tuple[str, ...] = ()
     on_error: str = "keep"
     storage_options: dict[str, Any] = field(default_factory=dict)
+    job: str = ""
 
 
 def prediction_schema(settings: WriteSettings) -> pa.Schema:

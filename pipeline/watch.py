@@ -53,12 +53,18 @@ class Watch:
 
     progress: Progress
     images: int = 0
+    twins: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 
     def receipt(self, receipt: dict[str, Any]) -> None:
         self.images += receipt["rows"]
         self.faults += [receipt] if receipt["fault"] else []
         self.progress.receipt(receipt)
+        self.twins += receipt["twin"]
+        if self.twins == 1 and receipt["twin"]:
+            self.progress.note(
+                "another job is at work on this output: harmless, each unit stays once, but what both do is done twice over"
+            )
 
     def refuse_faults(self) -> None:
         if self.faults:

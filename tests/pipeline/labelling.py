@@ -31,8 +31,8 @@ class Watcher:
         self.receipts.append(receipt)
 
 
-def run(tmp_path: Path, model, *sources, **asked):
-    watcher = Watcher()
+def run(tmp_path: Path, model, *sources, watcher: Watcher | None = None, **asked):
+    watcher = watcher or Watcher()
     asked = {"command": "label", "model": "small", "precision": "fp32"} | asked
     request = LabelRequest(sources=tuple(map(str, sources)), output=str(tmp_path / "out"), **asked)
     return labeler.label(request, model, watcher), watcher

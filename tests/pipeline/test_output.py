@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -162,6 +163,7 @@ def test_a_file_is_named_by_shard_and_number_and_its_footer_says_what_it_is(out)
     footer = read_footer(*open_filesystem(str(out / "predictions" / name)))
     seconds = footer.pop("seconds")
     assert footer == PROVENANCE | {
+        "job": "",
         "shard": "s3://bucket/a.tar",
         "shard_name": "a-0123456789ab",
         "unit": 3,
@@ -189,6 +191,7 @@ def test_a_unit_that_runs_twice_meets_its_own_file(out, bucket, where):
     again = commit(predicted(seconds={"read": 99.0}), at)
     assert again["written"] is False and again["rows"] == 3 and again["errors"] == '{"truncated": 1}'
     assert fs.cat_file(path) == before and len(fs.find(root)) == 1
+    assert (again["twin"], commit(predicted(), replace(at, job="another"))["twin"]) == (False, True)
     bucket.late = True  # an acknowledgement that is lost is a commit like any other
     assert commit(predicted(number=1), at)["rows"] == 3
 

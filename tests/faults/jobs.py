@@ -1,0 +1,164 @@
+"""A labelling job as a person runs it, on machines that fail under it; and what must be true of its output afterwards."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.decode import DecodeSettings, decode_unit
+from pipeline.models import load_model
+from pipeline.reader import ReadSettings, read_units
+from pipeline.source import find_shards
+from pipeline.verify import verify
+from tests.builders import make_model, write_shards
+from tests.faults.machines import ENV
+from vit_model.inference import prepare
+
+UNIT_ROWS, TOP_K = 4, 5
+PLUGIN = Path(__file__).with_name("plugin")  # goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers
+
+
+class Job:
+    """One run folder over generated shards. `model`: a ViT that takes long enough for a fault to meet it at work."""
+
+    def __init__(self, folder: Path, shards: int = 24, images: int = 8, armed: Path | None = None, out: Path | None = None):
+        self.folder, self.out = folder, out or folder / "out"
+        self.source, self.armed = folder / "in", armed or folder / "armed"
+        self.keys = write_shards(self.source, shards, images)
+        self.model = make_model(folder / "model", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)
+        self.units = shards * -(-images // UNIT_ROWS)
+        self.armed.mkdir(exist_ok=True)
+        self.log = folder / "log"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a job and every worker of its cluster need for `arm`."""
+        return fault_env(self.armed)
+
+    def arm(self, point: str) -> None:
+        """The next writer that comes to the point dies there: "before-link" or "after-link"."""
+        (self.armed / point).touch()
+
+    def armed_left(self) -> list[str]:
+        return sorted(path.name for path in self.armed.iterdir())
+
+    def start(self, address: str | None, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen:
+        """The labeler's command, in a process of its own; what it says goes to `log`."""
+        place = ["--address", address] if address else []
+        command = [sys.executable, "-m", "jobs", "label", str(self.source), "--output", str(self.out), "--model", str(self.model)]
+        settings = ["--unit-rows", str(UNIT_ROWS), "--batch-size", str(UNIT_ROWS), "--precision", "fp32"]
+        with open(self.log, "ab") as log:
+            log.write(f"---- {' '.join(more)}\n".encode())
+            log.flush()
+            return subprocess.Popen(
+                [*command, *settings, *place, *more],
+                env=os.environ | ENV | self.env | (env or {}),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        """What the last command said."""
+        return self.log.read_text().rpartition("---- ")[2]
+
+    def written(self) -> int:
+        return sum(1 for _ in self.out.glob("predictions/*.parquet"))
+
+    def wait_for(self, units: int, process: subprocess.Popen, seconds: float = 180) -> None:
+        """Until so many units are written."""
+        deadline = time.monotonic() + seconds
+        while self.written() < units:
+            assert process.poll() is None, (
+                f"the job ended with {process.returncode} at {self.written()} units: {self.said()[-3000:]}"
+            )
+            assert time.monotonic() < deadline, f"{self.written()} of {units} units after {seconds} s: {self.said()[-3000:]}"
+            time.sleep(0.02)
+
+    def finish(self, process: subprocess.Popen, seconds: float = 300) -> int:
+        try:
+            return process.wait(seconds)
+        finally:
+            end(process)
+
+    def forget(self) -> None:
+        """The output is gone; source and model stay."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        for path in [*self.armed.iterdir(), self.armed.with_name("decoded")]:
+            path.unlink(missing_ok=True)
+
+    def expected(self) -> dict[tuple[str, int], tuple[str, list[int], list[float]]]:
+        """Key, best classes and their scores of every row of an undisturbed run, by shard and index: without Ray, unit by unit."""
+        checkpoint = load_model(str(self.model))
+        model = prepare(checkpoint.model(), checkpoint.preprocessing, "fp32", "cpu")
+        settings = DecodeSettings(checkpoint.preprocessing, checkpoint.config.image_size, checkpoint.config.patch_size)
+        found = {}
+        for shard in find_shards([str(self.source)], None, ("jpg",)).shards:
+            for unit in read_units(shard, ReadSettings(UNIT_ROWS, image_keys=("jpg",))):
+                samples = unit.samples.select(["key", "index"]).to_pylist()
+                patches = decode_unit(unit, settings).payload.reshape(len(samples), *settings.patches_shape)
+                with torch.inference_mode():
+                    scores, ids = model(torch.from_numpy(patches.copy()))[0].softmax(-1).topk(TOP_K)
+                for sample, best, values in zip(samples, ids.tolist(), scores.tolist(), strict=True):
+                    found[shard.uri, sample["index"]] = sample["key"], best, values
+        return found
+
+    def compare(self, expected: dict[tuple[str, int], tuple]) -> Counter:
+        """How many rows there are, how many an undisturbed run has and this does not, are there twice, or say something else."""
+        rows = pq.read_table(self.out / "predictions").to_pylist() if self.written() else []
+        places = Counter((row["shard"], row["index"]) for row in rows)
+        return Counter(
+            rows_out=len(rows),
+            lost=len(expected.keys() - places.keys()),
+            doubled=sum(count - 1 for count in places.values()),
+            different=sum(not _agrees(row, expected.get((row["shard"], row["index"]))) for row in rows),
+        )
+
+    def check(self, expected: dict[tuple[str, int], tuple], whole: bool = True) -> None:
+        """Nothing twice and nothing different; with `whole` nothing lost either, and `verify --source` finds nothing."""
+        found = self.compare(expected)
+        assert (found["doubled"], found["different"]) == (0, 0)
+        if whole:
+            assert (found["lost"], found["rows_out"]) == (0, len(expected))
+            report = verify(str(self.out), source=True)
+            assert not report.faults, report.faults
+
+    def decoded(self) -> int:
+        """How many units were decoded since `forget`, those that were decoded again included."""
+        path = self.armed.with_name("decoded")
+        return path.read_text().count("\n") if path.exists() else 0
+
+
+def _agrees(row: dict, expected: tuple[str, list[int], list[float]] | None) -> bool:
+    if expected is None or row["error"]:
+        return False
+    key, ids, scores = expected
+    same = (row["key"], row["label_id"], [entry["label_id"] for entry in row["topk"]]) == (key, ids[0], ids)
+    return same and max(abs(entry["score"] - score) for entry, score in zip(row["topk"], scores, strict=True)) < 1e-5
+
+
+def fault_env(armed: Path) -> dict[str, str]:
+    paths = os.pathsep.join([str(PLUGIN), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": paths, "WORDSWORTH_TEST_ARMED": str(armed)}
+
+
+def end(process: subprocess.Popen) -> None:
+    """A command and all that it started."""
+    try:
+        whole = psutil.Process(process.pid)
+        tree = [*whole.children(recursive=True), whole]
+    except psutil.NoSuchProcess:
+        return
+    for one in tree:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()

@@ -17,7 +17,6 @@ from pipeline.errors import UserError
 
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
-WAITING = 256  # blocks of one stage that wait in the driver for the next
 ACTOR_RETRIES = {"max_restarts": 3, "max_task_retries": 3}
 
 
@@ -74,29 +73,11 @@ def _mute_native_stderr() -> Iterator[None]:
         os.close(null)
 
 
-class FewWaiting:
-    """A policy of Ray Data's: of a stage's output, few blocks wait for the next stage, however small they are.
-
-    Ray bounds the bytes that wait. But for a block of any size the driver keeps some kilobytes, and without a bound it would keep
-    them for every shard of a long listing, which is found much faster than it is labelled.
-    """
-
-    name = "FewWaiting"
-
-    def __init__(self, context: Any, topology: dict[Any, Any], resources: Any):
-        self.topology = topology
-
-    def can_add_input(self, stage: Any) -> bool:
-        return True
-
-    def max_task_output_bytes_to_read(self, stage: Any) -> int | None:
-        return 0 if self.topology[stage].total_enqueued_output_blocks() >= WAITING else None
-
-
 def data_context() -> None:
     """Ray Data as the plans here need it; taken over by every dataset made afterwards."""
     from ray.data import DataContext
-    from ray.data._internal.execution import backpressure_policy as policies
+
+    from pipeline.driver import keep_small
 
     warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")  # there is no other way to say max_retries
     warnings.filterwarnings("ignore", message=r"The (maximum|minimum) number of concurrent")  # fewer shards than workers
@@ -109,7 +90,7 @@ def data_context() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
-    context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies.ENABLED_BACKPRESSURE_POLICIES, FewWaiting])
+    keep_small(context)
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

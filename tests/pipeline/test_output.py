@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import tracemalloc
+import weakref
 from itertools import permutations
 
 import duckdb
@@ -17,7 +18,7 @@ import pytest
 
 from pipeline import output
 from pipeline.errors import UserError
-from pipeline.output import Committed, Done, RunFolder, commit, read_footer, unit_file
+from pipeline.output import MANIFEST, Committed, Done, RunFolder, commit, read_footer, unit_file
 from pipeline.rows import WriteSettings, prediction_schema, prediction_table
 from pipeline.storage import open_filesystem
 from pipeline.unit import SAMPLE, Unit
@@ -249,6 +250,23 @@ def test_pages_carry_checksums_so_that_one_flipped_bit_is_found(out):
     path.write_bytes(data)
     with pytest.raises(OSError):
         pq.read_table(path, page_checksum_verification=True)
+
+
+def test_a_file_of_many_tables_holds_no_more_than_a_row_group_of_them(monkeypatch):
+    monkeypatch.setattr(output, "GROUP", 1000)
+    given, alive = [], []
+
+    def tables():
+        for begin in range(0, 20_050, 100):
+            table = pa.table({"n": range(begin, min(begin + 100, 20_050))})
+            given.append(weakref.ref(table))
+            alive.append(sum(one() is not None for one in given))
+            yield table
+
+    file = pq.ParquetFile(output.parquet_of(tables(), pa.schema([("n", pa.int64())])), page_checksum_verification=True)
+    assert max(alive) <= 12 and file.num_row_groups == 21
+    assert file.read()["n"].to_pylist() == list(range(20_050))
+    assert pq.ParquetFile(output.parquet_of([], MANIFEST)).read().schema.equals(MANIFEST)
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------------

@@ -273,7 +273,7 @@ def _ordered(hashes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class RunFolder:

@@ -1,5 +1,6 @@
 """List what lies under a prefix as a stream, in the order of the paths, from any path on."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -56,32 +57,17 @@ def _scan_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
 
 
 def names(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
-    """The names of the files in a folder, in any order and as they are now; none where there is no such folder.
+    """The names in a folder, in any order and as they are now; none where there is no such folder.
 
-    Millions of them cost a look at none and no memory on this machine's disk and on S3; elsewhere memory holds all.
+    It looks at none of the files. On this machine's disk and on S3 it is a stream; elsewhere memory holds all names.
     """
-    if is_local(fs):
-        yield from _local_names(folder)
-        return
-    if hasattr(fs, "call_s3"):
-        paths = (path for path, _ in _scan_s3(fs, folder, None))
-    else:
-        fs.invalidate_cache()
-        paths = _paths(fs, folder)
-    below = len(folder.rstrip("/")) + 1
-    yield from (name for path in paths if (name := path[below:]) and "/" not in name)
-
-
-def _local_names(folder: str) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries)
-    except FileNotFoundError:
-        return
-
-
-def _paths(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    try:
-        return fs.ls(folder, detail=False)
-    except FileNotFoundError:
-        return []
+    with contextlib.suppress(FileNotFoundError):
+        if is_local(fs):
+            with os.scandir(folder) as entries:
+                yield from (entry.name for entry in entries)
+        elif hasattr(fs, "call_s3"):
+            below = len(folder.rstrip("/")) + 1
+            yield from (name for path, _ in _scan_s3(fs, folder, None) if "/" not in (name := path[below:]))
+        else:
+            fs.invalidate_cache()
+            yield from (name for path in fs.ls(folder, detail=False) if (name := path.rpartition("/")[2]))

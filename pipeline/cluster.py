@@ -89,6 +89,7 @@ def data_context() -> None:
     """Ray Data as the plans here need it; taken over by every dataset made afterwards."""
     from ray.data import DataContext
 
+    from pipeline.driver import keep_small
     from pipeline.stall import Stages
 
     warnings.filterwarnings("ignore", message=r"`ray_remote_args` is deprecated")  # there is no other way to say max_retries
@@ -103,6 +104,7 @@ def data_context() -> None:
     context.execution_no_progress_timeout_s = -1  # pipeline.stall watches, and says more
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
+    keep_small(context)
     if Stages not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Stages)
     for name in ("ray.data", "ray.train", "ray"):

@@ -6,12 +6,13 @@ Read it from `_receipts` down: list, read, decode, predict, write. Everything el
 import json
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
@@ -25,7 +26,7 @@ from pipeline.listing import (
     list_stage,
     open_shards,
 )
-from pipeline.output import Committed, RunFolder, write_stage
+from pipeline.output import MANIFEST, Done, RunFolder, parquet_of, write_stage
 from pipeline.plan import LabelRequest, asked_for, change_notes, make_plan, refuse_another_run
 from pipeline.predictor import Predictor, PredictSettings
 from pipeline.reader import ReadSettings, read_stage
@@ -101,7 +102,7 @@ def _catch_up(frozen: FrozenListing, request: LabelRequest, progress: Progress) 
 # ---- what is left to do ---------------------------------------------------------------------------------------------------
 
 
-def _open_pages(frozen: FrozenListing, done: dict[str, Committed]) -> Iterator[pa.Table]:
+def _open_pages(frozen: FrozenListing, done: Done) -> Iterator[pa.Table]:
     """The shards that are not complete, page by page, with the units they have."""
     for page in frozen.pages():
         yield from open_shards(page, done)
@@ -288,25 +289,21 @@ def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seco
     """Manifest and summary, from what lies in the folder: a killed attempt's receipts are lost, its footers are not."""
     if not frozen.complete or any(_open_pages(frozen, run.committed())):
         raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
-    manifest = _manifest(run)
-    totals = {name: sum(manifest[name].to_pylist()) for name in ("rows", "bytes_read", "bytes", *TIMED)}
-    errors, skipped = (Counter(), Counter())
-    for counts, name in ((errors, "errors"), (skipped, "skipped")):
-        for row in manifest[name].to_pylist():
-            counts.update(json.loads(row))
+    tally = Tally()
+    manifest = parquet_of(map(tally.add, _footers(run)), MANIFEST)
     summary = {
         "run_id": plan["run_id"],
         "model": plan["model"],
         "fingerprint": plan["fingerprint"],
-        "shards": sum(manifest["last"].to_pylist()),
-        "files": manifest.num_rows,
-        "rows": totals["rows"],
-        "errors": dict(errors.most_common()),
-        "skipped_members": dict(skipped.most_common()),
+        "shards": tally.sums["last"],
+        "files": tally.files,
+        "rows": tally.sums["rows"],
+        "errors": dict(tally.errors.most_common()),
+        "skipped_members": dict(tally.skipped.most_common()),
         "ignored": dict(frozen.ignored().most_common()),
-        "bytes_read": totals["bytes_read"],
-        "bytes_written": totals["bytes"],
-        "stage_seconds": {stage: round(totals[stage], 3) for stage in TIMED},
+        "bytes_read": tally.sums["bytes_read"],
+        "bytes_written": tally.sums["bytes"],
+        "stage_seconds": {stage: round(tally.sums[stage], 3) for stage in TIMED},
         "last_command": {
             "images": images,
             "seconds": round(seconds, 2),
@@ -317,28 +314,39 @@ def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seco
     return summary
 
 
-MANIFEST = pa.schema(
-    [
-        ("file", pa.string()),
-        ("shard", pa.string()),
-        ("unit", pa.int32()),
-        ("last", pa.bool_()),
-        ("rows", pa.int64()),
-        ("errors", pa.string()),
-        ("skipped", pa.string()),
-        ("bytes_read", pa.int64()),
-        ("bytes", pa.int64()),
-        ("version", pa.string()),
-        *[(stage, pa.float64()) for stage in TIMED],
-    ]
-)
+@dataclass
+class Tally:
+    """What the rows of the manifest add up to, as they come."""
+
+    files: int = 0
+    sums: Counter = field(default_factory=Counter)
+    errors: Counter = field(default_factory=Counter)
+    skipped: Counter = field(default_factory=Counter)
+
+    def add(self, rows: pa.Table) -> pa.Table:
+        """Count the rows, and give them on."""
+        self.files += rows.num_rows
+        for name in ("last", "rows", "bytes_read", "bytes", *TIMED):
+            self.sums[name] += pc.sum(rows[name]).as_py() or 0
+        for counts, column in ((self.errors, rows["errors"]), (self.skipped, rows["skipped"])):
+            for same in column.value_counts().to_pylist():  # most rows say {}
+                counts.update({code: count * same["counts"] for code, count in json.loads(same["values"]).items()})
+        return rows
 
 
-def _manifest(run: RunFolder, chunk: int = 256) -> pa.Table:
-    """One row a file, read from the footers by Ray tasks."""
+def _footers(run: RunFolder, chunk: int = 256) -> Iterator[pa.Table]:
+    """The rows of the manifest in the order of their files, read from the footers by Ray tasks of which few are ahead."""
     import ray
 
-    files = run.prediction_files()
-    task = ray.remote(num_cpus=0.2, **RETRIES)(RunFolder.footers)
-    chunks = [task.remote(run, files[i : i + chunk]) for i in range(0, len(files), chunk)]
-    return pa.Table.from_pylist([row for rows in ray.get(chunks) for row in rows], schema=MANIFEST)
+    files, ahead = run.prediction_files(), deque()
+    task = ray.remote(num_cpus=FOOTER_CPUS, **RETRIES)(RunFolder.manifest)
+    most = min(1000, 8 + int(ray.cluster_resources()["CPU"] / FOOTER_CPUS))  # a result is some 60 kB
+    for begin in range(0, len(files), chunk):
+        if len(ahead) == most:
+            yield ray.get(ahead.popleft())
+        ahead.append(task.remote(run, files[begin : begin + chunk]))
+    while ahead:
+        yield ray.get(ahead.popleft())
+
+
+FOOTER_CPUS = 0.2  # of a task that reads footers, which mostly waits

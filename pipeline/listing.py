@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.output import Committed, RunFolder, parquet
+from pipeline.output import Done, RunFolder, parquet
 from pipeline.source import LISTING, PAGE, Finder, Place, Shard, listing_table, unit_stem
 from pipeline.storage import public, put_if_absent
 
@@ -66,14 +66,18 @@ class FrozenListing:
     def read(self, path: str) -> tuple[pa.Table, About]:
         with self.run.fs.open(path, "rb") as file:
             table = pq.read_table(file)
-        about = About(**json.loads((table.schema.metadata or {}).get(ABOUT, b"{}")))
-        return table.replace_schema_metadata(None).cast(LISTING), about
+        return table.replace_schema_metadata(None).cast(LISTING), _about(table.schema)
+
+    def about(self, path: str) -> About:
+        """Without reading the shards."""
+        with self.run.fs.open(path, "rb") as file:
+            return _about(pq.read_schema(file))
 
     def replaced(self) -> set[str]:
         """Ids of shards that a later page replaces. Only updates do, so a run without one reads nothing here."""
         files = self.files()
         first_end = next((number for number, file in enumerate(files) if _is_end([file])), len(files))
-        return {name for path in files[first_end + 1 :] for name in self.read(path)[1].replaces}
+        return {name for path in files[first_end + 1 :] for name in self.about(path).replaces}
 
     def pages(self) -> Iterator[pa.Table]:
         """The shards that count, page by page, in the order in which they were found."""
@@ -86,7 +90,7 @@ class FrozenListing:
             yield from map(Shard.from_row, page.to_pylist())
 
     def ignored(self) -> Counter:
-        return sum((Counter(self.read(path)[1].ignored) for path in self.files()), Counter())
+        return sum((Counter(self.about(path).ignored) for path in self.files()), Counter())
 
     def place(self) -> Place:
         """Behind the last file that is frozen."""
@@ -104,6 +108,10 @@ class FrozenListing:
             return False
         written = put_if_absent(self.run.fs, path, parquet(table.replace_schema_metadata({ABOUT: json.dumps(vars(about))})))
         return written or self.read(path)[0]["id"].equals(table["id"])
+
+
+def _about(schema: pa.Schema) -> About:
+    return About(**json.loads((schema.metadata or {}).get(ABOUT, b"{}")))
 
 
 def without(page: pa.Table, gone: set[str]) -> pa.Table:
@@ -218,17 +226,16 @@ def list_stage(_: pa.Table, settings: ListSettings, done: dict[str, Any]) -> Ite
 
 def shard_names(page: pa.Table) -> list[str]:
     """`Shard.name` of every row, without reading its members."""
-    rows = page.select(["uri", "id"]).to_pylist()
-    return [unit_stem(row["uri"], row["id"]) for row in rows]
+    return list(map(unit_stem, page["uri"].to_pylist(), page["id"].to_pylist()))
 
 
-def open_shards(page: pa.Table, done: dict[str, Committed]) -> Iterator[pa.Table]:
+def open_shards(page: pa.Table, done: Done) -> Iterator[pa.Table]:
     """The shards of a page that are not complete, one row each, with the units that they have."""
-    for number, name in enumerate(shard_names(page)):
-        have = done.get(name, Committed())
-        if not have.complete:
-            more = [pa.array([have.prefix], pa.int32()), pa.array([sorted(have.units)], pa.list_(pa.int32()))]
-            yield pa.Table.from_arrays([*page.slice(number, 1).columns, *more], schema=OPEN_SHARD)
+    names = shard_names(page)
+    for number in np.flatnonzero(~done.complete(names)).tolist():
+        have = done[names[number]]
+        more = [pa.array([have.prefix], pa.int32()), pa.array([sorted(have.beyond)], pa.list_(pa.int32()))]
+        yield pa.Table.from_arrays([*page.slice(number, 1).columns, *more], schema=OPEN_SHARD)
 
 
 # ---- what is new, what is another --------------------------------------------------------------------------------------------

@@ -5,25 +5,31 @@ appears whole or not at all; so a unit that runs twice meets its own rows, and w
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import re
 import time
+from array import array
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.rows import WriteSettings, prediction_table
+from pipeline.scan import names
 from pipeline.storage import full_uri, is_local, open_filesystem, public, put_if_absent, replace, version_of
 from pipeline.unit import STAGES, TIMED, Unit
 
 SCHEMA_VERSION = 1
 UNIT_NAME = re.compile(r"(?P<shard>.+-[0-9a-f]{12})-(?P<unit>\d{5,})(?P<end>-end)?\.parquet")
 FOOTER = b"wordsworth"  # the key of our JSON in a Parquet file's metadata
+GROUP = 16384  # rows in a row group of a file that is written as its rows come
 
 
 def unit_file(shard_name: str, number: int, last: bool) -> str:
@@ -97,6 +103,20 @@ def parquet(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
+def parquet_of(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Buffer:
+    """The same of tables that come one after another: beside the file itself, memory holds one row group."""
+    sink, group = pa.BufferOutputStream(), []
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for table in tables:
+            group.append(table)
+            if sum(table.num_rows for table in group) >= GROUP:
+                writer.write_table(pa.concat_tables(group))
+                group = []
+        if group:
+            writer.write_table(pa.concat_tables(group))
+    return sink.getvalue()
+
+
 def read_footer(fs, path: str) -> dict[str, Any]:
     """Our JSON in a committed file. Raises UserError for a file that is none of ours."""
     try:
@@ -149,24 +169,118 @@ def _receipt(
     }
 
 
+MANIFEST = pa.schema(
+    [
+        ("file", pa.string()),
+        ("shard", pa.string()),
+        ("unit", pa.int32()),
+        ("last", pa.bool_()),
+        ("rows", pa.int64()),
+        ("errors", pa.string()),
+        ("skipped", pa.string()),
+        ("bytes_read", pa.int64()),
+        ("bytes", pa.int64()),
+        ("version", pa.string()),
+        *[(stage, pa.float64()) for stage in TIMED],
+    ]
+)
+
+
 # ---- the folder -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Committed:
-    """What a shard already has: the numbers of its units, and whether its end is among them."""
+    """What a shard already has.
 
-    units: set[int] = field(default_factory=set)
+    prefix: how many units from the first on are there without a gap. beyond: the numbers of those behind the gap. ended: whether
+    the shard's last unit is there.
+    """
+
+    prefix: int = 0
+    beyond: set[int] = field(default_factory=set)
     ended: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.ended and len(self.units) == max(self.units) + 1
+        return self.ended and not self.beyond
 
-    @property
-    def prefix(self) -> int:
-        """How many units from the first on are there without a gap."""
-        return next(number for number in range(len(self.units) + 1) if number not in self.units)
+    def add(self, number: int, last: bool) -> None:
+        self.ended |= last
+        if number >= self.prefix:
+            self.beyond.add(number)
+        while self.prefix in self.beyond:
+            self.beyond.remove(self.prefix)
+            self.prefix += 1
+
+
+class Done:
+    """What is committed, by shard name, small enough for millions of shards: 20 bytes for one that is complete, which is a hash of
+    its name and the number of its units, and an entry for any other that has a unit."""
+
+    def __init__(self, files: Iterable[str] = ()):
+        """files: names of files of units; other names are passed over."""
+        self.open: dict[str, Committed] = {}
+        hashes, counts = bytearray(), array("I")
+        for match in filter(None, map(UNIT_NAME.fullmatch, files)):
+            shard = match["shard"]
+            have = self.open.setdefault(shard, Committed())
+            have.add(int(match["unit"]), match["end"] is not None)
+            if have.complete:
+                hashes += _hash(shard)
+                counts.append(have.prefix)
+                del self.open[shard]
+        self._hashes, self._counts = _ordered(np.frombuffer(hashes, HASH), np.frombuffer(counts, np.uint32))
+        self._add_late()
+
+    def _add_late(self) -> None:
+        """What no run writes, such as a unit behind the end, may have come when its shard was complete already."""
+        late = [shard for shard, found in zip(self.open, self._find(self.open)[1], strict=True) if found]
+        for shard, at in zip(late, self._find(late)[0], strict=True):
+            more, have = self.open.pop(shard), Committed(int(self._counts[at]), ended=True)
+            for number in (*range(more.prefix), *more.beyond):
+                have.add(number, more.ended)
+            self._counts[at] = have.prefix
+            if not have.complete:
+                self.open[shard] = have
+
+    def _find(self, shards: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Where the shards stand among the complete ones, and whether they do."""
+        wanted = np.frombuffer(b"".join(map(_hash, shards)), HASH)
+        at = np.searchsorted(self._hashes, wanted)
+        at[at == len(self._hashes)] = 0
+        found = self._hashes[at] == wanted if len(self._hashes) else np.zeros(len(wanted), bool)
+        return at, found
+
+    def complete(self, shards: Collection[str]) -> np.ndarray:
+        """Which of the shards are complete: a bool for each."""
+        return self._find(shards)[1] & ~np.fromiter((shard in self.open for shard in shards), bool, len(shards))
+
+    def __len__(self) -> int:
+        """Of how many shards there is something."""
+        return len(self._hashes) + sum(~self._find(self.open)[1])
+
+    def __getitem__(self, shard: str) -> Committed:
+        """What there is of a shard; of an unknown one there is nothing."""
+        if shard in self.open:
+            return self.open[shard]
+        (at,), (found,) = self._find([shard])
+        return Committed(int(self._counts[at]), ended=True) if found else Committed()
+
+
+HASH = "S16"  # numpy's name for 16 bytes
+
+
+def _ordered(hashes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By hash, each once, with the largest of its counts."""
+    order = np.argsort(hashes)
+    hashes, counts = hashes[order], counts[order]
+    first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
+    return hashes[first], np.maximum.reduceat(counts, first) if len(first) else counts
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class RunFolder:
@@ -206,14 +320,13 @@ class RunFolder:
 
     def parquet_files(self, *parts: str) -> list[str]:
         """Paths of the Parquet files in a folder of the run."""
-        self.fs.invalidate_cache()
-        try:
-            return [path for path in self.fs.ls(self.path(*parts), detail=False) if path.endswith(".parquet")]
-        except FileNotFoundError:
-            return []
+        folder = self.path(*parts)
+        return [f"{folder}/{name}" for name in names(self.fs, folder) if name.endswith(".parquet")]
 
     def remove_shards(self, ids: set[str]) -> int:
         """Remove the units of shards that are no longer part of the run; how many there were."""
+        if not ids:
+            return 0
         named = ((path, UNIT_NAME.fullmatch(path.rpartition("/")[2])) for path in self.prediction_files())
         files = [path for path, match in named if match and match["shard"][-12:] in ids]
         for path in files:
@@ -224,15 +337,9 @@ class RunFolder:
         """Paths of predictions/*.parquet in order: one LIST."""
         return sorted(self.parquet_files("predictions"))
 
-    def committed(self) -> dict[str, Committed]:
-        """By shard name, what is done."""
-        done: dict[str, Committed] = {}
-        for path in self.prediction_files():
-            if match := UNIT_NAME.fullmatch(path.rpartition("/")[2]):
-                entry = done.setdefault(match["shard"], Committed())
-                entry.units.add(int(match["unit"]))
-                entry.ended |= match["end"] is not None
-        return done
+    def committed(self) -> Done:
+        """By shard name, what is done: one LIST, of which memory holds no more than one answer of the store."""
+        return Done(names(self.fs, self.path("predictions")))
 
     def footers(self, paths: list[str]) -> list[dict[str, Any]]:
         """A row of the manifest for each file."""
@@ -252,17 +359,22 @@ class RunFolder:
             )
         return rows
 
+    def manifest(self, paths: list[str]) -> pa.Table:
+        """The same as a table, which takes a tenth of the memory."""
+        return pa.Table.from_pylist(self.footers(paths), schema=MANIFEST)
+
     def sweep(self, older_than: float = 3600.0) -> None:
         """Remove temporary files that a killed writer left on a local disk, once no living one can own them (seconds)."""
         if is_local(self.fs):
-            for path in [*Path(self.root, "predictions").glob("_tmp-*"), *Path(self.root, "_run").rglob("_tmp-*")]:
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > older_than:
-                        path.unlink()
+            for folder in (self.path("predictions"), self.path("_run"), self.path("_run", "shards")):
+                for name in names(self.fs, folder):
+                    with contextlib.suppress(FileNotFoundError):
+                        if name.startswith("_tmp-") and time.time() - os.stat(f"{folder}/{name}").st_mtime > older_than:
+                            os.unlink(f"{folder}/{name}")
 
-    def finish(self, manifest: pa.Table, summary: dict[str, Any]) -> None:
-        """The manifest, and after it the summary: the run is complete."""
-        replace(self.fs, self.path("_run", "manifest.parquet"), parquet(manifest).to_pybytes())
+    def finish(self, manifest: pa.Buffer, summary: dict[str, Any]) -> None:
+        """The manifest, a file in memory, and after it the summary: the run is complete."""
+        replace(self.fs, self.path("_run", "manifest.parquet"), manifest)
         replace(self.fs, self.path("_run", "summary.json"), json.dumps(summary, indent=1).encode())
 
     def summary(self) -> dict[str, Any] | None:

@@ -30,9 +30,9 @@ PREDICTED = ("width", "height", "label_id", "label", "score", "topk", "embedding
 def failed_units(run: RunFolder, frozen: FrozenListing) -> Iterator[pa.Table]:
     """One row for each file with errors that another try might end: its shard and its name. Reads the manifest."""
     with run.fs.open(run.path("_run", "manifest.parquet"), "rb") as file:
-        manifest = pq.read_table(file, columns=["file", "errors"]).to_pylist()
+        manifest = pq.read_table(file, columns=["file", "errors"])
     files: dict[str, list[str]] = {}
-    for row in manifest:
+    for row in manifest.filter(pc.not_equal(manifest["errors"], "{}")).to_pylist():
         if json.loads(row["errors"]).keys() - set(LASTING):
             files.setdefault(UNIT_NAME.fullmatch(row["file"])["shard"], []).append(row["file"])
     for shard in frozen.shards():

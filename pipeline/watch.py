@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.listing import FrozenListing, shard_names, without
-from pipeline.output import Committed
+from pipeline.output import Done
 
 
 class Progress(Protocol):
@@ -26,7 +26,7 @@ class Totals:
     """What the frozen pages say there is to do; looked at again while the listing goes on."""
 
     frozen: FrozenListing
-    done: dict[str, Committed]
+    done: Done
     counts: Counter = field(default_factory=lambda: Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0))
     pages: int = 0
     looked: float = 0.0
@@ -35,16 +35,17 @@ class Totals:
         """The counts, where there are new pages; None where there are none or it was looked at a moment ago."""
         if time.monotonic() - self.looked < every:
             return None
-        files, gone, self.looked = self.frozen.files(), self.frozen.replaced(), time.monotonic()
+        files, self.looked = self.frozen.files(), time.monotonic()
         fresh, self.pages = files[self.pages :], len(files)
+        gone = self.frozen.replaced() if fresh else set()
         for path in fresh:
             self._add(without(self.frozen.read(path)[0], gone))
         return dict(self.counts) if fresh else None
 
     def _add(self, page: pa.Table) -> None:
-        for name, size in zip(shard_names(page), page["size"].to_pylist(), strict=True):
-            complete = self.done.get(name, Committed()).complete
-            self.counts.update(shards=1, bytes_total=size, shards_done=complete, bytes_done=size * complete)
+        complete, sizes = self.done.complete(shard_names(page)), page["size"].to_numpy()
+        self.counts.update(shards=len(sizes), shards_done=int(complete.sum()))
+        self.counts.update(bytes_total=int(sizes.sum()), bytes_done=int(sizes[complete].sum()))
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.faults import Report
 from pipeline.listing import About, FrozenListing
-from pipeline.output import RunFolder, commit
+from pipeline.output import RunFolder, commit, parquet
 from pipeline.reader import ReadSettings, read_units
 from pipeline.rows import WriteSettings
 from pipeline.source import Shard, find_shards
@@ -82,7 +82,7 @@ def finish(out: Path, **changes) -> None:
     plan = run.plan()
     summary = {"run_id": plan["run_id"], "fingerprint": plan["fingerprint"], "shards": sum(row["last"] for row in footers)}
     summary |= {"files": len(footers), "rows": sum(row["rows"] for row in footers), "errors": dict(errors)}
-    run.finish(pa.Table.from_pylist(footers), summary | changes)
+    run.finish(parquet(pa.Table.from_pylist(footers)), summary | changes)
 
 
 def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None) -> Path:

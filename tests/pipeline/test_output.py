@@ -2,7 +2,11 @@
 
 import json
 import os
+import pickle
+import tracemalloc
+import weakref
 from dataclasses import replace
+from itertools import permutations
 
 import duckdb
 import numpy as np
@@ -15,7 +19,7 @@ import pytest
 
 from pipeline import output
 from pipeline.errors import UserError
-from pipeline.output import Committed, RunFolder, commit, read_footer, unit_file
+from pipeline.output import MANIFEST, Committed, Done, RunFolder, commit, read_footer, unit_file
 from pipeline.rows import WriteSettings, prediction_schema, prediction_table
 from pipeline.storage import open_filesystem
 from pipeline.unit import SAMPLE, Unit
@@ -251,6 +255,23 @@ def test_pages_carry_checksums_so_that_one_flipped_bit_is_found(out):
         pq.read_table(path, page_checksum_verification=True)
 
 
+def test_a_file_of_many_tables_holds_no_more_than_a_row_group_of_them(monkeypatch):
+    monkeypatch.setattr(output, "GROUP", 1000)
+    given, alive = [], []
+
+    def tables():
+        for begin in range(0, 20_050, 100):
+            table = pa.table({"n": range(begin, min(begin + 100, 20_050))})
+            given.append(weakref.ref(table))
+            alive.append(sum(one() is not None for one in given))
+            yield table
+
+    file = pq.ParquetFile(output.parquet_of(tables(), pa.schema([("n", pa.int64())])), page_checksum_verification=True)
+    assert max(alive) <= 12 and file.num_row_groups == 21
+    assert file.read()["n"].to_pylist() == list(range(20_050))
+    assert pq.ParquetFile(output.parquet_of([], MANIFEST)).read().schema.equals(MANIFEST)
+
+
 # ---- the folder -----------------------------------------------------------------------------------------------------------
 
 
@@ -267,22 +288,68 @@ def test_pages_carry_checksums_so_that_one_flipped_bit_is_found(out):
     ],
 )
 def test_a_shard_is_complete_when_its_end_is_there_and_no_gap(units, ended, complete, prefix):
-    have = Committed(units, ended)
-    assert (have.complete, have.prefix) == (complete, prefix)
+    for order in permutations(units):
+        have = Committed()
+        for number in order:
+            have.add(number, ended and number == max(units))
+        assert (have.complete, have.prefix, have.beyond) == (complete, prefix, {number for number in units if number > prefix})
+
+
+def unit_files(shards: dict[str, list[str]]) -> list[str]:
+    return [f"{shard}-{unit}.parquet" for shard, units in shards.items() for unit in units]
 
 
 def test_what_is_committed_is_read_from_the_names_alone(out):
-    assert RunFolder(str(out)).committed() == {}
+    assert len(RunFolder(str(out)).committed()) == 0
     for number, last in ((0, False), (2, False), (3, True)):
         commit(predicted(number=number, last=last), settings(out))
     for name in ("_tmp-0123", "notes.txt", "part-0.parquet", "a-0123456789ab-1.parquet", "a-0123456789ab-00001.parquet.tmp"):
         (out / "predictions" / name).write_bytes(b"")
     (out / "predictions" / "b-end-00007-abcdefabcdef-100000-end.parquet").write_bytes(b"")
-    run = RunFolder(str(out))
-    assert run.committed() == {
-        "a-0123456789ab": Committed({0, 2, 3}, True),
-        "b-end-00007-abcdefabcdef": Committed({100_000}, True),
-    }
+    (out / "predictions" / "c-abcdefabcdef-00000-end.parquet").write_bytes(b"")
+    done = RunFolder(str(out)).committed()
+    assert len(done) == 3
+    assert done["a-0123456789ab"] == Committed(1, {2, 3}, True)
+    assert done["b-end-00007-abcdefabcdef"] == Committed(0, {100_000}, True)
+    assert done["c-abcdefabcdef"] == Committed(1, set(), True)
+    assert done["d-abcdefabcdef"] == Committed()
+    assert done.complete(["c-abcdefabcdef", "a-0123456789ab", "d-abcdefabcdef"]).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("units", "have"),
+    [
+        (["00000", "00001-end"], Committed(2, set(), True)),
+        (["00000", "00001", "00001-end"], Committed(2, set(), True)),  # two names of a unit
+        (["00000", "00001-end", "00002"], Committed(3, set(), True)),  # a unit behind the end
+        (["00000", "00001-end", "00007"], Committed(2, {7}, True)),
+        (["00000-end", "00001-end", "00003-end", "00005"], Committed(2, {3, 5}, True)),
+    ],
+)
+def test_what_is_committed_is_the_same_in_any_order_of_the_names(units, have):
+    others = unit_files({f"part-{n}-0123456789ab": ["00000-end"] for n in range(50)})
+    for order in permutations(unit_files({"a-0123456789ab": units})):
+        for files in ([*order, *others], [*others, *order], [*order[:1], *others, *order[1:]]):
+            done = Done(files)
+            assert done["a-0123456789ab"] == have and len(done) == 51
+            assert done.complete(["a-0123456789ab"]).tolist() == [have.complete]
+
+
+def test_what_is_committed_takes_few_bytes_a_unit_in_memory_and_on_the_way_to_a_task():
+    """One unit a shard is the most shards, many units a shard the most units."""
+    many, big = 50_000, 200
+    for shards, units in ((many, 1), (big, many // big)):
+        tracemalloc.start()
+        done = Done(
+            f"part-{shard:07d}-{shard:012x}-{unit:05d}{'-end' * (unit == units - 1)}.parquet"
+            for shard in range(shards)
+            for unit in range(units)
+        )
+        held, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert done.complete([f"part-{shard:07d}-{shard:012x}" for shard in range(shards)]).all() and len(done) == shards
+        assert held < 48 * shards + 20_000 and most < 120 * shards + 100_000
+        assert len(pickle.dumps(done, 5)) < 24 * shards + 2000
 
 
 @pytest.mark.parametrize("where", ["disk", "store"])

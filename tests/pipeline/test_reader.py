@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import reader
 from pipeline.listing import open_shards
+from pipeline.output import Done
 from pipeline.reader import ReadSettings, read_stage, read_units
 from pipeline.source import find_shards, listing_table
 from pipeline.unit import Unit
@@ -322,7 +323,7 @@ def test_a_refused_loose_image_is_a_fault_and_no_row(tmp_path, monkeypatch, wait
 def test_the_read_stage_makes_only_the_units_that_are_not_there(tmp_path, monkeypatch):
     shard = shard_of(write_tar(tmp_path / "a.tar", members(18)))
     units = content(list(read_units(shard, SETTINGS)))
-    (row,) = (table.drop_columns(["start", "have"]) for table in open_shards(listing_table([shard]), {}))
+    (row,) = (table.drop_columns(["start", "have"]) for table in open_shards(listing_table([shard]), Done()))
 
     def read(start, have):
         footer = {"next_offset": units[start - 1][2], "next_index": units[start - 1][3]}

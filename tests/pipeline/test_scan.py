@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from pipeline import scan as scan_module
-from pipeline.scan import scan
+from pipeline.scan import names, scan
 from tests.pipeline.stores import s3_bucket
 
 NAMES = [
@@ -82,3 +82,27 @@ def test_random_trees_are_listed_as_sorted_does(tmp_path):
     assert whole == sorted(f"{root}/{name}" for name in names)
     for at in range(0, len(whole), 7):
         assert [path for path, _ in scan(fs, root, whole[at])] == whole[at + 1 :]
+
+
+# ---- the names in a folder --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["disk", "store", "s3"])
+def test_the_names_in_a_folder_are_as_they_are_now(tmp_path, where):
+    with s3_bucket() as bucket:
+        if where == "disk":
+            fs, root = on_disk(tmp_path, NAMES)
+        elif where == "store":
+            bucket.objects.update({f"bucket/in/{name}": b"abc" for name in NAMES} | {"bucket/inner/x.jpg": b"abc"})
+            fs, root = fsspec.filesystem("s3"), "bucket/in"
+        else:
+            fs, root = S3([f"in/{name}" for name in NAMES] + ["inner/x.jpg", "in"]), "bucket/in"
+        assert set(names(fs, root)) - {"a", "b", "c"} == {name for name in NAMES if "/" not in name}
+        assert list(names(fs, f"{root}/nowhere")) == []
+
+
+def test_the_names_in_a_folder_of_s3_come_with_the_answers_of_the_store():
+    store = S3([f"in/{n:05d}.parquet" for n in range(2500)])
+    found = names(store, "bucket/in")
+    assert next(found) == "00000.parquet" and len(store.asked) == 1
+    assert sum(1 for _ in found) == 2499 and len(store.asked) == 3

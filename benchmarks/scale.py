@@ -1,0 +1,355 @@
+"""How a run grows with its units: the driver's memory, the time to resume, and what LIST and the plan cost.
+
+    python -m benchmarks.scale [--real 1000 4000 16000] [--simulated 10000 100000 1000000]
+
+Real: as many tars of one small JPEG, the hard case of one unit a shard, labelled by the smallest model on a local Ray; then the
+last unit is removed and the same command resumes; then it finds itself finished. Simulated: a run folder of as many empty files and
+the frozen listing of their shards, and the driver's steps over it. Every size of either is measured in a process of its own.
+
+added_mib is what the driver held at most beyond what it held before the step. The slopes are those from the size before: of the
+CPU in microseconds a unit and of that memory in bytes a unit. CPU of a real run is that of Ray and all its workers too. Expected:
+slopes that do not grow with the units, and less than 2 KiB a unit in all. Rows of sizes that are not measured now stay in the file.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from PIL import Image
+
+from benchmarks.machine import machine
+
+MiB = 1 << 20
+PAGE = 1000  # shards in a page of the listing
+FIELDS = ("what", "units", "seconds", "cpu_seconds", "peak_mib", "added_mib", "cpu_us_slope", "bytes_slope", "more", "machine")
+
+
+# ---- memory of this process alone -----------------------------------------------------------------------------------------
+
+
+def status(name: str) -> float:
+    """MiB by the kernel: VmRSS is held now, VmHWM was held at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measured(step: Callable[[], Any]) -> dict[str, Any]:
+    """Seconds of a step, and what it holds at most beyond what was held before. What it returns is noted."""
+    forget_peak()
+    before, start, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
+    more = step()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_mib": status("VmHWM"),
+        "added_mib": status("VmHWM") - before,
+        "more": more,
+    }
+
+
+# ---- simulated: steps of the driver over a made-up folder -------------------------------------------------------------------
+
+
+def make_folder(out: Path, units: int) -> None:
+    """The names of a finished run of one unit a shard, and its listing."""
+    from pipeline.listing import About, FrozenListing
+    from pipeline.output import RunFolder, parquet, unit_file
+    from pipeline.source import Shard, listing_table
+
+    frozen = FrozenListing(RunFolder(str(out)))
+    (out / "predictions").mkdir(parents=True)
+    (out / "_run" / "shards").mkdir(parents=True)
+    for begin in range(0, units, PAGE):
+        end = min(begin + PAGE, units)
+        shards = [Shard("tar", f"s3://bucket/shards/part-{n:07d}.tar", 10240, f"{n:032x}") for n in range(begin, end)]
+        if end == units:
+            frozen.put(begin // PAGE, shards, True, About())
+        else:
+            path = out / "_run" / "shards" / f"{begin // PAGE:05d}.parquet"
+            path.write_bytes(parquet(listing_table(shards).replace_schema_metadata({b"wordsworth": b"{}"})))
+        for shard in shards:
+            (out / "predictions" / unit_file(shard.name, 0, True)).touch()
+
+
+def manifest_rows(units: int) -> Iterator[pa.Table]:
+    """What tasks give of the footers of so many files."""
+    from pipeline.output import MANIFEST
+
+    for begin in range(0, units, 256):
+        rows = [
+            {
+                "file": f"part-{number:07d}-{number * 7919:012x}-00000-end.parquet",
+                "shard": f"s3://bucket/shards/part-{number:07d}.tar",
+                **{"unit": 0, "last": True, "rows": 1, "errors": "{}", "skipped": "{}", "bytes_read": 10240, "bytes": 5000},
+                **{"version": f"{number * 104729:032x}", "read": number / 7, "decode": number / 11, "predict": number / 13},
+            }
+            for number in range(begin, min(begin + 256, units))
+        ]
+        yield pa.Table.from_pylist(rows, schema=MANIFEST)
+
+
+def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The steps that the driver takes over this folder, from a resume to the end."""
+    from pipeline.labeler import Tally, _open_pages
+    from pipeline.listing import FrozenListing
+    from pipeline.output import MANIFEST, Done, RunFolder, parquet_of
+    from pipeline.watch import Totals
+
+    run = RunFolder(out)
+    frozen, held = FrozenListing(run), {}
+    for page in frozen.pages():  # the libraries are loaded, the listing is in the system's cache
+        held["page"] = page.num_rows
+
+    def keep(**values: Any) -> None:
+        held.update(values)
+
+    yield "sweep: LIST of predictions/", measured(run.sweep)
+    yield "committed: LIST of predictions/", measured(lambda: keep(done=run.committed()))
+    yield "what is committed, pickled", measured(lambda: keep(bytes=pickle.dumps(held["done"], 5)) or f"{len(held['bytes'])} bytes")
+    yield "what is committed, unpickled", measured(lambda: keep(again=pickle.loads(held["bytes"])))
+    totals = Totals(frozen, held["done"])
+    yield "totals: every page", measured(lambda: f"{totals.look(every=0)['shards_done']} done")
+    yield "totals: looked at again", measured(lambda: totals.look(every=0))
+    yield "what was ignored: every page", measured(lambda: keep(ignored=frozen.ignored()))
+    yield "open shards: all are done", measured(lambda: f"{sum(1 for _ in _open_pages(frozen, held['done']))} open")
+    yield "open shards: none is done", measured(lambda: f"{sum(1 for _ in _open_pages(frozen, Done()))} open")
+    yield "files of the manifest: LIST and sort", measured(lambda: keep(files=run.prediction_files()))
+    keep(files=[])
+    tally = Tally()
+    whole = lambda: parquet_of(map(tally.add, manifest_rows(int(units))), MANIFEST)  # noqa: E731
+    yield "manifest: rows to a file in memory", measured(lambda: f"{whole().size} bytes")
+
+
+# ---- real: the labeler in a process of its own -------------------------------------------------------------------------------
+
+
+def make_tars(folder: Path, units: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(units):
+        coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+        with tarfile.open(folder / f"part-{number:06d}.tar", "w") as tar:
+            info = tarfile.TarInfo(f"{number:06d}.jpg")
+            info.size = buffer.tell()
+            tar.addfile(info, io.BytesIO(buffer.getvalue()))
+
+
+class Watcher:
+    """A progress that notes when what came, and what this process and Ray's store hold meanwhile."""
+
+    def __init__(self):
+        self.times: list[float] = []  # of receipts, by the clock
+        self.held: list[tuple[float, float, float]] = []  # time, MiB of this process, MiB in Ray's store
+        self.planned_at = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def planned(self, **_):
+        self.planned_at = time.time()
+        self._thread.start()
+
+    def listed(self, *_): ...
+    def note(self, *_): ...
+
+    def receipt(self, _):
+        self.times.append(time.time())
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.5):
+            self.held.append((time.time(), status("VmRSS"), store_mib()))
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+def store_mib() -> float:
+    """What Ray's object store holds."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        name = "object_store_memory"
+        return (ray.cluster_resources()[name] - ray.available_resources().get(name, 0)) / MiB
+    return 0.0
+
+
+def tree_cpu() -> float:
+    """CPU-seconds of this process and of all that it started, the dead among them."""
+    total, me = 0.0, psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
+def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The labeler over the tars of a folder, or what is left of them to do."""
+    from pipeline.cluster import ray_session
+    from pipeline.labeler import label
+    from pipeline.plan import LabelRequest
+    from vit_model.checkpoint import random
+    from vit_model.config import Preprocessing, ViTConfig
+
+    config = ViTConfig(image_size=32, patch_size=16, width=16, depth=1, heads=1, mlp_dim=16, num_classes=2)
+    asked = {"precision": "fp32", "device": "cpu", "top_k": 1, "unit_rows": 1}
+    request = LabelRequest("label", (f"{folder}/tars",), f"{folder}/out", "random", **asked)
+    checkpoint, watcher = random(config, Preprocessing(), 0), Watcher()
+    created = psutil.Process().create_time()
+    if Path(folder, "out/_run/summary.json").exists():  # nothing to do, which takes no Ray
+        before = status("VmRSS")
+        label(request, checkpoint, watcher)
+        found = {"seconds": time.time() - created, "cpu_seconds": time.process_time()}
+        yield "nothing to do", {**found, "peak_mib": status("VmHWM"), "added_mib": status("VmHWM") - before, "more": None}
+        return
+    what = "one unit is left" if Path(folder, "out").exists() else "label"
+    with ray_session():
+        ready, cpu, before = time.time(), tree_cpu(), status("VmRSS")
+        summary = label(request, checkpoint, watcher)
+        end, cpu = time.time(), tree_cpu() - cpu
+        watcher.close()
+    yield (
+        what,
+        {
+            "seconds": end - created,
+            "cpu_seconds": cpu,
+            "peak_mib": status("VmHWM"),
+            "added_mib": status("VmHWM") - before,
+            "more": {"rows": summary["rows"], "session_seconds": round(ready - created, 2), **about(watcher, ready, end)},
+        },
+    )
+
+
+def about(watcher: Watcher, ready: float, end: float) -> dict[str, Any]:
+    """The parts of a run, by what its watcher noted: seconds from the session on, then rates and memory by quarters."""
+    times, (first, last) = watcher.times, (watcher.times[0], watcher.times[-1])
+    parts = {
+        "planning_seconds": watcher.planned_at - ready,
+        "first_receipt_seconds": first - ready,
+        "labelling_seconds": last - first,
+        "finishing_seconds": end - last,
+    }
+    found = {name: round(value, 2) for name, value in parts.items()}
+    if last == first:
+        return found
+    cuts = [first + (last - first) * quarter / 4 for quarter in range(5)]
+    between = [(low <= np.array(times)) & (np.array(times) < high) for low, high in pairwise(cuts)]
+    held = [[sample for sample in watcher.held if low <= sample[0] <= high] or watcher.held[-1:] for low, high in pairwise(cuts)]
+    return {
+        **found,
+        "units_per_second": [round(float(within.sum()) * 4 / (last - first), 1) for within in between],
+        "driver_mib": [round(max(mib for _, mib, _ in samples), 1) for samples in held],
+        "store_mib": [round(max(mib for _, _, mib in samples), 1) for samples in held],
+    }
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """The rows of the CSV file; each is written when it is known."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, {}
+        if path.exists():
+            with open(path, newline="") as file:
+                self.rows = {(row["what"], int(row["units"])): row for row in csv.DictReader(file)}
+
+    def add(self, what: str, units: int, figure: dict[str, Any]) -> None:
+        row = {"what": what, "units": units, "machine": machine(), "more": json.dumps(figure["more"]) if figure["more"] else ""}
+        row |= {
+            name: round(figure[name], 3 if "seconds" in name else 1) for name in ("seconds", "cpu_seconds", "peak_mib", "added_mib")
+        }
+        self.rows[what, units] = row
+        self._slopes(what)
+        with open(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+        print(
+            f"{what:36} {units:8} {row['seconds']:9.2f} s {row['cpu_seconds']:9.2f} CPU-s {row['added_mib']:8.1f} MiB {row['more']}"
+        )
+
+    def _slopes(self, what: str) -> None:
+        sizes = sorted(units for name, units in self.rows if name == what)
+        for small, large in pairwise(sizes):
+            a, b = self.rows[what, small], self.rows[what, large]
+            for slope, name, times in (("cpu_us_slope", "cpu_seconds", 1e6), ("bytes_slope", "added_mib", MiB)):
+                b[slope] = round((float(b[name]) - float(a[name])) * times / (large - small), 1)
+
+    def words(self) -> Iterator[str]:
+        """The slope of each step between its two largest sizes."""
+        for what in dict.fromkeys(name for name, _ in self.rows):
+            units = max(size for name, size in self.rows if name == what)
+            row = self.rows[what, units]
+            if row.get("bytes_slope") not in (None, ""):
+                yield f"{what}: {row['cpu_us_slope']} us of CPU and {row['bytes_slope']} bytes a unit, up to {units:,} units"
+
+
+def child(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a process of its own says, a line of JSON for each figure."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--child", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield from (json.loads(line) for line in process.stdout if line.startswith("["))
+    if process.returncode:
+        raise SystemExit(f"the process that measured {' '.join(map(str, arguments))} failed")
+
+
+def forget_last_unit(out: Path) -> None:
+    last = max((out / "predictions").iterdir())
+    for path in (last, out / "_run" / "manifest.parquet", out / "_run" / "summary.json"):
+        path.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--real", type=int, nargs="*", default=[1000, 4000, 16000])
+    parser.add_argument("--simulated", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        for figure in {"simulated": simulated, "real": real}[options.child[0]](*options.child[1:]):
+            print(json.dumps(figure), flush=True)
+        return
+    table = Table(options.output)
+    for units in options.simulated:
+        with tempfile.TemporaryDirectory() as scratch:
+            make_folder(Path(scratch, "out"), units)
+            for what, figure in child("simulated", Path(scratch, "out"), units):
+                table.add(what, units, figure)
+    for units in options.real:
+        with tempfile.TemporaryDirectory() as scratch:
+            make_tars(Path(scratch, "tars"), units)
+            for turn in ("label", "resume", "nothing to do"):
+                if turn == "resume":
+                    forget_last_unit(Path(scratch, "out"))
+                for what, figure in child("real", scratch):
+                    table.add(what, units, figure)
+    print(*table.words(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,3 +7,4 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # never an open cluster by defa
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to stderr, past every logger
 os.environ.setdefault("WDS_SECURE", "1")  # webdataset runs no command and unpickles nothing
+os.environ.setdefault("RAY_task_oom_retries", "10")  # Ray would try for ever what does not fit into a node's memory

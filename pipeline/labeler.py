@@ -134,7 +134,7 @@ def _receipts(done: Any, weights: Any, stages: StageResources, settings: dict[st
     written = _predicted(units, weights, stages, settings).map_batches(
         write_stage, fn_kwargs={"settings": settings["write"]}, **stages.write, **ONE, **RETRIES
     )
-    return _rows(written)
+    yield from _rows(written)
 
 
 def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, setti
     merged = _predicted(units, weights, stages, settings).map_batches(
         merge_stage, fn_kwargs={"settings": settings["write"]}, **stages.write, **ONE, **RETRIES
     )
-    return _rows(merged)
+    yield from _rows(merged)
 
 
 def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Any:
@@ -203,7 +203,8 @@ def _execute(
             if counts := totals.look():
                 progress.listed(counts["shards"], counts["bytes_total"])
     watch.refuse_faults()
-    summary = _finish(run, frozen, plan, watch.images, time.perf_counter() - start)
+    footers = watched(_footers(run), request.stall_timeout, progress.note, "footer was read")
+    summary = _finish(run, frozen, plan, footers, watch.images, time.perf_counter() - start)
     return _retry(run, frozen, plan, request, checkpoint, progress) if request.retry_errors else summary
 
 
@@ -221,7 +222,8 @@ def _retry(
         for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
     watch.refuse_faults()
-    return _finish(run, frozen, plan, watch.images, time.perf_counter() - start)
+    footers = watched(_footers(run), request.stall_timeout, progress.note, "footer was read")
+    return _finish(run, frozen, plan, footers, watch.images, time.perf_counter() - start)
 
 
 def _ready(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> tuple[Any, StageResources, dict[str, Any]]:
@@ -285,12 +287,14 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
     }
 
 
-def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seconds: float) -> dict[str, Any]:
+def _finish(
+    run: RunFolder, frozen: FrozenListing, plan: dict, footers: Iterator[pa.Table], images: int, seconds: float
+) -> dict[str, Any]:
     """Manifest and summary, from what lies in the folder: a killed attempt's receipts are lost, its footers are not."""
     if not frozen.complete or any(_open_pages(frozen, run.committed())):
         raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
     tally = Tally()
-    manifest = parquet_of(map(tally.add, _footers(run)), MANIFEST)
+    manifest = parquet_of(map(tally.add, footers), MANIFEST)
     summary = {
         "run_id": plan["run_id"],
         "model": plan["model"],

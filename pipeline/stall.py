@@ -79,7 +79,7 @@ def _in_time(call: Callable[[], Any]) -> list[Any]:
     return given
 
 
-def watched(receipts: Iterator[dict[str, Any]], seconds: float, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def watched(receipts: Iterator[Any], seconds: float, note: Callable[[str], None], what: str = "unit was written") -> Iterator[Any]:
     """The receipts, as long as one comes every `seconds`.
 
     They are drawn in a thread of their own: so the caller waits where an interrupt reaches it at once, whatever Ray does.
@@ -98,11 +98,11 @@ def watched(receipts: Iterator[dict[str, Any]], seconds: float, note: Callable[[
             if receipt is not None:
                 yield receipt
     except queue.Empty:
-        note(f"no unit was written for {seconds:,.0f} s. What every stage is doing:")
+        note(f"no {what} for {seconds:,.0f} s. What every stage is doing:")
         for line in [*Stages.describe(), _cluster()]:
             note(f"  {line}")
         raise UserError(
-            f"stalled: no unit was written for {seconds:,.0f} s (--stall-timeout). What is done is kept: run the same command again"
+            f"stalled: no {what} for {seconds:,.0f} s (--stall-timeout). What is done is kept: run the same command again"
         ) from None
     finally:
         if not ended:

@@ -36,6 +36,7 @@ class Job:
         self.units = shards * -(-images // UNIT_ROWS)
         self.armed.mkdir(exist_ok=True)
         self.log = folder / "log"
+        self.started: list[subprocess.Popen] = []
 
     @property
     def env(self) -> dict[str, str]:
@@ -57,13 +58,20 @@ class Job:
         with open(self.log, "ab") as log:
             log.write(f"---- {' '.join(more)}\n".encode())
             log.flush()
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*command, *settings, *place, *more],
                 env=os.environ | ENV | self.env | (env or {}),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self.started:
+            end(process)
 
     def said(self) -> str:
         """What the last command said."""

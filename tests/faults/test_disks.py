@@ -30,7 +30,10 @@ def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_ther
         (tmp_path / "spill" / "full").write_bytes(bytes(900_000))
         job = Job(tmp_path / "job", out=tmp_path / "disk" / "out")
         expected = job.expected()
-        with machines(0, num_cpus=4, object_spilling_directory=str(tmp_path / "spill"), object_store_memory=80 << 20) as machine:
+        with (
+            contextlib.closing(job),
+            machines(0, num_cpus=4, object_spilling_directory=str(tmp_path / "spill"), object_store_memory=80 << 20) as machine,
+        ):
             remount("ro")
             assert job.finish(job.start(machine.address)) == 1
             assert "Read-only file system" in job.said() and len(job.said().splitlines()) < 5, job.said()

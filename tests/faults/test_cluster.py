@@ -86,7 +86,7 @@ def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(cluster, jo
         process = job.start(starved.address, "--stall-timeout", "15")
         assert job.finish(process) == 1
         assert "stalled: no unit was written for 15 s" in job.said() and "run the same command again" in job.said()
-        assert "predict" in job.said() and "Traceback" not in job.said(), job.said()
+        assert "What every stage is doing" in job.said() and "Traceback" not in job.said(), job.said()
     job.check(job.rows, whole=False)
 
     chaos = {"RAY_testing_rpc_failure": json.dumps(dict.fromkeys(METHODS, RPC))}

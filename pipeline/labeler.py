@@ -49,10 +49,11 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     plan = run.plan()
     if plan:
         refuse_another_run(run, plan, asked)
+        _refuse_compacted(run, request)
     head = None if plan and frozen.files() else Head.of(_finder(request))
     if plan and head is None:
         _catch_up(frozen, request, progress)
-        if run.summary() and not any(_open_pages(frozen, run.committed())):
+        if _is_finished(run, frozen):
             if request.retry_errors and any(failed_units(run, frozen)):
                 with ray_session(request.address):
                     return _retry(run, frozen, plan, request, checkpoint, progress)
@@ -67,6 +68,12 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
         if head:
             head.freeze(frozen)
         return _execute(run, frozen, plan, request, checkpoint, progress)
+
+
+def _refuse_compacted(run: RunFolder, request: LabelRequest) -> None:
+    for option, given in (("--retry-errors", request.retry_errors), ("--replace-changed", request.replace_changed)):
+        if given:
+            run.refuse_compacted(option)
 
 
 def _finder(request: LabelRequest) -> Finder:
@@ -94,7 +101,15 @@ def _catch_up(frozen: FrozenListing, request: LabelRequest, progress: Progress) 
             "--replace-changed labels it again, or label into a new --output, or put the old object back"
         )
     if updating and found.shards:
+        _refuse_compacted(frozen.run, request)  # again: listing the source took its time
         freeze_update(frozen, found)
+
+
+def _is_finished(run: RunFolder, frozen: FrozenListing) -> bool:
+    """Every shard is there, and the summary is of what is there: an update may have been killed before it wrote its own."""
+    summary, done = run.summary(), run.committed()
+    files = sum(len(shard.units) for shard in done.values())
+    return bool(summary) and summary["files"] == files and not any(_open_pages(frozen, done))
 
 
 # ---- what is left to do ---------------------------------------------------------------------------------------------------
@@ -309,28 +324,14 @@ def _finish(run: RunFolder, frozen: FrozenListing, plan: dict, images: int, seco
     return summary
 
 
-MANIFEST = pa.schema(
-    [
-        ("file", pa.string()),
-        ("shard", pa.string()),
-        ("unit", pa.int32()),
-        ("last", pa.bool_()),
-        ("rows", pa.int64()),
-        ("errors", pa.string()),
-        ("skipped", pa.string()),
-        ("bytes_read", pa.int64()),
-        ("bytes", pa.int64()),
-        ("version", pa.string()),
-        *[(stage, pa.float64()) for stage in TIMED],
-    ]
-)
-
-
 def _manifest(run: RunFolder, chunk: int = 256) -> pa.Table:
-    """One row a file, read from the footers by Ray tasks."""
+    """One row a unit. Ray tasks read the footers of those that are in no compaction."""
     import ray
 
-    files = run.prediction_files()
     task = ray.remote(num_cpus=0.2, **RETRIES)(RunFolder.footers)
-    chunks = [task.remote(run, files[i : i + chunk]) for i in range(0, len(files), chunk)]
-    return pa.Table.from_pylist([row for rows in ray.get(chunks) for row in rows], schema=MANIFEST)
+
+    def footers(files: list[str]) -> list[dict[str, Any]]:
+        chunks = [task.remote(run, files[i : i + chunk]) for i in range(0, len(files), chunk)]
+        return [row for rows in ray.get(chunks) for row in rows]
+
+    return run.manifest(footers)

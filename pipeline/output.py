@@ -1,7 +1,8 @@
 """The run folder: predictions as Parquet, and the commits that make every image appear exactly once.
 
 The output object is the commit record. A unit's file is named by its shard's identity and its number alone, is built in memory, and
-appears whole or not at all; so a unit that runs twice meets its own rows, and what is there is what is done.
+appears whole or not at all; so a unit that runs twice meets its own rows, and what is there is what is done. A unit that a
+committed compaction names is done too, whether its own file is still there or not: see pipeline.compact.
 """
 
 import contextlib
@@ -9,11 +10,14 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
@@ -23,6 +27,7 @@ from pipeline.unit import STAGES, TIMED, Unit
 
 SCHEMA_VERSION = 1
 UNIT_NAME = re.compile(r"(?P<shard>.+-[0-9a-f]{12})-(?P<unit>\d{5,})(?P<end>-end)?\.parquet")
+GENERATION = re.compile(r"(?P<number>\d{5,})(?P<plan>-plan)?\.parquet")  # of a compaction, in _run/compacted/
 FOOTER = b"wordsworth"  # the key of our JSON in a Parquet file's metadata
 
 
@@ -142,6 +147,29 @@ def _receipt(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, i
     }
 
 
+# One row a file: what the run knows of itself when it is complete.
+MANIFEST = pa.schema(
+    [
+        ("file", pa.string()),
+        ("shard", pa.string()),
+        ("unit", pa.int32()),
+        ("last", pa.bool_()),
+        ("rows", pa.int64()),
+        ("errors", pa.string()),
+        ("skipped", pa.string()),
+        ("bytes_read", pa.int64()),
+        ("bytes", pa.int64()),
+        ("version", pa.string()),
+        *[(stage, pa.float64()) for stage in TIMED],
+    ]
+)
+
+# The same of a unit in a compacted file. into: that file; row_group: which holds all its rows; first: its first row in the file.
+PLANNED = pa.schema([*MANIFEST, ("into", pa.string()), ("row_group", pa.int32()), ("first", pa.int64())])
+# And what is known once it is there: the rest of the unit's footer, and the size of the compacted file.
+COMPACTED = pa.schema([*PLANNED, ("next_offset", pa.int64()), ("next_index", pa.int32()), ("into_bytes", pa.int64())])
+
+
 # ---- the folder -----------------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +191,7 @@ class Committed:
 
 
 class RunFolder:
-    """OUT: predictions/*.parquet and what the run knows of itself in _run/."""
+    """OUT: predictions/*.parquet, compacted/*.parquet, and what the run knows of itself in _run/."""
 
     def __init__(self, output: str, storage_options: dict[str, Any] | None = None):
         self.fs, self.root = open_filesystem(output, storage_options)
@@ -209,19 +237,30 @@ class RunFolder:
         """Remove the units of shards that are no longer part of the run; how many there were."""
         named = ((path, UNIT_NAME.fullmatch(path.rpartition("/")[2])) for path in self.prediction_files())
         files = [path for path, match in named if match and match["shard"][-12:] in ids]
-        for path in files:
-            self.fs.rm_file(path)
+        self.remove(files)
         return len(files)
+
+    def remove(self, paths: list[str]) -> None:
+        """Remove files, of which some may be gone already; on an object store by one call for all."""
+        if not is_local(self.fs):
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(paths)
+                return
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(path)
 
     def prediction_files(self) -> list[str]:
         """Paths of predictions/*.parquet in order: one LIST."""
         return sorted(self.parquet_files("predictions"))
 
     def committed(self) -> dict[str, Committed]:
-        """By shard name, what is done."""
+        """By shard name, what is done: the units in predictions/ and those of committed compactions."""
         done: dict[str, Committed] = {}
-        for path in self.prediction_files():
-            if match := UNIT_NAME.fullmatch(path.rpartition("/")[2]):
+        small = (path.rpartition("/")[2] for path in self.prediction_files())  # first: what is deleted meanwhile is named below
+        compacted = (name for chunk in self.compacted(["file"])["file"].chunks for name in chunk.to_pylist())
+        for name in chain(small, compacted):
+            if match := UNIT_NAME.fullmatch(name):
                 entry = done.setdefault(match["shard"], Committed())
                 entry.units.add(int(match["unit"]))
                 entry.ended |= match["end"] is not None
@@ -245,10 +284,47 @@ class RunFolder:
             )
         return rows
 
+    def generations(self, planned: bool = False) -> list[str]:
+        """Paths of what the committed compactions contain, in order; with `planned`, of the plans of all that were begun."""
+        paths = ((path, GENERATION.fullmatch(path.rpartition("/")[2])) for path in self.parquet_files("_run", "compacted"))
+        return sorted(path for path, match in paths if match and bool(match["plan"]) == planned)
+
+    def compacted(self, columns: list[str] | None = None) -> pa.Table:
+        """The units of every committed compaction, as COMPACTED."""
+        wanted = pa.schema([COMPACTED.field(name) for name in columns or COMPACTED.names])
+        tables = [wanted.empty_table()]
+        for path in self.generations():
+            try:
+                with self.fs.open(path, "rb") as file:
+                    tables.append(pq.read_table(file, columns=wanted.names).select(wanted.names).cast(wanted))
+            except (pa.ArrowInvalid, KeyError, ValueError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}): restore it; `wordsworth verify {self.uri}` says what it names"
+                ) from error
+        return pa.concat_tables(tables)
+
+    def refuse_compacted(self, option: str) -> None:
+        """Compacted files are never changed, so what changes units comes before them."""
+        if self.generations(planned=True):
+            raise UserError(
+                f"{option} changes units that `wordsworth compact` has merged, or is merging, into files that are never changed: "
+                f"use {option} before compact; {self.uri} takes --update alone now, all else needs a new --output"
+            )
+
+    def manifest(self, footers: Callable[[list[str]], list[dict[str, Any]]]) -> pa.Table:
+        """One row a unit, in the order of the names. footers: `RunFolder.footers`, or what asks it in parallel."""
+        files = self.prediction_files()
+        compacted = self.compacted(MANIFEST.names)
+        names = pa.array([path.rpartition("/")[2] for path in files], pa.string())
+        known = pc.is_in(names, value_set=compacted["file"].combine_chunks()).to_pylist()
+        rows = footers([path for path, there in zip(files, known, strict=True) if not there])
+        return pa.concat_tables([compacted, pa.Table.from_pylist(rows, schema=MANIFEST)]).sort_by("file")
+
     def sweep(self, older_than: float = 3600.0) -> None:
         """Remove temporary files that a killed writer left on a local disk, once no living one can own them (seconds)."""
         if is_local(self.fs):
-            for path in [*Path(self.root, "predictions").glob("_tmp-*"), *Path(self.root, "_run").rglob("_tmp-*")]:
+            root = Path(self.root)
+            for path in chain(*(root.joinpath(name).rglob("_tmp-*") for name in ("predictions", "compacted", "_run"))):
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > older_than:
                         path.unlink()

@@ -107,9 +107,11 @@ def _catch_up(frozen: FrozenListing, request: LabelRequest, progress: Progress) 
 
 def _is_finished(run: RunFolder, frozen: FrozenListing) -> bool:
     """Every shard is there, and the summary is of what is there: an update may have been killed before it wrote its own."""
-    summary, done = run.summary(), run.committed()
-    files = sum(len(shard.units) for shard in done.values())
-    return bool(summary) and summary["files"] == files and not any(_open_pages(frozen, done))
+    summary = run.summary()
+    if summary is None:
+        return False
+    done = run.committed()
+    return summary["files"] == sum(len(shard.units) for shard in done.values()) and not any(_open_pages(frozen, done))
 
 
 # ---- what is left to do ---------------------------------------------------------------------------------------------------

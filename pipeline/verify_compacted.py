@@ -64,7 +64,7 @@ class CompactedUnits:
         units = self._table(where, COMPACTED)
         if units is None:
             return
-        strange = [name for name in units["file"].to_pylist() if not UNIT_NAME.fullmatch(name)]
+        strange = not pc.all(pc.match_substring_regex(units["file"], f"^{UNIT_NAME.pattern}$")).as_py()
         known = pc.any(pc.is_in(units["file"], value_set=self.units["file"].combine_chunks())).as_py()
         if strange or known or pc.count_distinct(units["file"]).as_py() < units.num_rows:
             return self.report.add("wrong_generation", where, "it names a file that no run writes, or one that is named before")

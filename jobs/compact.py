@@ -52,9 +52,8 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
         print(json.dumps(summary, indent=1))
         return
     table, did, small = Table(show_header=False, box=None), summary["last_command"], summary["small_files"]
-    rows = {
-        "rows": f"{summary['rows']:,} of {summary['units']:,} units in {summary['files']:,} files ({decimal(summary['bytes'])})"
-    }
+    files = "1 file" if summary["files"] == 1 else f"{summary['files']:,} files"
+    rows = {"rows": f"{summary['rows']:,} of {summary['units']:,} units, in {files} ({decimal(summary['bytes'])})"}
     if did["units"]:
         rows["merged"] = f"{did['units']:,} files into {did['files']:,} in {did['seconds']:,} s"
     if did["removed"]:

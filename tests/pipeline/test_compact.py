@@ -134,8 +134,11 @@ def test_a_compacted_file_says_what_it_is_of_and_every_page_has_a_checksum(out):
         assert [fault.what for fault in verify(str(out)).faults] == ["unreadable_file"], column.path_in_schema
 
 
-def test_on_an_object_store_it_is_the_same(made):
+@pytest.mark.parametrize("store", [{}, {"late": True}, {"conditional": False}], ids=["sound", "late", "unconditional"])
+def test_on_an_object_store_it_is_the_same(made, store):
     with s3_bucket() as bucket:
+        for name, value in store.items():
+            setattr(bucket, name, value)
         for path, data in state(made / "out").items():
             bucket.objects[f"bucket/out/{path}"] = data
         before = [name for name in bucket.objects if "/predictions/" in name]

@@ -1,11 +1,7 @@
 """compact: the rows that were there are there, whatever it is killed at and however often it runs."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,64 +10,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import compact as compaction
-from pipeline.compact import CompactRequest, compact, planned
+from pipeline.compact import planned
 from pipeline.compacted import CompactedFile
 from pipeline.errors import UserError
 from pipeline.output import FOOTER, PLANNED, RunFolder
 from pipeline.verify import verify
-from tests.pipeline.labelling import Watcher
-from tests.pipeline.runs import build, pictures, update, write_tar
+from tests.pipeline.compacting import ALL, counts, killed, make, names, rows, run, state, target
+from tests.pipeline.runs import pictures, update, write_tar
 from tests.pipeline.stores import s3_bucket
-
-ALL = 1 << 40  # a target that nothing reaches
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A run over five tars, one of them empty, and one image without a picture beside it: 11 units, 34 rows."""
-    folder = tmp_path_factory.mktemp("made")
-    for number, images in enumerate((9, 3, 0, 17, 4)):
-        names = [*pictures(images, 100 * number), *([("d/lone.json", b"no image")] if number == 1 else [])]
-        write_tar(folder / "in" / f"{'zyxab'[number]}.tar", names)
-    build(folder / "out", folder / "in")
-    return folder
+    return make(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def out(made, tmp_path) -> Path:
     shutil.copytree(made / "out", tmp_path / "out")
     return tmp_path / "out"
-
-
-def target(out: Path) -> int:
-    """A size that makes three files or so."""
-    return sum(path.stat().st_size for path in (out / "predictions").iterdir()) // 3
-
-
-def run(out, size: int = ALL, **asked):
-    watcher = Watcher()
-    return compact(CompactRequest(str(out), size, **asked), watcher), watcher
-
-
-def rows(*folders: Path) -> list[dict]:
-    """All rows as any reader of Parquet sees them, in one order."""
-    found = [row for folder in folders if any(folder.glob("*.parquet")) for row in pq.read_table(folder).to_pylist()]
-    return sorted(found, key=lambda row: (row["shard"], row["index"]))
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.parquet"))
-
-
-def state(out: Path) -> dict[str, bytes]:
-    """Everything that is visible in a run folder."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and "_tmp-" not in path.name}
-
-
-def counts(out: Path, source: bool = False) -> tuple:
-    report = verify(str(out), source=source)
-    assert report.faults == []
-    return report.rows, report.shards, report.files, report.errors, report.recounted
 
 
 # ---- what comes out ---------------------------------------------------------------------------------------------------------
@@ -241,34 +198,6 @@ def test_what_changes_units_is_refused_once_a_compaction_is_planned(out):
 
 # ---- killed -----------------------------------------------------------------------------------------------------------------
 
-# A child that dies, without unwinding anything, once it has put `after` objects or removed `removed` files.
-CHILD = """
-import os, sys
-from pipeline import compact, merging, output
-out, size, after, removed, delete = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "True"
-done = {"put": 0, "removed": 0}
-def dying(call, what, limit):
-    def counted(*arguments):
-        result = call(*arguments)
-        done[what] += 1
-        if done[what] == limit:
-            os._exit(9)
-        return result
-    return counted
-compact.put_if_absent = merging.put_if_absent = dying(merging.put_if_absent, "put", after)
-run = output.RunFolder
-run.remove = lambda self, paths, rm=run.remove: [dying(rm, "removed", removed)(self, [path]) for path in paths]
-class Quiet:
-    note = staticmethod(print)
-compact.compact(compact.CompactRequest(out, size, delete), Quiet)
-"""
-
-
-def killed(out: Path, size: int, after: int = 0, removed: int = 0, delete: bool = False) -> None:
-    arguments = [str(out), str(size), str(after), str(removed), str(delete)]
-    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 9, done.stderr
-
 
 @pytest.fixture(scope="module")
 def undisturbed(made, tmp_path_factory) -> dict[bool, Path]:
@@ -313,249 +242,3 @@ def test_a_killed_compaction_met_by_another_target_size_keeps_its_plan(out, undi
     killed(out, target(out), after=3)
     run(out, 17)
     assert state(out) == state(undisturbed[False])
-
-
-# ---- what it refuses --------------------------------------------------------------------------------------------------------
-
-
-def refused(out: Path, message: str, **asked) -> None:
-    before = state(out)
-    with pytest.raises(UserError, match=message) as told:
-        run(out, target(out), **asked)
-    assert "\n" not in str(told.value)
-    assert before.items() <= state(out).items(), "nothing is lost"
-
-
-def test_only_a_complete_run_is_compacted(out, tmp_path):
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="holds no run"):
-        run(tmp_path / "none")
-    summary = (out / "_run" / "summary.json").read_text()
-    (out / "_run" / "summary.json").unlink()
-    refused(out, "is not complete: run its label command to the end first")
-    (out / "_run" / "summary.json").write_text(summary)
-    next((out / "predictions").glob("*-end.parquet")).unlink()
-    refused(out, "is not complete")
-    assert not (out / "compacted").exists() and not (out / "_run" / "compacted").exists()
-
-
-def flipped(path: Path) -> None:
-    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
-    data = bytearray(path.read_bytes())
-    data[column.data_page_offset + column.total_compressed_size // 2] ^= 0x10
-    path.write_bytes(data)
-
-
-def retold(path: Path, change=lambda table: table, **footer) -> None:
-    """A changed file, padded to the size that it had."""
-    table = pq.read_table(path)
-    told = json.loads(table.schema.metadata[FOOTER]) | footer
-    pq.write_table(change(table).replace_schema_metadata({FOOTER: json.dumps(told)}), path, write_page_checksum=True)
-
-
-DAMAGES = {
-    "a flipped bit": (flipped, "it is damaged"),
-    "a cut": (lambda path: os.truncate(path, path.stat().st_size - 9), "it is damaged"),
-    "fewer rows": (lambda path: retold(path, lambda table: table.slice(1)), "its rows is 3, not 4"),
-    "another run": (lambda path: retold(path, run_id="fedcba9876543210"), "its run_id is fedcba9876543210, not"),
-    "another fingerprint": (lambda path: retold(path, fingerprint="e" * 64), "its fingerprint is"),
-    "another unit": (lambda path: retold(path, unit=7), "its unit is 7, not 1"),
-    "no footer": (lambda path: pq.write_table(pq.read_table(path).replace_schema_metadata({}), path), "does not say what it is of"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_small_file_is_named_and_nothing_is_lost(out, damage):
-    plant, message = DAMAGES[damage]
-    path = next((out / "predictions").glob("z-*-00001.parquet"))
-    whole = path.read_bytes()
-    plant(path)
-    refused(out, rf"{path.name} cannot be merged: .*{message}.*verify", delete_small=True)
-    path.write_bytes(whole)
-    run(out, target(out))
-    assert counts(out)[0] == 34 and rows(out / "compacted") == rows(out / "predictions")
-
-
-TWINS = {
-    "of another run": (lambda path: retold(path, run_id="fedcba9876543210"), r"\(run_id\)"),
-    "of another place": (lambda path: retold(path, file="00000-00003.parquet"), r"\(file\)"),
-    "with other rows": (lambda path: retold(path, lambda table: table.slice(1)), r"rows"),
-    "damaged": (flipped, "Damaged"),
-    "cut": (lambda path: os.truncate(path, path.stat().st_size - 9), "Damaged"),
-    "of something else": (lambda path: path.write_bytes(b"x" * 100), "Damaged"),
-}
-
-
-@pytest.mark.parametrize("twin", TWINS)
-def test_a_file_that_has_a_compacted_name_and_is_another_is_refused(out, twin):
-    killed(out, target(out), after=3)
-    plant, message = TWINS[twin]
-    path = out / "compacted" / "00000-00001.parquet"
-    plant(path)
-    refused(out, rf"00000-00001\.parquet exists and is not what this compaction writes.*{message}.*move it away", delete_small=True)
-    path.unlink()
-    run(out, target(out))
-    assert counts(out)[0] == 34
-
-
-@pytest.mark.parametrize("plant", [os.unlink, lambda path: os.truncate(path, 99)], ids=["missing", "cut"])
-def test_small_files_stay_while_their_compacted_file_is_not_what_was_committed(out, plant):
-    run(out, target(out))
-    plant(out / "compacted" / "00000-00002.parquet")
-    refused(out, r"00000-00002\.parquet is not what was committed.*nothing was removed", delete_small=True)
-
-
-def test_a_small_file_that_changed_since_it_was_merged_stays(out):
-    run(out, target(out))
-    retold(next((out / "predictions").glob("z-*-00001.parquet")), model="another name")
-    refused(out, r"z-.*-00001\.parquet is not the file that was merged", delete_small=True)
-
-
-# ---- what verify finds ------------------------------------------------------------------------------------------------------
-
-
-def missing(out):
-    (out / "compacted" / "00000-00001.parquet").unlink()
-
-
-def truncated(out):
-    path = out / "compacted" / "00000-00001.parquet"
-    os.truncate(path, path.stat().st_size - 50)
-
-
-def bit_flipped(out):
-    flipped(out / "compacted" / "00000-00001.parquet")
-
-
-def foreign(out):
-    shutil.copy(out / "compacted" / "00000-00001.parquet", out / "compacted" / "00000-00009.parquet")
-
-
-def foreign_record(out):
-    (out / "_run" / "compacted" / "notes.txt").write_text("x")
-
-
-def of_another_run(out):
-    retold(out / "compacted" / "00000-00001.parquet", run_id="fedcba9876543210")
-
-
-def under_another_name(out):
-    shutil.copy(out / "compacted" / "00000-00002.parquet", out / "compacted" / "00000-00001.parquet")
-
-
-def fewer_rows(out):
-    retold(out / "compacted" / "00000-00001.parquet", lambda table: table.slice(1))
-
-
-def score_of_another(out):
-    def change(table):
-        place = table.schema.get_field_index("score")
-        return table.set_column(place, table.schema.field(place), pa.array([0.5] * table.num_rows, pa.float32()))
-
-    retold(out / "compacted" / "00000-00001.parquet", change)
-
-
-def rows_in_another_order(out):
-    retold(out / "compacted" / "00000-00001.parquet", lambda table: table.take(list(range(table.num_rows))[::-1]))
-
-
-def lost_plan(out):
-    (out / "_run" / "compacted" / "00000-plan.parquet").unlink()
-
-
-def damaged_commit(out):
-    os.truncate(out / "_run" / "compacted" / "00000.parquet", 99)
-
-
-def commit_of_other_units(out):
-    path = out / "_run" / "compacted" / "00000.parquet"
-    pq.write_table(pq.read_table(path).slice(1), path)
-
-
-def damaged_plan(out):
-    os.truncate(out / "_run" / "compacted" / "00000-plan.parquet", 99)
-
-
-FAULTS = [
-    (missing, "missing_file", "compacted/00000-00001"),
-    (truncated, "unreadable_file", "compacted/00000-00001"),
-    (bit_flipped, "unreadable_file", "compacted/00000-00001"),
-    (foreign, "foreign_file", "compacted/00000-00009"),
-    (foreign_record, "foreign_file", "_run/compacted/notes.txt"),
-    (of_another_run, "other_run", "compacted/00000-00001"),
-    (under_another_name, "wrong_footer", "compacted/00000-00001"),
-    (fewer_rows, "wrong_rows", "compacted/00000-00001"),
-    (score_of_another, "wrong_size", "compacted/00000-00001"),
-    (lost_plan, "wrong_generation", "_run/compacted/00000-plan"),
-    (damaged_plan, "unreadable_generation", "_run/compacted/00000-plan"),
-    (damaged_commit, "unreadable_generation", "_run/compacted/00000.parquet"),
-    (commit_of_other_units, "wrong_generation", "_run/compacted/00000.parquet"),
-]
-
-
-@pytest.mark.parametrize("delete", [False, True], ids=["both", "compacted"])
-@pytest.mark.parametrize("plant, what, where", FAULTS, ids=[f"{plant.__name__}-{what}" for plant, what, _ in FAULTS])
-def test_a_planted_fault_is_found_and_named(out, plant, what, where, delete):
-    run(out, target(out), delete_small=delete)
-    assert counts(out)[0] == 34, "the control: nothing is wrong before"
-    plant(out)
-    faults = verify(str(out)).faults
-    assert any(fault.what == what and where in fault.where for fault in faults), faults
-    assert all("\n" not in fault.detail for fault in faults)
-
-
-def test_rows_that_are_not_those_of_the_small_file_are_found(out):
-    run(out, target(out))
-    for plant in (score_of_another, rows_in_another_order):
-        whole = state(out)
-        plant(out)
-        faults = [fault for fault in verify(str(out)).faults if fault.what == "differing_rows"]
-        assert faults and all("compacted/00000-00001.parquet" in fault.detail for fault in faults)
-        for name, data in whole.items():
-            (out / name).write_bytes(data)
-
-
-def test_wrong_rows_are_found_where_the_small_files_are_gone(out):
-    run(out, target(out), delete_small=True)
-    rows_in_another_order(out)
-    assert {"repeated_row", "wrong_shard"} & {fault.what for fault in verify(str(out)).faults}
-
-
-def test_a_file_of_a_compaction_that_is_under_way_is_no_stranger_but_must_be_whole(out):
-    killed(out, target(out), after=3)
-    assert counts(out)[0] == 34
-    bit_flipped(out)
-    assert [(fault.what, fault.where) for fault in verify(str(out)).faults] == [
-        ("unreadable_file", "compacted/00000-00001.parquet")
-    ]
-
-
-def test_verify_follows_a_compaction_that_removes_what_it_reads(out, monkeypatch):
-    """The small files are listed, and gone when they are to be read."""
-    from pipeline import verify as module
-
-    counted, found = counts(out), module._Verifier._shards
-
-    def shards(self):
-        run(out, target(out), delete_small=True)
-        yield from found(self)
-
-    monkeypatch.setattr(module._Verifier, "_shards", shards)
-    assert counts(out) == counted
-
-
-def test_verify_keeps_one_row_group(out, monkeypatch):
-    monkeypatch.setattr(compaction, "GROUP_ROWS", 4)
-    run(out, delete_small=True)
-    reads = []
-    monkeypatch.setattr(
-        CompactedFile, "read", lambda self, group, read=CompactedFile.read: reads.append(group) or read(self, group)
-    )
-    assert counts(out)[0] == 34
-    assert reads == sorted(set(reads)) and len(reads) >= 9, "each is decoded once, in order"
-
-
-def test_names_of_generations_are_those_that_the_documents_say(out):
-    run(out, target(out))
-    assert names(out / "_run" / "compacted") == ["00000-plan.parquet", "00000.parquet"]
-    assert all(re.fullmatch(r"00000-\d{5}\.parquet", name) for name in names(out / "compacted"))

@@ -23,6 +23,7 @@ COMMANDS = {
     "label": "Label every image of the sources, each exactly once, into Parquet.",
     "embed": "Embed every image of the sources, each exactly once, into Parquet.",
     "verify": "Prove that every input sample of a run has exactly one row.",
+    "compact": "Merge the small files of a finished run into large ones.",
     "lint": "Say what is wrong with shards, without a model.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
@@ -30,7 +31,7 @@ COMMANDS = {
     "models": "List the variants: layers, width, heads, parameters, GFLOPs.",
     "demo": "The whole story on real handwriting, in a few minutes.",
 }
-RESUMABLE = ("label", "embed")
+RESUMABLE = ("label", "embed", "compact")
 
 app = App(
     name="wordsworth",

@@ -11,6 +11,8 @@ class Fault:
     a shard's units     missing_unit, missing_end, unit_after_end, two_names
     a file              foreign_file, unreadable_file, wrong_schema, other_run, wrong_footer, wrong_rows, wrong_errors
     a file's rows       repeated_row, missing_row, wrong_shard, missing_prediction, prediction_on_error
+    compacted files     missing_file, wrong_size, differing_rows (from a small file that is still there), and as a file's
+    compactions         unreadable_generation, wrong_generation
     the run's records   incomplete_listing, unreadable_listing, wrong_listing, not_finished, wrong_summary, wrong_manifest
     the source          source_changed, unreadable_source
     rows and source     missing_sample, extra_row, wrong_key, wrong_error, wrong_place (offset or size)
@@ -23,7 +25,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. rows, files: in predictions/. errors: rows by error code. recounted: samples in the source, or None."""
+    """What was found. rows, files: of units, wherever they lie. errors: rows by error code. recounted: in the source, or None."""
 
     rows: int = 0
     shards: int = 0

@@ -51,10 +51,11 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     plan = run.plan()
     if plan:
         refuse_another_run(run, plan, asked)
+        _refuse_compacted(run, request)
     head = None if plan and frozen.files() else Head.of(_finder(request))
     if plan and head is None:
         _catch_up(frozen, request, progress)
-        if run.summary() and not any(_open_pages(frozen, run.committed())):
+        if _is_finished(run, frozen):
             if request.retry_errors and any(failed_units(run, frozen)):
                 with ray_session(request.address):
                     return _retry(run, frozen, plan, request, checkpoint, progress)
@@ -69,6 +70,12 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
         if head:
             head.freeze(frozen)
         return _execute(run, frozen, plan, request, checkpoint, progress)
+
+
+def _refuse_compacted(run: RunFolder, request: LabelRequest) -> None:
+    for option, given in (("--retry-errors", request.retry_errors), ("--replace-changed", request.replace_changed)):
+        if given:
+            run.refuse_compacted(option)
 
 
 def _finder(request: LabelRequest) -> Finder:
@@ -96,7 +103,17 @@ def _catch_up(frozen: FrozenListing, request: LabelRequest, progress: Progress) 
             "--replace-changed labels it again, or label into a new --output, or put the old object back"
         )
     if updating and found.shards:
+        _refuse_compacted(frozen.run, request)  # again: listing the source took its time
         freeze_update(frozen, found)
+
+
+def _is_finished(run: RunFolder, frozen: FrozenListing) -> bool:
+    """Every shard is there, and the summary is of what is there: an update may have been killed before it wrote its own."""
+    summary = run.summary()
+    if summary is None:
+        return False
+    done = run.committed()
+    return summary["files"] == done.units and not any(_open_pages(frozen, done))
 
 
 # ---- what is left to do ---------------------------------------------------------------------------------------------------
@@ -339,10 +356,12 @@ class Tally:
 
 
 def _footers(run: RunFolder, chunk: int = 256) -> Iterator[pa.Table]:
-    """The rows of the manifest in the order of their files, read from the footers by Ray tasks of which few are ahead."""
+    """The rows of the manifest: of compacted units as the compaction has them, of the others in the order of their files, read from the
+    footers by Ray tasks of which few are ahead."""
     import ray
 
-    files, ahead = run.prediction_files(), deque()
+    yield run.compacted(MANIFEST.names)
+    files, ahead = run.uncompacted(), deque()
     task = ray.remote(num_cpus=FOOTER_CPUS, **RETRIES)(RunFolder.manifest)
     most = min(1000, 8 + int(ray.cluster_resources()["CPU"] / FOOTER_CPUS))  # a result is some 60 kB
     for begin in range(0, len(files), chunk):

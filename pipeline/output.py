@@ -1,7 +1,8 @@
 """The run folder: predictions as Parquet, and the commits that make every image appear exactly once.
 
 The output object is the commit record. A unit's file is named by its shard's identity and its number alone, is built in memory, and
-appears whole or not at all; so a unit that runs twice meets its own rows, and what is there is what is done.
+appears whole or not at all; so a unit that runs twice meets its own rows, and what is there is what is done. A unit that a
+committed compaction names is done too, whether its own file is still there or not: see pipeline.compact.
 """
 
 import contextlib
@@ -12,12 +13,14 @@ import re
 import time
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
@@ -28,6 +31,7 @@ from pipeline.unit import STAGES, TIMED, Unit
 
 SCHEMA_VERSION = 1
 UNIT_NAME = re.compile(r"(?P<shard>.+-[0-9a-f]{12})-(?P<unit>\d{5,})(?P<end>-end)?\.parquet")
+GENERATION = re.compile(r"(?P<number>\d{5,})(?P<plan>-plan)?\.parquet")  # of a compaction, in _run/compacted/
 FOOTER = b"wordsworth"  # the key of our JSON in a Parquet file's metadata
 GROUP = 16384  # rows in a row group of a file that is written as its rows come
 
@@ -169,6 +173,7 @@ def _receipt(
     }
 
 
+# One row a file: what the run knows of itself when it is complete.
 MANIFEST = pa.schema(
     [
         ("file", pa.string()),
@@ -184,6 +189,11 @@ MANIFEST = pa.schema(
         *[(stage, pa.float64()) for stage in TIMED],
     ]
 )
+
+# The same of a unit in a compacted file. into: that file; row_group: which holds all its rows; first: its first row in the file.
+PLANNED = pa.schema([*MANIFEST, ("into", pa.string()), ("row_group", pa.int32()), ("first", pa.int64())])
+# And what is known once it is there: the rest of the unit's footer, and the size of the compacted file.
+COMPACTED = pa.schema([*PLANNED, ("next_offset", pa.int64()), ("next_index", pa.int32()), ("into_bytes", pa.int64())])
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------------
@@ -260,6 +270,13 @@ class Done:
         """Of how many shards there is something."""
         return len(self._hashes) + sum(~self._find(self.open)[1])
 
+    @property
+    def units(self) -> int:
+        """How many units there are of all shards."""
+        at, found = self._find(self.open)
+        complete = int(self._counts.sum(dtype=np.int64) - self._counts[at[found]].sum(dtype=np.int64))
+        return complete + sum(have.prefix + len(have.beyond) for have in self.open.values())
+
     def __getitem__(self, shard: str) -> Committed:
         """What there is of a shard; of an unknown one there is nothing."""
         if shard in self.open:
@@ -284,7 +301,7 @@ def _hash(name: str) -> bytes:
 
 
 class RunFolder:
-    """OUT: predictions/*.parquet and what the run knows of itself in _run/."""
+    """OUT: predictions/*.parquet, compacted/*.parquet, and what the run knows of itself in _run/."""
 
     def __init__(self, output: str, storage_options: dict[str, Any] | None = None):
         self.fs, self.root = open_filesystem(output, storage_options)
@@ -329,17 +346,32 @@ class RunFolder:
             return 0
         named = ((path, UNIT_NAME.fullmatch(path.rpartition("/")[2])) for path in self.prediction_files())
         files = [path for path, match in named if match and match["shard"][-12:] in ids]
-        for path in files:
-            self.fs.rm_file(path)
+        self.remove(files)
         return len(files)
+
+    def remove(self, paths: list[str]) -> None:
+        """Remove files, of which some may be gone already; on an object store by one call for all."""
+        if not is_local(self.fs):
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(paths)
+                return
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(path)
 
     def prediction_files(self) -> list[str]:
         """Paths of predictions/*.parquet in order: one LIST."""
         return sorted(self.parquet_files("predictions"))
 
     def committed(self) -> Done:
-        """By shard name, what is done: one LIST, of which memory holds no more than one answer of the store."""
-        return Done(names(self.fs, self.path("predictions")))
+        """By shard name, what is done: the units in predictions/, by one LIST of which memory holds no more than one answer of the
+        store, and those of committed compactions."""
+        return Done(chain(names(self.fs, self.path("predictions")), self._compacted_names()))
+
+    def _compacted_names(self) -> Iterator[str]:
+        """After the LIST, and not before: what is deleted meanwhile is named here."""
+        for chunk in self.compacted(["file"])["file"].chunks:
+            yield from chunk.to_pylist()
 
     def footers(self, paths: list[str]) -> list[dict[str, Any]]:
         """A row of the manifest for each file."""
@@ -363,10 +395,43 @@ class RunFolder:
         """The same as a table, which takes a tenth of the memory."""
         return pa.Table.from_pylist(self.footers(paths), schema=MANIFEST)
 
+    def generations(self, planned: bool = False) -> list[str]:
+        """Paths of what the committed compactions contain, in order; with `planned`, of the plans of all that were begun."""
+        paths = ((path, GENERATION.fullmatch(path.rpartition("/")[2])) for path in self.parquet_files("_run", "compacted"))
+        return sorted(path for path, match in paths if match and bool(match["plan"]) == planned)
+
+    def compacted(self, columns: list[str] | None = None) -> pa.Table:
+        """The units of every committed compaction, as COMPACTED."""
+        wanted = pa.schema([COMPACTED.field(name) for name in columns or COMPACTED.names])
+        tables = [wanted.empty_table()]
+        for path in self.generations():
+            try:
+                with self.fs.open(path, "rb") as file:
+                    tables.append(pq.read_table(file, columns=wanted.names).select(wanted.names).cast(wanted))
+            except (pa.ArrowInvalid, KeyError, ValueError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}): restore it; `wordsworth verify {self.uri}` says what it names"
+                ) from error
+        return pa.concat_tables(tables)
+
+    def refuse_compacted(self, option: str) -> None:
+        """Compacted files are never changed, so what changes units comes before them."""
+        if self.generations(planned=True):
+            raise UserError(
+                f"{option} changes units that `wordsworth compact` has merged, or is merging, into files that are never changed: "
+                f"use {option} before compact; {self.uri} takes --update alone now, all else needs a new --output"
+            )
+
+    def uncompacted(self) -> list[str]:
+        """Paths of the units' files that are in no committed compaction, in order."""
+        files, compacted = self.prediction_files(), self.compacted(["file"])["file"].combine_chunks()
+        known = pc.is_in(pa.array([path.rpartition("/")[2] for path in files], pa.string()), value_set=compacted)
+        return [path for path, there in zip(files, known.to_pylist(), strict=True) if not there]
+
     def sweep(self, older_than: float = 3600.0) -> None:
         """Remove temporary files that a killed writer left on a local disk, once no living one can own them (seconds)."""
         if is_local(self.fs):
-            for folder in (self.path("predictions"), self.path("_run"), self.path("_run", "shards")):
+            for folder in map(self.path, ("predictions", "compacted", "_run", "_run/shards", "_run/compacted")):
                 for name in names(self.fs, folder):
                     with contextlib.suppress(FileNotFoundError):
                         if name.startswith("_tmp-") and time.time() - os.stat(f"{folder}/{name}").st_mtime > older_than:

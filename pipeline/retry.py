@@ -131,8 +131,9 @@ def merge_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:
     unit, start = Unit.from_arrow(table), time.perf_counter()
     if unit.fault:
         return receipt_of(unit, settings, 0, {}, written=False)
-    fs, root = open_filesystem(settings.output, settings.storage_options)
-    path = f"{root.rstrip('/')}/predictions/{unit_file(unit.shard_name, unit.number, unit.last)}"
+    run = RunFolder(settings.output, settings.storage_options)
+    run.refuse_compacted("--retry-errors")  # again: compact may have begun since
+    fs, path = run.fs, run.path("predictions", unit_file(unit.shard_name, unit.number, unit.last))
     footer = read_footer(fs, path)
     with fs.open(path, "rb") as file:
         old = pq.read_table(file)

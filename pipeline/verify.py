@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.compacted import names_in, parse
 from pipeline.errors import UserError
 from pipeline.faults import Report
 from pipeline.listing import FrozenListing
@@ -22,13 +22,15 @@ from pipeline.output import FOOTER, UNIT_NAME, RunFolder, unit_file
 from pipeline.recount import Recount, Sample
 from pipeline.source import LISTING, Shard
 from pipeline.storage import public
+from pipeline.verify_compacted import CompactedUnits, differing
 
 
 def verify(output: str, source: bool = False, storage_options: dict[str, Any] | None = None) -> Report:
     """Check a run folder; with `source`, hold it against its input, which is read once from front to back.
 
-    Everything streams. Memory is bounded by one unit's file, the keys of one shard and one page of the listing; beside them
-    stand a name and a number for each file and, with `source`, the names under one prefix of loose images.
+    Everything streams. Memory is bounded by one unit's file, one row group of a compacted one, the keys of one shard and one page
+    of the listing; beside them stand a name and a number for each file and, with `source`, the names under one prefix of loose
+    images.
 
     Raises UserError where there is no run, and where the store does not give what the run folder consists of.
     """
@@ -53,17 +55,6 @@ _TYPES = {
 }
 
 
-def _names(run: RunFolder, *parts: str) -> list[str]:
-    """What a folder holds, in order. Names with an underscore are leftovers of writers and no reader sees them."""
-    run.fs.invalidate_cache()
-    folder = "/".join([run.root, *parts])
-    try:
-        paths = (path.rstrip("/") for path in run.fs.ls(folder, detail=False))
-    except FileNotFoundError:
-        return []
-    return sorted(name for path in paths if path != folder and not (name := path.rpartition("/")[2]).startswith("_"))
-
-
 def _replaced(run: RunFolder) -> set[str]:
     """Ids of shards that an update has replaced. A page that cannot be read is named later."""
     try:
@@ -73,14 +64,8 @@ def _replaced(run: RunFolder) -> set[str]:
 
 
 def _read(run: RunFolder, *parts: str) -> pa.Table | Exception:
-    """A Parquet file with every page's checksum compared, or why it cannot be read. A store's fault is an OSError, raised."""
-    data = run.fs.cat_file("/".join([run.root, *parts]))
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-        table.validate(full=True)
-        return table
-    except Exception as error:  # the bytes are here: whatever they make of the Parquet reader is their fault
-        return error
+    """A Parquet file of the run, or why it cannot be read. A store's fault is an OSError, raised."""
+    return parse(run.fs.cat_file(run.path(*parts)))
 
 
 class _Verifier:
@@ -97,20 +82,23 @@ class _Verifier:
 
     def check(self) -> Report:
         files = self._unit_files()
+        self.compacted = CompactedUnits(self.run, self.run_is, self.report)  # after it: what is deleted meanwhile is named here
         for shard in self._shards():
-            self._shard(shard, sorted(files.pop(shard.name, [])))
+            self._shard(shard, files.pop(shard.name, []))
         if self.recount:
             self.recount.close()
         if not any(fault.where.startswith("_run/shards") for fault in self.report.faults):  # else nobody knows what is foreign
             for name in sorted(name for units in files.values() for _, _, name in units):
                 self.report.add("foreign_file", name, "belongs to no shard of this run")
+            self.compacted.name_strays()
+        self.compacted.check_folder()
         self._totals()
         return self.report
 
     def _unit_files(self) -> dict[str, list[tuple[int, bool, str]]]:
         """Number, end and name of every unit's file, by shard name."""
         files = defaultdict(list)
-        for name in _names(self.run, "predictions"):
+        for name in names_in(self.run, "predictions"):
             match = UNIT_NAME.fullmatch(name)
             number, last = (int(match["unit"]), bool(match["end"])) if match else (0, False)
             if match and name == unit_file(match["shard"], number, last):
@@ -121,7 +109,7 @@ class _Verifier:
 
     def _shards(self) -> Iterator[Shard]:
         """The frozen listing, one page at a time; shards that a later page replaces are not part of the run."""
-        names = _names(self.run, "_run", "shards")
+        names = names_in(self.run, "_run", "shards")
         bare = [f"{number:05d}.parquet" for number in range(len(names))]
         if not names or [name.replace("-end", "") for name in names] != bare or not names[-1].endswith("-end.parquet"):
             self.report.add("incomplete_listing", "_run/shards", f"its pages are {', '.join(names[-3:]) or 'none'}: one is missing")
@@ -137,15 +125,17 @@ class _Verifier:
                 if shard.id not in self.replaced:
                     yield shard
 
-    def _shard(self, shard: Shard, files: list[tuple[int, bool, str]]) -> None:
+    def _shard(self, shard: Shard, small: list[tuple[int, bool, str]]) -> None:
         self.report.shards += 1
+        merged = self.compacted.of(shard.name)  # row by name
+        files = sorted({*small, *map(_triple, merged)})
         for what, detail, count in _unit_faults(files):
             self.report.add(what, shard.name, detail, count)
-        expected, before, rows = shard.first_index, -1, []
+        expected, before, rows, names = shard.first_index, -1, [], {name for _, _, name in small}
         for number, last, name in files:
             if number > before + 1:
                 expected = None  # the missing unit is named already, its rows need no fault of their own
-            table = self._file(shard, number, last, name)
+            table = self._unit(shard, number, last, name, name in names, merged.get(name))
             expected = None if table is None else self._indexes(table, expected, name)
             if self.recount and table is not None:
                 columns = (table[name].to_pylist() for name in Sample._fields)
@@ -154,13 +144,33 @@ class _Verifier:
         if self.recount:
             self.recount.shard(shard, rows)
 
-    def _file(self, shard: Shard, number: int, last: bool, name: str) -> pa.Table | None:
-        """Everything about a file but its place among the others. None where its rows cannot be trusted to be rows."""
-        table, self.rows[name] = _read(self.run, "predictions", name), None
+    def _unit(self, shard: Shard, number: int, last: bool, name: str, small: bool, merged: int | None) -> pa.Table | None:
+        """Everything about a unit but its place among the others. None where its rows cannot be trusted to be rows.
+
+        It lies in a small file, in a compacted one (the number of its row there), or in both, which then must agree."""
+        self.rows[name] = None
         self.report.files += 1
+        table = None
+        if small:
+            try:
+                table = _read(self.run, "predictions", name)
+            except FileNotFoundError:  # it was listed: merged and removed since, or lost
+                merged = self.compacted.again(name)
+                if merged is None:
+                    raise
+        there = None if merged is None else self.compacted.rows(merged)
         if isinstance(table, Exception):
             self.report.add("unreadable_file", name, _why(table))
             return None
+        if table is not None and there is not None and (detail := differing(table, there)):
+            self.report.add("differing_rows", name, f"its rows are not those in {self.compacted.where(merged)}: {detail}")
+        if table is None and there is None:
+            return None  # the compacted file is named already
+        footer = _footer_of(table) if table is not None else self.compacted.footer(merged)
+        return self._checked(shard, number, last, name, there if table is None else table, footer)
+
+    def _checked(self, shard: Shard, number: int, last: bool, name: str, table: pa.Table, footer: dict | None) -> pa.Table | None:
+        """A unit's rows against what they must be and what is told of them."""
         self.schema = self.schema or table.schema
         if not table.schema.equals(self.schema) or any(name not in table.schema.names for name in _TYPES):
             self.report.add("wrong_schema", name, f"its columns are {', '.join(table.schema.names)}")
@@ -173,7 +183,7 @@ class _Verifier:
         self.report.rows += table.num_rows
         self.report.errors.update(errors)
         identity = {"shard": public(shard.uri), "shard_name": shard.name, "unit": number, "last": last}
-        for what, detail in _footer_faults(table, self.run_is, identity, errors):
+        for what, detail in _footer_faults(footer, table.num_rows, self.run_is, identity, errors):
             self.report.add(what, name, detail)
         for what, detail, count in _row_faults(table, public(shard.uri)):
             self.report.add(what, name, detail, count)
@@ -241,14 +251,27 @@ def _unit_faults(files: list[tuple[int, bool, str]]) -> Iterator[tuple[str, str,
         yield "two_names", f"unit {twice[0]:05d} is there with and without -end", len(twice)
 
 
-def _footer_faults(table: pa.Table, run: dict[str, Any], identity: dict[str, Any], errors: Counter) -> Iterator[tuple[str, str]]:
-    """A file's own account of itself against the plan, its name and its rows."""
+def _triple(name: str) -> tuple[int, bool, str]:
+    """Number, end and name, as of a file in predictions/."""
+    match = UNIT_NAME.fullmatch(name)
+    return int(match["unit"]), bool(match["end"]), name
+
+
+def _footer_of(table: pa.Table) -> dict[str, Any] | None:
     try:
-        footer = dict(json.loads(table.schema.metadata[FOOTER]))
+        return dict(json.loads(table.schema.metadata[FOOTER]))
     except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _footer_faults(
+    footer: dict[str, Any] | None, rows: int, run: dict[str, Any], identity: dict[str, Any], errors: Counter
+) -> Iterator[tuple[str, str]]:
+    """What is told of a unit against the plan, its name and its rows."""
+    if footer is None:
         yield "wrong_footer", "its metadata does not say what run and unit it is of"
         return
-    counted = {"wrong_rows": {"rows": table.num_rows}, "wrong_errors": {"errors": dict(errors)}}
+    counted = {"wrong_rows": {"rows": rows}, "wrong_errors": {"errors": dict(errors)}}
     for what, wanted in {"other_run": run, "wrong_footer": identity, **counted}.items():
         for name, value in wanted.items():
             if footer.get(name) != value:

@@ -33,7 +33,7 @@ def test_help_imports_neither_torch_nor_ray(arguments):
 
 def test_help_names_every_command_and_every_module_runs_by_itself(wordsworth):
     text = wordsworth("--help").stdout
-    for name in ("label", "embed", "pack", "verify", "pretrain", "convert", "models", "demo"):
+    for name in ("label", "embed", "pack", "verify", "compact", "pretrain", "convert", "models", "demo"):
         assert f" {name} " in text
         done = subprocess.run([sys.executable, "-m", f"jobs.{name}", "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and f"Usage: wordsworth {name}" in done.stdout, done.stderr
@@ -71,6 +71,8 @@ MISTAKES = {
     "bad batch size": ("label {p}/shards --output {p}/o --model {p}/model --batch-size none", 2, "--batch-size none"),
     "bad storage options": ("label {p}/shards --output {p}/o --model {p}/model --storage-options {{", 2, "no JSON"),
     "no run to verify": ("verify {p}/shards", 1, "holds no run"),
+    "no run to compact": ("compact {p}/shards", 1, "holds no run"),
+    "bad target size": ("compact {p}/shards --target-size much", 2, "--target-size much"),
     "training without a size": ("pretrain {p}/shards --output {p}/o", 2, "give --variant"),
     "missing config": ("label {p}/shards --config {p}/none.toml", 2, "no such file"),
 }

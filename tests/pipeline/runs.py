@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.faults import Report
 from pipeline.listing import About, FrozenListing
-from pipeline.output import RunFolder, commit, parquet
+from pipeline.output import MANIFEST, RunFolder, commit, parquet
 from pipeline.reader import ReadSettings, read_units
 from pipeline.rows import WriteSettings
 from pipeline.source import Shard, find_shards
@@ -75,14 +75,14 @@ def units_of(shard: Shard, rows: list[dict]) -> list[Unit]:
 def finish(out: Path, **changes) -> None:
     """Manifest and summary of what lies in the folder."""
     run = RunFolder(str(out))
-    footers = run.footers(run.prediction_files())
-    errors = Counter()
+    manifest = pa.concat_tables([run.compacted(MANIFEST.names), run.manifest(run.uncompacted())]).sort_by("file")
+    footers, errors = manifest.to_pylist(), Counter()
     for footer in footers:
         errors.update(json.loads(footer["errors"]))
     plan = run.plan()
     summary = {"run_id": plan["run_id"], "fingerprint": plan["fingerprint"], "shards": sum(row["last"] for row in footers)}
     summary |= {"files": len(footers), "rows": sum(row["rows"] for row in footers), "errors": dict(errors)}
-    run.finish(parquet(pa.Table.from_pylist(footers)), summary | changes)
+    run.finish(parquet(manifest), summary | changes)
 
 
 def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None) -> Path:
@@ -90,15 +90,26 @@ def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None
     run = RunFolder(str(out))
     listing = find_shards([str(source) for source in sources], format, KEYS)
     asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "top-k": 2, "embedding": "float16"}
-    plan = run.create({"schema_version": 1, "run_id": "0123456789abcdef", "fingerprint": "f" * 64, "asked": asked})
-    FrozenListing(run).put(0, listing.shards, True, About())
-    provenance = {name: plan[name] for name in ("run_id", "fingerprint")}
-    settings = WriteSettings(str(out), provenance, ("a", "b", "c", "d"), 2, "float16", 4)
-    for shard in listing.shards:
+    run.create({"schema_version": 1, "run_id": "0123456789abcdef", "fingerprint": "f" * 64, "asked": asked})
+    _label(run, listing.shards, reader)
+    return out
+
+
+def update(out: Path, *sources: Path, format: str | None = None) -> None:
+    """Add sources to a finished run, as --update adds what is new."""
+    _label(RunFolder(str(out)), find_shards([str(source) for source in sources], format, KEYS).shards, read_rows)
+
+
+def _label(run: RunFolder, shards: list[Shard], reader) -> None:
+    """Freeze a page of shards and commit their units."""
+    frozen = FrozenListing(run)
+    frozen.put(len(frozen.files()), shards, True, About())
+    provenance = {name: run.plan()[name] for name in ("run_id", "fingerprint")}
+    settings = WriteSettings(run.root, provenance | {"model": "made up"}, ("a", "b", "c", "d"), 2, "float16", 4)
+    for shard in shards:
         for unit in units_of(shard, reader(shard)):
             commit(predicted(unit), settings)
-    finish(out)
-    return out
+    finish(Path(run.root))
 
 
 def two_tars(folder: Path) -> Path:

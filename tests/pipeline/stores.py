@@ -46,6 +46,10 @@ class Bucket(AbstractFileSystem):
     def _open(self, path, mode="rb", **kwargs):
         return io.BytesIO(self.cat_file(path))
 
+    def rm_file(self, path):
+        self.info(path)
+        del self.objects[self._strip_protocol(path)]
+
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         path = self._strip_protocol(path)
         if mode == "create" and not self.conditional:

@@ -4,15 +4,17 @@ import gzip
 from collections import Counter
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import labeler
 from pipeline import listing as listings
 from pipeline import source as sources
+from pipeline.compact import CompactRequest, compact
 from pipeline.errors import UserError
 from pipeline.verify import verify
 from tests.builders import photo, write_shards, write_tar
-from tests.pipeline.labelling import label_of, rows, run
+from tests.pipeline.labelling import Watcher, label_of, rows, run
 from vit_model.checkpoint import load_folder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -133,3 +135,41 @@ def test_a_missing_unit_is_made_again_from_where_the_one_before_it_ended(tmp_pat
     _, watcher = run(tmp_path, model, tmp_path / "shards", unit_rows=7)
     assert sorted(receipt["file"] for receipt in watcher.receipts) == [files[2].name, files[4].name]
     assert rows(tmp_path) == whole
+
+
+def test_a_compacted_run_is_complete_and_takes_an_update_and_nothing_that_changes_its_units(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=2, images=4)
+    first, _ = run(tmp_path, model, tmp_path / "shards", unit_rows=2)
+    before = rows(tmp_path)
+    compact(CompactRequest(str(tmp_path / "out"), delete_small=True), Watcher())
+    again, watcher = run(tmp_path, model, tmp_path / "shards", unit_rows=2)
+    assert again == first and not watcher.receipts and watcher.notes == ["this run is complete already: nothing to do"]
+    for option in ("retry_errors", "replace_changed"):
+        with pytest.raises(UserError, match=rf"--{option.replace('_', '-')} changes units that `wordsworth compact` has merged"):
+            run(tmp_path, model, tmp_path / "shards", **{option: True})
+
+    write_tar(tmp_path / "shards" / "new.tar", {"new.jpg": photo(99)})
+    summary, watcher = run(tmp_path, model, tmp_path / "shards", update=True)
+    assert [receipt["rows"] for receipt in watcher.receipts] == [1], "what is compacted is not labelled again"
+    assert (summary["rows"], summary["shards"], summary["files"]) == (9, 3, first["files"] + 1)
+    assert summary["bytes_read"] > first["bytes_read"] and summary["bytes_written"] > first["bytes_written"]
+    assert [row["key"] for row in rows(tmp_path)] == ["new"] and verify(str(tmp_path / "out"), source=True).ok
+    compact(CompactRequest(str(tmp_path / "out"), delete_small=True), Watcher())
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok and (report.rows, report.files) == (9, summary["files"])
+    merged = pq.read_table(tmp_path / "out" / "compacted").to_pylist()
+    assert [row for row in merged if row["key"] != "new"] == before
+
+
+def test_an_update_that_was_killed_before_its_summary_writes_it_when_the_command_runs_again(tmp_path, model, monkeypatch):
+    write_shards(tmp_path / "shards", shards=2, images=4)
+    run(tmp_path, model, tmp_path / "shards")
+    write_tar(tmp_path / "shards" / "new.tar", {"new.jpg": photo(99)})
+    monkeypatch.setattr(labeler, "_finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, model, tmp_path / "shards", update=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="is not complete: run its label command to the end first"):
+        compact(CompactRequest(str(tmp_path / "out")), Watcher())
+    summary, watcher = run(tmp_path, model, tmp_path / "shards")
+    assert summary["rows"] == 9 and not watcher.receipts and verify(str(tmp_path / "out"), source=True).ok

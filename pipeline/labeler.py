@@ -356,8 +356,8 @@ class Tally:
 
 
 def _footers(run: RunFolder, chunk: int = 256) -> Iterator[pa.Table]:
-    """The rows of the manifest: of compacted units as the compaction has them, of the others in the order of their files, read from the
-    footers by Ray tasks of which few are ahead."""
+    """The rows of the manifest: of compacted units as the compaction has them, of the others in the order of their files, read from
+    the footers by Ray tasks of which few are ahead."""
     import ray
 
     yield run.compacted(MANIFEST.names)

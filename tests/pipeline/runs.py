@@ -72,9 +72,9 @@ def units_of(shard: Shard, rows: list[dict]) -> list[Unit]:
     return units
 
 
-def finish(out: Path, **changes) -> None:
+def finish(out: Path | str, options: dict | None = None, **changes) -> None:
     """Manifest and summary of what lies in the folder."""
-    run = RunFolder(str(out))
+    run = RunFolder(str(out), options)
     footers = run.footers(run.prediction_files())
     errors = Counter()
     for footer in footers:

@@ -131,7 +131,7 @@ def _points(backend: Backend, deed: str) -> list[str]:
 
 
 def _fates(dice: random.Random, points: list[str], processes: int, lives: int) -> list[list[Fate | None]]:
-    """For every process how each of its lives ends; the last one is not disturbed. Every point gets its turn before one comes again."""
+    """How each life of each process ends, the last one undisturbed. Every point gets its turn before one comes again."""
     deck: list[str] = []
     while len(deck) < processes * (lives - 1):
         deck += dice.sample(points, len(points))

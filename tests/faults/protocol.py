@@ -40,8 +40,8 @@ class Result:
 
     deaths: kills by the point at which they struck. rows_in: rows of the undisturbed runs. lost, doubled, differing: rows; partial:
     files that could not be read, at any moment. findings: what `verify` says. failures: last words of workers that failed unkilled.
-    recovery_seconds: for each kill, from the death to the first unit that the successor finished, less what it was made to wait.
-    repeated_units: for each kill, the units that the successor did and the dead one had begun.
+    recovery_seconds: from a death to the first unit that the successor finished (if it lived to), less what it was made to wait.
+    repeated_units: for the same deaths, the units that the successor did and the dead one had begun.
     """
 
     rounds: int = 0

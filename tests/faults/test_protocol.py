@@ -60,7 +60,7 @@ def test_workers_killed_at_every_point_leave_the_rows_of_an_undisturbed_run(disk
     result = run_rounds(seed=1, rounds=1, backend=disk, processes=4, shards=6)
     assert result.exact and not result.failures, result
     assert result.deaths.keys() >= {*ON_A_DISK} and result.kills >= 7, result
-    assert result.looks > 5 and len(result.recovery_seconds) == len(result.repeated_units) == result.kills
+    assert result.looks > 5 and 0 < len(result.recovery_seconds) == len(result.repeated_units) <= result.kills
     assert max(result.repeated_units) <= 2, "a kill costs the unit that was under way, and one whose place was not known yet"
 
 

@@ -247,7 +247,16 @@ def trusting(job: Job, passing: Callable) -> None:
 DEEDS = {"honest": lambda job, passing: None, "random_names": random_names, "in_place": in_place, "trusting": trusting}
 
 
+class NoPandas:
+    """pyarrow imports pandas where it finds it, for nothing here: half of what the start of a worker costs."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas":
+            raise ImportError("no worker needs pandas")
+
+
 def main(text: str) -> None:
+    sys.meta_path.insert(0, NoPandas())
     job = Job.loads(text)
     log = os.open(job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 

@@ -1,6 +1,7 @@
 """Object stores and file systems through fsspec: which URLs are allowed, and how an object appears whole or not at all."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -20,6 +21,7 @@ ALLOW_HTTP = "wordsworth_allow_http"  # in the storage options, which every proc
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 # Some of what the stores' clients raise is no OSError: aiohttp's ClientPayloadError, gcsfs's HttpError, all of Azure's.
 CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests", "urllib3")
+CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")  # of Amazon's client; AWS_... sets them
 _USER = re.compile(r"[^/?#]*@|[^/:@?#]+:(?!\d*/)[^@?#]*@")  # the latter: a secret with a slash in it
 
 
@@ -36,12 +38,26 @@ def open_filesystem(uri: str, options: dict[str, Any] | None = None) -> tuple[fs
     """The file system of a URI and the path inside it; local paths come back absolute."""
     options = dict(options or {})
     check_scheme(uri, options.pop(ALLOW_HTTP, False))
+    if uri.startswith(("s3://", "s3a://")):
+        options = _checksums(options)
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except ImportError as error:
         extra = EXTRAS.get(uri.split(":", 1)[0], "")
         raise UserError(f"cannot read {public(uri)}: {error}; try: pip install 'wordsworth[{extra}]'") from error
     return fs, path
+
+
+def _checksums(options: dict[str, Any]) -> dict[str, Any]:
+    """Amazon's own S3 keeps the additional checksums of its client, other stores get them only where they are required.
+
+    Some of those store the framing of a checksum with the object, or answer a range with the checksum of the whole.
+    """
+    elsewhere = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
+    if not (elsewhere or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
+        return options
+    asked = {name: "when_required" for name in CHECKSUMS if f"AWS_{name.upper()}" not in os.environ}
+    return {**options, "config_kwargs": asked | options.get("config_kwargs", {})}
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -70,47 +86,104 @@ def version_of(info: dict[str, Any]) -> str:
     return ""
 
 
+# How file systems say that they have no hard links (FUSE, SMB, exFAT), and that a folder cannot be synced.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+NO_SYNC = (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+# What a person can put right, by the number of the error: what is wrong, and what to do.
+REFUSALS = {
+    errno.ENOSPC: ("no space is left", "make room"),
+    errno.EDQUOT: ("the quota is used up", "make room"),
+    errno.EROFS: ("the file system is read-only", "make it writable or choose another place"),
+    errno.EACCES: ("permission denied", "get the right to write there or choose another place"),
+    errno.EPERM: ("not permitted", "get the right to write there or choose another place"),
+    errno.ENOENT: ("the bucket does not exist", "create it or choose another place"),
+}
+
+
 def put_if_absent(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
     """Make `data` appear at `path`, whole and at once. False: something is there already; read it to see what.
 
     A local file is written beside its place, synced and linked: a link fails where a name exists. On an object store it is one
     conditional PUT; a store without conditions gets a plain PUT, which is as good as long as the bytes follow from the name.
+
+    Raises UserError where there is no room or no right to write.
     """
-    if is_local(fs):
-        return _link_if_absent(path, data)
+    with _refusals(fs, path):
+        return _link_if_absent(path, data) if is_local(fs) else patiently(lambda: _conditional_put(fs, path, bytes(data)))
+
+
+@contextlib.contextmanager
+def _refusals(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[None]:
+    """A full disk, a missing right or bucket as one line; a store's client names some of them by the exception's type alone."""
     try:
-        fs.pipe_file(path, bytes(data), mode="create")
+        yield
+    except OSError as error:
+        kind = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}.get(type(error))
+        number = error.errno if error.errno in REFUSALS else kind
+        if number not in REFUSALS or (number == errno.ENOENT and is_local(fs)):
+            raise
+        what, remedy = REFUSALS[number]
+        where = public(full_uri(fs, path))
+        raise UserError(f"cannot write {where}: {what}: {remedy}, then run the same command again: what is done is kept") from error
+
+
+def _conditional_put(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    try:
+        fs.pipe_file(path, data, mode="create")
+        return True
     except FileExistsError:
+        fs.invalidate_cache()  # a listing from before the object was there would hide it
         return False
     except (NotImplementedError, TypeError):
-        fs.pipe_file(path, bytes(data))
-    except OSError:
-        # A lost precondition is a plain OSError in some clients, and so is an acknowledgement that got lost.
+        pass  # a client that knows no conditions
+    except Exception as error:
+        # A lost precondition is a plain OSError in some clients, and so is an acknowledgement that got lost. Where nothing is
+        # there, a conflict with another writer (409) or a passing fault is tried again, by our caller.
         fs.invalidate_cache()
-        if not fs.exists(path):
+        if fs.exists(path):
+            return False
+        if getattr(error, "errno", None) != errno.ENOSYS:  # 501: a store that knows no conditions
             raise
-        return False
+    fs.pipe_file(path, data)
     return True
 
 
 def _link_if_absent(path: str, data: bytes) -> bool:
     if os.path.exists(path):
         return False
-    try:
-        with _written_beside(path, data) as temporary:
+    with _written_beside(path, data) as temporary:
+        try:
             os.link(temporary, path)
-    except FileExistsError:
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _rename_if_absent(temporary, path)
+    return True
+
+
+def _rename_if_absent(temporary: str, path: str) -> bool:
+    """For a file system without hard links: as whole, but the last of two writers at the same moment wins, like a plain PUT.
+
+    A unit's rows follow from its name, so it is as good. The plan and the pages of the listing follow from the command and the
+    source: there two jobs that begin in the same instant, with other machines or another state of the source, could each go
+    on with its own for a moment. Verify names what comes of it (`other_run`, `foreign_file`).
+    """
+    if os.path.exists(path):
         return False
+    os.replace(temporary, path)
     return True
 
 
 def replace(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Make `data` appear at `path`, whole, in place of whatever is there."""
-    if not is_local(fs):
-        fs.pipe_file(path, bytes(data))
-        return
-    with _written_beside(path, data) as temporary:
-        os.replace(temporary, path)
+    """Make `data` appear at `path`, whole, in place of whatever is there. Raises UserError as `put_if_absent` does."""
+    with _refusals(fs, path):
+        if not is_local(fs):
+            patiently(lambda: fs.pipe_file(path, bytes(data)))
+            return
+        with _written_beside(path, data) as temporary:
+            os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -127,7 +200,7 @@ def _written_beside(path: str, data: bytes) -> Iterator[str]:
             os.fsync(file.fileno())
         yield temporary
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # renamed; or the disk became read-only, which is said already
             os.unlink(temporary)
     _sync_folder(folder)
 
@@ -137,6 +210,9 @@ def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

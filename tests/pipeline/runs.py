@@ -72,9 +72,9 @@ def units_of(shard: Shard, rows: list[dict]) -> list[Unit]:
     return units
 
 
-def finish(out: Path, **changes) -> None:
+def finish(out: Path | str, options: dict | None = None, **changes) -> None:
     """Manifest and summary of what lies in the folder."""
-    run = RunFolder(str(out))
+    run = RunFolder(str(out), options)
     manifest = pa.concat_tables([run.compacted(MANIFEST.names), run.manifest(run.uncompacted())]).sort_by("file")
     footers, errors = manifest.to_pylist(), Counter()
     for footer in footers:

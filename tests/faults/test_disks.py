@@ -36,11 +36,11 @@ def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_ther
         ):
             remount("ro")
             assert job.finish(job.start(machine.address)) == 1
-            assert "Read-only file system" in job.said() and len(job.said().splitlines()) < 5, job.said()
+            assert "the file system is read-only: make it writable" in job.said() and len(job.said().splitlines()) < 5, job.said()
 
             remount("rw")
             assert job.finish(job.start(machine.address)) == 1
-            assert "No space left on device" in job.said() and "run the same command again" in job.said(), job.said()
+            assert "no space is left: make room, then run the same command again" in job.said(), job.said()
             assert 0 < job.written() < job.units
             job.check(expected, whole=False)
             assert {fault.what for fault in verify(str(job.out)).faults} <= {"missing_unit", "missing_end", "not_finished"}

@@ -61,7 +61,7 @@ def test_workers_killed_at_every_point_leave_the_rows_of_an_undisturbed_run(disk
     assert result.exact and not result.failures, result
     assert result.deaths.keys() >= {*ON_A_DISK} and result.kills >= 7, result
     assert result.looks > 5 and 0 < len(result.recovery_seconds) == len(result.repeated_units) <= result.kills
-    assert max(result.repeated_units) <= 2, "a kill costs the unit that was under way, and one whose place was not known yet"
+    assert max(result.repeated_units) <= 1, "a kill costs the one unit that its worker had under way"
 
 
 def test_an_answer_of_the_store_that_is_short_is_no_end(disk):

@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,12 +64,18 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+_told: dict[str, float] = {}  # when a message was told last, by its beginning
+
+
 def _tell_on_stderr(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-    """What Ray has to say of dead nodes and workers, in one line. Ray itself prints it on stdout, which is for results."""
-    message = " ".join(" ".join(data["lines"]).split())
+    """What Ray has to say of dead nodes and workers, in one line and not again for half a minute. Ray itself prints all of it, and on
+    stdout, which is for results."""
+    message, now = " ".join(" ".join(data["lines"]).split()), time.monotonic()
     if "worker processes have been started" in message:
         return  # more stages than cores is how it is meant
-    print(f"ray: {message if len(message) <= 240 else f'{message[:237]}...'}", file=sys.stderr, flush=True)
+    if now - _told.get(message[:40], -math.inf) > 30:
+        _told[message[:40]] = now
+        print(f"ray: {message if len(message) <= 240 else f'{message[:237]}...'}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A labelling job as a person runs it, on machines that fail under it; and what must be true of its output afterwards."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -37,6 +38,13 @@ class Job:
         self.armed.mkdir(exist_ok=True)
         self.log = folder / "log"
         self.started: list[subprocess.Popen] = []
+
+    @classmethod
+    def like(cls, other: "Job", out: Path) -> "Job":
+        """The same source and model, another output."""
+        made = copy.copy(other)
+        made.out, made.started = out, []
+        return made
 
     @property
     def env(self) -> dict[str, str]:

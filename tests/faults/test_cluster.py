@@ -1,6 +1,5 @@
-"""Kill every kind of process, machine and disk of a cluster under a job: the same command again, and nothing is lost or twice."""
+"""Kill every kind of process and machine under a job: the same command again, and nothing is lost, twice, or different."""
 
-import json
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ import pytest
 
 from tests.faults.jobs import Job, fault_env
 from tests.faults.machines import machines
+from tests.faults.scenarios import behead, kill, kill_writer, starve, twins
 
 SEED = int(os.environ.get("FAULT_SEED", "5"))
 
@@ -31,31 +31,18 @@ def job(tmp_path, cluster):
     made.close()
 
 
-def kill(cluster, *words: str, seconds: float = 60) -> None:
-    """SIGKILL for the next process whose command line has one of the words."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (process := cluster.find(*words)) is not None:
-            process.kill()
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no process is called {words}: {[line for _, line in cluster.workers()]}")
-
-
 def test_killed_processes_and_machines_cost_no_row(cluster, job):
     """One command survives the death of a decode child, of workers, writers and an actor; the next, after the driver's own death,
     survives a machine that dies, one that is taken away with notice, and one that hangs for 40 seconds."""
     chance = random.Random(SEED)
     first = job.start(cluster.address)
     job.wait_for(2, first)
-    kill(cluster, "decoder.py")
-    kill(cluster, "decode_stage", "read_stage")
-    job.arm("after-link")
-    job.arm("before-link")
-    job.wait_for(10, first)
-    kill(cluster, "MapWorker(MapBatches(Predictor))")
-    job.wait_for(14 + chance.randrange(4), first)
-    assert not job.armed_left(), "no writer died"
+    kill(cluster, "decoder.py", chance=chance)
+    kill(cluster, "decode_stage", "read_stage", chance=chance)
+    for point in ("before-link", "after-link"):
+        kill_writer(job, first, point)
+    kill(cluster, "MapWorker(MapBatches(Predictor))", chance=chance)
+    job.wait_for(job.written() + 2 + chance.randrange(4), first)
     first.kill()
     first.wait()
     job.check(job.rows, whole=False)
@@ -75,32 +62,11 @@ def test_killed_processes_and_machines_cost_no_row(cluster, job):
     job.check(job.rows)
 
 
-RPC = {"num_failures": 20, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 5}
-METHODS = ("NodeManagerService.grpc_client.RequestWorkerLease", "CoreWorkerService.grpc_client.PushTask")
-
-
 def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(cluster, job):
-    """One output, three clusters: where Ray's memory guard kills every worker, the job gives up and says so; where messages get
-    lost, it works on until the head dies; then three jobs at once finish it."""
-    with machines(0, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}) as starved:
-        process = job.start(starved.address, "--stall-timeout", "15")
-        assert job.finish(process) == 1
-        assert "stalled: no unit was written for 15 s" in job.said() and "run the same command again" in job.said()
-        assert "What every stage is doing" in job.said() and "Traceback" not in job.said(), job.said()
+    """One output: a cluster whose memory guard kills every worker; one where messages get lost, until its head dies; three jobs."""
+    starve(job)
     job.check(job.rows, whole=False)
-
-    chaos = {"RAY_testing_rpc_failure": json.dumps(dict.fromkeys(METHODS, RPC))}
-    with machines(1, env=fault_env(cluster.armed) | chaos) as lossy:
-        process = job.start(lossy.address, env=chaos)
-        job.wait_for(job.units // 3, process)
-        os.kill(lossy.gcs, signal.SIGKILL)
-        died = time.monotonic()
-        assert job.finish(process, 120) not in (0, None)
-        assert time.monotonic() - died < 90
-        assert "run the same command again" in job.said(), job.said()
+    assert behead(job) < 90
     job.check(job.rows, whole=False)
-
-    twins = [job.start(cluster.address) for _ in range(3)]
-    assert [job.finish(process) for process in twins] == [0, 0, 0], job.log.read_text()[-3000:]
-    assert "another job is at work on this output" in job.log.read_text()
+    twins(job, cluster, 3)
     job.check(job.rows)

@@ -136,8 +136,9 @@ def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, w
     assert process.returncode == code, errors
     assert "interrupted: what is done is kept, run the same command again to continue" in errors
     assert "Traceback" not in errors
-    assert wordsworth(*arguments).returncode == 0
-    assert wordsworth("verify", tmp_path / "out", "--source").returncode == 0
+    if name == "SIGINT":  # what is there is the same after either
+        assert wordsworth(*arguments).returncode == 0
+        assert wordsworth("verify", tmp_path / "out", "--source").returncode == 0
 
 
 def test_models_lists_what_the_paper_lists(wordsworth):

@@ -71,6 +71,7 @@ def end_leftovers(started_after: float) -> None:
                 continue
 
 
+@pytest.mark.long
 def test_killed_run_resumes_without_losing_or_repeating_a_row(tmp_path, counted, wordsworth):
     keys = write_shards(tmp_path / "store" / "bucket", SHARDS, IMAGES)
     model = make_model(tmp_path / "model", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)

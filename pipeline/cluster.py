@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import ClusterGone, UserError
 
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
@@ -57,18 +57,23 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         raise UserError(f"cannot {where}: {str(error).splitlines()[0]}{hint}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits before anyone can say how to resume
+    gone = False
     try:
         yield
+    except ClusterGone:
+        gone = True  # a shutdown would wait for it until Ray ends this process, before anyone could say why
+        raise
     finally:
         auto_init_hook.enable_auto_connect = False  # a thread that still asks Ray something must not start another
-        ray.shutdown()
+        if not gone:
+            ray.shutdown()
 
 
 _told: dict[str, float] = {}  # when a message was told last, by its beginning
 
 
 def _tell_on_stderr(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-    """What Ray has to say of dead nodes and workers, in one line and not again for half a minute. Ray itself prints all of it, and on
+    """What Ray has to say of dead nodes and workers, in one line and not again for half a minute. Ray itself prints all of it, on
     stdout, which is for results."""
     message, now = " ".join(" ".join(data["lines"]).split()), time.monotonic()
     if "worker processes have been started" in message:

@@ -12,6 +12,10 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class ClusterGone(UserError):
+    """There is no Ray any more that could be shut down."""
+
+
 def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseException:
     """The first error that is `meant` for people, else the innermost cause: Ray wraps what a task raised several times."""
     seen: set[int] = set()  # Ray's wrappers can be causes of each other

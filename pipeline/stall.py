@@ -3,15 +3,19 @@
 import contextlib
 import queue
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ray._common.network_utils import parse_address
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipeline.errors import UserError
+from pipeline.errors import ClusterGone, UserError
 
 PATIENCE = 10.0  # seconds for a cluster that may be gone
+LOOK, HEAD_PATIENCE = 5.0, 25.0  # seconds between two looks at the head, and until it is given up
 
 
 class Stages(ExecutionCallback):
@@ -84,29 +88,57 @@ def watched(receipts: Iterator[Any], seconds: float, note: Callable[[str], None]
 
     They are drawn in a thread of their own: so the caller waits where an interrupt reaches it at once, whatever Ray does.
 
-    Raises UserError after `seconds` without a receipt, with what every stage was doing told to `note`.
+    Raises UserError after `seconds` without a receipt, with what every stage was doing told to `note`; and ClusterGone soon after
+    the cluster's head is gone.
     """
     arrived: queue.Queue = queue.Queue(maxsize=1024)
     threading.Thread(target=_draw, args=(receipts, arrived), daemon=True, name="receipts").start()
-    ended = False
+    head, ended, last = _Head(), False, time.monotonic()
     try:
         while not ended:
-            receipt, error = arrived.get(timeout=seconds)
-            ended = receipt is None
+            try:
+                receipt, error = arrived.get(timeout=min(seconds, LOOK))
+            except queue.Empty:
+                head.check()
+                if time.monotonic() - last < seconds:
+                    continue
+                note(f"no {what} for {seconds:,.0f} s. What every stage is doing:")
+                for line in [*Stages.describe(), _cluster()]:
+                    note(f"  {line}")
+                raise UserError(
+                    f"stalled: no {what} for {seconds:,.0f} s (--stall-timeout). What is done is kept: run the same command again"
+                ) from None
+            ended, last = receipt is None, time.monotonic()
             if error is not None:
                 raise error
             if receipt is not None:
                 yield receipt
-    except queue.Empty:
-        note(f"no {what} for {seconds:,.0f} s. What every stage is doing:")
-        for line in [*Stages.describe(), _cluster()]:
-            note(f"  {line}")
-        raise UserError(
-            f"stalled: no {what} for {seconds:,.0f} s (--stall-timeout). What is done is kept: run the same command again"
-        ) from None
     finally:
         if not ended:
             _in_time(Stages.stop)
+
+
+class _Head:
+    """Whether the cluster's head is there. A minute after it is not, Ray ends this process from within, without a word."""
+
+    def __init__(self):
+        import ray
+
+        address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+        self.place = parse_address(address) if address else None
+        self.answered = time.monotonic()
+
+    def check(self) -> None:
+        """Raises ClusterGone when it has not answered for HEAD_PATIENCE."""
+        with contextlib.suppress(OSError):
+            if self.place:
+                socket.create_connection(self.place, timeout=LOOK).close()
+            self.answered = time.monotonic()
+        if time.monotonic() - self.answered > HEAD_PATIENCE:
+            raise ClusterGone(
+                f"Ray's head at {self.place[0]}:{self.place[1]} is gone, and with it the cluster. What is done is kept: "
+                "start Ray again, and run the same command again"
+            )
 
 
 def _draw(receipts: Iterator[dict[str, Any]], arrived: queue.Queue) -> None:

@@ -63,7 +63,7 @@ def hang_machine(cluster: Machines, chance: random.Random, seconds: float = 40.0
 
 def starve(job: Job) -> None:
     """Ray's memory guard kills every worker: the job gives up, in one line, and says how to go on."""
-    with machines(0, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}) as starved:
+    with machines(0, num_cpus=3, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}) as starved:
         assert job.finish(job.start(starved.address, "--stall-timeout", "15")) == 1
     said = job.said()
     assert "stalled: no unit was written for 15 s" in said and GO_ON in said and "What every stage is doing" in said, said
@@ -73,7 +73,7 @@ def starve(job: Job) -> None:
 def behead(job: Job) -> float:
     """Messages get lost and the job works on; then the head dies. The seconds until the job has ended, and said how to go on."""
     chaos = {"RAY_testing_rpc_failure": json.dumps(dict.fromkeys(METHODS, RPC))}
-    with machines(1, env=job.env | chaos) as lossy:
+    with machines(1, num_cpus=2, env=job.env | chaos) as lossy:
         process = job.start(lossy.address, env=chaos)
         job.wait_for(job.units // 3, process)
         os.kill(lossy.gcs, signal.SIGKILL)

@@ -2,14 +2,12 @@
 
 import os
 import random
-import signal
-import time
 
 import pytest
 
 from tests.faults.jobs import Job, fault_env
 from tests.faults.machines import machines
-from tests.faults.scenarios import behead, kill, kill_writer, starve, twins
+from tests.faults.scenarios import behead, hang_machine, kill, kill_machine, kill_writer, starve, take_machine, twins
 
 SEED = int(os.environ.get("FAULT_SEED", "5"))
 
@@ -25,7 +23,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def job(tmp_path, cluster):
-    made = Job(tmp_path, armed=cluster.armed)
+    made = Job(tmp_path, shards=20, armed=cluster.armed)
     made.rows = made.expected()
     yield made
     made.close()
@@ -47,26 +45,22 @@ def test_killed_processes_and_machines_cost_no_row(cluster, job):
     first.wait()
     job.check(job.rows, whole=False)
 
-    before = job.written()
     second = job.start(cluster.address)
-    hung = cluster.nodes[0]
-    job.wait_for(before + 2, second)
-    cluster.kill_node(cluster.nodes[1])
-    cluster.nodes.append(cluster.add())
-    job.wait_for(before + 6, second)
-    cluster.send(hung, signal.SIGSTOP)
-    time.sleep(40)
-    cluster.send(hung, signal.SIGCONT)
-    assert cluster.drain(cluster.nodes[1], 5)
+    job.wait_for(job.written() + 2, second)
+    kill_machine(cluster, chance)
+    job.wait_for(job.written() + 3, second)
+    take_machine(cluster, chance)
+    job.wait_for(job.written() + 3, second)
+    hang_machine(cluster, chance)
     assert job.finish(second) == 0, job.said()
     job.check(job.rows)
 
 
 def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(cluster, job):
-    """One output: a cluster whose memory guard kills every worker; one where messages get lost, until its head dies; three jobs."""
+    """One output: a cluster whose memory guard kills every worker; one where messages get lost, until its head dies; two jobs."""
     starve(job)
     job.check(job.rows, whole=False)
     assert behead(job) < 90
     job.check(job.rows, whole=False)
-    twins(job, cluster, 3)
+    twins(job, cluster, 2)
     job.check(job.rows)

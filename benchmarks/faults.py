@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [--sets 2] [--rounds 6] [--seed 1] [--kind KIND ...]
 
-On a cluster of three raylets, every round labels the same generated shards while one kind of fault happens to it, several times;
+On a cluster of a head and three raylets, every round labels the same generated shards while one kind of fault happens to it, several times;
 then its rows are held against those of an undisturbed run by place, label and score, and `verify --source` must find nothing.
 Without Ray, several processes go over the shards of a small run on a disk and on stores that fail, and are killed wherever a seeded
 plan says (tests/faults/protocol.py). faults.csv has a row for each kind.
@@ -214,7 +214,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, Count]]:
         job = Job(Path(folder, "job"))
         expected = job.expected() if rest else {}
         for number in range(options.sets if rest else 0):
-            with machines(env=job.env) as cluster:
+            with machines(3, env=job.env) as cluster:
                 for kind in rest:
                     chance, count = random.Random(f"{options.seed} {number} {kind}"), counts[kind]
                     run = Round(cluster, job, expected, chance, count)

@@ -18,6 +18,7 @@ from pipeline.errors import ClusterGone, UserError
 
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
+READ_CPUS = 0.05  # it waits for the store, most of the time
 ACTOR_RETRIES = {"max_restarts": 3, "max_task_retries": 3}
 
 
@@ -123,6 +124,27 @@ def data_context() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def resources() -> dict[str, float]:
+    """As `ray.cluster_resources()`, and of them this job's share: jobs of ours on one cluster divide it.
+
+    If each took all for its actors, none would have a CPU left to read and decode, and all would wait for ever. The first of them
+    was alone when it took its share, so those that come later leave a sixth of theirs free.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.experimental import internal_kv
+
+    me = ray.get_runtime_context().get_job_id()
+    internal_kv._internal_kv_put(OURS + me.encode(), b"")
+    alive = {job["JobID"] for job in state.job_table() if not job["IsDead"]}
+    jobs = alive & {key.removeprefix(OURS).decode() for key in internal_kv._internal_kv_list(OURS)} | {me}
+    parts = 1.2 * len(jobs) if len(jobs) > 1 else 1
+    return {name: value / parts for name, value in ray.cluster_resources().items()}
+
+
+OURS = b"wordsworth:"  # and a job's id: a key in the cluster's own store for every job that labels
+
+
 @dataclass(frozen=True)
 class StageResources:
     """What one task or actor of each stage claims: Ray's CPUs (logical), bytes of memory, and how many actors there are."""
@@ -138,7 +160,7 @@ class StageResources:
 def plan_resources(available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int) -> StageResources:
     """Divide a cluster among the stages so that every one of them can always run.
 
-    available: as `ray.cluster_resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit.
+    available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit.
     Claims differ from stage to stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the
     actors would leave nothing for reading and decoding.
     """
@@ -155,7 +177,7 @@ def plan_resources(available: dict[str, float], device: str, weight_bytes: int, 
     if left < 1:
         raise UserError(
             f"{predictors} model actors would take {cpus - left:g} of {cpus:g} CPUs and leave none to read and decode: "
-            "start Ray with more CPUs (for example: ray start --num-cpus 4)"
+            "start Ray with more CPUs (for example: ray start --num-cpus 4), or wait until other jobs on the cluster are done"
         )
     read_memory, decode_memory = 256 * MiB + unit_bytes, 256 * MiB + 2 * unit_bytes
     free = memory - predictors * predict_memory
@@ -164,12 +186,13 @@ def plan_resources(available: dict[str, float], device: str, weight_bytes: int, 
             f"{predictors} model actors would take {predictors * predict_memory / GiB:.1f} of {memory / GiB:.1f} GiB of memory and "
             "leave too little to read and decode: use a smaller model, or start Ray with more memory"
         )
-    readers = max(1, int(min(64, left / 2 / 0.2, (free - decode_memory) / 2 / read_memory)))  # one that waits keeps its claim
+    # A reader that waits for room keeps its claim: all of them together must leave most CPUs to the others.
+    readers = max(1, int(min(64, left / 8 / READ_CPUS, (free - decode_memory) / 2 / read_memory)))
     return StageResources(
         predictors=predictors,
         predict={**predict, "memory": predict_memory},
         read_tasks=readers,
-        read={"num_cpus": 0.2, "memory": read_memory},
+        read={"num_cpus": READ_CPUS, "memory": read_memory},
         decode={"num_cpus": 0.5, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )

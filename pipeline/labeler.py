@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session
+from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session, resources
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
 from pipeline.listing import (
@@ -249,7 +249,7 @@ def _ready(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkp
 
     weights, settings = checkpoint.to_bytes(), _stage_settings(run, plan, request, checkpoint)
     unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
-    stages = plan_resources(ray.cluster_resources(), plan["resolved"]["device"], len(weights), unit_bytes)
+    stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes)
     return ray.put(weights), stages, settings
 
 

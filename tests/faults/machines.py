@@ -19,7 +19,7 @@ import psutil
 
 TOKEN = "0" * 64
 ENV = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-NODE = {"num_cpus": 1, "memory": 1700 << 20, "object_store_memory": 150 << 20}
+NODE = {"num_cpus": 2, "memory": 1700 << 20, "object_store_memory": 150 << 20}
 
 
 class Machines:

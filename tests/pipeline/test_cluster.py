@@ -5,10 +5,11 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cluster import GiB, MiB, StageResources, cores, plan_resources, ray_session
+from pipeline.cluster import GiB, MiB, StageResources, cores, plan_resources, ray_session, resources
 from pipeline.errors import UserError
 
 WEIGHTS, UNIT = 23 * MiB, 96 * MiB  # Ti/16 in fp32
@@ -42,6 +43,31 @@ def test_no_number_of_cpus_is_claimed_whole_by_actors_and_readers(device):
             assert held + stage["num_cpus"] <= available["CPU"] + EPSILON
         assert stages.predictors >= 1 and stages.read_tasks >= 1
     assert planned > 600
+
+
+def test_a_second_job_leaves_room_for_both(monkeypatch):
+    """The first was alone when it planned; the second knows of the first, or both of each other."""
+    alone = [{"JobID": "01", "IsDead": False}, {"JobID": "03", "IsDead": True}]
+    for cpus in range(5, 65):
+        whole = plan_resources(shared(monkeypatch, cpus, alone), "cpu", WEIGHTS, UNIT)
+        share = plan_resources(shared(monkeypatch, cpus, [*alone, {"JobID": "02", "IsDead": False}]), "cpu", WEIGHTS, UNIT)
+        most = max(stage["num_cpus"] for stage in (share.decode, share.write, LISTING))
+        for first in (whole, share):
+            assert held_for_good(first)[0] + held_for_good(share)[0] + most <= cpus + EPSILON
+
+
+def shared(monkeypatch, cpus: int, jobs: list[dict]) -> dict[str, float]:
+    """`resources` of job 01 on a cluster with these jobs, of which 01 to 03 label."""
+    import ray
+    from ray._private import state
+    from ray.experimental import internal_kv
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus)})
+    monkeypatch.setattr(state, "state", SimpleNamespace(job_table=lambda: [*jobs, {"JobID": "09", "IsDead": False}]))
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value: None)
+    monkeypatch.setattr(internal_kv, "_internal_kv_list", lambda prefix: [prefix + name for name in (b"01", b"02", b"03")])
+    return resources()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [--sets 2] [--rounds 6] [--seed 1] [--kind KIND ...]
 
-On a cluster of a head and three raylets, every round labels the same generated shards while one kind of fault happens to it, several times;
+On a head and three raylets, every round labels the same generated shards while one kind of fault happens to it, several times;
 then its rows are held against those of an undisturbed run by place, label and score, and `verify --source` must find nothing.
 Without Ray, several processes go over the shards of a small run on a disk and on stores that fail, and are killed wherever a seeded
 plan says (tests/faults/protocol.py). faults.csv has a row for each kind.

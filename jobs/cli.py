@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": "The whole story on real handwriting, in a few minutes.",
 }
 RESUMABLE = ("label", "embed", "compact")
+AGAIN = "what is done is kept, run the same command again to continue"
 
 app = App(
     name="wordsworth",
@@ -78,7 +79,7 @@ def run(arguments: list[str]) -> int:
         return app.meta(arguments) or 0
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130
-        again = ": what is done is kept, run the same command again to continue" if arguments[:1][0] in RESUMABLE else ""
+        again = f": {AGAIN}" if arguments[:1][0] in RESUMABLE else ""
         return _fail(f"interrupted{again}", code)
     except CycloptsError as error:
         return _fail(f"{_one_line(error)} (wordsworth {' '.join(arguments[:1])} --help lists the options)", 2)
@@ -90,7 +91,8 @@ def run(arguments: list[str]) -> int:
             return _fail(str(cause), cause.exit_code)
         if isinstance(cause, ModelError):
             return _fail(str(cause), 1)
-        return _fail(f"{type(cause).__name__}: {_one_line(cause)} (--debug shows where)", 1)
+        again = f"; {AGAIN}" if type(cause).__module__.startswith("ray.") and arguments[:1][0] in RESUMABLE else ""
+        return _fail(f"{type(cause).__name__}: {_one_line(cause)} (--debug shows where{again})", 1)
 
 
 def _one_line(error: BaseException) -> str:

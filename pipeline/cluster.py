@@ -19,7 +19,9 @@ from pipeline.errors import ClusterGone, UserError
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
 READ_CPUS = 0.05  # it waits for the store, most of the time
-ACTOR_RETRIES = {"max_restarts": 3, "max_task_retries": 3}
+# What kills its actor is bounded by the restarts. A task's tries are more: each attempt to reach an actor that is still on its way to
+# another machine takes one.
+ACTOR_RETRIES = {"max_restarts": 6, "max_task_retries": 30}
 
 
 def cores() -> int:
@@ -121,7 +123,7 @@ def data_context() -> None:
     if Stages not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Stages)
     for name in ("ray.data", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what ends a run is raised, and told in one line
 
 
 def resources() -> dict[str, float]:

@@ -23,17 +23,18 @@ from tests.faults.machines import ENV
 from vit_model.inference import prepare
 
 UNIT_ROWS, TOP_K = 4, 5
+PACE = 1.5  # seconds, of one of several tasks
 PLUGIN = Path(__file__).with_name("plugin")  # goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers
 
 
 class Job:
-    """One run folder over generated shards. `model`: a ViT that takes long enough for a fault to meet it at work."""
+    """One run folder over generated shards, labelled by a small ViT; decoding a unit takes PACE seconds, for a fault to meet it."""
 
     def __init__(self, folder: Path, shards: int = 24, images: int = 8, armed: Path | None = None, out: Path | None = None):
         self.folder, self.out = folder, out or folder / "out"
         self.source, self.armed = folder / "in", armed or folder / "armed"
         self.keys = write_shards(self.source, shards, images)
-        self.model = make_model(folder / "model", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)
+        self.model = make_model(folder / "model", image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64)
         self.units = shards * -(-images // UNIT_ROWS)
         self.armed.mkdir(exist_ok=True)
         self.log = folder / "log"
@@ -162,7 +163,7 @@ def _agrees(row: dict, expected: tuple[str, list[int], list[float]] | None) -> b
 
 def fault_env(armed: Path) -> dict[str, str]:
     paths = os.pathsep.join([str(PLUGIN), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": paths, "WORDSWORTH_TEST_ARMED": str(armed)}
+    return {"PYTHONPATH": paths, "WORDSWORTH_TEST_ARMED": str(armed), "WORDSWORTH_TEST_PACE": str(PACE)}
 
 
 def end(process: subprocess.Popen) -> None:

@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def job(tmp_path, cluster):
-    made = Job(tmp_path, shards=20, armed=cluster.armed)
+    made = Job(tmp_path, shards=30, armed=cluster.armed)
     made.rows = made.expected()
     yield made
     made.close()

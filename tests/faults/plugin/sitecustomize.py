@@ -1,5 +1,5 @@
 """Python runs this at the start of every process that has this folder on its path: writers die at the points that are armed, and
-every unit that is decoded leaves a line, so that work that is done again can be counted.
+every unit that is decoded takes its time, for faults to meet it, and leaves a line, so that what is done again can be counted.
 
 A point is a file in the folder WORDSWORTH_TEST_ARMED; who comes to it takes the file away and dies, so that each kills once.
 """
@@ -9,8 +9,10 @@ import importlib.machinery
 import os
 import signal
 import sys
+import time
 
 _link, _armed = os.link, os.environ.get("WORDSWORTH_TEST_ARMED")
+_pace = float(os.environ.get("WORDSWORTH_TEST_PACE", 0))
 
 
 def _die_if_armed(point):
@@ -41,6 +43,7 @@ class _Counted(importlib.machinery.SourceFileLoader):
             row = table.slice(0, 1).select(["shard_name", "number"]).to_pylist()[0]
             with open(os.path.join(os.path.dirname(_armed), "decoded"), "a") as file:
                 file.write(f"{row['shard_name']}-{row['number']}\n")
+            time.sleep(_pace)
             return stage(table, *arguments, **options)
 
         module.decode_stage = counted

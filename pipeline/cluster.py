@@ -19,7 +19,7 @@ from pipeline.errors import ClusterGone, UserError
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
 READ_CPUS = 0.05  # it waits for the store, most of the time
-# What kills its actor is bounded by the restarts. A task's tries are more: each attempt to reach an actor that is still on its way to
+# What kills its actor is bounded by the restarts. A task has more tries: each attempt to reach an actor that is on its way to
 # another machine takes one.
 ACTOR_RETRIES = {"max_restarts": 6, "max_task_retries": 30}
 

@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
+TWO    := -n 2 --dist loadfile#  files at a time: much of what they do is wait for processes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long lint lock
@@ -31,7 +32,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "Running every test that needs no GPU and no network (make test-long has the longer ones) ..."
-	@$(VENV)/bin/python -m pytest -m "not long and not gpu" --durations=20
+	@$(VENV)/bin/python -m pytest -m "not long and not gpu" $(TWO) --durations=30
 	@echo "All passed. Next: make demo, or make test-long."
 
 test-long: $(READY)

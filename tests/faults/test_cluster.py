@@ -22,13 +22,14 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def job(tmp_path, cluster):
-    made = Job(tmp_path, shards=30, armed=cluster.armed)
+def job(tmp_path, cluster, request):
+    made = Job(tmp_path, shards=request.param, armed=cluster.armed)
     made.rows = made.expected()
     yield made
     made.close()
 
 
+@pytest.mark.parametrize("job", [26], indirect=True, ids=["26 shards"])
 def test_killed_processes_and_machines_cost_no_row(cluster, job):
     """One command survives the death of a decode child, of workers, writers and an actor; the next, after the driver's own death,
     survives a machine that dies, one that is taken away with notice, and one that hangs for 40 seconds."""
@@ -56,6 +57,7 @@ def test_killed_processes_and_machines_cost_no_row(cluster, job):
     job.check(job.rows)
 
 
+@pytest.mark.parametrize("job", [12], indirect=True, ids=["12 shards"])
 def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(cluster, job):
     """One output: a cluster whose memory guard kills every worker; one where messages get lost, until its head dies; two jobs."""
     starve(job)

@@ -228,12 +228,13 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, Count]]:
 
 
 def write(done: dict[str, Count], seed: int) -> None:
+    """Rows of kinds that are not measured now stay in the file."""
+    lines = {line["kind"]: line for line in csv.DictReader(CSV.read_text().splitlines())} if CSV.exists() else {}
+    lines |= {kind: {**count.row(kind), "seed": seed, "machine": machine()} for kind, count in done.items()}
     with open(CSV, "w", newline="") as file:
-        lines = [{**count.row(kind), "seed": seed, "machine": machine()} for kind, count in done.items()]
-        names = list(dict.fromkeys(name for line in lines for name in line))
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, dict.fromkeys(name for line in lines.values() for name in line))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(lines[kind] for kind in [*PROTOCOL, *SPREAD, *ONCE, DISKS] if kind in lines)
 
 
 def main() -> None:

@@ -73,8 +73,9 @@ def measured(step: Callable[[], Any]) -> dict[str, Any]:
 
 def make_folder(out: Path, units: int) -> None:
     """The names of a finished run of one unit a shard, and its listing."""
+    from pipeline.done import unit_file
     from pipeline.listing import About, FrozenListing
-    from pipeline.output import RunFolder, parquet, unit_file
+    from pipeline.output import RunFolder, parquet
     from pipeline.source import Shard, listing_table
 
     frozen = FrozenListing(RunFolder(str(out)))
@@ -111,8 +112,8 @@ def manifest_rows(units: int) -> Iterator[pa.Table]:
 
 def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The steps that the driver takes over this folder, from a resume to the end."""
-    from pipeline.labeler import Tally, _open_pages
-    from pipeline.listing import FrozenListing
+    from pipeline.finish import Tally
+    from pipeline.listing import FrozenListing, open_pages
     from pipeline.output import MANIFEST, Done, RunFolder, parquet_of
     from pipeline.watch import Totals
 
@@ -132,8 +133,8 @@ def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "totals: every page", measured(lambda: f"{totals.look(every=0)['shards_done']} done")
     yield "totals: looked at again", measured(lambda: totals.look(every=0))
     yield "what was ignored: every page", measured(lambda: keep(ignored=frozen.ignored()))
-    yield "open shards: all are done", measured(lambda: f"{sum(1 for _ in _open_pages(frozen, held['done']))} open")
-    yield "open shards: none is done", measured(lambda: f"{sum(1 for _ in _open_pages(frozen, Done()))} open")
+    yield "open shards: all are done", measured(lambda: f"{sum(1 for _ in open_pages(frozen, held['done']))} open")
+    yield "open shards: none is done", measured(lambda: f"{sum(1 for _ in open_pages(frozen, Done()))} open")
     yield "files of the manifest: LIST and sort", measured(lambda: keep(files=run.prediction_files()))
     keep(files=[])
     tally = Tally()

@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 
 from pipeline.cluster import RETRIES, MiB, ray_session
 from pipeline.compacted import parse, sizes_in
+from pipeline.done import UNIT_NAME
 from pipeline.errors import UserError
 from pipeline.listing import FrozenListing, open_shards, shard_names
 from pipeline.merging import Identity, check_compacted, merge
-from pipeline.output import PLANNED, UNIT_NAME, RunFolder, parquet
+from pipeline.output import PLANNED, RunFolder, parquet
 from pipeline.storage import public, put_if_absent
 
 TARGET = 256_000_000  # bytes of a compacted file

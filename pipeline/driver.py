@@ -32,6 +32,7 @@ class FewStatistics(ExecutionCallback):
 
 def keep_small(context: DataContext) -> None:
     """For all datasets that are made under this context."""
+    context.output_backpressure_guard_release_interval_s = 1.0  # or Ray lets all through while the next stage has no worker yet
     context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies.ENABLED_BACKPRESSURE_POLICIES, FewWaiting])
     if FewStatistics not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(FewStatistics)

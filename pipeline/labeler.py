@@ -3,20 +3,18 @@
 Read it from `_receipts` down: list, read, decode, predict, write. Everything else decides what has to be done and says what was.
 """
 
-import json
 import secrets
 import time
-from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session, resources
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
+from pipeline.finish import finish, footers
 from pipeline.listing import (
     FrozenListing,
     Head,
@@ -24,9 +22,9 @@ from pipeline.listing import (
     changes,
     freeze_update,
     list_stage,
-    open_shards,
+    open_pages,
 )
-from pipeline.output import MANIFEST, Done, RunFolder, parquet_of, write_stage
+from pipeline.output import RunFolder, write_stage
 from pipeline.plan import LabelRequest, asked_for, change_notes, make_plan, refuse_another_run
 from pipeline.predictor import Predictor, PredictSettings
 from pipeline.reader import ReadSettings, read_stage
@@ -34,7 +32,6 @@ from pipeline.retry import failed_units, fetch_stage, merge_stage
 from pipeline.rows import WriteSettings
 from pipeline.source import Finder, expand_sources
 from pipeline.storage import public
-from pipeline.unit import TIMED
 from pipeline.watch import Progress, Totals, Watch, note_ignored
 from vit_model.checkpoint import Checkpoint
 
@@ -113,16 +110,7 @@ def _is_finished(run: RunFolder, frozen: FrozenListing) -> bool:
     if summary is None:
         return False
     done = run.committed()
-    return summary["files"] == done.units and not any(_open_pages(frozen, done))
-
-
-# ---- what is left to do ---------------------------------------------------------------------------------------------------
-
-
-def _open_pages(frozen: FrozenListing, done: Done) -> Iterator[pa.Table]:
-    """The shards that are not complete, page by page, with the units they have."""
-    for page in frozen.pages():
-        yield from open_shards(page, done)
+    return summary["files"] == done.units and not any(open_pages(frozen, done))
 
 
 # ---- the pipeline ----------------------------------------------------------------------------------------------------------
@@ -213,15 +201,15 @@ def _execute(
     if frozen.complete:
         note_ignored(frozen, progress)
     watch, start = Watch(progress), time.perf_counter()
-    if not frozen.complete or any(_open_pages(frozen, done)):
+    if not frozen.complete or any(open_pages(frozen, done)):
         receipts = _receipts(ray.put(done), *_ready(run, plan, request, checkpoint))
         for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
             if counts := totals.look():
                 progress.listed(counts["shards"], counts["bytes_total"])
     watch.refuse_faults()
-    footers = watched(_footers(run), request.stall_timeout, progress.note, "footer was read")
-    summary = _finish(run, frozen, plan, footers, watch.images, time.perf_counter() - start)
+    rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
+    summary = finish(run, frozen, plan, rows, watch.images, time.perf_counter() - start)
     return _retry(run, frozen, plan, request, checkpoint, progress) if request.retry_errors else summary
 
 
@@ -239,8 +227,8 @@ def _retry(
         for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
     watch.refuse_faults()
-    footers = watched(_footers(run), request.stall_timeout, progress.note, "footer was read")
-    return _finish(run, frozen, plan, footers, watch.images, time.perf_counter() - start)
+    rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
+    return finish(run, frozen, plan, rows, watch.images, time.perf_counter() - start)
 
 
 def _ready(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> tuple[Any, StageResources, dict[str, Any]]:
@@ -302,74 +290,3 @@ def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoin
             secrets.token_hex(8),
         ),
     }
-
-
-def _finish(
-    run: RunFolder, frozen: FrozenListing, plan: dict, footers: Iterator[pa.Table], images: int, seconds: float
-) -> dict[str, Any]:
-    """Manifest and summary, from what lies in the folder: a killed attempt's receipts are lost, its footers are not."""
-    if not frozen.complete or any(_open_pages(frozen, run.committed())):
-        raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
-    tally = Tally()
-    manifest = parquet_of(map(tally.add, footers), MANIFEST)
-    summary = {
-        "run_id": plan["run_id"],
-        "model": plan["model"],
-        "fingerprint": plan["fingerprint"],
-        "shards": tally.sums["last"],
-        "files": tally.files,
-        "rows": tally.sums["rows"],
-        "errors": dict(tally.errors.most_common()),
-        "skipped_members": dict(tally.skipped.most_common()),
-        "ignored": dict(frozen.ignored().most_common()),
-        "bytes_read": tally.sums["bytes_read"],
-        "bytes_written": tally.sums["bytes"],
-        "stage_seconds": {stage: round(tally.sums[stage], 3) for stage in TIMED},
-        "last_command": {
-            "images": images,
-            "seconds": round(seconds, 2),
-            "images_per_second": round(images / max(seconds, 1e-9), 1),
-        },
-    }
-    run.finish(manifest, summary)
-    return summary
-
-
-@dataclass
-class Tally:
-    """What the rows of the manifest add up to, as they come."""
-
-    files: int = 0
-    sums: Counter = field(default_factory=Counter)
-    errors: Counter = field(default_factory=Counter)
-    skipped: Counter = field(default_factory=Counter)
-
-    def add(self, rows: pa.Table) -> pa.Table:
-        """Count the rows, and give them on."""
-        self.files += rows.num_rows
-        for name in ("last", "rows", "bytes_read", "bytes", *TIMED):
-            self.sums[name] += pc.sum(rows[name]).as_py() or 0
-        for counts, column in ((self.errors, rows["errors"]), (self.skipped, rows["skipped"])):
-            for same in column.value_counts().to_pylist():  # most rows say {}
-                counts.update({code: count * same["counts"] for code, count in json.loads(same["values"]).items()})
-        return rows
-
-
-def _footers(run: RunFolder, chunk: int = 256) -> Iterator[pa.Table]:
-    """The rows of the manifest: of compacted units as the compaction has them, of the others in the order of their files, read from
-    the footers by Ray tasks of which few are ahead."""
-    import ray
-
-    yield run.compacted(MANIFEST.names)
-    files, ahead = run.uncompacted(), deque()
-    task = ray.remote(num_cpus=FOOTER_CPUS, **RETRIES)(RunFolder.manifest)
-    most = min(1000, 8 + int(ray.cluster_resources()["CPU"] / FOOTER_CPUS))  # a result is some 60 kB
-    for begin in range(0, len(files), chunk):
-        if len(ahead) == most:
-            yield ray.get(ahead.popleft())
-        ahead.append(task.remote(run, files[begin : begin + chunk]))
-    while ahead:
-        yield ray.get(ahead.popleft())
-
-
-FOOTER_CPUS = 0.2  # of a task that reads footers, which mostly waits

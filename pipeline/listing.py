@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.done import Done
 from pipeline.errors import UserError
-from pipeline.output import Done, RunFolder, parquet
+from pipeline.output import RunFolder, parquet
 from pipeline.source import LISTING, PAGE, Finder, Place, Shard, listing_table, unit_stem
 from pipeline.storage import public, put_if_absent
 
@@ -236,6 +237,12 @@ def open_shards(page: pa.Table, done: Done) -> Iterator[pa.Table]:
         have = done[names[number]]
         more = [pa.array([have.prefix], pa.int32()), pa.array([sorted(have.beyond)], pa.list_(pa.int32()))]
         yield pa.Table.from_arrays([*page.slice(number, 1).columns, *more], schema=OPEN_SHARD)
+
+
+def open_pages(frozen: FrozenListing, done: Done) -> Iterator[pa.Table]:
+    """The same of every page."""
+    for page in frozen.pages():
+        yield from open_shards(page, done)
 
 
 # ---- what is new, what is another --------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.compacted import CompactedFile, Damaged, parse
+from pipeline.done import UNIT_NAME
 from pipeline.errors import UserError
-from pipeline.output import COMPACTED, FOOTER, UNIT_NAME, RunFolder, read_footer
+from pipeline.output import COMPACTED, FOOTER, RunFolder, read_footer
 from pipeline.storage import patiently, put_if_absent
 
 READERS = 8  # small files that are fetched at a time

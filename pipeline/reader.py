@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from pipeline import tar
 from pipeline.compressed import Decompressed
+from pipeline.done import unit_file
 from pipeline.kinds import compression
-from pipeline.output import read_footer, unit_file
+from pipeline.output import read_footer
 from pipeline.sample import MAX_READINGS, EncodedSample, ReadSettings, ShardChanged, StoreFault
 from pipeline.source import Shard
 from pipeline.storage import ObjectStream, open_filesystem, patiently, version_of

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.done import UNIT_NAME, unit_file
 from pipeline.listing import FrozenListing
-from pipeline.output import FOOTER, UNIT_NAME, RunFolder, parquet, read_footer, receipt_of, unit_file
+from pipeline.output import FOOTER, RunFolder, parquet, read_footer, receipt_of
 from pipeline.reader import ReadSettings, StoreFault, read_image, read_units
 from pipeline.rows import WriteSettings, prediction_table
 from pipeline.source import LISTING, Shard

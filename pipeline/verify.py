@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.compacted import names_in, parse
+from pipeline.done import UNIT_NAME, unit_file
 from pipeline.errors import UserError
 from pipeline.faults import Report
 from pipeline.listing import FrozenListing
-from pipeline.output import FOOTER, UNIT_NAME, RunFolder, unit_file
+from pipeline.output import FOOTER, RunFolder
 from pipeline.recount import Recount, Sample
 from pipeline.source import LISTING, Shard
 from pipeline.storage import public

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.compacted import CompactedFile, Damaged, names_in, parse
+from pipeline.done import UNIT_NAME
 from pipeline.faults import Report
-from pipeline.output import COMPACTED, FOOTER, GENERATION, PLANNED, UNIT_NAME, RunFolder
+from pipeline.output import COMPACTED, FOOTER, GENERATION, PLANNED, RunFolder
 
 
 class CompactedUnits:

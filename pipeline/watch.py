@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from pipeline.done import Done
 from pipeline.errors import UserError
 from pipeline.listing import FrozenListing, shard_names, without
-from pipeline.output import Done
 
 
 class Progress(Protocol):

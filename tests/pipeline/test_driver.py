@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pipeline import driver, labeler
+from pipeline import driver
 from pipeline.cluster import data_context
+from pipeline.finish import Tally, footers
 from pipeline.output import MANIFEST
 
 ONE = {"batch_size": None, "batch_format": "pyarrow"}
@@ -44,12 +45,18 @@ def seen(monkeypatch):
     classes.remove(Look)
 
 
-def test_the_driver_keeps_few_blocks_and_few_statistics_of_a_stage(local_ray, seen):
+def numbers(count: int) -> list[int]:
     from ray.data import from_arrow
 
-    dataset = from_arrow(pa.table({"begin": [True]})).map_batches(blocks, fn_kwargs={"count": 120}, num_cpus=0.1, **ONE)
+    dataset = from_arrow(pa.table({"begin": [True]})).map_batches(blocks, fn_kwargs={"count": count}, num_cpus=0.1, **ONE)
     rows = dataset.map_batches(slow, num_cpus=0.5, **ONE).iter_batches(prefetch_batches=0, **ONE)
-    assert sorted(row["n"].item() if hasattr(row["n"], "item") else row["n"][0].as_py() for row in rows) == list(range(120))
+    return sorted(row["n"].item() if hasattr(row["n"], "item") else row["n"][0].as_py() for row in rows)
+
+
+def test_the_driver_keeps_few_blocks_and_few_statistics_of_a_stage(local_ray, seen):
+    assert numbers(16) == list(range(16))  # the workers have started
+    seen.clear()
+    assert numbers(120) == list(range(120))
     waiting, statistics = map(max, zip(*seen, strict=True))
     assert 2 < waiting <= 8 + 16  # what a task had ready when the bound was met comes in yet
     assert statistics == 5
@@ -72,7 +79,8 @@ def test_footers_are_read_by_few_tasks_at_a_time_and_come_in_the_order_of_the_fi
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=remote))
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    given = list(labeler._footers(SimpleNamespace(prediction_files=lambda: names), chunk=10))
+    run = SimpleNamespace(compacted=lambda names: None, uncompacted=lambda: names)
+    given = list(footers(run, chunk=10))[1:]  # before them, those of compactions
     assert [name for files in given for name in files] == names
     assert max(most) == 18 and not begun
 
@@ -88,7 +96,7 @@ def test_the_manifest_adds_up_as_its_rows_come():
         | {"bytes_read": 10, "bytes": 5, "read": 0.5, "decode": 0.25, "predict": None}
         for number in range(10)
     ]
-    tally = labeler.Tally()
+    tally = Tally()
     for begin in (0, 7):
         given = pa.Table.from_pylist(rows[begin : begin + 7], schema=MANIFEST)
         assert tally.add(given) is given

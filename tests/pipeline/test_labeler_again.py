@@ -165,7 +165,7 @@ def test_an_update_that_was_killed_before_its_summary_writes_it_when_the_command
     write_shards(tmp_path / "shards", shards=2, images=4)
     run(tmp_path, model, tmp_path / "shards")
     write_tar(tmp_path / "shards" / "new.tar", {"new.jpg": photo(99)})
-    monkeypatch.setattr(labeler, "_finish", lambda *_: 1 / 0)
+    monkeypatch.setattr(labeler, "finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, model, tmp_path / "shards", update=True)
     monkeypatch.undo()

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import output
+from pipeline.done import Committed, Done, unit_file
 from pipeline.errors import UserError
-from pipeline.output import MANIFEST, Committed, Done, RunFolder, commit, read_footer, unit_file
+from pipeline.output import MANIFEST, RunFolder, commit, read_footer
 from pipeline.rows import WriteSettings, prediction_schema, prediction_table
 from pipeline.storage import open_filesystem
 from pipeline.unit import SAMPLE, Unit

@@ -10,8 +10,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import reader
+from pipeline.done import Done
 from pipeline.listing import open_shards
-from pipeline.output import Done
 from pipeline.reader import ReadSettings, read_stage, read_units
 from pipeline.source import find_shards, listing_table
 from pipeline.unit import Unit

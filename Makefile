@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
-TWO    := -n 2 --dist loadfile#  files at a time: much of what they do is wait for processes
+TWO    := -n 2 --dist loadfile --no-loadscope-reorder#  files at a time: much of what they do is wait for processes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long lint lock

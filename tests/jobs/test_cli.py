@@ -94,7 +94,7 @@ def test_debug_shows_the_traceback(place, wordsworth):
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["toml", "yaml"])
+@pytest.mark.parametrize("kind", ["toml", pytest.param("yaml", marks=pytest.mark.long)])
 def test_a_config_file_gives_any_option_and_the_command_line_wins(place, tmp_path, wordsworth, kind):
     config = tmp_path / f"run.{kind}"
     values = {"output": str(tmp_path / "out"), "model": str(place / "model"), "top_k": 4, "precision": "fp32", "json": True}

@@ -84,7 +84,12 @@ def test_bad_images_are_rows_and_the_good_ones_are_not_disturbed(tmp_path, model
     assert sum(summary["errors"].values()) == 4
 
 
-@pytest.mark.parametrize("where", ["inside a member", "between members", "before the end blocks"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "where", ["inside a member", *(pytest.param(w, marks=LONG) for w in ("between members", "before the end blocks"))]
+)
 def test_a_cut_tar_gives_its_good_samples_and_one_row_that_says_so(tmp_path, model, where):
     write_shards(tmp_path / "shards", shards=3, images=5)
     cut = tmp_path / "shards" / "part-001.tar"

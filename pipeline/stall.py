@@ -126,15 +126,18 @@ class _Head:
 
         address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
         self.place = parse_address(address) if address else None
-        self.answered = time.monotonic()
+        self.silent_since: float | None = None
 
     def check(self) -> None:
-        """Raises ClusterGone when it has not answered for HEAD_PATIENCE."""
-        with contextlib.suppress(OSError):
+        """Raises ClusterGone when look after look, for HEAD_PATIENCE, found nobody there."""
+        try:
             if self.place:
                 socket.create_connection(self.place, timeout=LOOK).close()
-            self.answered = time.monotonic()
-        if time.monotonic() - self.answered > HEAD_PATIENCE:
+            self.silent_since = None
+            return
+        except OSError:
+            self.silent_since = self.silent_since or time.monotonic()
+        if time.monotonic() - self.silent_since > HEAD_PATIENCE:
             raise ClusterGone(
                 f"Ray's head at {self.place[0]}:{self.place[1]} is gone, and with it the cluster. What is done is kept: "
                 "start Ray again, and run the same command again"

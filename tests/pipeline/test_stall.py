@@ -1,11 +1,13 @@
 """stall: receipts pass as they come, and a run that gets none any more ends and says why."""
 
+import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline import labeler
-from pipeline.errors import UserError
+from pipeline import labeler, stall
+from pipeline.errors import ClusterGone, UserError
 from pipeline.models import load_model
 from pipeline.stall import watched
 from tests.builders import write_shards
@@ -38,6 +40,22 @@ def test_it_is_the_time_between_two_receipts_that_counts():
             seen.append(receipt["rows"])
     assert seen == [0, 1, 2, 3, 4]
     assert time.monotonic() - begun < 20 and "What every stage is doing" in notes[0]
+
+
+def test_a_head_is_given_up_when_look_after_look_finds_nobody_and_not_at_the_first(monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(stall.time, "monotonic", lambda: clock.now)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = stall._Head()
+        head.place = server.getsockname()
+        head.check()
+    clock.now += 3600  # receipts came all the time, so nobody looked
+    head.check()
+    clock.now += stall.HEAD_PATIENCE
+    head.check()
+    clock.now += 1
+    with pytest.raises(ClusterGone, match=r"is gone, and with it the cluster.*run the same command again"):
+        head.check()
 
 
 def hangs(table, settings):

@@ -25,7 +25,7 @@ from statistics import median
 from benchmarks.machine import machine
 from pipeline.verify import verify
 from tests.faults import scenarios, servers
-from tests.faults.jobs import Job
+from tests.faults.jobs import AHEAD, Job
 from tests.faults.machines import Machines, machines
 from tests.faults.protocol import run_rounds
 from tests.faults.proxy import Faults
@@ -103,6 +103,7 @@ class Round:
     def reach(self, units: int, seconds: float = 400) -> None:
         """Until so many units are written; a job that gave up is started again."""
         deadline = time.monotonic() + seconds
+        self.job.allow(units + AHEAD)
         while self.job.written() < units:
             if self.process.poll() is not None and self.job.written() < units:
                 self.start()

@@ -18,6 +18,7 @@ from pipeline.errors import ClusterGone, UserError
 
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
+ACTOR_START = 10.0  # CPU-seconds: an interpreter, Ray Data, torch and the weights
 READ_CPUS = 0.05  # it waits for the store, most of the time
 # What kills its actor is bounded by the restarts. A task has more tries: each attempt to reach an actor that is on its way to
 # another machine takes one.
@@ -45,10 +46,13 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet, alone = {"log_to_driver": False, "logging_level": logging.ERROR}, contextlib.nullcontext()
     if not address:
+        from pipeline.driver import on_one_machine
+
+        alone = on_one_machine()
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        quiet["num_cpus"] = max(4, cores())
+        quiet |= {"num_cpus": max(4, cores()), "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     worker.print_to_stdstream = _tell_on_stderr
     try:
@@ -62,7 +66,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits before anyone can say how to resume
     gone = False
     try:
-        yield
+        with alone:
+            yield
     except ClusterGone:
         gone = True  # a shutdown would wait for it until Ray ends this process, before anyone could say why
         raise
@@ -155,14 +160,18 @@ class StageResources:
     predict: dict[str, Any]
     read_tasks: int
     read: dict[str, Any]
+    decode_tasks: int | None  # None: as many as their claims allow
     decode: dict[str, Any]
     write: dict[str, Any]
 
 
-def plan_resources(available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int) -> StageResources:
+def plan_resources(
+    available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int, work: float = math.inf
+) -> StageResources:
     """Divide a cluster among the stages so that every one of them can always run.
 
-    available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit.
+    available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit. work: seconds that one core
+    takes for all there is to do, at most: a second actor that would work for less than its start takes is not started.
     Claims differ from stage to stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the
     actors would leave nothing for reading and decoding.
     """
@@ -172,7 +181,8 @@ def plan_resources(available: dict[str, float], device: str, weight_bytes: int, 
         predictors, predict = int(available.get("GPU", 0)), {"num_gpus": 1, "num_cpus": 0.5}
     else:
         fits = max(1, int(0.6 * memory / predict_memory)) if math.isfinite(memory) else 1 << 30
-        predictors, predict = min(max(1, int(0.6 * cpus)), fits), {"num_cpus": 1}
+        worth = max(1, math.ceil(min(work, 1e9) / ACTOR_START))
+        predictors, predict = min(max(1, int(0.6 * cpus)), fits, worth), {"num_cpus": 1}
     if predictors < 1:
         raise UserError("--device cuda, but Ray sees no GPU: use --device cpu, or start Ray on a machine with one")
     left = cpus - predictors * predict["num_cpus"]
@@ -195,6 +205,8 @@ def plan_resources(available: dict[str, float], device: str, weight_bytes: int, 
         predict={**predict, "memory": predict_memory},
         read_tasks=readers,
         read={"num_cpus": READ_CPUS, "memory": read_memory},
+        # On CPUs the model is what takes them, and every process that decodes too takes three seconds of one to start.
+        decode_tasks=None if device == "cuda" else max(2, int(cpus / 2)),
         decode={"num_cpus": 0.5, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )

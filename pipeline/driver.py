@@ -1,9 +1,18 @@
-"""What keeps the driver small in a run of millions of units, beyond what Ray Data does of itself: it keeps some of every block."""
+"""What keeps the driver small in a run of millions of units, beyond what Ray Data does of itself: it keeps some of every block. And
+what a Ray of one machine can do without."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
 
-from ray.data import DataContext
+import ray
+from ray.data import DataContext, ExecutionResources
+from ray.data._internal import stats
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import backpressure_policy as policies
+from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 WAITING = 256  # blocks of one stage that wait in the driver for the next
@@ -36,3 +45,34 @@ def keep_small(context: DataContext) -> None:
     context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies.ENABLED_BACKPRESSURE_POLICIES, FewWaiting])
     if FewStatistics not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(FewStatistics)
+
+
+class OneMachine(ClusterAutoscaler):
+    """A Ray that cannot grow."""
+
+    def __init__(self) -> None:
+        self._all = ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+    def try_trigger_scaling(self) -> None:
+        pass
+
+    def on_executor_shutdown(self) -> None:
+        pass
+
+    def get_total_resources(self) -> ExecutionResources:
+        return self._all
+
+
+@contextlib.contextmanager
+def on_one_machine() -> Iterator[None]:
+    """Ray Data without two actors that take three CPU-seconds each to start: one asks for more machines, the other keeps figures
+    for a dashboard, and a local Ray has neither."""
+    silent = {
+        name: staticmethod(lambda *_, **__: None) for name in vars(stats._StatsManager) if name.startswith(("update_", "register_"))
+    }
+    silent["gen_dataset_id_from_stats_actor"] = staticmethod(lambda: uuid4().hex)
+    with (
+        patch.multiple(stats._StatsManager, **silent),
+        patch.object(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: OneMachine()),
+    ):
+        yield

@@ -3,6 +3,7 @@
 Read it from `_receipts` down: list, read, decode, predict, write. Everything else decides what has to be done and says what was.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ from pipeline.source import Finder, expand_sources
 from pipeline.storage import public
 from pipeline.watch import Progress, Totals, Watch, note_ignored
 from vit_model.checkpoint import Checkpoint
+from vit_model.config import macs
+
+# To know whether there is work for more than one actor: a photograph is larger, and a core is faster.
+SMALL_IMAGE = 10_000  # bytes
+MACS_PER_SECOND = 20e9
 
 
 def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
@@ -121,11 +127,11 @@ ONE = {"batch_size": None, "batch_format": "pyarrow"}  # a row is a unit, a bloc
 
 def _receipts(done: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The whole pipeline as a stream of receipts: list, read, decode, predict, write."""
-    from ray.data import TaskPoolStrategy, from_arrow
+    from ray.data import TaskPoolStrategy, from_blocks
 
     data_context()
     units = (
-        from_arrow(pa.table({"begin": [True]}))
+        from_blocks([pa.table({"begin": [True]})])
         .map_batches(list_stage, fn_kwargs={"settings": settings["listing"], "done": {"ref": done}}, num_cpus=0.1, **ONE, **RETRIES)
         .map_batches(
             read_stage,
@@ -144,10 +150,10 @@ def _receipts(done: Any, weights: Any, stages: StageResources, settings: dict[st
 
 def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The same for images that failed: fetch, decode, predict, merge into the files that they are in."""
-    from ray.data import TaskPoolStrategy, from_arrow
+    from ray.data import TaskPoolStrategy, from_blocks
 
     data_context()
-    units = from_arrow(failed).map_batches(
+    units = from_blocks(failed).map_batches(
         fetch_stage,
         fn_kwargs={"settings": settings["read"], "output": settings["write"].output},
         compute=TaskPoolStrategy(stages.read_tasks),
@@ -163,10 +169,15 @@ def _retried(failed: list[pa.Table], weights: Any, stages: StageResources, setti
 
 def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Any:
     """Units of encoded images -> units of predictions."""
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     return units.map_batches(
-        decode_stage, fn_kwargs={"settings": settings["decode"]}, **stages.decode, **ONE, **RETRIES
+        decode_stage,
+        fn_kwargs={"settings": settings["decode"]},
+        compute=TaskPoolStrategy(stages.decode_tasks),
+        **stages.decode,
+        **ONE,
+        **RETRIES,
     ).map_batches(
         Predictor,
         fn_constructor_kwargs={"weights": {"ref": weights}, "settings": settings["predict"]},
@@ -197,16 +208,17 @@ def _execute(
         progress.note(f"removed {removed} files of shards that were replaced; they are labelled again")
     done = run.committed()
     totals = Totals(frozen, done)
-    progress.planned(**totals.look(every=0), listed=frozen.complete)
+    progress.planned(**(counts := totals.look(every=0)), listed=frozen.complete)
     if frozen.complete:
         note_ignored(frozen, progress)
     watch, start = Watch(progress), time.perf_counter()
     if not frozen.complete or any(open_pages(frozen, done)):
-        receipts = _receipts(ray.put(done), *_ready(run, plan, request, checkpoint))
+        left = counts["bytes_total"] - counts["bytes_done"] if frozen.complete else math.inf
+        receipts = _receipts(ray.put(done), *_ready(run, plan, request, checkpoint, left))
         for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
-            if counts := totals.look():
-                progress.listed(counts["shards"], counts["bytes_total"])
+            if now := totals.look():
+                progress.listed(now["shards"], now["bytes_total"])
     watch.refuse_faults()
     rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
     summary = finish(run, frozen, plan, rows, watch.images, time.perf_counter() - start)
@@ -231,13 +243,16 @@ def _retry(
     return finish(run, frozen, plan, rows, watch.images, time.perf_counter() - start)
 
 
-def _ready(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> tuple[Any, StageResources, dict[str, Any]]:
-    """The weights in Ray's store, what each stage may take of the cluster, and each stage's settings."""
+def _ready(
+    run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint, left: float = math.inf
+) -> tuple[Any, StageResources, dict[str, Any]]:
+    """The weights in Ray's store, what each stage may take of the cluster, and each stage's settings. left: bytes of shards."""
     import ray
 
     weights, settings = checkpoint.to_bytes(), _stage_settings(run, plan, request, checkpoint)
     unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
-    stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes)
+    work = left / SMALL_IMAGE * macs(checkpoint.config) / MACS_PER_SECOND
+    stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes, work)
     return ray.put(weights), stages, settings
 
 

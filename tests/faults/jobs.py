@@ -23,7 +23,8 @@ from tests.faults.machines import ENV
 from vit_model.inference import prepare
 
 UNIT_ROWS, TOP_K = 4, 5
-PACE = 1.5  # seconds, of one of several tasks
+PACE = 0.5  # seconds, of one of several tasks
+AHEAD = 6  # units that a run may write beyond those that are waited for: what is done to it then does not come after its end
 PLUGIN = Path(__file__).with_name("plugin")  # goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers
 
 
@@ -59,6 +60,14 @@ class Job:
     def armed_left(self) -> list[str]:
         return sorted(path.name for path in self.armed.iterdir())
 
+    def allow(self, units: int | None) -> None:
+        """Writers wait when so many units are written; None: for nothing."""
+        path = self.armed.with_name("allowed")
+        if units is None:
+            return path.unlink(missing_ok=True)
+        path.with_suffix(".new").write_text(str(units))
+        path.with_suffix(".new").replace(path)
+
     def start(self, address: str | None, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen:
         """The labeler's command, in a process of its own; what it says goes to `log`."""
         place = ["--address", address] if address else []
@@ -90,7 +99,8 @@ class Job:
         return sum(1 for _ in self.out.glob("predictions/*.parquet"))
 
     def wait_for(self, units: int, process: subprocess.Popen, seconds: float = 180) -> None:
-        """Until so many units are written."""
+        """Until so many units are written; the run waits for the next call, or `finish`, when there are AHEAD more."""
+        self.allow(units + AHEAD)
         deadline = time.monotonic() + seconds
         while self.written() < units:
             assert process.poll() is None, (
@@ -100,6 +110,7 @@ class Job:
             time.sleep(0.02)
 
     def finish(self, process: subprocess.Popen, seconds: float = 300) -> int:
+        self.allow(None)
         try:
             return process.wait(seconds)
         finally:
@@ -108,7 +119,7 @@ class Job:
     def forget(self) -> None:
         """The output is gone; source and model stay."""
         shutil.rmtree(self.out, ignore_errors=True)
-        for path in [*self.armed.iterdir(), self.armed.with_name("decoded")]:
+        for path in [*self.armed.iterdir(), *map(self.armed.with_name, ("decoded", "allowed"))]:
             path.unlink(missing_ok=True)
 
     def expected(self) -> dict[tuple[str, int], tuple[str, list[int], list[float]]]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.jobs import Job
+from tests.faults.jobs import AHEAD, Job
 from tests.faults.machines import Machines, machines
 
 RPC = {"num_failures": 20, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 5}
@@ -32,6 +32,7 @@ def kill(cluster: Machines, *words: str, chance: random.Random | None = None, se
 def kill_writer(job: Job, process: subprocess.Popen, point: str) -> None:
     """The next writer dies at the point; returns when it is dead, or the job at its end."""
     job.arm(point)
+    job.allow(job.written() + AHEAD)
     while job.armed_left() and process.poll() is None:
         time.sleep(0.005)
 

@@ -1,7 +1,9 @@
 """Python runs this at the start of every process that has this folder on its path: writers die at the points that are armed, and
-every unit that is decoded takes its time, for faults to meet it, and leaves a line, so that what is done again can be counted.
+wait where the run has come as far as it may; every unit that is decoded takes its time, for faults to meet it, and leaves a line,
+so that what is done again can be counted.
 
-A point is a file in the folder WORDSWORTH_TEST_ARMED; who comes to it takes the file away and dies, so that each kills once.
+A point is a file in the folder WORDSWORTH_TEST_ARMED; who comes to it takes the file away and dies, so that each kills once. The
+file `allowed` beside the folder says how many units there may be; without it a run goes to its end.
 """
 
 import functools
@@ -23,9 +25,22 @@ def _die_if_armed(point):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _wait_until_allowed(folder):
+    while True:
+        try:
+            with open(os.path.join(os.path.dirname(_armed), "allowed")) as file:
+                allowed = int(file.read())
+        except FileNotFoundError:
+            return
+        if sum(name.endswith(".parquet") for name in os.listdir(folder)) < allowed:
+            return
+        time.sleep(0.1)
+
+
 def _dying_link(source, target, **options):
     if "/predictions/" not in os.fspath(target):
         return _link(source, target, **options)
+    _wait_until_allowed(os.path.dirname(target))
     _die_if_armed("before-link")
     _link(source, target, **options)
     _die_if_armed("after-link")

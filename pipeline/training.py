@@ -77,9 +77,11 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
         settings = _worker_settings(request, [sum(found.rows[shard.name] for shard in part) for part in parts])
         device = _device(request, ray.cluster_resources())
         decode = DecodeSettings(request.preprocessing, request.config.image_size, request.config.patch_size)
+        # On CPUs it is the model that takes them, and every process that decodes too takes seconds of one to start.
+        tasks = None if device == "cuda" else max(2, int(ray.cluster_resources()["CPU"] / 2 / request.workers))
         streams = {
             f"rank-{rank}": training_dataset(
-                part, request.epochs, request.seed, decode, request.augmentation, request.storage_options
+                part, request.epochs, request.seed, decode, request.augmentation, request.storage_options, tasks
             )
             for rank, part in enumerate(parts)
         }

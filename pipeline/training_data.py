@@ -21,6 +21,7 @@ from pipeline.unit import Unit
 
 TARGET = "cls"
 UNIT_ROWS = 512
+SURVEYED = 8  # shards in one task: a process that counts takes two seconds to start
 BUFFER_ROWS = 8192  # samples that a worker shuffles among themselves
 
 
@@ -46,16 +47,21 @@ class Survey:
 
 
 def survey(shards: list[Shard], storage_options: dict[str, Any]) -> Survey:
-    """Count samples and classes, one Ray task a shard. Raises UserError for a sample without a class, naming it."""
+    """Count samples and classes in Ray tasks. Raises UserError for a sample without a class, naming it."""
     import ray
 
     others = [shard.uri for shard in shards if shard.kind != "tar"]
     if others:
         raise UserError(f"{others[0]} is no tar: training reads WebDataset shards with .cls (wordsworth pack makes them)")
-    task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shard)
-    counts = ray.get([task.remote(shard, storage_options) for shard in shards])
+    task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shards)
+    parts = [shards[at : at + SURVEYED] for at in range(0, len(shards), SURVEYED)]
+    counts = [count for part in ray.get([task.remote(part, storage_options) for part in parts]) for count in part]
     classes = sum((counter for _, counter in counts), Counter())
     return Survey({shard.name: rows for shard, (rows, _) in zip(shards, counts, strict=True)}, classes)
+
+
+def _survey_shards(shards: list[Shard], storage_options: dict[str, Any]) -> list[tuple[int, Counter]]:
+    return [_survey_shard(shard, storage_options) for shard in shards]
 
 
 def _survey_shard(shard: Shard, storage_options: dict[str, Any]) -> tuple[int, Counter]:
@@ -109,18 +115,28 @@ def training_dataset(
     decode: DecodeSettings,
     augmentation: Augmentation,
     storage_options: dict[str, Any],
+    decode_tasks: int | None = None,
 ):
-    """One worker's stream of decoded units over all epochs, as one execution: an epoch costs no new start."""
-    from ray.data import TaskPoolStrategy, from_arrow
+    """One worker's stream of decoded units over all epochs, as one execution: an epoch costs no new start.
+
+    decode_tasks: at most so many at a time.
+    """
+    from ray.data import TaskPoolStrategy, from_blocks
 
     data_context()
     one = {"batch_size": None, "batch_format": "pyarrow", **RETRIES}
     read = ReadSettings(UNIT_ROWS, keep=(TARGET,), storage_options=storage_options)
     return (
-        from_arrow(listing_table(shards))
+        from_blocks([listing_table(shards)])
         .map_batches(_epochs_stage, fn_kwargs={"epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
         .map_batches(_read_stage, fn_kwargs={"settings": read}, num_cpus=0.2, compute=TaskPoolStrategy(4), **one)
-        .map_batches(_decode_stage, fn_kwargs={"settings": decode, "augmentation": augmentation, "seed": seed}, num_cpus=0.5, **one)
+        .map_batches(
+            _decode_stage,
+            fn_kwargs={"settings": decode, "augmentation": augmentation, "seed": seed},
+            compute=TaskPoolStrategy(decode_tasks),
+            num_cpus=0.5,
+            **one,
+        )
     )
 
 

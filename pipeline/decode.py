@@ -10,28 +10,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from pipeline.decoder import DECODER, DecodeError, Limits, decode
+from pipeline import decoder
+from pipeline.decoder import DecodeError, Limits, decode
 from pipeline.guard import Guard, GuardSettings, guard
+from pipeline.resample import window
 from pipeline.unit import Unit
 from vit_model.config import Preprocessing
 from vit_model.patches import patchify
 
-__all__ = ["DECODER", "DecodeError", "DecodeSettings", "decode_stage", "decode_unit", "fit", "open_image", "resize_box"]
+__all__ = ["DECODER", "DecodeError", "DecodeSettings", "decode_stage", "decode_unit", "fit", "open_image"]
 
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# What decides the pixels, for fingerprints: the number goes up when `pipeline.loops` gives others.
+DECODER = f"{decoder.DECODER}, loops 1"
+Crop = Callable[[np.ndarray], np.ndarray]
+# EXIF 2.32, 4.6.4: which side of the scene the stored picture's first row and first column are.
+UPRIGHT: dict[int, Crop] = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: stored.transpose(1, 0, 2)[:, ::-1],
+    7: lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda stored: stored.transpose(1, 0, 2)[::-1],
 }
-
-
-Crop = Callable[[Image.Image], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
 def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None, child: Guard | None = None) -> Unit:
     """Encoded images in, patches out: uint8 [M, N, P*P*3] of the M samples that could be decoded; the others get an error.
 
-    crop: RGB picture -> uint8 (H, W, 3); the evaluation crop `fit` unless training brings its own. child: where images are decoded;
+    crop: uint8 (h, w, 3) -> (H, W, 3); the evaluation crop `fit` unless training brings its own. child: where images are decoded;
     this process's own unless a test brings another. Raises UserError if the child cannot be started.
     """
     crop = crop or (lambda image: fit(image, settings.preprocessing, settings.image_size))
@@ -72,14 +74,19 @@ def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None, 
     patches = np.empty((count, *settings.patches_shape), np.uint8)
     widths, heights = [None] * count, [None] * count
     filled = begin = 0
+
+    def take(pixels: np.ndarray, orientation: int) -> None:
+        """From the child's memory into the unit, in one go."""
+        pixels = upright(pixels, orientation, settings.preprocessing.exif)
+        heights[row], widths[row] = pixels.shape[:2]
+        patches[filled] = patchify(crop(pixels), side)
+
     for row in range(count):
         if samples["error"][row] is not None:
             continue
         end = begin + samples["size"][row]
         try:
-            image = upright(*child.decode(unit.payload[begin:end]), settings.preprocessing.exif)
-            widths[row], heights[row] = image.size
-            patches[filled] = patchify(crop(image), side)
+            child.decode(unit.payload[begin:end], take)
             filled += 1
         except DecodeError as error:
             samples["error"][row], samples["error_detail"][row] = error.code, str(error)[:500]
@@ -96,41 +103,35 @@ def _with_columns(table: pa.Table, samples: dict, widths: list, heights: list) -
     return table.append_column("width", pa.array(widths, pa.int32())).append_column("height", pa.array(heights, pa.int32()))
 
 
-def open_image(data: bytes, settings: DecodeSettings) -> Image.Image:
-    """Bytes -> an RGB picture, upright if EXIF orientation is applied, decoded in this process: for images that are trusted.
+def open_image(data: bytes, settings: DecodeSettings) -> np.ndarray:
+    """Bytes -> uint8 (h, w, 3), upright if EXIF orientation is applied, decoded in this process: for images that are trusted.
 
     Raises DecodeError and nothing else.
     """
-    pixels = memoryview(b"")
+    pixels = np.empty(0, np.uint8)
 
     def room(count: int) -> memoryview:
         nonlocal pixels
-        pixels = memoryview(bytearray(count))
-        return pixels
+        pixels = np.empty(count, np.uint8)
+        return memoryview(pixels)
 
     width, height, orientation, _ = decode(data, Limits(settings.max_pixels, settings.max_side), room)
-    return upright(Image.frombytes("RGB", (width, height), pixels), orientation, settings.preprocessing.exif)
+    return upright(pixels.reshape(height, width, 3), orientation, settings.preprocessing.exif)
 
 
-def upright(image: Image.Image, orientation: int, exif: str) -> Image.Image:
-    """The picture turned as EXIF orientation (1 to 8) says, unless `exif` is "ignore"."""
+def upright(pixels: np.ndarray, orientation: int, exif: str) -> np.ndarray:
+    """A view of the picture turned as EXIF orientation (1 to 8) says, unless `exif` is "ignore"."""
     turn = UPRIGHT.get(orientation) if exif != "ignore" else None
-    return image if turn is None else image.transpose(turn)
+    return pixels if turn is None else turn(pixels)
 
 
-def fit(image: Image.Image, preprocessing: Preprocessing, image_size: tuple[int, int]) -> np.ndarray:
-    """Resize so that the crop covers `image_size` / crop_pct, crop the centre: uint8 (H, W, 3), as timm evaluates.
-
-    Only the region that the crop keeps is resampled, straight from the source: half the work, and no intermediate picture (a 1x4000
-    strip would blow up to hundreds of megapixels). The difference to resize-then-crop is rounding: 0.001 of 255 in the mean, 0.2
-    for tall pictures, of which Pillow may resample the region in another order than the whole.
-    """
-    (height, width), (source_width, source_height) = image_size, image.size
-    resized_width, resized_height = _resized(image.size, image_size, preprocessing)
-    left, top = round((resized_width - width) / 2), round((resized_height - height) / 2)
-    to_x, to_y = source_width / resized_width, source_height / resized_height
-    box = (left * to_x, top * to_y, (left + width) * to_x, (top + height) * to_y)
-    return resize_box(image, box, preprocessing, image_size)
+def fit(image: np.ndarray, preprocessing: Preprocessing, image_size: tuple[int, int]) -> np.ndarray:
+    """Resize so that the crop covers `image_size` / crop_pct, crop the centre: uint8 (H, W, 3), as timm evaluates."""
+    pixels = np.asarray(image)
+    (height, width), (source_height, source_width) = image_size, pixels.shape[:2]
+    resized = _resized((source_width, source_height), image_size, preprocessing)
+    corner = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+    return window(pixels, resized, corner, image_size, preprocessing.interpolation)
 
 
 def _resized(source: tuple[int, int], image_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
@@ -145,11 +146,3 @@ def _resized(source: tuple[int, int], image_size: tuple[int, int], preprocessing
     if source_width * height >= source_height * width:
         return whole(source_width * height / source_height), height
     return width, whole(source_height * width / source_width)
-
-
-def resize_box(
-    image: Image.Image, box: tuple[float, float, float, float], preprocessing: Preprocessing, image_size: tuple[int, int]
-) -> np.ndarray:
-    """The region `box` (left, top, right, bottom in pixels of the source) at `image_size`: uint8 (H, W, 3)."""
-    method = getattr(Image.Resampling, preprocessing.interpolation.upper())
-    return np.asarray(image.resize(image_size[::-1], method, box=box))

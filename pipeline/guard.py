@@ -19,13 +19,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
-from PIL import Image
 
 from pipeline import decoder
 from pipeline.decoder import MAX_TEXT, PIXELS, READY, REFUSED, REPLY, REQUEST, DecodeError
@@ -42,6 +42,8 @@ PIPE_BYTES = MiB
 PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 FIXED = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 BOOT = "import runpy, sys; sys.path += sys.argv[3:]; runpy.run_path(sys.argv[2], run_name='__main__')"
+
+Take = Callable[[np.ndarray, int], Any]
 
 
 class _Gone(Exception):
@@ -78,20 +80,21 @@ class Guard:
         self._child: subprocess.Popen | None = None
         self._fd, self._pixels = _shared_memory(3 * settings.max_pixels)
 
-    def decode(self, data: bytes) -> tuple[Image.Image, int]:
-        """The RGB picture as stored, and its EXIF orientation (1 to 8).
+    def decode(self, data: bytes, take: Take = lambda pixels, orientation: (pixels.copy(), orientation)) -> Any:
+        """What `take` makes of the picture as stored, uint8 (height, width, 3), and its EXIF orientation (1 to 8): a copy of them
+        unless told. The pixels stand in shared memory, which the next picture is written over: `take` keeps no view of them.
 
         Raises DecodeError: what `decoder.decode` raises, `decoder_crashed` or `decoder_timeout`; and UserError if no child can be
         started.
         """
         with self._lock:
             try:
-                return self._decode(data)
+                return self._decode(data, take)
             except _Gone as gone:
                 if str(gone) != "SIGKILL":
                     raise DecodeError("decoder_crashed", f"the decoder ended with {gone}") from gone
             try:  # no picture does that: the kernel did, for want of memory, or a person; once may be an accident
-                return self._decode(data)
+                return self._decode(data, take)
             except _Gone as gone:
                 raise DecodeError("decoder_crashed", f"the decoder ended with {gone}, twice") from gone
 
@@ -112,7 +115,7 @@ class Guard:
 
     # ---- one image --------------------------------------------------------------------------------------------------------
 
-    def _decode(self, data: bytes) -> tuple[Image.Image, int]:
+    def _decode(self, data: bytes, take: Take) -> Any:
         if self._child is None or self._child.poll() is not None:  # it may have died between two images, which is no image's fault
             self._stop()
             self._start()
@@ -128,20 +131,15 @@ class Guard:
             if code == "out_of_memory":
                 self._stop()  # what is left of its memory may be in pieces
             raise DecodeError(code, detail)
-        return self._picture(kind, width, height), orientation
-
-    def _picture(self, kind: int, width: int, height: int) -> Image.Image:
-        """A copy of the pixels as a picture: the shared memory is free again."""
         count = width * height * 3
         if kind != PIXELS or not 0 < count <= len(self._pixels):
             self._stop()
             raise DecodeError("decoder_crashed", "the decoder answered nonsense")
-        with memoryview(self._pixels) as pixels, pixels[:count] as used:
-            image = Image.new("RGB", (width, height), None)  # not filled first
-            image.frombytes(used)
-        if count > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
-            self._pixels.madvise(mmap.MADV_REMOVE, KEEP_BYTES)
-        return image
+        try:
+            return take(np.frombuffer(self._pixels, np.uint8, count).reshape(height, width, 3), orientation)
+        finally:
+            if count > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
+                self._pixels.madvise(mmap.MADV_REMOVE, KEEP_BYTES)
 
     def _ask(self, data: bytes) -> tuple[int, int, int, int, str]:
         """Send an image and wait for the reply. The child may refuse to read on, or hang before it has read everything."""

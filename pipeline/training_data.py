@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from pipeline.cluster import RETRIES, data_context
-from pipeline.decode import DecodeSettings, decode_unit, resize_box
+from pipeline.decode import DecodeSettings, decode_unit
 from pipeline.errors import UserError
 from pipeline.reader import ReadSettings, read_units, tar_samples
 from pipeline.source import LISTING, Shard, listing_table
@@ -165,15 +164,17 @@ def _decode_stage(table: pa.Table, settings: DecodeSettings, augmentation: Augme
     return decode_unit(unit, settings, lambda image: random_crop(image, settings, augmentation, rng)).to_arrow()
 
 
-def random_crop(image: Image.Image, settings: DecodeSettings, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """A crop of random area, aspect ratio and place, resized: uint8 (H, W, 3). (Inception; the paper's code does the same.)"""
-    width, height = image.size
+def random_crop(image: np.ndarray, settings: DecodeSettings, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (h, w, 3) -> a crop of random area, aspect ratio and place, resized: uint8 (H, W, 3) (Inception; the paper's code)."""
+    from pipeline.loops import region  # Numba: only where it is used
+
+    height, width = image.shape[:2]
     area = width * height * rng.uniform(augmentation.crop_scale, 1.0)
     aspect = math.exp(rng.uniform(-1, 1) * math.log(augmentation.aspect))
     crop_width, crop_height = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
     left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
     box = (left, top, left + crop_width, top + crop_height)
-    pixels = resize_box(image, box, settings.preprocessing, settings.image_size)
+    pixels = region(image, box, settings.image_size, settings.preprocessing.interpolation)
     return pixels[:, ::-1] if augmentation.flip and rng.random() < 0.5 else pixels
 
 

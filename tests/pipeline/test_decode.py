@@ -33,8 +33,8 @@ def refusal(data: bytes, settings: DecodeSettings = SETTINGS) -> str | None:
 
 def pixels(data: bytes, settings: DecodeSettings = SETTINGS) -> np.ndarray:
     image = open_image(data, settings)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    return image
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -113,6 +113,7 @@ BOUNDED = """
 import json, resource, sys
 import numpy as np
 from PIL import Image
+from pipeline import loops  # compiled, or loaded, before memory is short
 from pipeline.decode import DecodeError, DecodeSettings, fit, open_image
 from vit_model.config import Preprocessing
 from tests.pipeline.test_decode import jpeg_header, png_header
@@ -167,7 +168,7 @@ def by_timm(
 
 
 LANDSCAPE = [(500, 375), (640, 427), (224, 224), (600, 333), (100, 80), (1024, 200), (1600, 1200), (375, 500)]
-PORTRAIT = [(427, 640), (720, 1280), (200, 300), (57, 333)]
+PORTRAIT = [(427, 640), (720, 1280), (200, 300), (57, 333), (260, 1300)]
 
 
 @pytest.mark.parametrize("crop_pct", [0.9, 0.95])
@@ -177,9 +178,8 @@ def test_the_crop_is_timms_evaluation_crop(width, height, crop_pct):
     expected = by_timm(image, (224, 224), "bicubic", crop_pct)
 
     def equal(found: np.ndarray) -> bool:
-        """Of a tall picture Pillow may resample a region in another order than the whole, and it rounds in between."""
         difference = np.abs(found - expected)  # of 255
-        return difference.mean() <= 0.05 if (width, height) in LANDSCAPE else difference.max() <= 2 and difference.mean() <= 0.25
+        return difference.mean() <= 0.001 and difference.max() <= 1
 
     ours = fit(image, Preprocessing(crop_pct=crop_pct), (224, 224))
     assert equal(ours)
@@ -194,7 +194,7 @@ def test_the_crop_of_a_model_that_is_not_square_is_timms_too(size):
     for width, height in [(500, 375), (640, 427), (300, 300), (400, 900)]:
         image = photo(width, width, height)
         expected = by_timm(image, size, "bicubic", 0.9)
-        assert np.abs(fit(image, Preprocessing(), size) - expected).max() <= 2
+        assert np.abs(fit(image, Preprocessing(), size) - expected).max() <= 1
         assert np.abs(fit(image, Preprocessing("bilinear"), size) - expected).max() > 2
 
 
@@ -204,7 +204,7 @@ def test_a_squashed_picture_is_timms(size, crop_pct):
     for width, height in [(500, 375), (375, 500), (1024, 200)]:
         image = photo(width, width, height)
         expected = by_timm(image, size, "bilinear", crop_pct, "squash")
-        assert np.abs(fit(image, Preprocessing("bilinear", crop_pct, crop_mode="squash"), size) - expected).max() <= 2
+        assert np.abs(fit(image, Preprocessing("bilinear", crop_pct, crop_mode="squash"), size) - expected).max() <= 1
         assert np.abs(fit(image, Preprocessing("bilinear", crop_pct), size) - expected).max() > 2
 
 

@@ -67,7 +67,7 @@ class Axis(NamedTuple):
 
 @functools.lru_cache(maxsize=256)  # pictures of one size come in rows; an entry has some kilobytes
 def axis(size: int, begin: float, scale: float, first_out: int, count: int, method: str) -> Axis:
-    """How `count` output pixels from `first_out` on draw on the `size` pixels of a side; they are `scale` long, the 0th at `begin`."""
+    """How `count` output pixels from `first_out` on draw on the `size` of a side; each is `scale` long, the 0th at `begin`."""
     stretch = max(scale, 1.0)
     support = FILTERS[method].support * stretch
     centres = begin + (np.arange(first_out, first_out + count) + 0.5) * scale

@@ -1,0 +1,255 @@
+"""The whole labeler against what one would write instead, on the same shards, in turn, each a command of its own.
+
+    python -m benchmarks.label [FOLDER] [--images 4000] [--rounds 3] [--models Ti/16 S/16 no-op] [--sweep]
+
+FOLDER holds photographs (.jpg) at any depth, used again until there are enough; without it they are generated. Arms: ours; a torch
+DataLoader with webdataset and timm (peers/loader.py); Ray Data as its documentation teaches it (peers/ray_data.py). With --sweep
+the peers' workers, threads and batch sizes are tried first, on a quarter of the images; all go into the file, and the best of them
+is the opponent. "no-op" is a model of one layer, 8 wide, so that the engine is what counts.
+
+The steady rate is that between the first quarter of the images and the last one, by the time at which each batch (of ours: each
+file) was done. floor: the cores divided by the CPU-seconds of decoding and of the model's forward pass, measured in the same round
+in one process with one thread. CPU is that of all processes of the command, mib their proportional memory (PSS) at its peak.
+Expected: at least 0.90 of the floor; 1.0 of the loader in the same dtype, 1.5 of it in fp32; 2 of Ray Data's;
+for the no-op 0.75 of the loader.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.decode import SETTINGS, photographs, unit_of
+from benchmarks.machine import machine
+from pipeline.cluster import cores
+from pipeline.decode import decode_unit
+from pipeline.guard import Guard, GuardSettings
+from tests.builders import write_tar
+from vit_model.checkpoint import random, save_folder
+from vit_model.config import Preprocessing, ViTConfig
+from vit_model.inference import prepare
+from vit_model.model import VisionTransformer
+
+CSV = Path(__file__).with_suffix(".csv")
+SHARDS = 8
+MODELS = {"Ti/16": (192, 12, 3), "S/16": (384, 12, 6), "no-op": (8, 1, 1)}
+ARMS = [("ours", "bf16"), ("loader", "bf16"), ("loader", "fp32"), ("ray_data", "bf16")]
+SWEEPS = {
+    "loader": [{"workers": w, "threads": t, "batch-size": b} for w, t, b in product((1, 2), (1, 2), (8, 32))],
+    "ray_data": [{"actors": actors, "batch-size": batch} for actors, batch in product((1, 2), (8, 32, 128))],
+}
+USUAL = {"loader": {"workers": 2, "threads": 1, "batch-size": 8}, "ray_data": {"actors": 2, "batch-size": 32}}
+
+
+# ---- what is labelled -----------------------------------------------------------------------------------------------------
+
+
+def write_shards(folder: Path, images: list[bytes], count: int) -> Path:
+    each = count // SHARDS
+    for shard in range(SHARDS):
+        members = {f"{shard}/{n:05d}.jpg": images[(shard * each + n) % len(images)] for n in range(each)}
+        write_tar(folder / f"part-{shard}.tar", members)
+    return folder
+
+
+def config(model: str) -> ViTConfig:
+    width, depth, heads = MODELS[model]
+    return ViTConfig(width=width, depth=depth, heads=heads, mlp_dim=4 * width, num_classes=1000)
+
+
+def floor(model: str, images: list[bytes], precision: str) -> float:
+    """Images/s at which all cores do nothing but decode and run the model."""
+    torch.set_num_threads(1)
+    sample = images[:64]
+    guard = Guard(GuardSettings(SETTINGS.max_pixels, SETTINGS.max_side, SETTINGS.timeout))
+    network = prepare(VisionTransformer(config(model)), Preprocessing(), precision, "cpu")
+
+    def decode() -> torch.Tensor:
+        return torch.from_numpy(decode_unit(unit_of(sample), SETTINGS, child=guard).payload)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for at in range(0, len(patches), 8):
+            network(patches[at : at + 8])
+
+    patches = decode()
+    forward()
+    child = Path(f"/proc/{guard.pid}/schedstat")
+    before, begin = int(child.read_text().split()[0]), time.process_time()
+    decode()
+    forward()
+    seconds = time.process_time() - begin + (int(child.read_text().split()[0]) - before) / 1e9
+    guard.close()
+    return cores() * len(sample) / seconds
+
+
+# ---- one command ----------------------------------------------------------------------------------------------------------
+
+
+def ours(shards: Path, out: Path, model: Path, precision: str) -> list[str]:
+    command = [sys.executable, "-m", "jobs", "label", str(shards), "--output", str(out), "--model", str(model)]
+    return [*command, "--precision", precision]
+
+
+def peer(name: str, shards: Path, out: Path, model: str, settings: dict[str, Any]) -> list[str]:
+    width, depth, heads = MODELS[model]
+    settings = {"width": width, "depth": depth, "heads": heads, **settings}
+    flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    return [sys.executable, "-m", f"benchmarks.peers.{name}", str(shards), str(out), *flags]
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """The command's seconds, CPU-seconds and peak memory with all that it starts, and what it printed."""
+    begin, used, peak = time.time(), {}, 0.0
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    root, lines = psutil.Process(process.pid), []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+    looked = 0.0
+    while process.poll() is None:
+        memory, now = 0, time.monotonic()
+        for one in [root, *root.children(recursive=True)]:
+            try:
+                times = one.cpu_times()
+                used[one.pid] = times.user + times.system
+                memory += one.memory_full_info().pss if now - looked > 3 else 0
+            except psutil.Error:
+                continue
+        looked, peak = (now, max(peak, memory / 2**20)) if memory else (looked, peak)
+        time.sleep(0.1)
+    reader.join()
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}")
+    return {"begin": begin, "seconds": time.time() - begin, "cpu": sum(used.values()), "mib": round(peak), "lines": lines}
+
+
+def done_by_file(out: Path, begin: float) -> list[tuple[float, int]]:
+    """When how many images were done, by the files of a run."""
+    files = sorted((path.stat().st_mtime - begin, pq.read_metadata(path).num_rows) for path in out.glob("predictions/*.parquet"))
+    images = 0
+    return [(at, images := images + rows) for at, rows in files]
+
+
+def done_by_line(lines: list[str]) -> list[tuple[float, int]]:
+    return [(line["at"], line["images"]) for line in map(json.loads, lines) if "at" in line]
+
+
+def figures(done: list[tuple[float, int]], ran: dict[str, Any]) -> dict[str, Any]:
+    """The steady rate: between a quarter of the images and the last."""
+    total = done[-1][1]
+    at, before = next((at, images) for at, images in done if images >= total / 4)
+    return {
+        "images": total,
+        "steady_images_per_second": round((total - before) / (done[-1][0] - at), 1),
+        "first_done_seconds": round(done[0][0], 1),
+        "seconds": round(ran["seconds"], 1),
+        "cpu_ms_per_image": round(1000 * ran["cpu"] / total, 1),
+        "mib": ran["mib"],
+    }
+
+
+# ---- everything -----------------------------------------------------------------------------------------------------------
+
+
+class Arms:
+    """One set of shards, and what is run on it."""
+
+    def __init__(self, folder: Path, images: list[bytes], count: int):
+        self.folder, self.number = folder, 0
+        self.shards = write_shards(folder / "shards", images, count)
+
+    def out(self) -> Path:
+        self.number += 1
+        return self.folder / f"out-{self.number}"
+
+    def peer(self, name: str, model: str, setting: dict[str, Any], dtype: str) -> dict[str, Any]:
+        ran = run(peer(name, self.shards, self.out(), model, {**setting, "dtype": dtype}))
+        return {"settings": json.dumps(setting), **figures(done_by_line(ran["lines"]), ran)}
+
+    def ours(self, model: str, dtype: str) -> dict[str, Any]:
+        out, saved = self.out(), self.folder / f"model-{self.number}"
+        save_folder(saved, random(config(model), Preprocessing(), 0))
+        ran = run(ours(self.shards, out, saved, dtype))
+        return figures(done_by_file(out, ran["begin"]), ran)
+
+
+def swept(few: Arms, model: str, name: str, best: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every setting of a peer once; the fastest goes to `best`."""
+    rates = {}
+    for setting in SWEEPS[name]:
+        found = few.peer(name, model, setting, "bf16")
+        rates[found["steady_images_per_second"]] = setting
+        yield {"model": model, "arm": f"sweep of {name}", "dtype": "bf16", **found}
+    best[name] = rates[max(rates)]
+
+
+def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    images = photographs(options.folder, min(options.images, 1000))
+    arms = Arms(folder / "all", images, options.images)
+    few = Arms(folder / "few", images, options.images // 4)
+    for model in options.models:
+        best = dict(USUAL)
+        for name in SWEEPS if options.sweep else ():
+            yield from swept(few, model, name, best)
+        for turn in range(options.rounds):
+            lowest = floor(model, images, "bf16")
+            for name, dtype in ARMS[turn % len(ARMS) :] + ARMS[: turn % len(ARMS)]:
+                found = arms.ours(model, dtype) if name == "ours" else arms.peer(name, model, best[name], dtype)
+                row = {"model": model, "arm": name, "dtype": dtype, "round": turn, **found}
+                yield row | {"floor_images_per_second": round(lowest, 1)}
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Medians over the rounds of ours divided by the others in the same round."""
+    rounds = [row for row in rows if "round" in row]
+    for model in dict.fromkeys(row["model"] for row in rounds):
+        mine = {row["round"]: row for row in rounds if (row["model"], row["arm"]) == (model, "ours")}
+        rate = statistics.median(row["steady_images_per_second"] for row in mine.values())
+        share = statistics.median(row["steady_images_per_second"] / row["floor_images_per_second"] for row in mine.values())
+        yield f"{model}: ours {rate:.1f} images/s, {share:.2f} of the floor"
+        for arm in ARMS[1:]:
+            others = [row for row in rounds if (row["model"], row["arm"], row["dtype"]) == (model, *arm)]
+            for name in ("steady_images_per_second", "seconds"):
+                ratios = [mine[row["round"]][name] / row[name] for row in others]
+                middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
+                yield f"{model}: ours / {' '.join(arm)}, {name}: {middle:.2f} ({least:.2f} to {most:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--output", type=Path, default=CSV)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="label-") as folder:
+        for row in measured(options, Path(folder)):
+            rows.append(row | {"data": options.folder.name if options.folder else "generated", "machine": machine()})
+            print({key: value for key, value in row.items() if key != "machine"}, flush=True)
+            with open(options.output, "w", newline="") as file:
+                writer = csv.DictWriter(file, dict.fromkeys(name for line in rows for name in line))
+                writer.writeheader()
+                writer.writerows(rows)
+    print("\n".join(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()

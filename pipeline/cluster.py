@@ -18,6 +18,9 @@ from pipeline.errors import ClusterGone, UserError
 
 MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
+LOGICAL = 4  # CPUs of a local Ray, at least
+_logical = 1.0  # CPUs for a core
+PREDICT_CPUS = 0.6  # of a core that a model has to itself nearly always: what it claims leaves the rest to short tasks
 ACTOR_START = 10.0  # CPU-seconds: an interpreter, Ray Data, torch and the weights
 READ_CPUS = 0.05  # it waits for the store, most of the time
 # What kills its actor is bounded by the restarts. A task has more tries: each attempt to reach an actor that is on its way to
@@ -34,8 +37,8 @@ def cores() -> int:
 def ray_session(address: str | None = None) -> Iterator[None]:
     """Ray for the length of a block: what runs already, the cluster at `address` or RAY_ADDRESS, else a local one of our own.
 
-    A local Ray gets a token that lives in this process's environment and in no file. It counts at least four logical CPUs, because
-    the stages of a plan must run side by side even on one core.
+    A local Ray gets a token that lives in this process's environment and in no file. It counts at least LOGICAL CPUs, because the
+    stages of a plan must run side by side even on one core.
     """
     if os.environ.get("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION"):
         raise UserError("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION is set, which lets a shard run code: unset it")
@@ -45,6 +48,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    global _logical
     address = address or os.environ.get("RAY_ADDRESS")
     quiet, alone = {"log_to_driver": False, "logging_level": logging.ERROR}, contextlib.nullcontext()
     if not address:
@@ -52,7 +56,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
 
         alone = on_one_machine()
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        quiet |= {"num_cpus": max(4, cores()), "include_dashboard": False}
+        quiet |= {"num_cpus": max(LOGICAL, cores()), "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     worker.print_to_stdstream = _tell_on_stderr
     try:
@@ -64,7 +68,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         raise UserError(f"cannot {where}: {str(error).splitlines()[0]}{hint}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits before anyone can say how to resume
-    gone = False
+    gone, _logical = False, 1.0 if address else max(1.0, LOGICAL / cores())
     try:
         with alone:
             yield
@@ -132,7 +136,8 @@ def data_context() -> None:
 
 
 def resources() -> dict[str, float]:
-    """As `ray.cluster_resources()`, and of them this job's share: jobs of ours on one cluster divide it.
+    """As `ray.cluster_resources()`, with the "cores" that are behind its CPUs; and of them this job's share: jobs of ours on one
+    cluster divide it.
 
     If each took all for its actors, none would have a CPU left to read and decode, and all would wait for ever. The first of them
     was alone when it took its share, so those that come later leave a sixth of theirs free.
@@ -146,7 +151,9 @@ def resources() -> dict[str, float]:
     alive = {job["JobID"] for job in state.job_table() if not job["IsDead"]}
     jobs = alive & {key.removeprefix(OURS).decode() for key in internal_kv._internal_kv_list(OURS)} | {me}
     parts = 1.2 * len(jobs) if len(jobs) > 1 else 1
-    return {name: value / parts for name, value in ray.cluster_resources().items()}
+    whole = ray.cluster_resources()
+    whole["cores"] = whole.get("CPU", 0) / _logical
+    return {name: value / parts for name, value in whole.items()}
 
 
 OURS = b"wordsworth:"  # and a job's id: a key in the cluster's own store for every job that labels
@@ -160,7 +167,7 @@ class StageResources:
     predict: dict[str, Any]
     read_tasks: int
     read: dict[str, Any]
-    decode_tasks: int | None  # None: as many as their claims allow
+    decode_tasks: int
     decode: dict[str, Any]
     write: dict[str, Any]
 
@@ -182,7 +189,8 @@ def plan_resources(
     else:
         fits = max(1, int(0.6 * memory / predict_memory)) if math.isfinite(memory) else 1 << 30
         worth = max(1, math.ceil(min(work, 1e9) / ACTOR_START))
-        predictors, predict = min(max(1, int(0.6 * cpus)), fits, worth), {"num_cpus": 1}
+        most = int(min(available.get("cores", cpus), (cpus - 1) / PREDICT_CPUS))
+        predictors, predict = min(max(1, most), fits, worth), {"num_cpus": PREDICT_CPUS}
     if predictors < 1:
         raise UserError("--device cuda, but Ray sees no GPU: use --device cpu, or start Ray on a machine with one")
     left = cpus - predictors * predict["num_cpus"]
@@ -206,7 +214,7 @@ def plan_resources(
         read_tasks=readers,
         read={"num_cpus": READ_CPUS, "memory": read_memory},
         # On CPUs the model is what takes them, and every process that decodes too takes three seconds of one to start.
-        decode_tasks=None if device == "cuda" else max(2, int(cpus / 2)),
+        decode_tasks=max(1, int(left)) if device == "cuda" else max(2, int(available.get("cores", cpus) / 2)),
         decode={"num_cpus": 0.5, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )

@@ -73,8 +73,12 @@ def shared(monkeypatch, cpus: int, jobs: list[dict]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("available", "device", "said"),
     [
-        ({"CPU": 1.0}, "cpu", "1 model actors would take 1 of 1 CPUs and leave none to read and decode: start Ray with more CPUs"),
-        ({"CPU": 1.5}, "cpu", "1 model actors would take 1 of 1.5 CPUs"),
+        (
+            {"CPU": 1.0},
+            "cpu",
+            "1 model actors would take 0.6 of 1 CPUs and leave none to read and decode: start Ray with more CPUs",
+        ),
+        ({"CPU": 1.5}, "cpu", "1 model actors would take 0.6 of 1.5 CPUs"),
         ({}, "cpu", "CPUs"),
         ({"CPU": 4.0, "GPU": 8.0}, "cuda", "8 model actors would take 4 of 4 CPUs"),
         ({"CPU": 16.0}, "cuda", "--device cuda, but Ray sees no GPU: use --device cpu"),
@@ -116,12 +120,15 @@ def test_predictors_are_bounded_by_cpus_gpus_and_memory():
     def predictors(device="cpu", weights=WEIGHTS, **available):
         return plan_resources({"CPU": 100.0, **available}, device, weights, UNIT).predictors
 
-    assert predictors() == 60 and predictors(CPU=2.0) == 1 and predictors(CPU=4.0) == 2
+    assert predictors() == 100 and predictors(CPU=2.0) == 1 and predictors(CPU=4.0) == 4
+    assert predictors(CPU=4.0, cores=2.0) == 2, "a local Ray counts more CPUs than there are cores"
     assert predictors("cuda", GPU=8.0) == 8
     few, fewer = (predictors(memory=24.0 * GiB, weights=weights) for weights in (WEIGHTS, 1200 * MiB))
-    assert 1 <= fewer < few < 60
+    assert 1 <= fewer < few < 100
+    for work, actors in ((0.0, 1), (1.0, 1), (25.0, 3), (1e4, 100), (math.inf, 100)):
+        assert plan_resources({"CPU": 100.0}, "cpu", WEIGHTS, UNIT, work).predictors == actors, "little work, few actors"
     for memory in (math.inf, 1e15):
-        assert predictors(memory=memory) == 60
+        assert predictors(memory=memory) == 100
 
 
 def test_ray_is_not_started_where_a_shard_could_run_code(monkeypatch):

@@ -22,6 +22,7 @@ from vit_model.config import ModelError
 COMMANDS = {
     "label": "Label every image of the sources, each exactly once, into Parquet.",
     "embed": "Embed every image of the sources, each exactly once, into Parquet.",
+    "plan": "Say what labelling would cost: images/s by stage, bottleneck, hours.",
     "verify": "Prove that every input sample of a run has exactly one row.",
     "compact": "Merge the small files of a finished run into large ones.",
     "lint": "Say what is wrong with shards, without a model.",

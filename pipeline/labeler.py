@@ -249,14 +249,15 @@ def _ready(
     """The weights in Ray's store, what each stage may take of the cluster, and each stage's settings. left: bytes of shards."""
     import ray
 
-    weights, settings = checkpoint.to_bytes(), _stage_settings(run, plan, request, checkpoint)
+    weights, settings = checkpoint.to_bytes(), stage_settings(run, plan, request, checkpoint)
     unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
     work = left / SMALL_IMAGE * macs(checkpoint.config) / MACS_PER_SECOND
     stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes, work)
     return ray.put(weights), stages, settings
 
 
-def _stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
+def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What each stage is told."""
     config, resolved, options = checkpoint.config, plan["resolved"], request.storage_options
     provenance = {name: plan[name] for name in ("run_id", "fingerprint", "model", "package_version", "schema_version")}
     provenance |= {

@@ -1,6 +1,7 @@
 """The actor: patches -> predictions. One copy of the model for the life of a run, CPU and CUDA by the same code."""
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,15 @@ class Predictor:
     """Ray Data's callable: a decoded unit in, the same unit with predictions and without patches out.
 
     weights: {"ref": ObjectRef of Checkpoint.to_bytes()}. The reference stands inside a dict so that a restarted actor fetches it
-    again; Ray keeps one copy a node, which every actor of the node reads.
+    again; Ray keeps one copy a node, which every actor of the node reads. Or, without Ray, the checkpoint itself.
     """
 
-    def __init__(self, weights: dict[str, Any], settings: PredictSettings):
+    def __init__(self, weights: dict[str, Any] | Checkpoint, settings: PredictSettings):
+        # A batch is a view into the object store, which nobody may write to; nobody does.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if settings.device == "cpu":
             torch.set_num_threads(1)  # n one-thread actors do more than one actor of n threads
-        checkpoint = Checkpoint.from_bytes(ray.get(weights["ref"]))
+        checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint.from_bytes(ray.get(weights["ref"]))
         self.settings = settings
         self.config = checkpoint.config
         self.model = prepare(checkpoint.model(), checkpoint.preprocessing, settings.precision, settings.device)
@@ -69,8 +72,7 @@ class Predictor:
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} if batches else {}
 
     def _batch(self, patches: np.ndarray) -> dict[str, np.ndarray]:
-        # The view into the object store is read-only, and torch wants to write: one copy of a batch, which pinning needs anyway.
-        logits, embedding = self.model(torch.from_numpy(patches.copy()).to(self.settings.device))
+        logits, embedding = self.model(torch.from_numpy(patches).to(self.settings.device))
         out = {}
         if self.settings.top_k:
             scores, ids = logits.softmax(-1).topk(min(self.settings.top_k, logits.shape[-1]))

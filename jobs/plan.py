@@ -1,0 +1,143 @@
+"""wordsworth plan SOURCE... --model MODEL: what a run would cost, before it is one."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter, validators
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from jobs.options import ModelOptions, SourceOptions
+
+if TYPE_CHECKING:
+    from pipeline.estimate import Forecast, Measured
+
+NAMES = {"read": "reading", "decode": "decoding", "predict": "the model", "write": "writing", "Ray": "Ray"}
+POSITIVE = validators.Number(gt=0)
+
+
+def plan(
+    sources: Annotated[
+        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
+    ],
+    /,
+    *,
+    model: ModelOptions,
+    top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
+    embeddings: Annotated[bool, Parameter(help="With embeddings (float16).", negative="", show_default=False)] = False,
+    source: SourceOptions | None = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Parameter(help="As for label.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Parameter(help="auto takes the GPU of this machine, if it has one.")
+    ] = "auto",
+    cores: Annotated[float | None, Parameter(help="CPU cores of the run; else those of this machine.", validator=POSITIVE)] = None,
+    gpus: Annotated[float | None, Parameter(help="GPUs of the run; else those of this machine.", validator=POSITIVE)] = None,
+    price_per_hour: Annotated[float | None, Parameter(help="What all of it costs an hour.", validator=POSITIVE)] = None,
+    seconds: Annotated[float, Parameter(help="For measuring each stage.", validator=POSITIVE)] = 5.0,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
+) -> int:
+    """Say what labelling would cost: a few shards go through every stage on this machine; nothing is written."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    with errors.status("loading"):
+        import torch
+
+        from pipeline.cluster import cores as own_cores
+        from pipeline.estimate import forecast, measure
+        from pipeline.models import load_model
+        from pipeline.plan import LabelRequest
+
+        source = source or SourceOptions()
+        request = LabelRequest(
+            command="label",
+            sources=tuple(sources),
+            output="nowhere",
+            model=model.model,
+            format=source.format,
+            image_keys=source.image_keys,
+            image_column=source.image_column,
+            key=source.key,
+            top_k=top_k,
+            embedding="float16" if embeddings else None,
+            precision=precision,
+            device=device,
+            storage_options=source.storage,
+        )
+        checkpoint = load_model(
+            model.model,
+            model.weights,
+            model.labels,
+            model.allow_random_weights,
+            model.seed,
+            model.overrides(),
+            errors.print,
+            source.storage,
+        )
+    own_gpus = torch.cuda.device_count()
+    with errors.status(f"measuring: up to {4 * seconds:g} seconds"):
+        measured = measure(request, checkpoint, own_gpus, seconds)
+    cores, gpus = cores or own_cores(), gpus or own_gpus
+    found = forecast(measured, cores, gpus)
+    money = price_per_hour * found.seconds / 3600 if price_per_hour else None
+    if json_:
+        told = {"measured": asdict(measured) | {"images": measured.images}, "forecast": asdict(found)}
+        print(json.dumps({**told, "cores": cores, "gpus": gpus, "money": money}, indent=1))
+    else:
+        _print(measured, found, cores, gpus, money)
+    return 0
+
+
+def _print(measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    on_gpu = measured.device == "cuda"
+    stages = Table("stage", "images/s", "of", "busy", box=None, header_style="bold", pad_edge=False)
+    for stage, seconds in measured.seconds.items():
+        per = "a GPU" if on_gpu and stage == "predict" else "a reader" if stage == "read" else "a core"
+        stages.add_row(NAMES[stage], f"{1 / seconds:,.0f}", per, f"{found.busy[stage]:.0%}")
+    stages.add_row(NAMES["Ray"], "", "a core", f"{found.busy['Ray']:.0%}")
+    console.print(stages)
+    console.print()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _rows(measured, found, cores, gpus, money).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _rows(measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None) -> dict[str, str]:
+    machines = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if measured.device == "cuda" else "")
+    shards = "1 shard" if measured.shards == 1 else f"{measured.shards:,} shards"
+    rows = {
+        "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({measured.sampled:,} looked at)",
+        "speed": f"about {_rate(found.images_per_second)} images/s on {machines}, {measured.precision}",
+        "time": f"about {_time(found.seconds)}, the start not counted",
+        "bottleneck": f"{NAMES[found.bottleneck]}: {found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}",
+        "output": f"about {decimal(round(found.output_bytes))} of Parquet",
+    }
+    if found.cores_per_gpu is not None:
+        rows["balance"] = f"{found.cores_per_gpu:.1f} cores keep one GPU busy"
+    if measured.errors:
+        rows["errors"] = f"{measured.errors:.2%} of the images looked at have one: wordsworth lint says which"
+    if money is not None:
+        rows["money"] = f"about {money:,.2f}"
+    return rows
+
+
+def _whose(found: "Forecast", measured: "Measured") -> str:
+    return "GPUs" if measured.device == "cuda" and found.bottleneck == "predict" else "cores"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_of
+
+    main_of("plan")

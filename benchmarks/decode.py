@@ -29,10 +29,10 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.machine import machine
-from pipeline import resample
 from pipeline.decode import DECODER, DecodeSettings, decode_unit, fit, open_image
 from pipeline.guard import Guard, GuardSettings
 from pipeline.reader import ReadSettings, read_units
+from pipeline.resample import start_loops
 from pipeline.source import find_shards
 from pipeline.unit import Unit
 from tests.builders import write_tar
@@ -108,7 +108,7 @@ def measure(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, tuple[float, float]]]:
     """CPU-seconds and seconds of every round, by arm; and how far what they give is from Pillow's."""
     torch.set_num_threads(1)
-    resample._taken = resample.LOOPS_START  # as in a process that has decoded for a second and a half
+    start_loops()
     guard = Guard(GuardSettings(SETTINGS.max_pixels, SETTINGS.max_side, SETTINGS.timeout))
     timed = arms(images, guard)
     pictures = {arm: [seen(found) for found in run()] for arm, run in timed.items()}  # and all are warm

@@ -38,6 +38,7 @@ from benchmarks.machine import machine
 from pipeline.cluster import cores
 from pipeline.decode import decode_unit
 from pipeline.guard import Guard, GuardSettings
+from pipeline.resample import start_loops
 from tests.builders import write_tar
 from vit_model.checkpoint import random, save_folder
 from vit_model.config import Preprocessing, ViTConfig
@@ -74,6 +75,7 @@ def config(model: str) -> ViTConfig:
 def floor(model: str, images: list[bytes], precision: str) -> float:
     """Images/s at which all cores do nothing but decode and run the model."""
     torch.set_num_threads(1)
+    start_loops()
     sample = images[:64]
     guard = Guard(GuardSettings(SETTINGS.max_pixels, SETTINGS.max_side, SETTINGS.timeout))
     network = prepare(VisionTransformer(config(model)), Preprocessing(), precision, "cpu")

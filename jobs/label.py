@@ -105,6 +105,8 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
     if speed["images"]:
         spent = f"{speed['images']:,} images in {speed['seconds']:,} s"
         rows["speed"] = f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
+    if speed.get("bottleneck"):
+        rows["held back by"] = speed["bottleneck"]
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
     for name, value in rows.items():

@@ -1,5 +1,6 @@
 """Ray itself: a local one that lives as long as the command, or a cluster that is joined; and what each stage may take of it."""
 
+import atexit
 import contextlib
 import logging
 import math
@@ -74,6 +75,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             yield
     except ClusterGone:
         gone = True  # a shutdown would wait for it until Ray ends this process, before anyone could say why
+        atexit.unregister(worker.shutdown)  # and a minute after that
         raise
     finally:
         auto_init_hook.enable_auto_connect = False  # a thread that still asks Ray something must not start another

@@ -14,6 +14,7 @@ from pipeline.output import RunFolder, parquet
 from pipeline.plan import LabelRequest, asked_for, make_plan
 from pipeline.predictor import Predictor
 from pipeline.reader import read_units
+from pipeline.resample import start_loops
 from pipeline.rows import prediction_table
 from pipeline.source import Finder, Shard, expand_sources
 from pipeline.unit import Unit
@@ -101,6 +102,7 @@ def measure(request: LabelRequest, checkpoint: Checkpoint, gpus: int, seconds: f
     plan = make_plan(asked_for(request, checkpoint), request, checkpoint, {"GPU": float(gpus)})
     settings = stage_settings(RunFolder(request.output, request.storage_options), plan, request, checkpoint)
     small = replace(settings["read"], unit_rows=UNIT_ROWS)
+    start_loops()
     for unit in islice(_units(shards[:1], small), 1):  # warm: libraries, the store's connection, the child
         decode_unit(unit, settings["decode"])
     busy = time.process_time()

@@ -19,11 +19,11 @@ FOOTER_CPUS = 0.2  # of a task that reads footers, which mostly waits
 
 
 def finish(
-    run: RunFolder, frozen: FrozenListing, plan: dict, rows: Iterator[pa.Table], images: int, seconds: float
+    run: RunFolder, frozen: FrozenListing, plan: dict, rows: Iterator[pa.Table], last_command: dict[str, Any]
 ) -> dict[str, Any]:
     """Write manifest and summary from what lies in the folder: a killed attempt's receipts are lost, its footers are not.
 
-    rows: those of the manifest, as `footers` gives them.
+    rows: those of the manifest, as `footers` gives them. last_command: what `Watch` says of it.
     """
     if not frozen.complete or any(open_pages(frozen, run.committed())):
         raise UserError(f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`")
@@ -42,11 +42,7 @@ def finish(
         "bytes_read": tally.sums["bytes_read"],
         "bytes_written": tally.sums["bytes"],
         "stage_seconds": {stage: round(tally.sums[stage], 3) for stage in TIMED},
-        "last_command": {
-            "images": images,
-            "seconds": round(seconds, 2),
-            "images_per_second": round(images / max(seconds, 1e-9), 1),
-        },
+        "last_command": last_command,
     }
     run.finish(manifest, summary)
     return summary

@@ -5,13 +5,13 @@ Read it from `_receipts` down: list, read, decode, predict, write. Everything el
 
 import math
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.balance import Balance
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session, resources
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
@@ -211,17 +211,19 @@ def _execute(
     progress.planned(**(counts := totals.look(every=0)), listed=frozen.complete)
     if frozen.complete:
         note_ignored(frozen, progress)
-    watch, start = Watch(progress), time.perf_counter()
+    watch = Watch(progress)
     if not frozen.complete or any(open_pages(frozen, done)):
         left = counts["bytes_total"] - counts["bytes_done"] if frozen.complete else math.inf
-        receipts = _receipts(ray.put(done), *_ready(run, plan, request, checkpoint, left))
+        weights, stages, settings = _ready(run, plan, request, checkpoint, left)
+        watch.balance = Balance(stages.predictors, plan["resolved"]["device"])
+        receipts = _receipts(ray.put(done), weights, stages, settings)
         for receipt in watched(receipts, request.stall_timeout, progress.note):
             watch.receipt(receipt)
             if now := totals.look():
                 progress.listed(now["shards"], now["bytes_total"])
     watch.refuse_faults()
     rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
-    summary = finish(run, frozen, plan, rows, watch.images, time.perf_counter() - start)
+    summary = finish(run, frozen, plan, rows, watch.figures())
     return _retry(run, frozen, plan, request, checkpoint, progress) if request.retry_errors else summary
 
 
@@ -232,7 +234,7 @@ def _retry(
     from pipeline.stall import watched
 
     failed = list(failed_units(run, frozen))
-    watch, start = Watch(progress), time.perf_counter()
+    watch = Watch(progress)
     progress.note(f"trying the errors of {len(failed)} files again" if failed else "no error is worth another try")
     if failed:
         receipts = _retried(failed, *_ready(run, plan, request, checkpoint))
@@ -240,7 +242,7 @@ def _retry(
             watch.receipt(receipt)
     watch.refuse_faults()
     rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
-    return finish(run, frozen, plan, rows, watch.images, time.perf_counter() - start)
+    return finish(run, frozen, plan, rows, watch.figures())
 
 
 def _ready(

@@ -12,6 +12,14 @@ LARGE = 4 << 20  # pixels: of a 1x4000 strip the whole resized picture would hav
 _taken = 0.0
 
 
+def start_loops() -> None:
+    """What Pillow's time would come to in a long run, at once: for measuring."""
+    global _taken
+    import pipeline.loops  # noqa: F401
+
+    _taken = LOOPS_START
+
+
 def window(pixels: np.ndarray, resized: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], method: str) -> np.ndarray:
     """What is `size` (height, width) at `corner` (left, top) of the picture at `resized` (width, height).
 

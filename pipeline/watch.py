@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from pipeline.balance import Balance
 from pipeline.done import Done
 from pipeline.errors import UserError
 from pipeline.listing import FrozenListing, shard_names, without
@@ -53,6 +54,8 @@ class Watch:
     """Counts receipts, and keeps those of shards that the store did not give."""
 
     progress: Progress
+    began: float = field(default_factory=time.perf_counter)
+    balance: Balance | None = None
     images: int = 0
     twins: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
@@ -61,11 +64,20 @@ class Watch:
         self.images += receipt["rows"]
         self.faults += [receipt] if receipt["fault"] else []
         self.progress.receipt(receipt)
+        if self.balance:
+            self.balance.receipt(receipt)
         self.twins += receipt["twin"]
         if self.twins == 1 and receipt["twin"]:
             self.progress.note(
                 "another job is at work on this output: harmless, each unit stays once, but what both do is done twice over"
             )
+
+    def figures(self) -> dict[str, Any]:
+        """What this command did, for the summary. busy: workers of each stage, on average; bottleneck: for a person, or None."""
+        seconds = time.perf_counter() - self.began
+        balance = {"busy": self.balance.busy, "bottleneck": self.balance.advice()} if self.balance else {}
+        rate = round(self.images / max(seconds, 1e-9), 1)
+        return {"images": self.images, "seconds": round(seconds, 2), "images_per_second": rate, **balance}
 
     def refuse_faults(self) -> None:
         if self.faults:

@@ -180,17 +180,17 @@ def plan_resources(
     """Divide a cluster among the stages so that every one of them can always run.
 
     available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit. work: seconds that one core
-    takes for all there is to do, at most: a second actor that would work for less than its start takes is not started.
+    takes for all there is to do, at most: a stage gets no second worker that would work for less than it takes to start.
     Claims differ from stage to stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the
     actors would leave nothing for reading and decoding.
     """
     cpus, memory = available.get("CPU", 0), available.get("memory", math.inf)
     predict_memory = GiB + 2 * weight_bytes + 2 * unit_bytes
+    worth = max(1, math.ceil(min(work, 1e9) / ACTOR_START))
     if device == "cuda":
         predictors, predict = int(available.get("GPU", 0)), {"num_gpus": 1, "num_cpus": 0.5}
     else:
         fits = max(1, int(0.6 * memory / predict_memory)) if math.isfinite(memory) else 1 << 30
-        worth = max(1, math.ceil(min(work, 1e9) / ACTOR_START))
         most = int(min(available.get("cores", cpus), (cpus - 1) / PREDICT_CPUS))
         predictors, predict = min(max(1, most), fits, worth), {"num_cpus": PREDICT_CPUS}
     if predictors < 1:
@@ -209,14 +209,15 @@ def plan_resources(
             "leave too little to read and decode: use a smaller model, or start Ray with more memory"
         )
     # A reader that waits for room keeps its claim: all of them together must leave most CPUs to the others.
-    readers = max(1, int(min(64, left / 8 / READ_CPUS, (free - decode_memory) / 2 / read_memory)))
+    readers = max(1, int(min(64, worth, left / 8 / READ_CPUS, (free - decode_memory) / 2 / read_memory)))
+    # On CPUs the model is what takes them, and every process that decodes too takes three seconds of one to start.
+    decoders = max(1, int(left)) if device == "cuda" else max(2, int(available.get("cores", cpus) / 2))
     return StageResources(
         predictors=predictors,
         predict={**predict, "memory": predict_memory},
         read_tasks=readers,
         read={"num_cpus": READ_CPUS, "memory": read_memory},
-        # On CPUs the model is what takes them, and every process that decodes too takes three seconds of one to start.
-        decode_tasks=max(1, int(left)) if device == "cuda" else max(2, int(available.get("cores", cpus) / 2)),
+        decode_tasks=min(decoders, worth),
         decode={"num_cpus": 0.5, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )

@@ -37,9 +37,10 @@ from pipeline.watch import Progress, Totals, Watch, note_ignored
 from vit_model.checkpoint import Checkpoint
 from vit_model.config import macs
 
-# To know whether there is work for more than one actor: a photograph is larger, and a core is faster.
+# To know whether there is work for more than one worker of a stage: a photograph is larger, and a core is faster.
 SMALL_IMAGE = 10_000  # bytes
 MACS_PER_SECOND = 20e9
+DECODE_SECONDS = 0.004
 
 
 def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def _ready(
 
     weights, settings = checkpoint.to_bytes(), stage_settings(run, plan, request, checkpoint)
     unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
-    work = left / SMALL_IMAGE * macs(checkpoint.config) / MACS_PER_SECOND
+    work = left / SMALL_IMAGE * (macs(checkpoint.config) / MACS_PER_SECOND + DECODE_SECONDS)
     stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes, work)
     return ray.put(weights), stages, settings
 

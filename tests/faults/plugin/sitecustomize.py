@@ -1,6 +1,6 @@
 """Python runs this at the start of every process that has this folder on its path: writers die at the points that are armed, and
 wait where the run has come as far as it may; every unit that is decoded takes its time, for faults to meet it, and leaves a line,
-so that what is done again can be counted.
+so that what is done again can be counted; and a small job has as many workers as a large one.
 
 A point is a file in the folder WORDSWORTH_TEST_ARMED; who comes to it takes the file away and dies, so that each kills once. The
 file `allowed` beside the folder says how many units there may be; without it a run goes to its end.
@@ -46,34 +46,43 @@ def _dying_link(source, target, **options):
     _die_if_armed("after-link")
 
 
-class _Counted(importlib.machinery.SourceFileLoader):
-    """pipeline.decode, with a line in the file `decoded` beside the armed points for every unit."""
+def _count(module):
+    """Of pipeline.decode: a line in the file `decoded` beside the armed points for every unit, and its time."""
+    stage = module.decode_stage
 
+    @functools.wraps(stage)  # so that Ray still sends it by its name
+    def counted(table, *arguments, **options):
+        row = table.slice(0, 1).select(["shard_name", "number"]).to_pylist()[0]
+        with open(os.path.join(os.path.dirname(_armed), "decoded"), "a") as file:
+            file.write(f"{row['shard_name']}-{row['number']}\n")
+        time.sleep(_pace)
+        return stage(table, *arguments, **options)
+
+    module.decode_stage = counted
+
+
+def _spread(module):
+    """Of pipeline.cluster: the little there is to do is worth every worker that there can be."""
+    module.ACTOR_START = 1e-6
+
+
+class _Changed(importlib.machinery.SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
-        stage = module.decode_stage
-
-        @functools.wraps(stage)  # so that Ray still sends it by its name
-        def counted(table, *arguments, **options):
-            row = table.slice(0, 1).select(["shard_name", "number"]).to_pylist()[0]
-            with open(os.path.join(os.path.dirname(_armed), "decoded"), "a") as file:
-                file.write(f"{row['shard_name']}-{row['number']}\n")
-            time.sleep(_pace)
-            return stage(table, *arguments, **options)
-
-        module.decode_stage = counted
+        CHANGES[module.__name__](module)
 
 
 class _Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "pipeline.decode":
+        if name not in CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
-        spec.loader = _Counted(name, spec.origin)
+        spec.loader = _Changed(name, spec.origin)
         return spec
 
 
+CHANGES = {"pipeline.decode": _count, "pipeline.cluster": _spread}
 if _armed:
     os.link = _dying_link
     sys.meta_path.insert(0, _Finder)

@@ -22,7 +22,7 @@ from vit_model.checkpoint import Checkpoint
 
 SHARDS = 4  # are looked into
 UNIT_ROWS = 64  # small, so that a stage can be stopped when its time is over
-ENGINE = 0.03  # CPU-seconds that Ray takes for a unit on its way through all stages (benchmarks/scale.csv)
+ENGINE = 0.07  # CPU-seconds that Ray takes for a unit on its way through all stages (benchmarks/scale.csv)
 SHARE = 0.9  # of what the stages could do is what a run does (benchmarks/label.csv)
 
 

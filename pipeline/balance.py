@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.unit import STAGES
 
 BUSY = 0.85  # a model that works so much of the time is what holds the run back
-ENOUGH = 3  # units for each actor, before anything is said
+ENOUGH = 3  # units for each actor, before anything is said,
+LEAST = 20.0  # and seconds
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Balance:
     def busy(self) -> dict[str, float]:
         """How many workers of each stage were busy on average; {} as long as that cannot be said."""
         window = self.ended - self.began
-        if self.units <= ENOUGH * self.actors or window <= 0:
+        if self.units <= ENOUGH * self.actors or window < LEAST:
             return {}
         return {stage: round(self.seconds[stage] / window, 2) for stage in STAGES}
 

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +52,17 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         return
     global _logical
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet, alone = {"log_to_driver": False, "logging_level": logging.ERROR}, contextlib.nullcontext()
+    quiet, starting, alone = {"log_to_driver": False, "logging_level": logging.ERROR}, nullcontext(), nullcontext()
     if not address:
-        from pipeline.driver import on_one_machine
+        from pipeline.driver import on_one_machine, without_services
 
-        alone = on_one_machine()
+        starting, alone = without_services(), on_one_machine()
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         quiet |= {"num_cpus": max(LOGICAL, cores()), "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     worker.print_to_stdstream = _tell_on_stderr
     try:
-        with _mute_native_stderr():
+        with _mute_native_stderr(), starting:
             ray.init(address=address or "local", **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join the Ray cluster at {address}" if address else "start a local Ray"

@@ -2,12 +2,14 @@
 what a Ray of one machine can do without."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
 import ray
+from ray._private import node, parameter
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
@@ -61,6 +63,15 @@ class OneMachine(ClusterAutoscaler):
 
     def get_total_resources(self) -> ExecutionResources:
         return self._all
+
+
+@contextlib.contextmanager
+def without_services() -> Iterator[None]:
+    """`ray.init` of a local Ray without three processes that take four CPU-seconds to start: one asks for more machines, one carries
+    the workers' logs to a driver that does not print them, and one serves the dashboard."""
+    few = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    with patch.object(parameter, "RayParams", few), patch.object(node.Node, "start_api_server", lambda *_, **__: None):
+        yield
 
 
 @contextlib.contextmanager

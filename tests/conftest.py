@@ -40,11 +40,12 @@ def local_ray():
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     import ray
 
-    from pipeline.driver import on_one_machine
+    from pipeline.driver import on_one_machine, without_services
 
     # 3 GiB to claim are one model actor instead of two: half of what a run here takes is the actors' start.
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=4, _memory=3 << 30, object_store_memory=300 << 20, **quiet)
+    with without_services():
+        ray.init(address="local", num_cpus=4, _memory=3 << 30, object_store_memory=300 << 20, **quiet)
     with on_one_machine():
         yield
     ray.shutdown()

@@ -34,8 +34,12 @@ def test_a_model_that_waits_for_the_store_is_told_what_the_store_gave():
 
 @pytest.mark.parametrize("units", [0, 1, 2 * ENOUGH])
 def test_of_a_few_units_nothing_is_said(units):
-    balance = after(units=units, decode=0.2, predict=1.9)
+    balance = after(units=units, every=9.0, decode=0.2, predict=1.9)
     assert balance.busy == {} and balance.advice() is None
+
+
+def test_of_a_few_seconds_nothing_is_said():
+    assert after(units=100, every=0.1, decode=0.2, predict=0.01).advice() is None
 
 
 def test_receipts_of_a_retry_that_know_no_seconds_count_as_none():

@@ -4,12 +4,13 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but over --max-error-rate or
 """
 
 import importlib
+import os
 import signal
 import sys
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml, Yaml
@@ -107,10 +108,19 @@ def _fail(message: str, code: int) -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    _leave(run(sys.argv[1:]))
 
 
 def main_of(name: str) -> None:
     """`python -m jobs.NAME`."""
     importlib.import_module(f"jobs.{name}")
-    sys.exit(run([name, *sys.argv[1:]]))
+    _leave(run([name, *sys.argv[1:]]))
+
+
+def _leave(code: int) -> NoReturn:
+    cluster = sys.modules.get("pipeline.cluster")
+    if cluster and cluster.abandoned:  # Ray's own exit hook would wait a minute, and give another code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

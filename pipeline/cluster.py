@@ -1,6 +1,5 @@
 """Ray itself: a local one that lives as long as the command, or a cluster that is joined; and what each stage may take of it."""
 
-import atexit
 import contextlib
 import logging
 import math
@@ -22,6 +21,7 @@ MiB, GiB = 1 << 20, 1 << 30
 RETRIES = {"max_retries": 3}
 LOGICAL = 4  # CPUs of a local Ray, at least
 _logical = 1.0  # CPUs for a core
+abandoned = False  # Ray could not be shut down: a program that ends does so at once, by os._exit
 PREDICT_CPUS = 0.6  # of a core that a model has to itself nearly always: what it claims leaves the rest to short tasks
 ACTOR_START = 10.0  # CPU-seconds: an interpreter, Ray Data, torch and the weights
 READ_CPUS = 0.05  # it waits for the store, most of the time
@@ -50,7 +50,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    global _logical
+    global _logical, abandoned
     address = address or os.environ.get("RAY_ADDRESS")
     quiet, starting, alone = {"log_to_driver": False, "logging_level": logging.ERROR}, nullcontext(), nullcontext()
     if not address:
@@ -75,13 +75,21 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         with alone:
             yield
     except ClusterGone:
-        gone = True  # a shutdown would wait for it until Ray ends this process, before anyone could say why
-        atexit.unregister(worker.shutdown)  # and a minute after that
+        gone = True
         raise
     finally:
         auto_init_hook.enable_auto_connect = False  # a thread that still asks Ray something must not start another
-        if not gone:
+        # A shutdown would wait for a cluster that is gone; and where a thread asks Ray something after one, Ray ends this process
+        # from within, without a word.
+        if gone or _ray_is_asked():
+            abandoned = True
+        else:
             ray.shutdown()
+
+
+def _ray_is_asked() -> bool:
+    """Whether a thread of Ray Data's, or one that draws from it, did not come to its end: it waits for what does not answer."""
+    return any(thread.name == "receipts" or thread.name.startswith("StreamingExecutor") for thread in threading.enumerate())
 
 
 _told: dict[str, float] = {}  # when a message was told last, by its beginning

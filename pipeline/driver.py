@@ -67,7 +67,7 @@ class OneMachine(ClusterAutoscaler):
 
 @contextlib.contextmanager
 def without_services() -> Iterator[None]:
-    """`ray.init` of a local Ray without three processes that take four CPU-seconds to start: one asks for more machines, one carries
+    """`ray.init` of a local Ray without three processes that take four CPU-seconds to start: one asks for more machines, one brings
     the workers' logs to a driver that does not print them, and one serves the dashboard."""
     few = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
     with patch.object(parameter, "RayParams", few), patch.object(node.Node, "start_api_server", lambda *_, **__: None):

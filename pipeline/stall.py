@@ -83,6 +83,14 @@ def _in_time(call: Callable[[], Any]) -> list[Any]:
     return given
 
 
+def _wait_for(*threads: Any) -> None:
+    """Until they are over, for a while."""
+    deadline = time.monotonic() + PATIENCE / 2
+    for thread in threads:
+        if isinstance(thread, threading.Thread):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
 def watched(receipts: Iterator[Any], seconds: float, note: Callable[[str], None], what: str = "unit was written") -> Iterator[Any]:
     """The receipts, as long as one comes every `seconds`.
 
@@ -92,7 +100,8 @@ def watched(receipts: Iterator[Any], seconds: float, note: Callable[[str], None]
     the cluster's head is gone.
     """
     arrived: queue.Queue = queue.Queue(maxsize=1024)
-    threading.Thread(target=_draw, args=(receipts, arrived), daemon=True, name="receipts").start()
+    drawing = threading.Thread(target=_draw, args=(receipts, arrived), daemon=True, name="receipts")
+    drawing.start()
     head, ended, last = _Head(), False, time.monotonic()
     try:
         while not ended:
@@ -113,9 +122,13 @@ def watched(receipts: Iterator[Any], seconds: float, note: Callable[[str], None]
                 raise error
             if receipt is not None:
                 yield receipt
+    except ClusterGone:
+        ended = True  # there is nothing to stop
+        raise
     finally:
         if not ended:
             _in_time(Stages.stop)
+            _wait_for(drawing, Stages.executor)
 
 
 class _Head:

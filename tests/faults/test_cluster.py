@@ -57,7 +57,7 @@ def test_killed_processes_and_machines_cost_no_row(cluster, job):
     job.check(job.rows)
 
 
-@pytest.mark.parametrize("job", [12], indirect=True, ids=["12 shards"])
+@pytest.mark.parametrize("job", [8], indirect=True, ids=["8 shards"])
 def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(cluster, job):
     """One output: a cluster whose memory guard kills every worker; one where messages get lost, until its head dies; two jobs."""
     starve(job)

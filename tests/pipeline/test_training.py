@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_a_number_stops_with_its_epoch(tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.long  # the hybrid itself: tests/vit_model; the stream: the test above
 def test_a_hybrid_trains_from_the_same_stream_of_patches(tmp_path):
     write_classes(tmp_path / "shards", shards=2, images=16)
     train(request(tmp_path, config=replace(SIZE, resnet=()), epochs=2), lambda metrics: None)

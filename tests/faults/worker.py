@@ -208,16 +208,19 @@ def random_names(job: Job, passing: Callable) -> None:
 
 
 def in_place(job: Job, passing: Callable) -> None:
-    """The final name is opened, and written in pieces."""
+    """The final name of a unit's file is opened, and written in pieces."""
+    whole = output.put_if_absent
 
     def put(fs, path, data):
+        if "/predictions/" not in path:
+            return whole(fs, path, data)
         if fs.exists(path):
             return False
         data = bytes(data)
         fs.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb", buffering=0) as file:
-            for piece in range(0, len(data), 1024):
-                file.write(data[piece : piece + 1024])
+            for piece in range(0, len(data), 64):
+                file.write(data[piece : piece + 64])
                 passing("written")
                 time.sleep(0.002)
         return True

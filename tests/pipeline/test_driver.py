@@ -4,8 +4,10 @@ import time
 from collections import deque
 from types import SimpleNamespace
 
+import psutil
 import pyarrow as pa
 import pytest
+from ray.util import list_named_actors
 
 from pipeline import driver
 from pipeline.cluster import data_context
@@ -60,6 +62,17 @@ def test_the_driver_keeps_few_blocks_and_few_statistics_of_a_stage(local_ray, se
     waiting, statistics = map(max, zip(*seen, strict=True))
     assert 2 < waiting <= 8 + 16  # what a task had ready when the bound was met comes in yet
     assert statistics == 5
+
+
+def test_a_local_ray_has_no_process_that_serves_a_cluster_alone(local_ray):
+    """Each would take seconds of a small run's start."""
+    assert numbers(3) == [0, 1, 2]
+    actors = {actor["name"] for actor in list_named_actors(all_namespaces=True)}
+    assert not {name for name in actors if "stats" in name.lower() or "autoscaling" in name.lower()}, actors
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("raylet" in command for command in commands)
+    services = ("log_monitor.py", "autoscaler/_private/monitor.py", "dashboard/dashboard.py")
+    assert not [command for command in commands if any(service in command for service in services)]
 
 
 def test_footers_are_read_by_few_tasks_at_a_time_and_come_in_the_order_of_the_files(monkeypatch):

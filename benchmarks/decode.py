@@ -70,9 +70,10 @@ def unit_of(images: list[bytes]) -> Unit:
 def arms(images: list[bytes], guard: Guard) -> dict[str, Callable[[], list[np.ndarray]]]:
     """What is timed, over all photographs: what the model gets of each, and `seen` makes a picture of again."""
     unit, side = unit_of(images), SETTINGS.patch_size
-    by_timm = create_transform((3, 224, 224), interpolation="bicubic", crop_pct=SETTINGS.preprocessing.crop_pct)
+    told = SETTINGS.preprocessing
+    by_timm = create_transform((3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, mean=told.mean, std=told.std)
     by_v2 = v2.Compose([v2.Resize(248, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])
-    by_pillow = create_transform((3, 224, 224), interpolation="bicubic", crop_pct=SETTINGS.preprocessing.crop_pct, normalize=False)
+    by_pillow = create_transform((3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, normalize=False)
     by_pillow.transforms.pop()  # the last turns the picture into floats
 
     def pillow(data: bytes) -> Image.Image:

@@ -45,7 +45,6 @@ def execute(
     with RunProgress("labelling" if command == "label" else "embedding") as progress:
         from pipeline.labeler import LabelRequest
         from pipeline.labeler import label as run_labeler
-        from pipeline.models import load_model
 
         request = LabelRequest(
             command=command,
@@ -74,16 +73,7 @@ def execute(
             storage_options=source.storage,
             **asked,
         )
-        checkpoint = load_model(
-            model.model,
-            model.weights,
-            model.labels,
-            model.allow_random_weights,
-            model.seed,
-            model.overrides(),
-            progress.note,
-            source.storage,
-        )
+        checkpoint = model.load(progress.note, source.storage)
         summary = run_labeler(request, checkpoint, progress)
     _print(summary, output, run.json)
     rate = sum(summary["errors"].values()) / max(1, summary["rows"])

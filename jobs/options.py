@@ -1,14 +1,18 @@
 """Options that several commands share, as groups. Importing this imports nothing heavy."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
 
 from pipeline.errors import UserError
 from pipeline.source import IMAGE_KEYS
 from pipeline.storage import ALLOW_HTTP
+
+if TYPE_CHECKING:
+    from vit_model.checkpoint import Checkpoint
 
 MODEL = Group("Model")
 SOURCE = Group("Source")
@@ -48,6 +52,13 @@ class ModelOptions:
     def overrides(self) -> dict[str, Any]:
         names = ("interpolation", "crop_pct", "mean", "std", "exif")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def load(self, note: Callable[[str], None], storage: dict[str, Any]) -> "Checkpoint":
+        """The model; `note` gets what the user should know of it."""
+        from pipeline.models import load_model
+
+        chosen = (self.model, self.weights, self.labels, self.allow_random_weights, self.seed, self.overrides())
+        return load_model(*chosen, note, storage)
 
 
 @Parameter(name="*", group=SOURCE)

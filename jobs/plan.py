@@ -45,7 +45,6 @@ def plan(
 
         from pipeline.cluster import cores as own_cores
         from pipeline.estimate import forecast, measure
-        from pipeline.models import load_model
         from pipeline.plan import LabelRequest
 
         source = source or SourceOptions()
@@ -64,16 +63,7 @@ def plan(
             device=device,
             storage_options=source.storage,
         )
-        checkpoint = load_model(
-            model.model,
-            model.weights,
-            model.labels,
-            model.allow_random_weights,
-            model.seed,
-            model.overrides(),
-            errors.print,
-            source.storage,
-        )
+        checkpoint = model.load(lambda said: errors.print(said, markup=False), source.storage)
     own_gpus = torch.cuda.device_count()
     with errors.status(f"measuring: up to {4 * seconds:g} seconds"):
         measured = measure(request, checkpoint, own_gpus, seconds)

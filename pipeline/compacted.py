@@ -20,7 +20,7 @@ def names_in(run: RunFolder, *parts: str) -> list[str]:
         paths = (path.rstrip("/") for path in run.fs.ls(folder, detail=False))
     except FileNotFoundError:
         return []
-    return sorted(name for path in paths if path != folder and not (name := path.rpartition("/")[2]).startswith("_"))
+    return sorted({name for path in paths if path != folder and not (name := path.rpartition("/")[2]).startswith("_")})
 
 
 def sizes_in(run: RunFolder, *parts: str) -> pa.Table:
@@ -30,8 +30,8 @@ def sizes_in(run: RunFolder, *parts: str) -> pa.Table:
         found = [info for info in run.fs.ls(run.path(*parts), detail=True) if info["name"].endswith(".parquet")]
     except FileNotFoundError:
         found = []
-    names = [info["name"].rpartition("/")[2] for info in found]
-    return pa.table({"name": pa.array(names, pa.string()), "size": pa.array([info["size"] for info in found], pa.int64())})
+    sizes = {info["name"].rpartition("/")[2]: info["size"] for info in found}  # a store may name one twice: pipeline/scan.py
+    return pa.table({"name": pa.array(sizes, pa.string()), "size": pa.array(sizes.values(), pa.int64())})
 
 
 def parse(data: bytes) -> pa.Table | Exception:

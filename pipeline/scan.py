@@ -39,15 +39,20 @@ def _scan_folders(fs: fsspec.AbstractFileSystem, folder: str, after: str | None)
 
 
 def _scan_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
-    """ListObjectsV2 without a delimiter: keys come in the order of their UTF-8 bytes, which is that of their characters."""
+    """ListObjectsV2 without a delimiter: keys come in the order of their UTF-8 bytes, which is that of their characters.
+
+    A store on a file system (rclone) may name a key twice while it is replaced; here it comes once.
+    """
     bucket, _, prefix = root.partition("/")
     asked = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/" if prefix else "", "MaxKeys": KEYS}
     if after:
         asked["StartAfter"] = after.partition("/")[2]
+    before = None
     while True:
         answer = patiently(lambda asked=asked: fs.call_s3("list_objects_v2", **asked))
         for found in answer.get("Contents", ()):
-            if not found["Key"].endswith("/"):  # a marker of an empty folder
+            if found["Key"] != before and not found["Key"].endswith("/"):  # a marker of an empty folder
+                before = found["Key"]
                 path = f"{bucket}/{found['Key']}"
                 yield path, {**found, "name": path, "size": found["Size"], "type": "file"}
         if not answer.get("IsTruncated"):

@@ -117,13 +117,19 @@ class _Holder:
 
         self.cluster = Cluster()
 
+    def _machine(self, **arguments: Any) -> Any:
+        from pipeline.driver import without_services
+
+        with without_services():
+            return self.cluster.add_node(**arguments)
+
     def head(self, **arguments: Any) -> dict[str, Any]:
-        node = self.cluster.add_node(include_dashboard=False, **arguments)
+        node = self._machine(include_dashboard=False, **arguments)
         gcs = node.all_processes["gcs_server"][0].process.pid
         return {"address": self.cluster.address, "gcs": gcs, "raylet": _raylet(node), "id": node.node_id}
 
     def add(self, **arguments: Any) -> dict[str, Any]:
-        node = self.cluster.add_node(**arguments)
+        node = self._machine(**arguments)
         return {"raylet": _raylet(node), "id": node.node_id}
 
     def drain(self, id: str, seconds: float) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def hang_machine(cluster: Machines, chance: random.Random, seconds: float = 40.0
 def starve(job: Job) -> None:
     """Ray's memory guard kills every worker: the job gives up, in one line, and says how to go on."""
     with machines(0, num_cpus=3, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}) as starved:
-        assert job.finish(job.start(starved.address, "--stall-timeout", "15")) == 1
+        assert job.finish(job.start(starved.address, "--stall-timeout", "10")) == 1
     said = job.said()
-    assert "stalled: no unit was written for 15 s" in said and GO_ON in said and "What every stage is doing" in said, said
+    assert "stalled: no unit was written for 10 s" in said and GO_ON in said and "What every stage is doing" in said, said
     assert "Traceback" not in said, said
 
 

@@ -72,6 +72,14 @@ def test_a_resumed_listing_of_s3_asks_the_store_to_begin_there(monkeypatch):
     assert s3.asked == ["in/0079.jpg", "in/0089.jpg"]
 
 
+def test_a_key_that_is_listed_twice_while_it_is_replaced_comes_once(monkeypatch):
+    monkeypatch.setattr(scan_module, "KEYS", 4)
+    s3, whole = S3([f"in/{n}.jpg" for n in range(6)]), [f"bucket/in/{n}.jpg" for n in range(6)]
+    s3.keys = [key for key in s3.keys for _ in range(2)]
+    assert [path for path, _ in scan(s3, "bucket/in")] == whole
+    assert list(names(s3, "bucket/in")) == [f"{n}.jpg" for n in range(6)]
+
+
 def test_random_trees_are_listed_as_sorted_does(tmp_path):
     rng = random.Random(3)
     names = {

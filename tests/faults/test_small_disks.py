@@ -10,7 +10,7 @@ from tests.faults.scenarios import small_disks
 
 
 def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path):
-    job = Job(tmp_path / "job", out=tmp_path / "disk" / "out")
+    job = Job(tmp_path / "job", shards=12, out=tmp_path / "disk" / "out")
     expected = job.expected()
     with contextlib.closing(job), contextlib.ExitStack() as stack:
         try:

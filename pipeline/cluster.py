@@ -1,6 +1,8 @@
 """Ray itself: a local one that lives as long as the command, or a cluster that is joined; and what each stage may take of it."""
 
 import contextlib
+import functools
+import importlib
 import logging
 import math
 import os
@@ -13,7 +15,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from pipeline.errors import ClusterGone, UserError
 
@@ -24,6 +27,7 @@ _logical = 1.0  # CPUs for a core
 abandoned = False  # Ray could not be shut down: a program that ends does so at once, by os._exit
 PREDICT_CPUS = 0.6  # of a core that a model has to itself nearly always: what it claims leaves the rest to short tasks
 ACTOR_START = 10.0  # CPU-seconds: an interpreter, Ray Data, torch and the weights
+TASK_START = 5.0  # the same for a process that reads or decodes
 READ_CPUS = 0.05  # it waits for the store, most of the time
 # What kills its actor is bounded by the restarts. A task has more tries: each attempt to reach an actor that is on its way to
 # another machine takes one.
@@ -54,13 +58,13 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     quiet, starting, alone = {"log_to_driver": False, "logging_level": logging.ERROR}, nullcontext(), nullcontext()
     if not address:
-        from pipeline.driver import on_one_machine, without_services
-
-        starting, alone = without_services(), on_one_machine()
+        starting = without_services()
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         quiet |= {"num_cpus": max(LOGICAL, cores()), "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     worker.print_to_stdstream = _tell_on_stderr
+    importing = threading.Thread(target=importlib.import_module, args=("pipeline.driver",))
+    importing.start()  # Ray Data takes two seconds to import, and ray.init waits for processes
     try:
         with _mute_native_stderr(), starting:
             ray.init(address=address or "local", **quiet)
@@ -68,6 +72,12 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         where = f"join the Ray cluster at {address}" if address else "start a local Ray"
         hint = " (is it the right address, and its token in RAY_AUTH_TOKEN?)" if address else ""
         raise UserError(f"cannot {where}: {str(error).splitlines()[0]}{hint}") from error
+    finally:
+        importing.join()
+    if not address:
+        from pipeline.driver import on_one_machine
+
+        alone = on_one_machine()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits before anyone can say how to resume
     gone, _logical = False, 1.0 if address else max(1.0, LOGICAL / cores())
@@ -85,6 +95,17 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             abandoned = True
         else:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def without_services() -> Iterator[None]:
+    """`ray.init` of a local Ray without three processes that take four CPU-seconds to start: one asks for more machines, one brings
+    the workers' logs to a driver that does not print them, and one serves the dashboard."""
+    from ray._private import node, parameter
+
+    few = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    with patch.object(parameter, "RayParams", few), patch.object(node.Node, "start_api_server", lambda *_, **__: None):
+        yield
 
 
 def _ray_is_asked() -> bool:
@@ -183,25 +204,35 @@ class StageResources:
     write: dict[str, Any]
 
 
+class Work(NamedTuple):
+    """Seconds that one core takes for all there is to do; infinite where nobody knows."""
+
+    model: float = math.inf
+    decode: float = math.inf
+
+    def worth(self, stage: str, start: float) -> int:
+        """So many workers, none of which works for less than it takes to start."""
+        return max(1, math.ceil(min(getattr(self, stage), 1e9) / start))
+
+
 def plan_resources(
-    available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int, work: float = math.inf
+    available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int, work: Work | None = None
 ) -> StageResources:
     """Divide a cluster among the stages so that every one of them can always run.
 
-    available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit. work: seconds that one core
-    takes for all there is to do, at most: a stage gets no second worker that would work for less than it takes to start.
-    Claims differ from stage to stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the
-    actors would leave nothing for reading and decoding.
+    available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit. Claims differ from stage to
+    stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the actors would leave nothing for
+    reading and decoding.
     """
+    work = work or Work()
     cpus, memory = available.get("CPU", 0), available.get("memory", math.inf)
     predict_memory = GiB + 2 * weight_bytes + 2 * unit_bytes
-    worth = max(1, math.ceil(min(work, 1e9) / ACTOR_START))
     if device == "cuda":
         predictors, predict = int(available.get("GPU", 0)), {"num_gpus": 1, "num_cpus": 0.5}
     else:
         fits = max(1, int(0.6 * memory / predict_memory)) if math.isfinite(memory) else 1 << 30
         most = int(min(available.get("cores", cpus), (cpus - 1) / PREDICT_CPUS))
-        predictors, predict = min(max(1, most), fits, worth), {"num_cpus": PREDICT_CPUS}
+        predictors, predict = min(max(1, most), fits, work.worth("model", ACTOR_START)), {"num_cpus": PREDICT_CPUS}
     if predictors < 1:
         raise UserError("--device cuda, but Ray sees no GPU: use --device cpu, or start Ray on a machine with one")
     left = cpus - predictors * predict["num_cpus"]
@@ -217,16 +248,19 @@ def plan_resources(
             f"{predictors} model actors would take {predictors * predict_memory / GiB:.1f} of {memory / GiB:.1f} GiB of memory and "
             "leave too little to read and decode: use a smaller model, or start Ray with more memory"
         )
-    # A reader that waits for room keeps its claim: all of them together must leave most CPUs to the others.
-    readers = max(1, int(min(64, worth, left / 8 / READ_CPUS, (free - decode_memory) / 2 / read_memory)))
-    # On CPUs the model is what takes them, and every process that decodes too takes three seconds of one to start.
+    # On CPUs the model is what takes them, and every process that decodes too takes seconds of one to start; half as many readers
+    # are ahead of them even on a store.
     decoders = max(1, int(left)) if device == "cuda" else max(2, int(available.get("cores", cpus) / 2))
+    decoders = min(decoders, work.worth("decode", TASK_START))
+    # A reader that waits for room keeps its claim: all of them together must leave most CPUs to the others.
+    most = decoders if device == "cuda" else decoders // 2
+    readers = max(1, int(min(64, most, left / 8 / READ_CPUS, (free - decode_memory) / 2 / read_memory)))
     return StageResources(
         predictors=predictors,
         predict={**predict, "memory": predict_memory},
         read_tasks=readers,
         read={"num_cpus": READ_CPUS, "memory": read_memory},
-        decode_tasks=min(decoders, worth),
+        decode_tasks=decoders,
         decode={"num_cpus": 0.5, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )

@@ -2,20 +2,19 @@
 what a Ray of one machine can do without."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
 import ray
-from ray._private import node, parameter
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import backpressure_policy as policies
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators import actor_pool_map_operator
 
 WAITING = 256  # blocks of one stage that wait in the driver for the next
 KEPT = 100  # blocks of one stage whose statistics stay
@@ -65,19 +64,17 @@ class OneMachine(ClusterAutoscaler):
         return self._all
 
 
-@contextlib.contextmanager
-def without_services() -> Iterator[None]:
-    """`ray.init` of a local Ray without three processes that take four CPU-seconds to start: one asks for more machines, one brings
-    the workers' logs to a driver that does not print them, and one serves the dashboard."""
-    few = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
-    with patch.object(parameter, "RayParams", few), patch.object(node.Node, "start_api_server", lambda *_, **__: None):
-        yield
+class Here:
+    """Takes what an actor says of where it is; on one machine that is no news."""
+
+    class update_actor_location:
+        remote = staticmethod(lambda *_: None)
 
 
 @contextlib.contextmanager
 def on_one_machine() -> Iterator[None]:
-    """Ray Data without two actors that take three CPU-seconds each to start: one asks for more machines, the other keeps figures
-    for a dashboard, and a local Ray has neither."""
+    """Ray Data without three actors that take up to three CPU-seconds each to start: one asks for more machines, one keeps figures
+    for a dashboard, one knows on which machine an actor is; a local Ray has neither the former nor another machine."""
     silent = {
         name: staticmethod(lambda *_, **__: None) for name in vars(stats._StatsManager) if name.startswith(("update_", "register_"))
     }
@@ -85,5 +82,7 @@ def on_one_machine() -> Iterator[None]:
     with (
         patch.multiple(stats._StatsManager, **silent),
         patch.object(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: OneMachine()),
+        patch.object(actor_pool_map_operator, "get_or_create_actor_location_tracker", Here),
+        patch.object(actor_pool_map_operator, "get_actor_locations", lambda _: {}),
     ):
         yield

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.balance import Balance
-from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, data_context, plan_resources, ray_session, resources
+from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, Work, data_context, plan_resources, ray_session, resources
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
 from pipeline.finish import finish, footers
@@ -37,10 +37,10 @@ from pipeline.watch import Progress, Totals, Watch, note_ignored
 from vit_model.checkpoint import Checkpoint
 from vit_model.config import macs
 
-# To know whether there is work for more than one worker of a stage: a photograph is larger, and a core is faster.
-SMALL_IMAGE = 10_000  # bytes
-MACS_PER_SECOND = 20e9
-DECODE_SECONDS = 0.004
+# To know whether there is work for more than one worker of a stage.
+SMALL_IMAGE = 10_000  # bytes: a photograph is larger
+MACS_PER_SECOND = 20e9  # a core is faster
+DECODE_SECONDS = 4e-8  # for a byte of JPEG
 
 
 def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _ready(
 
     weights, settings = checkpoint.to_bytes(), stage_settings(run, plan, request, checkpoint)
     unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
-    work = left / SMALL_IMAGE * (macs(checkpoint.config) / MACS_PER_SECOND + DECODE_SECONDS)
+    work = Work(left / SMALL_IMAGE * macs(checkpoint.config) / MACS_PER_SECOND, left * DECODE_SECONDS)
     stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes, work)
     return ray.put(weights), stages, settings
 

@@ -40,7 +40,8 @@ def local_ray():
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     import ray
 
-    from pipeline.driver import on_one_machine, without_services
+    from pipeline.cluster import without_services
+    from pipeline.driver import on_one_machine
 
     # 3 GiB to claim are one model actor instead of two: half of what a run here takes is the actors' start.
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}

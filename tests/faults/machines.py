@@ -118,7 +118,7 @@ class _Holder:
         self.cluster = Cluster()
 
     def _machine(self, **arguments: Any) -> Any:
-        from pipeline.driver import without_services
+        from pipeline.cluster import without_services
 
         with without_services():
             return self.cluster.add_node(**arguments)

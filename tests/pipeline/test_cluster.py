@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cluster import GiB, MiB, StageResources, cores, plan_resources, ray_session, resources
+from pipeline.cluster import GiB, MiB, StageResources, Work, cores, plan_resources, ray_session, resources
 from pipeline.errors import UserError
 
 WEIGHTS, UNIT = 23 * MiB, 96 * MiB  # Ti/16 in fp32
@@ -126,7 +126,10 @@ def test_predictors_are_bounded_by_cpus_gpus_and_memory():
     few, fewer = (predictors(memory=24.0 * GiB, weights=weights) for weights in (WEIGHTS, 1200 * MiB))
     assert 1 <= fewer < few < 100
     for work, actors in ((0.0, 1), (1.0, 1), (25.0, 3), (1e4, 100), (math.inf, 100)):
-        assert plan_resources({"CPU": 100.0}, "cpu", WEIGHTS, UNIT, work).predictors == actors, "little work, few actors"
+        assert plan_resources({"CPU": 100.0}, "cpu", WEIGHTS, UNIT, Work(work)).predictors == actors, "little work, few actors"
+    for work, tasks in ((0.0, 1), (4.0, 1), (11.0, 3), (1e4, 20)):
+        stages = plan_resources({"CPU": 64.0, "cores": 40.0}, "cpu", WEIGHTS, UNIT, Work(decode=work))
+        assert (stages.decode_tasks, stages.read_tasks) == (tasks, max(1, tasks // 2)), "little work, few processes"
     for memory in (math.inf, 1e15):
         assert predictors(memory=memory) == 100
 

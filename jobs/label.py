@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from jobs.options import ModelOptions, RunOptions, SourceOptions
@@ -97,11 +98,21 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
         rows["speed"] = f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
     if speed.get("bottleneck"):
         rows["held back by"] = speed["bottleneck"]
+    if summary.get("estimate"):
+        rows["foretold"] = foretold(**summary["estimate"])
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True, highlight=False).print(table)
+
+
+def foretold(images: list, images_per_second: list, bytes_written: list) -> str:
+    """What `wordsworth plan` said, and how far off it was."""
+    rate, found = images_per_second
+    speed = f"{rate:,} images/s" + (f" (it was {found:,}, {found / rate:.0%})" if found else "")
+    size = f"{decimal(bytes_written[0])} of Parquet (it was {decimal(bytes_written[1])})"
+    return f"{images[0]:,} images (it was {images[1]:,}), {speed}, {size}"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ def plan(
     model: ModelOptions,
     top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
     embeddings: Annotated[bool, Parameter(help="With embeddings (float16).", negative="", show_default=False)] = False,
+    output: Annotated[
+        str | None, Parameter(help="The run folder to come: what is said now is kept there, and label says how it turned out.")
+    ] = None,
     source: SourceOptions | None = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"], Parameter(help="As for label.")] = "auto",
     device: Annotated[
@@ -38,20 +41,21 @@ def plan(
     seconds: Annotated[float, Parameter(help="For measuring each stage.", validator=POSITIVE)] = 5.0,
     json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
 ) -> int:
-    """Say what labelling would cost: a few shards go through every stage on this machine; nothing is written."""
+    """Say what labelling would cost: a few shards go through every stage on this machine; no prediction is written."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("loading"):
         import torch
 
         from pipeline.cluster import cores as own_cores
         from pipeline.estimate import forecast, measure
+        from pipeline.output import RunFolder
         from pipeline.plan import LabelRequest
 
         source = source or SourceOptions()
         request = LabelRequest(
             command="label",
             sources=tuple(sources),
-            output="nowhere",
+            output=output or "nowhere",
             model=model.model,
             format=source.format,
             image_keys=source.image_keys,
@@ -70,9 +74,12 @@ def plan(
     cores, gpus = cores or own_cores(), gpus or own_gpus
     found = forecast(measured, cores, gpus)
     money = price_per_hour * found.seconds / 3600 if price_per_hour else None
+    told = {"measured": asdict(measured) | {"images": measured.images}, "forecast": asdict(found)}
+    told |= {"cores": cores, "gpus": gpus, "money": money}
+    if output:
+        RunFolder(output, source.storage).keep_estimate(told)
     if json_:
-        told = {"measured": asdict(measured) | {"images": measured.images}, "forecast": asdict(found)}
-        print(json.dumps({**told, "cores": cores, "gpus": gpus, "money": money}, indent=1))
+        print(json.dumps(told, indent=1))
     else:
         _print(measured, found, cores, gpus, money)
     return 0

@@ -27,6 +27,7 @@ class Balance:
     units: int = 0
     seconds: Counter = field(default_factory=Counter)
     bytes: int = 0
+    images: int = 0
     began: float = 0.0
     ended: float = 0.0
 
@@ -36,7 +37,13 @@ class Balance:
             self.began = self.ended
             return
         self.bytes += receipt["bytes_read"]
+        self.images += receipt["rows"]
         self.seconds.update({stage: receipt[stage] or 0.0 for stage in STAGES})
+
+    @property
+    def rate(self) -> float | None:
+        """Images/s without the start; None for a single unit."""
+        return round(self.images / (self.ended - self.began), 1) if self.ended > self.began else None
 
     @property
     def busy(self) -> dict[str, float]:

@@ -44,8 +44,20 @@ def finish(
         "stage_seconds": {stage: round(tally.sums[stage], 3) for stage in TIMED},
         "last_command": last_command,
     }
+    if estimate := run.estimate():
+        summary["estimate"] = against(estimate, summary)
     run.finish(manifest, summary)
     return summary
+
+
+def against(estimate: dict[str, Any], summary: dict[str, Any]) -> dict[str, list]:
+    """What `wordsworth plan` foretold of a run beside what became of it: [foretold, found]."""
+    measured, forecast = estimate["measured"], estimate["forecast"]
+    return {
+        "images": [measured["images"], summary["rows"]],
+        "images_per_second": [round(forecast["images_per_second"], 1), summary["last_command"].get("steady_images_per_second")],
+        "bytes_written": [round(forecast["output_bytes"]), summary["bytes_written"]],
+    }
 
 
 @dataclass

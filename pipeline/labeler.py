@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.balance import Balance
+from pipeline.batches import UNITS
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, Work, data_context, plan_resources, ray_session, resources
 from pipeline.decode import DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
@@ -172,6 +173,7 @@ def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[
     """Units of encoded images -> units of predictions."""
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+    together = UNITS if settings["predict"].device == "cuda" else 1
     return units.map_batches(
         decode_stage,
         fn_kwargs={"settings": settings["decode"]},
@@ -182,7 +184,9 @@ def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[
     ).map_batches(
         Predictor,
         fn_constructor_kwargs={"weights": {"ref": weights}, "settings": settings["predict"]},
-        compute=ActorPoolStrategy(size=stages.predictors),
+        compute=ActorPoolStrategy(
+            size=stages.predictors, max_concurrent_calls_per_actor=together, enable_true_multi_threading=True
+        ),
         **stages.predict,
         **ONE,
         **ACTOR_RETRIES,
@@ -291,7 +295,7 @@ def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint
         "predict": PredictSettings(
             resolved["precision"],
             resolved["device"],
-            resolved["batch_size"],
+            None if resolved["device"] == "cuda" and not request.batch_size else resolved["batch_size"],
             top_k,
             request.embedding,
             request.normalize,

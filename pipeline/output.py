@@ -223,6 +223,13 @@ class RunFolder:
         put_if_absent(self.fs, self.path("_run", "plan.json"), data)
         return self.plan() or plan
 
+    def keep_estimate(self, estimate: dict[str, Any]) -> None:
+        """What `wordsworth plan` foretold, for the summary to be held against."""
+        replace(self.fs, self.path("_run", "estimate.json"), json.dumps(estimate, indent=1).encode())
+
+    def estimate(self) -> dict[str, Any] | None:
+        return self.read_json("_run", "estimate.json")
+
     def _own(self, path: str) -> bool:
         return path.rstrip("/").rpartition("/")[2] == "_run"
 

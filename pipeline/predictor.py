@@ -1,5 +1,6 @@
 """The actor: patches -> predictions. One copy of the model for the life of a run, CPU and CUDA by the same code."""
 
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from pipeline.batches import InTurn, Overlapped
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint
 from vit_model.inference import prepare
@@ -17,11 +19,12 @@ from vit_model.inference import prepare
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """precision: "fp32" or "bf16". device: "cpu" or "cuda". top_k: 0 gives no labels. embedding: None or "float16" or "float32"."""
+    """precision: "fp32" or "bf16". device: "cpu" or "cuda". batch_size: None finds one, on a GPU. top_k: 0 gives no labels.
+    embedding: None or "float16" or "float32"."""
 
     precision: str
     device: str
-    batch_size: int
+    batch_size: int | None
     top_k: int = 5
     embedding: str | None = None
     normalize: bool = False
@@ -52,9 +55,13 @@ class Predictor:
             torch.set_num_threads(1)  # n one-thread actors do more than one actor of n threads
         checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint.from_bytes(ray.get(weights["ref"]))
         self.settings = settings
-        self.config = checkpoint.config
+        self.config = config = checkpoint.config
         self.model = prepare(checkpoint.model(), checkpoint.preprocessing, settings.precision, settings.device)
-        self.fields = prediction_fields(settings, self.config.embedding_dim)
+        self.fields = prediction_fields(settings, config.embedding_dim)
+        self.lock, self.ended = threading.Lock(), 0.0
+        with torch.inference_mode():
+            batches = InTurn if settings.device == "cpu" else Overlapped
+            self.batches = batches(self._answer, (config.num_patches, config.patch_dim), settings.device, settings.batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         unit = Unit.from_arrow(table)
@@ -62,24 +69,25 @@ class Predictor:
         patches = unit.payload.reshape(-1, self.config.num_patches, self.config.patch_dim)
         unit.samples = self._append(unit.samples, self.predict(patches))
         unit.payload = np.empty(0, np.uint8)
-        unit.seconds["predict"] = time.perf_counter() - start
+        end = time.perf_counter()
+        with self.lock:  # of two units at a time each has the seconds that the other has not
+            unit.seconds["predict"], self.ended = end - max(start, self.ended), end
         return unit.to_arrow()
 
     @torch.inference_mode()
     def predict(self, patches: np.ndarray) -> dict[str, np.ndarray]:
         """uint8 (M, N, P*P*3) -> {"ids" (M, k), "scores" (M, k), "embedding" (M, D)}, as far as asked for."""
-        batches = [self._batch(patches[i : i + self.settings.batch_size]) for i in range(0, len(patches), self.settings.batch_size)]
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} if batches else {}
+        return self.batches(patches)
 
-    def _batch(self, patches: np.ndarray) -> dict[str, np.ndarray]:
-        logits, embedding = self.model(torch.from_numpy(patches).to(self.settings.device))
+    def _answer(self, patches: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits, embedding = self.model(patches)
         out = {}
         if self.settings.top_k:
             scores, ids = logits.softmax(-1).topk(min(self.settings.top_k, logits.shape[-1]))
-            out |= {"ids": ids.to(torch.int32).cpu().numpy(), "scores": scores.cpu().numpy()}
+            out |= {"ids": ids.to(torch.int32), "scores": scores}
         if self.settings.embedding:
             embedding = torch.nn.functional.normalize(embedding, dim=-1) if self.settings.normalize else embedding
-            out["embedding"] = embedding.to(getattr(torch, self.settings.embedding)).cpu().numpy()
+            out["embedding"] = embedding.to(getattr(torch, self.settings.embedding))
         return out
 
     def _append(self, samples: pa.Table, predicted: dict[str, np.ndarray]) -> pa.Table:

@@ -73,9 +73,12 @@ class Watch:
             )
 
     def figures(self) -> dict[str, Any]:
-        """What this command did, for the summary. busy: workers of each stage, on average; bottleneck: for a person, or None."""
+        """What this command did, for the summary. steady: without the start. busy: workers of each stage, on average. bottleneck:
+        for a person, or None."""
         seconds = time.perf_counter() - self.began
-        balance = {"busy": self.balance.busy, "bottleneck": self.balance.advice()} if self.balance else {}
+        balance = {}
+        if one := self.balance:
+            balance = {"steady_images_per_second": one.rate, "busy": one.busy, "bottleneck": one.advice()}
         rate = round(self.images / max(seconds, 1e-9), 1)
         return {"images": self.images, "seconds": round(seconds, 2), "images_per_second": rate, **balance}
 

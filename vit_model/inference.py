@@ -84,14 +84,16 @@ class HybridOnPixels(nn.Module):
 
     def __init__(self, stem: HybridEmbed, preprocessing: Preprocessing):
         super().__init__()
-        self.stem, self.preprocessing = stem, preprocessing
+        self.stem = stem
+        # Not buffers: a cast of the model would round them, and the mean of a channel to half a level.
+        self.mean, self.std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)  # (3,)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """uint8 (B, N, P*P*3) -> (B, N, D)"""
+        if self.mean.device != patches.device:  # once: a CUDA graph records no copy from the host
+            self.mean, self.std = self.mean.to(patches.device), self.std.to(patches.device)
         pixels = patches.float().unflatten(-1, (-1, 3)) / 255  # (B, N, P*P, 3)
-        # Not buffers: a cast of the model would round them, and the mean of a channel to half a level.
-        mean, std = (pixels.new_tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))  # (3,)
-        return self.stem(((pixels - mean) / std).flatten(-2).to(self.stem.proj.weight.dtype))
+        return self.stem(((pixels - self.mean) / self.std).flatten(-2).to(self.stem.proj.weight.dtype))
 
 
 class InferenceModel(nn.Module):

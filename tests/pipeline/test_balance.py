@@ -11,13 +11,14 @@ def after(device: str = "cpu", actors: int = 2, units: int = 41, every: float = 
     balance = Balance(actors, device, clock=lambda: now)
     for _ in range(units):
         now += every
-        balance.receipt({"bytes_read": 5_000_000, "read": 0.0, "decode": 0.0, "predict": 0.0, "write": 0.0, **seconds})
+        balance.receipt({"bytes_read": 5_000_000, "rows": 10, "read": 0.0, "decode": 0.0, "predict": 0.0, "write": 0.0, **seconds})
     return balance
 
 
 def test_a_model_that_is_busy_all_the_time_is_what_holds_a_run_back():
     balance = after(decode=0.2, predict=1.9)
     assert balance.busy == {"read": 0.0, "decode": 0.2, "predict": 1.9, "write": 0.0} and balance.share == 0.95
+    assert balance.rate == 10.0
     assert balance.advice() == "the model, its 2 actors busy 95%: more cores make it faster"
     assert after("cuda", 1, decode=7.0, predict=0.9).advice() == "the model, its GPU busy 90%: more GPUs make it faster"
 
@@ -35,7 +36,7 @@ def test_a_model_that_waits_for_the_store_is_told_what_the_store_gave():
 @pytest.mark.parametrize("units", [0, 1, 2 * ENOUGH])
 def test_of_a_few_units_nothing_is_said(units):
     balance = after(units=units, every=9.0, decode=0.2, predict=1.9)
-    assert balance.busy == {} and balance.advice() is None
+    assert balance.busy == {} and balance.advice() is None and (balance.rate is None) == (units < 2)
 
 
 def test_of_a_few_seconds_nothing_is_said():

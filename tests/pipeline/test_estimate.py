@@ -1,6 +1,7 @@
 """plan: what a run would cost is counted and measured on the source itself, and scaled to other machines."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -78,3 +79,15 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path, small_m
     told = json.loads(wordsworth(*command, "--json").stdout)
     assert told["measured"]["images"] == 8 and told["cores"] == 8 and told["forecast"]["images_per_second"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, wordsworth):
+    write_shards(tmp_path / "in", shards=2, images=4)
+    place = ("--model", small_model, "--output", tmp_path / "out")
+    assert wordsworth("plan", tmp_path / "in", *place, "--seconds", 0.2).returncode == 0
+    said = wordsworth("label", tmp_path / "in", *place)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"foretold +8 images \(it was 8\), [\d,.]+ images/s", said.stdout), said.stdout
+    kept = json.loads((tmp_path / "out" / "_run" / "summary.json").read_text())["estimate"]
+    size = sum(path.stat().st_size for path in (tmp_path / "out" / "predictions").iterdir())
+    assert kept["images"] == [8, 8] and kept["bytes_written"][0] > 0 and kept["bytes_written"][1] == size

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.batches import InTurn, Overlapped
 from pipeline.predictor import Predictor, PredictSettings
 from pipeline.unit import SAMPLE, Unit
 from vit_model import checkpoint as formats
@@ -30,9 +31,11 @@ def checkpoint() -> Checkpoint:
     return made
 
 
-@pytest.fixture
-def predictor(checkpoint, monkeypatch):
-    """A function that makes the actor's object as Ray would, with the checkpoint's bytes in the object store's place."""
+@pytest.fixture(params=[InTurn, Overlapped])
+def predictor(checkpoint, monkeypatch, request):
+    """A function that makes the actor's object as Ray would, with the checkpoint's bytes in the object store's place; once with
+    batches as a CPU takes them, and once as a GPU does."""
+    monkeypatch.setattr("pipeline.predictor.InTurn", request.param)
     threads = torch.get_num_threads()
     monkeypatch.setattr("pipeline.predictor.ray", SimpleNamespace(get=lambda blob: blob))
 

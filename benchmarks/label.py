@@ -4,8 +4,9 @@
 
 FOLDER holds photographs (.jpg) at any depth, used again until there are enough; without it they are generated. Arms: ours; a torch
 DataLoader with webdataset and timm (peers/loader.py); Ray Data as its documentation teaches it (peers/ray_data.py). With --sweep
-the peers' workers, threads and batch sizes are tried first, on a quarter of the images; all go into the file, and the best of them
-is the opponent. "no-op" is a model of one layer, 8 wide, so that the engine is what counts.
+the peers' workers, threads and batch sizes are tried first, on a quarter of the images; all go into the file, and the best that is
+there is the opponent. Rows of models and of sweeps that are not measured now stay in the file. "no-op" is a model of one layer, 8
+wide, so that the engine is what counts.
 
 The steady rate is that between the first quarter of the images and the last one, by the time at which each batch (of ours: each
 file) was done. floor: the cores divided by the CPU-seconds of decoding and of the model's forward pass, measured in the same round
@@ -124,16 +125,16 @@ def run(command: list[str]) -> dict[str, Any]:
     reader.start()
     looked = 0.0
     while process.poll() is None:
-        memory, now = 0, time.monotonic()
+        memory, now, look = 0, time.monotonic(), time.monotonic() - looked > 10  # to look takes CPU itself
         for one in [root, *root.children(recursive=True)]:
             try:
                 times = one.cpu_times()
                 used[one.pid] = times.user + times.system
-                memory += one.memory_full_info().pss if now - looked > 3 else 0
+                memory += one.memory_full_info().pss if look else 0
             except psutil.Error:
                 continue
         looked, peak = (now, max(peak, memory / 2**20)) if memory else (looked, peak)
-        time.sleep(0.1)
+        time.sleep(0.5)
     reader.join()
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
@@ -190,35 +191,38 @@ class Arms:
         return figures(done_by_file(out, ran["begin"]), ran)
 
 
-def swept(few: Arms, model: str, name: str, best: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every setting of a peer once; the fastest goes to `best`."""
-    rates = {}
+def swept(few: Arms, model: str, name: str) -> Iterator[dict[str, Any]]:
+    """Every setting of a peer once."""
     for setting in SWEEPS[name]:
-        found = few.peer(name, model, setting, "bf16")
-        rates[found["steady_images_per_second"]] = setting
-        yield {"model": model, "arm": f"sweep of {name}", "dtype": "bf16", **found}
-    best[name] = rates[max(rates)]
+        yield {"model": model, "arm": f"sweep of {name}", "dtype": "bf16", **few.peer(name, model, setting, "bf16")}
 
 
-def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+def best(rows: list[dict[str, Any]], model: str, name: str) -> dict[str, Any]:
+    """The fastest setting of a peer in the sweeps that were measured."""
+    of_it = [row for row in rows if (row["model"], row["arm"]) == (model, f"sweep of {name}")]
+    fastest = max(of_it, key=lambda row: float(row["steady_images_per_second"]), default=None)
+    return json.loads(fastest["settings"]) if fastest else USUAL[name]
+
+
+def measured(options: argparse.Namespace, rows: list[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """rows: all that is known, what is measured here included."""
     images = photographs(options.folder, min(options.images, 1000))
     arms = Arms(folder / "all", images, options.images)
     few = Arms(folder / "few", images, options.images // 4)
     for model in options.models:
-        best = dict(USUAL)
         for name in SWEEPS if options.sweep else ():
-            yield from swept(few, model, name, best)
+            yield from swept(few, model, name)
         for turn in range(options.rounds):
             lowest = floor(model, images, "bf16")
             for name, dtype in ARMS[turn % len(ARMS) :] + ARMS[: turn % len(ARMS)]:
-                found = arms.ours(model, dtype) if name == "ours" else arms.peer(name, model, best[name], dtype)
+                found = arms.ours(model, dtype) if name == "ours" else arms.peer(name, model, best(rows, model, name), dtype)
                 row = {"model": model, "arm": name, "dtype": dtype, "round": turn, **found}
                 yield row | {"floor_images_per_second": round(lowest, 1)}
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Medians over the rounds of ours divided by the others in the same round."""
-    rounds = [row for row in rows if "round" in row]
+    rounds = [row for row in rows if isinstance(row.get("round"), int)]
     for model in dict.fromkeys(row["model"] for row in rounds):
         mine = {row["round"]: row for row in rounds if (row["model"], row["arm"]) == (model, "ours")}
         rate = statistics.median(row["steady_images_per_second"] for row in mine.values())
@@ -232,6 +236,18 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
                 yield f"{model}: ours / {' '.join(arm)}, {name}: {middle:.2f} ({least:.2f} to {most:.2f})"
 
 
+def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the file that are not measured again."""
+    if not options.output.exists():
+        return []
+    with open(options.output, newline="") as file:
+        return [
+            row
+            for row in csv.DictReader(file)
+            if row["model"] not in options.models or (row["arm"].startswith("sweep") and not options.sweep)
+        ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path)
@@ -241,9 +257,9 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--output", type=Path, default=CSV)
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = kept(options)
     with tempfile.TemporaryDirectory(prefix="label-") as folder:
-        for row in measured(options, Path(folder)):
+        for row in measured(options, rows, Path(folder)):
             rows.append(row | {"data": options.folder.name if options.folder else "generated", "machine": machine()})
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)
             with open(options.output, "w", newline="") as file:

@@ -70,6 +70,7 @@ def execute(
             max_pixels=run.max_pixels,
             max_side=run.max_side,
             decode_timeout=run.decode_timeout,
+            fast_decode=run.fast_decode,
             stall_timeout=run.stall_timeout,
             storage_options=source.storage,
             **asked,

@@ -125,6 +125,8 @@ class RunOptions:
     "As max-pixels, for the longer side."
     decode_timeout: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 30.0
     "Seconds that decoding one image may take."
+    fast_decode: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    "Decode a large JPEG at a half, a quarter or an eighth of its size: faster, and no longer timm's pixels to the last bit."
     stall_timeout: Annotated[float, Parameter(validator=validators.Number(gte=10))] = 1800.0
     "Seconds without a written unit after which the run says what every stage is doing, and exits 1."
     unit_rows: Annotated[int, Parameter(show=False)] = 0

@@ -51,6 +51,10 @@ class RecipeOptions:
     "The largest change of a crop's aspect ratio."
     flip: bool = True
     "Mirror every second picture."
+    decoder_width: int = 512
+    "Of MAE's decoder, as its depth and heads; it is thrown away afterwards."
+    decoder_depth: int = 8
+    decoder_heads: int = 16
     seed: int = 0
 
 
@@ -75,14 +79,16 @@ def pretrain(
     /,
     *,
     output: Annotated[str, Parameter(help="The model folder.")],
-    objective: Literal["supervised"] = "supervised",
+    objective: Annotated[
+        Literal["supervised", "masked-patch", "mae"], Parameter(help="The latter two need no classes; their model has no head.")
+    ] = "supervised",
     labels: Annotated[str | None, Parameter(help="Class names, one a line; else labels.txt beside the shards, if there.")] = None,
     architecture: ArchitectureOptions | None = None,
     recipe: RecipeOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
-    """Train a Vision Transformer from scratch on classes; what it writes is what `label` loads."""
+    """Train a Vision Transformer from scratch; what it writes is what `label` and `embed` load."""
     architecture, recipe, run = architecture or ArchitectureOptions(), recipe or RecipeOptions(), run or RunOptions()
     storage = (source or SourceOptions()).storage
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -92,12 +98,14 @@ def pretrain(
     from pipeline.training_data import Augmentation, class_names
     from vit_model.config import Preprocessing, num_params
 
-    names = class_names(labels, sources, storage)
+    names = class_names(labels, sources, storage) if objective == "supervised" else None
     request = TrainRequest(
         sources=tuple(sources),
         output=output,
         config=config,
         preprocessing=Preprocessing(crop_pct=1.0),
+        objective=objective,
+        decoder=(recipe.decoder_width, recipe.decoder_depth, recipe.decoder_heads),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
@@ -118,9 +126,10 @@ def pretrain(
     if run.json:
         print(json.dumps(metrics, indent=1))
         return 0
+    command = "label" if objective == "supervised" else "embed"
     Console(highlight=False, soft_wrap=True).print(
-        f"model in {output}: loss {metrics['loss']}, training accuracy {metrics['accuracy']:.4f}\n"
-        f"next: wordsworth label SOURCE --output OUT --model {output}"
+        f"model in {output}: loss {metrics['loss']}, training {_share(metrics, 4)}\n"
+        f"next: wordsworth {command} SOURCE --output OUT --model {output}"
     )
     return 0
 
@@ -142,9 +151,15 @@ def _config(options: ArchitectureOptions):
 
 def _line(metrics: dict[str, Any], epochs: int) -> str:
     return (
-        f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.3f}  "
+        f"epoch {metrics['epoch']:>3}/{epochs}  loss {metrics['loss']:.3f}  {_share(metrics, 3)}  "
         f"{metrics['images_per_second']:,.0f} images/s  data wait {metrics['data_wait']:.0%}"
     )
+
+
+def _share(metrics: dict[str, Any], digits: int) -> str:
+    """What the objective says beside its loss: the share of right answers, or of the variance that is explained."""
+    name = next(name for name in ("accuracy", "explained") if name in metrics)
+    return f"{name} {metrics[name]:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from pipeline.unit import Unit
 from vit_model.config import Preprocessing
 from vit_model.patches import patchify
 
-__all__ = ["DECODER", "DecodeError", "DecodeSettings", "decode_stage", "decode_unit", "fit", "open_image"]
+__all__ = ["DECODER", "FAST_DECODER", "DecodeError", "DecodeSettings", "decode_stage", "decode_unit", "fit", "open_image"]
 
 # What decides the pixels, for fingerprints: the number goes up when `pipeline.loops` gives others.
 DECODER = f"{decoder.DECODER}, loops 1"
+FAST_DECODER = f"{DECODER}, JPEG reduced"
 Crop = Callable[[np.ndarray], np.ndarray]
 # EXIF 2.32, 4.6.4: which side of the scene the stored picture's first row and first column are.
 UPRIGHT: dict[int, Crop] = {
@@ -39,7 +40,8 @@ UPRIGHT: dict[int, Crop] = {
 @dataclass(frozen=True)
 class DecodeSettings:
     """image_size: (height, width) that the model takes. max_pixels, max_side: a larger picture is refused by its header.
-    timeout: seconds that decoding one image may take."""
+    timeout: seconds that decoding one image may take. fast: a large JPEG is decoded at a half, a quarter or an eighth of its
+    size, never smaller than what it is resized to; the pixels are then not quite timm's."""
 
     preprocessing: Preprocessing
     image_size: tuple[int, int]
@@ -47,6 +49,12 @@ class DecodeSettings:
     max_pixels: int = 100_000_000
     max_side: int = 65_500
     timeout: float = 30.0
+    fast: bool = False
+
+    @property
+    def guard(self) -> GuardSettings:
+        cover = math.floor(max(self.image_size) / self.preprocessing.crop_pct) if self.fast else 0
+        return GuardSettings(self.max_pixels, self.max_side, self.timeout, cover=cover)
 
     @property
     def patches_shape(self) -> tuple[int, int]:
@@ -66,8 +74,7 @@ def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None, 
     crop: uint8 (h, w, 3) -> (H, W, 3); the evaluation crop `fit` unless training brings its own. child: where images are decoded;
     this process's own unless a test brings another. Raises UserError if the child cannot be started.
     """
-    crop = crop or (lambda image: fit(image, settings.preprocessing, settings.image_size))
-    child = child or guard(GuardSettings(settings.max_pixels, settings.max_side, settings.timeout))
+    child = child or guard(settings.guard)
     start = time.perf_counter()
     samples = unit.samples.to_pydict()
     count, side = len(samples["key"]), settings.patch_size
@@ -75,11 +82,13 @@ def decode_unit(unit: Unit, settings: DecodeSettings, crop: Crop | None = None, 
     widths, heights = [None] * count, [None] * count
     filled = begin = 0
 
-    def take(pixels: np.ndarray, orientation: int) -> None:
+    def take(pixels: np.ndarray, orientation: int, stored: tuple[int, int]) -> None:
         """From the child's memory into the unit, in one go."""
-        pixels = upright(pixels, orientation, settings.preprocessing.exif)
-        heights[row], widths[row] = pixels.shape[:2]
-        patches[filled] = patchify(crop(pixels), side)
+        exif = settings.preprocessing.exif
+        pixels, size = upright(pixels, orientation, exif), _turned(stored, orientation, exif)
+        widths[row], heights[row] = size
+        image = crop(pixels) if crop else fit(pixels, settings.preprocessing, settings.image_size, size)
+        patches[filled] = patchify(image, side)
 
     for row in range(count):
         if samples["error"][row] is not None:
@@ -115,7 +124,7 @@ def open_image(data: bytes, settings: DecodeSettings) -> np.ndarray:
         pixels = np.empty(count, np.uint8)
         return memoryview(pixels)
 
-    width, height, orientation, _ = decode(data, Limits(settings.max_pixels, settings.max_side), room)
+    width, height, orientation, *_ = decode(data, Limits(settings.max_pixels, settings.max_side), room)
     return upright(pixels.reshape(height, width, 3), orientation, settings.preprocessing.exif)
 
 
@@ -125,11 +134,21 @@ def upright(pixels: np.ndarray, orientation: int, exif: str) -> np.ndarray:
     return pixels if turn is None else turn(pixels)
 
 
-def fit(image: np.ndarray, preprocessing: Preprocessing, image_size: tuple[int, int]) -> np.ndarray:
-    """Resize so that the crop covers `image_size` / crop_pct, crop the centre: uint8 (H, W, 3), as timm evaluates."""
+def _turned(size: tuple[int, int], orientation: int, exif: str) -> tuple[int, int]:
+    """The (width, height) of an upright picture."""
+    return size[::-1] if orientation >= 5 and exif != "ignore" else size
+
+
+def fit(
+    image: np.ndarray, preprocessing: Preprocessing, image_size: tuple[int, int], size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Resize so that the crop covers `image_size` / crop_pct, crop the centre: uint8 (H, W, 3), as timm evaluates.
+
+    size: (width, height) that the picture has in its file, where `image` was decoded at a fraction of it.
+    """
     pixels = np.asarray(image)
-    (height, width), (source_height, source_width) = image_size, pixels.shape[:2]
-    resized = _resized((source_width, source_height), image_size, preprocessing)
+    height, width = image_size
+    resized = _resized(size or pixels.shape[1::-1], image_size, preprocessing)
     corner = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
     return window(pixels, resized, corner, image_size, preprocessing.interpolation)
 

@@ -8,8 +8,9 @@ The conversation, one image after the other; numbers are little-endian:
     start    argv: JSON with the fields of `Start`; descriptor `pixels_fd` is memory shared with the parent, `pixels_bytes` long
     hello    child -> parent  a reply of kind READY, as soon as the limits stand
     request  parent -> child  REQUEST: uint64 the number of bytes; then the encoded image
-    reply    child -> parent  REPLY: uint8 kind, uint8 EXIF orientation, uint32 width, height, length; a text of that length
-                              PIXELS: shared memory begins with uint8 (height, width, 3), RGB as stored; the text is the decoder
+    reply    child -> parent  REPLY: uint8 kind, orientation, reduced, uint32 width, height, length; a text of that length
+                              PIXELS: shared memory begins with uint8 (height, width, 3), RGB as stored, each side divided by
+                              `reduced` and rounded up; the text is the decoder
                               REFUSED: the text is the code, a line feed, and the detail
     end      parent closes the pipe; the child leaves. It leaves too if the parent is gone and the picture takes too long.
 """
@@ -57,7 +58,7 @@ EXIF_ORIENTATION = 0x0112
 STRIP_PIXELS = 4 << 20  # converted at a time: of a large picture a second copy is never needed
 
 REQUEST = struct.Struct("<Q")
-REPLY = struct.Struct("<BBIII")
+REPLY = struct.Struct("<BBBIII")
 PIXELS, REFUSED, READY = range(3)
 MAX_TEXT = 4096
 
@@ -73,19 +74,32 @@ class DecodeError(Exception):
 
 
 class Limits(NamedTuple):
-    """A picture with more pixels, or with a longer side, is refused by its header."""
+    """A picture with more pixels, or with a longer side, is refused by its header. cover: a JPEG is decoded at a half, a quarter or
+    an eighth where both sides stay as long as this; 0: never."""
 
     max_pixels: int
     max_side: int
+    cover: int = 0
 
 
 class Decoded(NamedTuple):
-    """width, height: as stored, before any turn. orientation: EXIF's, 1 to 8. decoder: the library that gave the pixels."""
+    """width, height: as stored, before any turn. orientation: EXIF's, 1 to 8. decoder: the library that gave the pixels. reduced:
+    there is a pixel for so many in a row of the file, and for so many rows."""
 
     width: int
     height: int
     orientation: int
     decoder: str
+    reduced: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return shape(self.width, self.height, self.reduced)
+
+
+def shape(width: int, height: int, reduced: int) -> tuple[int, int, int]:
+    """Of the pixels that a JPEG gives at a fraction of its size: libjpeg rounds up."""
+    return -(-height // reduced), -(-width // reduced), 3
 
 
 Room = Callable[[int], memoryview]
@@ -95,16 +109,22 @@ Room = Callable[[int], memoryview]
 
 
 def decode(data: bytes, limits: Limits, room: Room) -> Decoded:
-    """Bytes -> RGB, uint8 (height, width, 3), written into what `room(bytes)` gives. Raises DecodeError and nothing else."""
+    """Bytes -> RGB, uint8 `Decoded.shape`, written into what `room(bytes)` gives. Raises DecodeError and nothing else."""
     if not data:
         raise DecodeError("empty", "0 bytes")
     with _named_refusals(data), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what we judge ourselves
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _judge(image, limits)
-        target = room(image.width * image.height * 3)
-        decoder = TURBO if _turbo(data, image, target) else _pillow(image, target)
-        return Decoded(*image.size, _orientation(image), decoder)
+        for reduced in sorted({_reduced(image, limits.cover), 1}, reverse=True):
+            rows, columns, _ = shape(*image.size, reduced)
+            if _turbo(data, image, room(rows * columns * 3), (rows, columns)):
+                return Decoded(*image.size, _orientation(image), TURBO, reduced)
+        return Decoded(*image.size, _orientation(image), _pillow(image, room(image.width * image.height * 3)))
+
+
+def _reduced(image: Image.Image, cover: int) -> int:
+    return next((by for by in (8, 4, 2) if cover and min(image.size) // by >= cover), 1)
 
 
 @contextlib.contextmanager
@@ -138,16 +158,19 @@ def _judge(image: Image.Image, limits: Limits) -> None:
         raise DecodeError("unsupported_mode", f"{image.format} of mode {image.mode} has no agreed range of values")
 
 
-def _turbo(data: bytes, image: Image.Image, target: memoryview) -> bool:
-    """libjpeg-turbo straight into the target; False where it is not asked or refuses, which it does for any irregularity.
+def _turbo(data: bytes, image: Image.Image, target: memoryview, size: tuple[int, int]) -> bool:
+    """libjpeg-turbo straight into the target, at a size (rows, columns) that is a fraction of the picture's or its own; False
+    where it is not asked or refuses, which it does for any irregularity.
 
     Inverse DCT and upsampling are the ones that Pillow uses: the pixels are the same. CMYK is not asked: the conversion differs.
     """
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return False
-    pixels = np.frombuffer(target, np.uint8).reshape(image.height, image.width, 3)
+    pixels = np.frombuffer(target, np.uint8).reshape(*size, 3)
+    smaller = {} if size == (image.height, image.width) else {"min_height": size[0], "min_width": size[1]}
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=pixels).shape == pixels.shape
+        found = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=pixels, **smaller)
+        return found.shape == pixels.shape
     except ValueError:
         return False
 
@@ -192,6 +215,7 @@ class Start:
     pixels_fd: int
     pixels_bytes: int
     parent: int
+    cover: int = 0
 
 
 def main() -> None:
@@ -206,7 +230,7 @@ def main() -> None:
     os.dup2(null, 2)  # what libraries complain about goes nowhere: the parent only reads why a start failed
     os.close(null)
     _reply(replies, READY, text=DECODER)
-    limits = Limits(start.max_pixels, start.max_side)
+    limits = Limits(start.max_pixels, start.max_side, start.cover)
     try:
         while header := requests.read(REQUEST.size):
             signal.setitimer(signal.ITIMER_REAL, 2 * start.seconds + 5)  # kills: there is no handler
@@ -218,16 +242,18 @@ def main() -> None:
 
 def _serve(data: bytes, limits: Limits, pixels: memoryview, replies: BinaryIO) -> None:
     try:
-        width, height, orientation, decoder = decode(data, limits, lambda count: pixels[:count])
+        width, height, orientation, decoder, reduced = decode(data, limits, lambda count: pixels[:count])
     except DecodeError as error:
         _reply(replies, REFUSED, text=f"{error.code}\n{error}")
     else:
-        _reply(replies, PIXELS, orientation, width, height, decoder)
+        _reply(replies, PIXELS, orientation, reduced, width, height, decoder)
 
 
-def _reply(replies: BinaryIO, kind: int, orientation: int = 1, width: int = 0, height: int = 0, text: str = "") -> None:
+def _reply(
+    replies: BinaryIO, kind: int, orientation: int = 1, reduced: int = 1, width: int = 0, height: int = 0, text: str = ""
+) -> None:
     said = text.encode(errors="replace")[:MAX_TEXT]
-    replies.write(REPLY.pack(kind, orientation, width, height, len(said)) + said)
+    replies.write(REPLY.pack(kind, orientation, reduced, width, height, len(said)) + said)
     replies.flush()
 
 

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import fcntl
 import json
+import math
 import mmap
 import os
 import select
@@ -43,7 +44,7 @@ PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 FIXED = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 BOOT = "import runpy, sys; sys.path += sys.argv[3:]; runpy.run_path(sys.argv[2], run_name='__main__')"
 
-Take = Callable[[np.ndarray, int], Any]
+Take = Callable[[np.ndarray, int, tuple[int, int]], Any]
 
 
 class _Gone(Exception):
@@ -56,12 +57,13 @@ class _Late(Exception):
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """max_pixels, max_side: as in DecodeSettings. timeout: seconds for one image. script: the program of the child."""
+    """max_pixels, max_side, cover: as in `decoder.Limits`. timeout: seconds for one image. script: the program of the child."""
 
     max_pixels: int
     max_side: int
     timeout: float
     script: Path = Path(decoder.__file__)
+    cover: int = 0
     memory: int | None = None  # bytes that the child may allocate; None: what `max_pixels` can need
 
     @property
@@ -80,9 +82,10 @@ class Guard:
         self._child: subprocess.Popen | None = None
         self._fd, self._pixels = _shared_memory(3 * settings.max_pixels)
 
-    def decode(self, data: bytes, take: Take = lambda pixels, orientation: (pixels.copy(), orientation)) -> Any:
-        """What `take` makes of the picture as stored, uint8 (height, width, 3), and its EXIF orientation (1 to 8): a copy of them
-        unless told. The pixels stand in shared memory, which the next picture is written over: `take` keeps no view of them.
+    def decode(self, data: bytes, take: Take = lambda pixels, orientation, _: (pixels.copy(), orientation)) -> Any:
+        """What `take` makes of the picture as stored, uint8 (height, width, 3), its EXIF orientation (1 to 8) and the (width,
+        height) that it has in the file: a copy of the former two unless told. The pixels stand in shared memory, which the next
+        picture is written over: `take` keeps no view of them.
 
         Raises DecodeError: what `decoder.decode` raises, `decoder_crashed` or `decoder_timeout`; and UserError if no child can be
         started.
@@ -120,7 +123,7 @@ class Guard:
             self._stop()
             self._start()
         try:
-            kind, orientation, width, height, text = self._ask(data)
+            kind, orientation, reduced, width, height, text = self._ask(data)
         except _Gone:
             raise _Gone(self._ending()) from None
         except _Late:
@@ -131,17 +134,18 @@ class Guard:
             if code == "out_of_memory":
                 self._stop()  # what is left of its memory may be in pieces
             raise DecodeError(code, detail)
-        count = width * height * 3
+        shape = decoder.shape(width, height, reduced or 1)
+        count = math.prod(shape)
         if kind != PIXELS or not 0 < count <= len(self._pixels):
             self._stop()
             raise DecodeError("decoder_crashed", "the decoder answered nonsense")
         try:
-            return take(np.frombuffer(self._pixels, np.uint8, count).reshape(height, width, 3), orientation)
+            return take(np.frombuffer(self._pixels, np.uint8, count).reshape(shape), orientation, (width, height))
         finally:
             if count > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
                 self._pixels.madvise(mmap.MADV_REMOVE, KEEP_BYTES)
 
-    def _ask(self, data: bytes) -> tuple[int, int, int, int, str]:
+    def _ask(self, data: bytes) -> tuple[int, int, int, int, int, str]:
         """Send an image and wait for the reply. The child may refuse to read on, or hang before it has read everything."""
         deadline = time.monotonic() + self.settings.timeout
         poll = select.poll()
@@ -154,8 +158,9 @@ class Guard:
             unsent = _send(self._child.stdin.fileno(), unsent)
         return self._receive(deadline)
 
-    def _receive(self, deadline: float) -> tuple[int, int, int, int, str]:
-        """One reply: kind, orientation, width, height, text. The kind is -1 where the child does not keep to the protocol."""
+    def _receive(self, deadline: float) -> tuple[int, int, int, int, int, str]:
+        """One reply: kind, orientation, reduced, width, height, text; of the kind -1 where the child does not keep to the
+        protocol."""
         file = self._child.stdout
         poll = select.poll()
         poll.register(file, select.POLLIN)
@@ -170,8 +175,8 @@ class Guard:
                 *numbers, length = REPLY.unpack_from(said)
                 needed = REPLY.size + length
                 if length > MAX_TEXT or not 1 <= numbers[1] <= 8:
-                    return -1, 1, 0, 0, ""
-        return (*numbers, said[REPLY.size :].decode(errors="replace")) if len(said) == needed else (-1, 1, 0, 0, "")
+                    return -1, 1, 1, 0, 0, ""
+        return (*numbers, said[REPLY.size :].decode(errors="replace")) if len(said) == needed else (-1, 1, 1, 0, 0, "")
 
     # ---- the child --------------------------------------------------------------------------------------------------------
 
@@ -204,6 +209,7 @@ class Guard:
             pixels_fd=self._fd,
             pixels_bytes=len(self._pixels),
             parent=parent,
+            cover=settings.cover,
         )
         command = [sys.executable, "-I", "-S", "-c", BOOT, json.dumps(vars(start)), str(settings.script), *_libraries()]
         child = subprocess.Popen(

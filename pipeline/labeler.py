@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.balance import Balance
 from pipeline.batches import UNITS
 from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, Work, data_context, plan_resources, ray_session, resources
-from pipeline.decode import DECODER, DecodeSettings, decode_stage
+from pipeline.decode import DECODER, FAST_DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
 from pipeline.finish import finish, footers
 from pipeline.listing import (
@@ -269,7 +269,7 @@ def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint
     provenance = {name: plan[name] for name in ("run_id", "fingerprint", "model", "package_version", "schema_version")}
     provenance |= {
         "preprocessing": checkpoint.preprocessing.to_dict(),
-        "decoder": DECODER,
+        "decoder": FAST_DECODER if request.fast_decode else DECODER,
         "dtype": resolved["precision"],
     }
     top_k = min(request.top_k, config.num_classes)
@@ -291,6 +291,7 @@ def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint
             max_pixels=request.max_pixels,
             max_side=request.max_side,
             timeout=request.decode_timeout,
+            fast=request.fast_decode,
         ),
         "predict": PredictSettings(
             resolved["precision"],

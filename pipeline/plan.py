@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.decode import DECODER
+from pipeline.decode import DECODER, FAST_DECODER
 from pipeline.errors import UserError
 from pipeline.listing import Changes
 from pipeline.output import SCHEMA_VERSION, RunFolder
@@ -56,6 +56,7 @@ class LabelRequest:
     storage_options: dict[str, Any] = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None
+    fast_decode: bool = False
 
 
 def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     if taken := set(request.keep) & set(prediction_schema(settings).names):
         name = min(taken)
         raise UserError(f"--keep {name}: every row has a column of that name already, so this one would need another", exit_code=2)
-    columns = {"image-column": request.image_column, "key": request.key}
+    rare = {"image-column": request.image_column, "key": request.key, "fast-decode": request.fast_decode}
     asked = {
         "command": request.command,
         "source": _sources(request),
@@ -80,7 +81,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
         "precision": request.precision,
         "device": request.device,
     }
-    return asked | {name: column for name, column in columns.items() if column}  # of tables alone: other plans have neither
+    return asked | {name: value for name, value in rare.items() if value}  # other plans have none of them
 
 
 def _sources(request: LabelRequest) -> list[str]:
@@ -103,9 +104,9 @@ def make_plan(asked: dict, request: LabelRequest, checkpoint: Checkpoint, availa
         "precision": precision,
         "batch_size": batch_size,
         "unit_rows": unit_rows,
-        "decoder": DECODER,
+        "decoder": (decoder := FAST_DECODER if request.fast_decode else DECODER),
     }
-    comparable = [checkpoint.fingerprint(), device, precision, DECODER]
+    comparable = [checkpoint.fingerprint(), device, precision, decoder]
     plan = {
         "schema_version": SCHEMA_VERSION,
         "package_version": version("wordsworth"),

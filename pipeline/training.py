@@ -1,4 +1,4 @@
-"""Supervised training with Ray Train: one loop that runs on every worker, and the driver that starts it and watches."""
+"""Training with Ray Train: one loop that runs on every worker, and the driver that starts it and watches."""
 
 import contextlib
 import math
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.cluster import cores, ray_session
@@ -22,20 +21,27 @@ from pipeline.errors import UserError
 from pipeline.models import publish
 from pipeline.source import expand_sources, find_shards
 from pipeline.storage import full_uri, is_local, open_filesystem
-from pipeline.training_data import Augmentation, Survey, assign, batches, survey, training_dataset
+from pipeline.training_data import TARGET, Augmentation, Survey, assign, batches, survey, training_dataset
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint, random, save_folder
 from vit_model.config import Preprocessing, ViTConfig
 from vit_model.inference import resolve_precision
 from vit_model.model import VisionTransformer
+from vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Outcome, Supervised
 
-NO_DECAY = ("cls_token", "pos_embed")  # and every bias and LayerNorm
+NO_DECAY = ("cls_token", "pos_embed", "mask_token")  # and every bias and LayerNorm
+OBJECTIVES: dict[str, Callable[[VisionTransformer, "TrainRequest"], nn.Module]] = {
+    "supervised": lambda encoder, request: Supervised(encoder, label_smoothing=request.label_smoothing),
+    "masked-patch": lambda encoder, request: MaskedPatchPrediction(encoder),
+    "mae": lambda encoder, request: MaskedAutoencoder(encoder, 0.75, *request.decoder),
+}
 
 
 @dataclass(frozen=True)
 class TrainRequest:
     """What the user asked for. batch_size: images in one step over all workers. warmup: share of the steps that the learning rate
-    rises in, before it falls as a cosine. config.num_classes of 0: as many as the data has."""
+    rises in, before it falls as a cosine. objective: one of OBJECTIVES, of which "supervised" alone needs classes. decoder: width,
+    depth and heads of MAE's, which is thrown away. config.num_classes of 0: as many as the data has."""
 
     sources: tuple[str, ...]
     output: str
@@ -48,6 +54,8 @@ class TrainRequest:
     warmup: float = 0.1
     label_smoothing: float = 0.0
     clip: float = 1.0
+    objective: str = "supervised"
+    decoder: tuple[int, int, int] = (512, 8, 16)
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     workers: int = 1
@@ -71,8 +79,10 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
     with ray_session(request.address):
         import ray
 
-        found = survey(shards, request.storage_options)
-        request = _fit_classes(request, found)
+        target = TARGET if request.objective == "supervised" else None
+        found = survey(shards, request.storage_options, target)
+        request = _fit_classes(request, found) if target else replace(request, labels=None)
+        objective_of(request)  # what does not fit together is said before any worker starts
         parts = assign(shards, found.rows, request.workers)
         settings = _worker_settings(request, [sum(found.rows[shard.name] for shard in part) for part in parts])
         device = _device(request, ray.cluster_resources())
@@ -81,7 +91,7 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
         tasks = None if device == "cuda" else max(2, int(ray.cluster_resources()["CPU"] / 2 / request.workers))
         streams = {
             f"rank-{rank}": training_dataset(
-                part, request.epochs, request.seed, decode, request.augmentation, request.storage_options, tasks
+                part, request.epochs, request.seed, decode, request.augmentation, request.storage_options, tasks, target
             )
             for rank, part in enumerate(parts)
         }
@@ -204,11 +214,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     if settings["device"] == "cpu":
         torch.set_num_threads(max(1, cores() // world))
-    model = VisionTransformer(request.config)
-    model.load_state_dict(random(request.config, request.preprocessing, request.seed).state)  # the same on every worker
-    model = prepare_model(model)
+    model = prepare_model(objective_of(request))
     optimizer = torch.optim.AdamW(parameter_groups(model, request.weight_decay), lr=request.lr, fused=True)
-    step = Step(model, optimizer, request, get_device())
+    step = Step(model, optimizer, request, get_device(), rank)
     stream = ray.train.get_dataset_shard(f"rank-{rank}")
     units = map(Unit.from_arrow, stream.iter_batches(batch_size=None, batch_format="pyarrow"))
     steps = settings["steps_per_epoch"]
@@ -221,14 +229,25 @@ def train_worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             ray.get(settings["board"].put.remote(metrics))
     if rank == 0:
-        _save(request, getattr(model, "module", model), metrics)
+        _save(request, getattr(model, "module", model).encoder, metrics)
+
+
+def objective_of(request: TrainRequest) -> nn.Module:
+    """A model with random weights and around it what it is trained for; the seed's, so the same on every worker.
+
+    Raises ModelError for a config that the objective cannot train.
+    """
+    encoder = random(request.config, request.preprocessing, request.seed).model().train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        return OBJECTIVES[request.objective](encoder, request)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, LayerNorms, the [class] token and positions do not."""
+    """Matrices decay; biases, LayerNorms, the [class] and [mask] tokens and positions do not."""
     decay, rest = [], []
     for name, parameter in model.named_parameters():
-        (rest if parameter.ndim <= 1 or name.removeprefix("module.") in NO_DECAY else decay).append(parameter)
+        (rest if parameter.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
@@ -241,62 +260,67 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 class Step:
-    """One optimiser step: patches in, loss and number of right answers out."""
+    """One optimiser step: patches in, the loss and what the objective says of it out. objective: as in vit_model/objectives.py, or
+    what Ray Train made of one."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, request: TrainRequest, device: torch.device):
-        self.model, self.optimizer, self.request, self.device = model, optimizer, request, device
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, request: TrainRequest, device: torch.device, rank: int = 0
+    ):
+        self.objective, self.optimizer, self.request, self.device, self.rank = objective, optimizer, request, device, rank
+        self.chance = torch.Generator()
         pixels = request.config.patch_size**2  # channels are fastest in a patch
         self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(pixels)
         self.std = torch.tensor(request.preprocessing.std, device=device).repeat(pixels)
         self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
 
-    def __call__(self, patches: np.ndarray, classes: np.ndarray, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, patches: np.ndarray, classes: np.ndarray, lr: float, number: int) -> Outcome:
+        """patches uint8 (B, N, P*P*3), classes (B,), the learning rate, the number of the step: masks are its own."""
+        # Hashed: of a seed a CPU's generator takes 32 bits.
+        self.chance.manual_seed(int(np.random.SeedSequence([self.request.seed, self.rank, number]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        inputs = (torch.from_numpy(patches).to(self.device).float() / 255 - self.mean) / self.std  # (B, N, P*P*3)
-        targets = torch.from_numpy(classes).to(self.device)
+        pixels, classes = (torch.from_numpy(values).to(self.device) for values in (patches, classes))
+        inputs = (pixels.float() / 255 - self.mean) / self.std  # (B, N, P*P*3)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(inputs)
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.request.label_smoothing)
+            loss, metrics = self.objective(inputs, pixels=pixels, classes=classes, generator=self.chance)
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.request.clip)
+        nn.utils.clip_grad_norm_(self.objective.parameters(), self.request.clip)
         self.optimizer.step()
-        return loss.detach(), (logits.argmax(-1) == targets).sum().detach()
+        return loss.detach(), metrics
 
 
 def _run_epoch(step: Step, data, epoch: int, steps: int, total_steps: int) -> dict[str, Any]:
     request, start = step.request, time.perf_counter()
-    losses, right, images, waited = [], 0, 0, 0.0
+    said, images, waited = [], 0, 0.0
     for number in range(epoch * steps, (epoch + 1) * steps):
         asked = time.perf_counter()
         patches, classes = next(data)
         waited += time.perf_counter() - asked
         lr = learning_rate(number, total_steps, request.lr, request.warmup)
-        loss, correct = step(patches, classes, lr)
-        losses.append(loss)
-        right, images = right + correct, images + len(classes)
-    loss = float(torch.stack(losses).mean())
-    if not math.isfinite(loss):
+        loss, metrics = step(patches, classes, lr, number)
+        said.append({"loss": loss, **metrics})
+        images += len(classes)
+    means = {name: float(torch.stack([one[name] for one in said]).mean()) for name in said[0]}
+    if not math.isfinite(means["loss"]):
         raise UserError(f"the loss is not a number in epoch {epoch + 1}: try a lower --lr or a longer --warmup")
     seconds = time.perf_counter() - start
     return {
         "epoch": epoch + 1,
-        "loss": round(loss, 4),
-        "accuracy": round(float(right) / images, 4),
+        **{name: round(mean, 4) for name, mean in means.items()},
         "lr": lr,
         "images_per_second": images / seconds,
         "data_wait": round(waited / seconds, 3),
     }
 
 
-def _save(request: TrainRequest, model: nn.Module, metrics: dict[str, Any]) -> None:
+def _save(request: TrainRequest, model: VisionTransformer, metrics: dict[str, Any]) -> None:
     """The model folder at the output, wherever that is. On a cluster the output must be storage that every node sees."""
     provenance = {
         name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed")
     }
     versions = {"wordsworth": version("wordsworth"), "torch": torch.__version__}
-    extra = {"objective": "supervised", "recipe": provenance, "versions": versions, "metrics": metrics}
+    extra = {"objective": request.objective, "recipe": provenance, "versions": versions, "metrics": metrics}
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(request.config, request.preprocessing, request.labels, state, extra)
     fs, path = open_filesystem(request.output, request.storage_options)

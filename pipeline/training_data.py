@@ -45,34 +45,39 @@ class Survey:
 # ---- before training ------------------------------------------------------------------------------------------------------
 
 
-def survey(shards: list[Shard], storage_options: dict[str, Any]) -> Survey:
-    """Count samples and classes in Ray tasks. Raises UserError for a sample without a class, naming it."""
+def survey(shards: list[Shard], storage_options: dict[str, Any], target: str | None = TARGET) -> Survey:
+    """Count samples and classes in Ray tasks. target: the sidecar with the class; None where none is needed. Raises UserError for a
+    sample without a class, naming it."""
     import ray
 
     others = [shard.uri for shard in shards if shard.kind != "tar"]
     if others:
-        raise UserError(f"{others[0]} is no tar: training reads WebDataset shards with .cls (wordsworth pack makes them)")
+        raise UserError(f"{others[0]} is no tar: training reads WebDataset shards (wordsworth pack makes them)")
     task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shards)
     parts = [shards[at : at + SURVEYED] for at in range(0, len(shards), SURVEYED)]
-    counts = [count for part in ray.get([task.remote(part, storage_options) for part in parts]) for count in part]
+    counts = [count for part in ray.get([task.remote(part, storage_options, target) for part in parts]) for count in part]
     classes = sum((counter for _, counter in counts), Counter())
     return Survey({shard.name: rows for shard, (rows, _) in zip(shards, counts, strict=True)}, classes)
 
 
-def _survey_shards(shards: list[Shard], storage_options: dict[str, Any]) -> list[tuple[int, Counter]]:
-    return [_survey_shard(shard, storage_options) for shard in shards]
+def _survey_shards(shards: list[Shard], storage_options: dict[str, Any], target: str | None) -> list[tuple[int, Counter]]:
+    return [_survey_shard(shard, storage_options, target) for shard in shards]
 
 
-def _survey_shard(shard: Shard, storage_options: dict[str, Any]) -> tuple[int, Counter]:
-    settings = ReadSettings(UNIT_ROWS, keep=(TARGET,), storage_options=storage_options)  # as training reads: the same rows
+def _reading(storage_options: dict[str, Any], target: str | None) -> ReadSettings:
+    return ReadSettings(UNIT_ROWS, keep=(target,) if target else (), storage_options=storage_options)
+
+
+def _survey_shard(shard: Shard, storage_options: dict[str, Any], target: str | None = TARGET) -> tuple[int, Counter]:
+    settings = _reading(storage_options, target)  # as training reads: the same rows
     rows, classes = 0, Counter()
     for sample in tar_samples(shard, settings, 0):
         rows += 1
-        if sample.error == "shard_truncated":
+        if sample.error == "shard_truncated" or not target:
             continue
         text = sample.sidecars[0]
         if text is None or not text.strip().isdecimal():
-            raise UserError(f"{shard.uri}: sample {sample.key} has no class: .{TARGET} is {text!r}, a number from 0 on is needed")
+            raise UserError(f"{shard.uri}: sample {sample.key} has no class: .{target} is {text!r}, a number from 0 on is needed")
         classes[int(text)] += 1
     return rows, classes
 
@@ -115,16 +120,17 @@ def training_dataset(
     augmentation: Augmentation,
     storage_options: dict[str, Any],
     decode_tasks: int | None = None,
+    target: str | None = TARGET,
 ):
     """One worker's stream of decoded units over all epochs, as one execution: an epoch costs no new start.
 
-    decode_tasks: at most so many at a time.
+    decode_tasks: at most so many at a time. target: as for `survey`.
     """
     from ray.data import TaskPoolStrategy, from_blocks
 
     data_context()
     one = {"batch_size": None, "batch_format": "pyarrow", **RETRIES}
-    read = ReadSettings(UNIT_ROWS, keep=(TARGET,), storage_options=storage_options)
+    read = _reading(storage_options, target)
     return (
         from_blocks([listing_table(shards)])
         .map_batches(_epochs_stage, fn_kwargs={"epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
@@ -233,7 +239,7 @@ def _epoch(
 
 
 def _good(unit: Unit, decode: DecodeSettings) -> Batch:
-    """The decoded samples of a unit and their classes."""
+    """The decoded samples of a unit and their classes; where none is read, 0."""
     errors, sidecars = unit.samples["error"].to_pylist(), unit.samples["sidecars"].to_pylist()
-    classes = [int(sidecar[0]) for error, sidecar in zip(errors, sidecars, strict=True) if error is None]
+    classes = [int(sidecar[0]) if sidecar else 0 for error, sidecar in zip(errors, sidecars, strict=True) if error is None]
     return unit.payload.reshape(len(classes), *decode.patches_shape), np.asarray(classes, np.int64)

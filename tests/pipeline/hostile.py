@@ -43,11 +43,11 @@ def obey(order: str) -> None:
             os.close(1)
             time.sleep(600)
         case "lie":
-            os.write(1, decoder.REPLY.pack(decoder.PIXELS, 1, 60_000, 60_000, 0))
+            os.write(1, decoder.REPLY.pack(decoder.PIXELS, 1, 1, 60_000, 60_000, 0))
         case "babble":
             os.write(1, b"\xff" * 1000)
         case "half":
-            os.write(1, decoder.REPLY.pack(decoder.PIXELS, 1, 8, 8, 0)[:5])
+            os.write(1, decoder.REPLY.pack(decoder.PIXELS, 1, 1, 8, 8, 0)[:5])
             time.sleep(600)
 
 

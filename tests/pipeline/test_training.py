@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import UserError
-from pipeline.training import Step, TrainRequest, learning_rate, parameter_groups, train
+from pipeline.training import OBJECTIVES, Step, TrainRequest, learning_rate, objective_of, parameter_groups, train
 from pipeline.training_data import Augmentation
 from tests.builders import photo, write_tar
 from vit_model.checkpoint import load_folder, random
 from vit_model.config import Preprocessing, ViTConfig
+from vit_model.objectives import Supervised
 
 SIZE = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=0)
 
@@ -70,6 +71,33 @@ def test_matrices_decay_and_nothing_else_does():
     assert len(decay["params"]) + len(rest["params"]) == len(names)
 
 
+@pytest.mark.parametrize("name", ["masked-patch", "mae"])
+def test_of_an_objective_without_classes_the_tokens_decay_as_little(tmp_path, name):
+    objective = objective_of(request(tmp_path, objective=name, decoder=(24, 1, 2)))
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    _, rest = parameter_groups(objective, 0.1)
+    kept = {names[id(parameter)] for parameter in rest["params"]}
+    assert {"encoder.cls_token", "encoder.pos_embed", "mask_token" if name == "masked-patch" else "decoder.mask_token"} <= kept
+    assert not any(one.endswith("fc1.weight") for one in kept)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_the_seeds_and_so_are_the_masks_of_a_step(tmp_path, name):
+    config = replace(SIZE, num_classes=3 if name == "supervised" else 0)
+    asked = request(tmp_path, objective=name, config=config, decoder=(24, 1, 2), seed=4)
+    patches, classes = np.random.default_rng(0).integers(0, 256, (6, 16, 192), dtype=np.uint8), np.zeros(6, np.int64)
+
+    def losses(rank: int, numbers: list[int]) -> list[float]:
+        objective = objective_of(asked)
+        step = Step(objective, torch.optim.AdamW(objective.parameters(), lr=0.0), asked, torch.device("cpu"), rank)
+        return [float(step(patches, classes, 0.0, number)[0]) for number in numbers]
+
+    one = losses(0, [0, 1, 0])
+    assert one == losses(0, [0, 1, 0]) and one[0] == one[2]
+    if name == "mae":  # the others begin with a prediction of zeros, whatever is masked
+        assert len({*one, *losses(1, [0])}) == 3, "another step and another worker have other masks"
+
+
 def test_three_steps_equal_a_plain_loop_on_normalised_images(tmp_path):
     """uint8 patches through the trainer's step, against float images through textbook PyTorch."""
     from vit_model.patches import patchify
@@ -80,13 +108,14 @@ def test_three_steps_equal_a_plain_loop_on_normalised_images(tmp_path):
     )
     ours, plain = (random(config, asked.preprocessing, 0).model().train() for _ in range(2))
     groups = [parameter_groups(model, 0.1) for model in (ours, plain)]
-    step = Step(ours, torch.optim.AdamW(groups[0], lr=1e-3, fused=True), asked, torch.device("cpu"))
+    objective = Supervised(ours, label_smoothing=0.1)
+    step = Step(objective, torch.optim.AdamW(groups[0], lr=1e-3, fused=True), asked, torch.device("cpu"))
     optimizer = torch.optim.AdamW(groups[1], lr=1e-3)
     rng = np.random.default_rng(0)
     for number in range(3):
         images, classes = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 8)
         lr = 1e-3 / (number + 1)
-        loss, _ = step(patchify(images, 8), classes, lr)
+        loss, _ = step(patchify(images, 8), classes, lr, number)
         mean, std = torch.tensor(asked.preprocessing.mean), torch.tensor(asked.preprocessing.std)
         inputs = ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2)
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = lr
@@ -145,7 +174,8 @@ def test_a_loss_that_is_not_a_number_stops_with_its_epoch(tmp_path):
     model = random(config, Preprocessing(), 0).model().train()
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
-    step = Step(model, torch.optim.AdamW(model.parameters()), request(tmp_path, config=config), torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters())
+    step = Step(Supervised(model), optimizer, request(tmp_path, config=config), torch.device("cpu"))
     data = iter([(np.zeros((2, 16, 192), np.uint8), np.zeros(2, np.int64))])
     with pytest.raises(UserError, match="the loss is not a number in epoch 1"):
         _run_epoch(step, data, 0, 1, 1)
@@ -159,3 +189,16 @@ def test_a_hybrid_trains_from_the_same_stream_of_patches(tmp_path):
     saved = load_folder(tmp_path / "model")
     assert saved.config.resnet == () and saved.config.num_classes == 2
     assert "patch_embed.backbone.conv.weight" in saved.state and saved.state["head.weight"].abs().max() > 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_without_classes_a_model_is_trained_that_has_no_head(tmp_path):
+    """Masked patches; a masked autoencoder goes the same way."""
+    write_tar(tmp_path / "shards" / "a.tar", {f"{n}.jpg": photo(n) for n in range(64)})
+    seen = []
+    asked = request(tmp_path, objective="masked-patch", epochs=8, lr=3e-3, labels=("no", "matter"))
+    last = train(asked, seen.append)
+    assert last["loss"] < seen[0]["loss"] and last["accuracy"] > seen[0]["accuracy"]
+    saved = load_folder(tmp_path / "model")
+    assert saved.config.num_classes == 0 and saved.labels is None and saved.extra["objective"] == "masked-patch"
+    assert not [name for name in saved.state if name.startswith(("head", "mask", "predict", "encoder"))]

@@ -29,6 +29,7 @@ COMMANDS = {
     "lint": "Say what is wrong with shards, without a model.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
+    "finetune": "Train a trained model on, for classes of one's own.",
     "evaluate": "Say how often a model is right on images whose class is known.",
     "convert": "Write a model in the form that timm, transformers or Google's code opens.",
     "models": "List the variants: layers, width, heads, parameters, GFLOPs.",

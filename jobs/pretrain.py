@@ -34,16 +34,20 @@ class ArchitectureOptions:
 @Parameter(name="*", group=RECIPE)
 @dataclass
 class RecipeOptions:
-    """How it is trained: AdamW, linear warm-up, cosine decay."""
+    """How it is trained: linear warm-up, cosine decay, gradients clipped to a norm of 1."""
 
     epochs: int = 90
     batch_size: int = 256
     "Images in one step, over all workers."
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    "sgd has a momentum of 0.9."
     lr: float = 1e-3
     "The peak of the learning rate."
     weight_decay: float = 0.1
     warmup: float = 0.1
     "The share of the steps in which the learning rate rises."
+    layer_decay: float = 1.0
+    "The learning rate of a layer, as a share of that of the layer above it."
     label_smoothing: float = 0.0
     crop_scale: float = 0.35
     "The smallest share of a picture's area that a random crop covers."
@@ -51,11 +55,27 @@ class RecipeOptions:
     "The largest change of a crop's aspect ratio."
     flip: bool = True
     "Mirror every second picture."
+    seed: int = 0
+
+    def asked(self) -> dict[str, Any]:
+        """For a TrainRequest."""
+        from pipeline.training_data import Augmentation
+
+        names = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup", "layer_decay", "label_smoothing", "seed")
+        return {name: getattr(self, name) for name in names} | {
+            "augmentation": Augmentation(self.crop_scale, self.aspect, self.flip)
+        }
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass
+class DecoderOptions:
+    """MAE's decoder, which is thrown away afterwards."""
+
     decoder_width: int = 512
-    "Of MAE's decoder, as its depth and heads; it is thrown away afterwards."
+    "Of the decoder of --objective mae."
     decoder_depth: int = 8
     decoder_heads: int = 16
-    seed: int = 0
 
 
 @Parameter(name="*", group=RUN)
@@ -85,51 +105,49 @@ def pretrain(
     labels: Annotated[str | None, Parameter(help="Class names, one a line; else labels.txt beside the shards, if there.")] = None,
     architecture: ArchitectureOptions | None = None,
     recipe: RecipeOptions | None = None,
+    decoder: DecoderOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
     """Train a Vision Transformer from scratch; what it writes is what `label` and `embed` load."""
-    architecture, recipe, run = architecture or ArchitectureOptions(), recipe or RecipeOptions(), run or RunOptions()
+    recipe, decoder, run = recipe or RecipeOptions(), decoder or DecoderOptions(), run or RunOptions()
     storage = (source or SourceOptions()).storage
+    config = _config(architecture or ArchitectureOptions())
+
+    from pipeline.training_data import class_names
+    from vit_model.config import Preprocessing
+
+    asked = {
+        "sources": tuple(sources),
+        "output": output,
+        "config": config,
+        "preprocessing": Preprocessing(crop_pct=1.0),
+        "objective": objective,
+        "decoder": (decoder.decoder_width, decoder.decoder_depth, decoder.decoder_heads),
+        "labels": class_names(labels, sources, storage) if objective == "supervised" else None,
+        "storage_options": storage,
+    }
+    return execute(asked | recipe.asked(), run)
+
+
+def execute(asked: dict[str, Any], run: RunOptions) -> int:
+    """Train, print a line an epoch and the end: what `pretrain` and `finetune` share."""
+    from pipeline.recipe import TrainRequest
+    from pipeline.training import train
+    from vit_model.config import num_params
+
+    request = TrainRequest(**asked, workers=run.workers, precision=run.precision, device=run.device, address=run.address)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    config = _config(architecture)
-
-    from pipeline.training import TrainRequest, train
-    from pipeline.training_data import Augmentation, class_names
-    from vit_model.config import Preprocessing, num_params
-
-    names = class_names(labels, sources, storage) if objective == "supervised" else None
-    request = TrainRequest(
-        sources=tuple(sources),
-        output=output,
-        config=config,
-        preprocessing=Preprocessing(crop_pct=1.0),
-        objective=objective,
-        decoder=(recipe.decoder_width, recipe.decoder_depth, recipe.decoder_heads),
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        warmup=recipe.warmup,
-        label_smoothing=recipe.label_smoothing,
-        augmentation=Augmentation(recipe.crop_scale, recipe.aspect, recipe.flip),
-        seed=recipe.seed,
-        workers=run.workers,
-        precision=run.precision,
-        device=run.device,
-        labels=names,
-        address=run.address,
-        storage_options=storage,
-    )
-    console.print(f"training {num_params(config) / 1e6:.2f} M parameters for {recipe.epochs} epochs ({objective})")
-    metrics = train(request, lambda metrics: console.print(_line(metrics, recipe.epochs)))
+    size = f"{num_params(request.config) / 1e6:.2f} M parameters"
+    console.print(f"training {size} for {request.epochs} epochs ({request.objective})")
+    metrics = train(request, lambda metrics: console.print(_line(metrics, request.epochs)))
     if run.json:
         print(json.dumps(metrics, indent=1))
         return 0
-    command = "label" if objective == "supervised" else "embed"
+    command = "label" if request.objective == "supervised" else "embed"
     Console(highlight=False, soft_wrap=True).print(
-        f"model in {output}: loss {metrics['loss']}, training {_share(metrics, 4)}\n"
-        f"next: wordsworth {command} SOURCE --output OUT --model {output}"
+        f"model in {request.output}: loss {metrics['loss']}, training {_share(metrics, 4)}\n"
+        f"next: wordsworth {command} SOURCE --output OUT --model {request.output}"
     )
     return 0
 

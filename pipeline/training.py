@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,51 +19,15 @@ from pipeline.cluster import cores, ray_session
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
 from pipeline.models import publish
+from pipeline.recipe import TrainRequest, learning_rate, objective_of, optimizer_of, start_of
 from pipeline.source import expand_sources, find_shards
 from pipeline.storage import full_uri, is_local, open_filesystem
-from pipeline.training_data import TARGET, Augmentation, Survey, assign, batches, survey, training_dataset
+from pipeline.training_data import TARGET, Survey, assign, batches, survey, training_dataset
 from pipeline.unit import Unit
-from vit_model.checkpoint import Checkpoint, random, save_folder
-from vit_model.config import Preprocessing, ViTConfig
+from vit_model.checkpoint import Checkpoint, save_folder
 from vit_model.inference import resolve_precision
 from vit_model.model import VisionTransformer
-from vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Outcome, Supervised
-
-NO_DECAY = ("cls_token", "pos_embed", "mask_token")  # and every bias and LayerNorm
-OBJECTIVES: dict[str, Callable[[VisionTransformer, "TrainRequest"], nn.Module]] = {
-    "supervised": lambda encoder, request: Supervised(encoder, label_smoothing=request.label_smoothing),
-    "masked-patch": lambda encoder, request: MaskedPatchPrediction(encoder),
-    "mae": lambda encoder, request: MaskedAutoencoder(encoder, 0.75, *request.decoder),
-}
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What the user asked for. batch_size: images in one step over all workers. warmup: share of the steps that the learning rate
-    rises in, before it falls as a cosine. objective: one of OBJECTIVES, of which "supervised" alone needs classes. decoder: width,
-    depth and heads of MAE's, which is thrown away. config.num_classes of 0: as many as the data has."""
-
-    sources: tuple[str, ...]
-    output: str
-    config: ViTConfig
-    preprocessing: Preprocessing
-    epochs: int
-    batch_size: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.1
-    label_smoothing: float = 0.0
-    clip: float = 1.0
-    objective: str = "supervised"
-    decoder: tuple[int, int, int] = (512, 8, 16)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
-    workers: int = 1
-    precision: str = "auto"
-    device: str = "auto"
-    labels: tuple[str, ...] | None = None
-    address: str | None = None
-    storage_options: dict[str, Any] = field(default_factory=dict)
+from vit_model.objectives import Outcome
 
 
 def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -83,6 +47,8 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
         found = survey(shards, request.storage_options, target)
         request = _fit_classes(request, found) if target else replace(request, labels=None)
         objective_of(request)  # what does not fit together is said before any worker starts
+        weights = ray.put(start_of(request).to_bytes())
+        request = replace(request, start=None)  # every node reads them once from Ray's store
         parts = assign(shards, found.rows, request.workers)
         settings = _worker_settings(request, [sum(found.rows[shard.name] for shard in part) for part in parts])
         device = _device(request, ray.cluster_resources())
@@ -97,7 +63,8 @@ def train(request: TrainRequest, on_epoch: Callable[[dict[str, Any]], None]) -> 
         }
         seen: list[dict[str, Any]] = []
         with _board(lambda metrics: (seen.append(metrics), on_epoch(metrics))) as board:
-            _fit(request, {**settings, "board": board, "device": device, "decode": decode}, streams, device)
+            more = {"board": board, "device": device, "decode": decode, "weights": {"ref": weights}}
+            _fit(request, {**settings, **more}, streams, device)
     return seen[-1]
 
 
@@ -214,8 +181,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     if settings["device"] == "cpu":
         torch.set_num_threads(max(1, cores() // world))
+    request = replace(request, start=Checkpoint.from_bytes(ray.get(settings["weights"]["ref"])))
     model = prepare_model(objective_of(request))
-    optimizer = torch.optim.AdamW(parameter_groups(model, request.weight_decay), lr=request.lr, fused=True)
+    optimizer = optimizer_of(model, request)
     step = Step(model, optimizer, request, get_device(), rank)
     stream = ray.train.get_dataset_shard(f"rank-{rank}")
     units = map(Unit.from_arrow, stream.iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -230,33 +198,6 @@ def train_worker(settings: dict[str, Any]) -> None:
             ray.get(settings["board"].put.remote(metrics))
     if rank == 0:
         _save(request, getattr(model, "module", model).encoder, metrics)
-
-
-def objective_of(request: TrainRequest) -> nn.Module:
-    """A model with random weights and around it what it is trained for; the seed's, so the same on every worker.
-
-    Raises ModelError for a config that the objective cannot train.
-    """
-    encoder = random(request.config, request.preprocessing, request.seed).model().train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        return OBJECTIVES[request.objective](encoder, request)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, LayerNorms, the [class] and [mask] tokens and positions do not."""
-    decay, rest = [], []
-    for name, parameter in model.named_parameters():
-        (rest if parameter.ndim <= 1 or name.rpartition(".")[2] in NO_DECAY else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over `warmup` of the steps, then a cosine to zero."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 class Step:
@@ -278,7 +219,7 @@ class Step:
         # Hashed: of a seed a CPU's generator takes 32 bits.
         self.chance.manual_seed(int(np.random.SeedSequence([self.request.seed, self.rank, number]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         pixels, classes = (torch.from_numpy(values).to(self.device) for values in (patches, classes))
         inputs = (pixels.float() / 255 - self.mean) / self.std  # (B, N, P*P*3)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -316,9 +257,8 @@ def _run_epoch(step: Step, data, epoch: int, steps: int, total_steps: int) -> di
 
 def _save(request: TrainRequest, model: VisionTransformer, metrics: dict[str, Any]) -> None:
     """The model folder at the output, wherever that is. On a cluster the output must be storage that every node sees."""
-    provenance = {
-        name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed")
-    }
+    names = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "optimizer", "layer_decay")
+    provenance = {name: getattr(request, name) for name in names}
     versions = {"wordsworth": version("wordsworth"), "torch": torch.__version__}
     extra = {"objective": request.objective, "recipe": provenance, "versions": versions, "metrics": metrics}
     state = {name: tensor.float().cpu() for name, tensor in model.state_dict().items()}

@@ -29,6 +29,7 @@ State = dict[str, torch.Tensor]
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 # What reading bytes that are no tensors may raise.
 UNREADABLE = (SafetensorError, BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError)
+HEAD = ("head", "pre_logits")  # what stands behind the encoder, by the first part of its names
 SHOWN = 3  # keys named in a message; the rest are counted
 
 
@@ -74,6 +75,13 @@ class Checkpoint:
         """The same model for another image size: the position table is resampled, all else is kept."""
         config = replace(self.config, image_size=image_size)
         return replace(self, config=config, state=self.state | resampled(self.state, self.config, config))
+
+    def with_head(self, classes: int, labels: Iterable[str] | None = None) -> Self:
+        """With a new head of zeros for so many classes, as fine-tuning begins (section 3.2): a hidden layer before it goes too."""
+        config = replace(self.config, num_classes=classes, representation_size=0)
+        kept = {name: tensor for name, tensor in self.state.items() if name.partition(".")[0] not in HEAD}
+        head = {"head.weight": torch.zeros(classes, config.width), "head.bias": torch.zeros(classes)} if classes else {}
+        return type(self)(config, self.preprocessing, tuple(labels) if labels else None, kept | head, dict(self.extra))
 
     def to_bytes(self) -> bytes:
         """One safetensors file with everything else in its metadata, so that it travels as one buffer."""

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jobs.cli import run
+from jobs.cli import COMMANDS, run
 from tests.builders import make_model, photo, write_shards, write_tar
 
 LIGHT = """
@@ -33,7 +33,7 @@ def test_help_imports_neither_torch_nor_ray(arguments):
 
 def test_help_names_every_command_and_every_module_runs_by_itself(wordsworth):
     text = wordsworth("--help").stdout
-    for name in ("label", "embed", "pack", "verify", "compact", "pretrain", "convert", "models", "demo"):
+    for name in COMMANDS:
         assert f" {name} " in text
         done = subprocess.run([sys.executable, "-m", f"jobs.{name}", "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and f"Usage: wordsworth {name}" in done.stdout, done.stderr

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import UserError
-from pipeline.training import OBJECTIVES, Step, TrainRequest, learning_rate, objective_of, parameter_groups, train
+from pipeline.recipe import OBJECTIVES, TrainRequest, learning_rate, objective_of, optimizer_of, parameter_groups
+from pipeline.training import Step, train
 from pipeline.training_data import Augmentation
 from tests.builders import photo, write_tar
 from vit_model.checkpoint import load_folder, random
@@ -71,6 +72,32 @@ def test_matrices_decay_and_nothing_else_does():
     assert len(decay["params"]) + len(rest["params"]) == len(names)
 
 
+def test_with_layer_decay_every_layer_learns_slower_than_the_one_above():
+    model = random(ViTConfig(width=16, depth=3, heads=2, mlp_dim=32, num_classes=3), Preprocessing(), 0).model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {names[id(parameter)]: group["scale"] for group in parameter_groups(model, 0.1, 0.5) for parameter in group["params"]}
+    assert scales.keys() == set(names.values())
+    for start, scale in (("head.", 1), ("norm.", 1), ("blocks.2.", 1 / 2), ("blocks.0.", 1 / 8), ("patch_embed.", 1 / 16)):
+        assert {scales[name] for name in scales if name.startswith(start)} == {scale}, start
+    assert scales["cls_token"] == scales["pos_embed"] == 1 / 16
+    assert {group["scale"] for group in parameter_groups(model, 0.1)} == {1.0}
+
+
+def test_what_is_fine_tuned_begins_as_it_was_under_a_head_of_zeros(tmp_path):
+    config = replace(SIZE, num_classes=7, representation_size=24)
+    start = random(config, Preprocessing(), 3)
+    asked = request(tmp_path, start=start, config=replace(config, image_size=48, num_classes=2, representation_size=0))
+    encoder = objective_of(asked).encoder
+    state = encoder.state_dict()
+    assert encoder.config == asked.config and all(parameter.requires_grad for parameter in encoder.parameters())
+    assert not state["head.weight"].any() and state["head.weight"].shape == (2, 32) and "pre_logits.fc.weight" not in state
+    assert state["pos_embed"].shape == (1, 37, 32), "positions for 6 x 6 patches and the [class] token"
+    for name in ("patch_embed.proj.weight", "cls_token", "blocks.1.mlp.fc2.weight", "norm.bias"):
+        assert torch.equal(state[name], start.state[name]), name
+    sgd = optimizer_of(objective_of(asked), replace(asked, optimizer="sgd", weight_decay=0.0))
+    assert isinstance(sgd, torch.optim.SGD) and {group["momentum"] for group in sgd.param_groups} == {0.9}
+
+
 @pytest.mark.parametrize("name", ["masked-patch", "mae"])
 def test_of_an_objective_without_classes_the_tokens_decay_as_little(tmp_path, name):
     objective = objective_of(request(tmp_path, objective=name, decoder=(24, 1, 2)))
@@ -89,7 +116,7 @@ def test_every_objective_is_the_seeds_and_so_are_the_masks_of_a_step(tmp_path, n
 
     def losses(rank: int, numbers: list[int]) -> list[float]:
         objective = objective_of(asked)
-        step = Step(objective, torch.optim.AdamW(objective.parameters(), lr=0.0), asked, torch.device("cpu"), rank)
+        step = Step(objective, optimizer_of(objective, asked), asked, torch.device("cpu"), rank)
         return [float(step(patches, classes, 0.0, number)[0]) for number in numbers]
 
     one = losses(0, [0, 1, 0])
@@ -107,10 +134,9 @@ def test_three_steps_equal_a_plain_loop_on_normalised_images(tmp_path):
         tmp_path, config=config, preprocessing=Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)), label_smoothing=0.1
     )
     ours, plain = (random(config, asked.preprocessing, 0).model().train() for _ in range(2))
-    groups = [parameter_groups(model, 0.1) for model in (ours, plain)]
     objective = Supervised(ours, label_smoothing=0.1)
-    step = Step(objective, torch.optim.AdamW(groups[0], lr=1e-3, fused=True), asked, torch.device("cpu"))
-    optimizer = torch.optim.AdamW(groups[1], lr=1e-3)
+    step = Step(objective, optimizer_of(objective, replace(asked, weight_decay=0.1)), asked, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=1e-3)
     rng = np.random.default_rng(0)
     for number in range(3):
         images, classes = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, 8)
@@ -174,8 +200,8 @@ def test_a_loss_that_is_not_a_number_stops_with_its_epoch(tmp_path):
     model = random(config, Preprocessing(), 0).model().train()
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
-    optimizer = torch.optim.AdamW(model.parameters())
-    step = Step(Supervised(model), optimizer, request(tmp_path, config=config), torch.device("cpu"))
+    asked = request(tmp_path, config=config)
+    step = Step(Supervised(model), optimizer_of(model, asked), asked, torch.device("cpu"))
     data = iter([(np.zeros((2, 16, 192), np.uint8), np.zeros(2, np.int64))])
     with pytest.raises(UserError, match="the loss is not a number in epoch 1"):
         _run_epoch(step, data, 0, 1, 1)
@@ -192,13 +218,23 @@ def test_a_hybrid_trains_from_the_same_stream_of_patches(tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_without_classes_a_model_is_trained_that_has_no_head(tmp_path):
-    """Masked patches; a masked autoencoder goes the same way."""
+@pytest.mark.long  # two trainings; their parts, above, are not
+def test_a_model_that_was_trained_without_classes_is_fine_tuned_on_some(tmp_path):
+    """By masked patches; a masked autoencoder goes the same way."""
     write_tar(tmp_path / "shards" / "a.tar", {f"{n}.jpg": photo(n) for n in range(64)})
     seen = []
     asked = request(tmp_path, objective="masked-patch", epochs=8, lr=3e-3, labels=("no", "matter"))
     last = train(asked, seen.append)
-    assert last["loss"] < seen[0]["loss"] and last["accuracy"] > seen[0]["accuracy"]
+    assert last["loss"] < seen[0]["loss"], seen
     saved = load_folder(tmp_path / "model")
     assert saved.config.num_classes == 0 and saved.labels is None and saved.extra["objective"] == "masked-patch"
     assert not [name for name in saved.state if name.startswith(("head", "mask", "predict", "encoder"))]
+
+    write_classes(tmp_path / "classes", shards=2, images=48)
+    mine = {"sources": (str(tmp_path / "classes"),), "output": str(tmp_path / "mine"), "labels": ("dark", "bright"), "epochs": 4}
+    last = train(request(tmp_path, **mine, start=saved, optimizer="sgd", lr=0.05, weight_decay=0.0), seen.append)
+    tuned = load_folder(tmp_path / "mine")
+    assert last["accuracy"] > 0.9, seen
+    assert tuned.labels == ("dark", "bright") and tuned.extra["recipe"]["optimizer"] == "sgd"
+    near = torch.nn.functional.cosine_similarity(saved.state["pos_embed"].flatten(), tuned.state["pos_embed"].flatten(), dim=0)
+    assert near > 0.9, "it began as the other ended"

@@ -2,15 +2,18 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from jobs.label import foretold
 from pipeline.errors import UserError
 from pipeline.estimate import ENGINE, SHARE, Measured, forecast, measure
 from pipeline.models import load_model
+from pipeline.output import RunFolder
 from pipeline.plan import LabelRequest
 from tests.builders import photo, write_shards, write_tar
+from tests.pipeline.labelling import run
 
 ON_CPU = Measured(
     shards=100,
@@ -81,13 +84,14 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path, small_m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, wordsworth):
+def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, local_ray):
     write_shards(tmp_path / "in", shards=2, images=4)
-    place = ("--model", small_model, "--output", tmp_path / "out")
-    assert wordsworth("plan", tmp_path / "in", *place, "--seconds", 0.2).returncode == 0
-    said = wordsworth("label", tmp_path / "in", *place)
-    assert said.returncode == 0, said.stderr
-    assert re.search(r"foretold +8 images \(it was 8\), [\d,.]+ images/s", said.stdout), said.stdout
-    kept = json.loads((tmp_path / "out" / "_run" / "summary.json").read_text())["estimate"]
-    size = sum(path.stat().st_size for path in (tmp_path / "out" / "predictions").iterdir())
+    model, source = load_model(str(small_model)), tmp_path / "in"
+    measured = measure(request(source), model, 0, 0.1)
+    told = {"measured": asdict(measured) | {"images": measured.images}, "forecast": asdict(forecast(measured, 2, 0))}
+    RunFolder(str(tmp_path / "out")).keep_estimate(json.loads(json.dumps(told)))
+    summary, _ = run(tmp_path, model, source)
+    kept, size = summary["estimate"], sum(path.stat().st_size for path in (tmp_path / "out" / "predictions").iterdir())
     assert kept["images"] == [8, 8] and kept["bytes_written"][0] > 0 and kept["bytes_written"][1] == size
+    assert re.match(r"8 images \(it was 8\), [\d,.]+ images/s \(it was [\d,.]+, \d+%\), .* of Parquet", foretold(**kept))
+    assert foretold([9, 8], [5.0, None], [10, 20]) == "9 images (it was 8), 5.0 images/s, 10 bytes of Parquet (it was 20 bytes)"

@@ -180,7 +180,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if settings["device"] == "cpu":
-        torch.set_num_threads(max(1, cores() // world))
+        torch.set_num_threads(max(1, (cores() - 1) // world))  # one core decodes: threads that wait for each other wait for it too
     request = replace(request, start=Checkpoint.from_bytes(ray.get(settings["weights"]["ref"])))
     model = prepare_model(objective_of(request))
     optimizer = optimizer_of(model, request)

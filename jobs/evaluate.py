@@ -53,14 +53,10 @@ def evaluate(
             sources=tuple(sources),
             output=place,
             model=model.model,
-            format=source.format,
-            image_keys=source.image_keys,
-            image_column=source.image_column,
-            key=source.key,
             precision=precision,
             device=device,
             address=address,
-            storage_options=source.storage,
+            **source.asked(),
         )
         checkpoint = model.load(lambda said: Console(stderr=True, soft_wrap=True).print(said, markup=False), source.storage)
         chosen = tuple(int(part) for part in shots.split(","))
@@ -92,7 +88,7 @@ def _print(found: dict[str, Any]) -> None:
     console.print()
     worst = Table("worst classes", "images", "right", "taken for", box=None, header_style="bold", pad_edge=False)
     for row in found["worst"]:
-        others = ", ".join(f"{name} {count:,}" for name, count in row["taken_for"].items())
+        others = ", ".join(f"{name} ({count:,})" for name, count in row["taken_for"].items())
         worst.add_row(row["class"], f"{row['images']:,}", f"{row['accuracy']:.1%}", others)
     console.print(worst)
 

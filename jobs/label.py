@@ -52,11 +52,7 @@ def execute(
             sources=tuple(sources),
             output=output,
             model=model.model,
-            format=source.format,
             keep=run.kept,
-            image_keys=source.image_keys,
-            image_column=source.image_column,
-            key=source.key,
             precision=run.precision,
             device=run.device,
             batch_size=run.batch,
@@ -72,7 +68,7 @@ def execute(
             decode_timeout=run.decode_timeout,
             fast_decode=run.fast_decode,
             stall_timeout=run.stall_timeout,
-            storage_options=source.storage,
+            **source.asked(),
             **asked,
         )
         checkpoint = model.load(progress.note, source.storage)

@@ -83,6 +83,11 @@ class SourceOptions:
     def image_keys(self) -> tuple[str, ...]:
         return _split(self.image_key, ";")
 
+    def asked(self) -> dict[str, Any]:
+        """For a LabelRequest."""
+        names = ("format", "image_keys", "image_column", "key")
+        return {name: getattr(self, name) for name in names} | {"storage_options": self.storage}
+
     @property
     def storage(self) -> dict[str, Any]:
         try:

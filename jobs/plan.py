@@ -57,15 +57,11 @@ def plan(
             sources=tuple(sources),
             output=output or "nowhere",
             model=model.model,
-            format=source.format,
-            image_keys=source.image_keys,
-            image_column=source.image_column,
-            key=source.key,
             top_k=top_k,
             embedding="float16" if embeddings else None,
             precision=precision,
             device=device,
-            storage_options=source.storage,
+            **source.asked(),
         )
         checkpoint = model.load(lambda said: errors.print(said, markup=False), source.storage)
     own_gpus = torch.cuda.device_count()

@@ -3,7 +3,8 @@
     python -m benchmarks.label [FOLDER] [--images 4000] [--rounds 3] [--models Ti/16 S/16 no-op] [--sweep]
 
 FOLDER holds photographs (.jpg) at any depth, used again until there are enough; without it they are generated. Arms: ours; a torch
-DataLoader with webdataset and timm (peers/loader.py); Ray Data as its documentation teaches it (peers/ray_data.py). With --sweep
+DataLoader with webdataset and timm (peers/loader.py); Ray Data as its documentation teaches it (peers/ray_data.py), which is in
+fp32; and both of them in the dtype that ours chooses. With --sweep
 the peers' workers, threads and batch sizes are tried first, on a quarter of the images; all go into the file, and the best that is
 there is the opponent. Rows of models and of sweeps that are not measured now stay in the file. "no-op" is a model of one layer, 8
 wide, so that the engine is what counts.
@@ -49,12 +50,15 @@ from vit_model.model import VisionTransformer
 CSV = Path(__file__).with_suffix(".csv")
 SHARDS = 8
 MODELS = {"Ti/16": (192, 12, 3), "S/16": (384, 12, 6), "no-op": (8, 1, 1)}
-ARMS = [("ours", "bf16"), ("loader", "bf16"), ("loader", "fp32"), ("ray_data", "bf16")]
+ARMS = [("ours", "bf16"), ("loader", "bf16"), ("loader", "fp32"), ("ray_data", "bf16"), ("ray_data", "fp32")]
 SWEEPS = {
     "loader": [{"workers": w, "threads": t, "batch-size": b} for w, t, b in product((1, 2), (1, 2), (8, 32))],
     "ray_data": [{"actors": actors, "batch-size": batch} for actors, batch in product((1, 2), (8, 32, 128))],
 }
-USUAL = {"loader": {"workers": 2, "threads": 1, "batch-size": 8}, "ray_data": {"actors": 2, "batch-size": 32}}
+USUAL = {
+    "loader": {"workers": 2, "threads": 2, "batch-size": 32},
+    "ray_data": {"actors": 2, "batch-size": 128},
+}  # the best for Ti/16
 
 
 # ---- what is labelled -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import UserError
 
 Answer = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # (B, N, P*P*3) uint8 on the device -> what is asked for, row by row
-SIZES = (64, 128, 256, 512, 1024)  # batches among which the fastest is looked for
+SIZES = (64, 128, 256, 512)  # batches among which the fastest is looked for; a unit of 224 pixels has no more images
 WORTH = 1.03  # a larger batch must be so much faster, for it takes more memory
 UNITS = 2  # that a GPU's actor has under way: while one is taken in or given out, batches of the other are computed
 AHEAD = 2  # batches of a unit that are copied or computed at a time

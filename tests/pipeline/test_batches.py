@@ -103,7 +103,7 @@ def test_a_model_that_fits_with_no_batch_says_what_to_do():
 
 
 def test_the_size_that_is_found_is_the_smallest_beyond_which_nothing_is_won(monkeypatch):
-    rates = {64: 100.0, 128: 150.0, 256: 190.0, 512: 191.0, 1024: 900.0}
+    rates = {64: 100.0, 128: 150.0, 256: 190.0, 512: 191.0}
     monkeypatch.setattr(batches.Lanes, "rate", lambda lanes: rates[lanes.size])
     assert Overlapped(answer, SHAPE, "cpu", None).batch_size == 256
     assert Overlapped(small(most=200)[0], SHAPE, "cpu", None).batch_size == 128

@@ -1,0 +1,366 @@
+"""What a CUDA GPU does with the model and with the whole labeler, beside what its matrix units can do.
+
+    python -m benchmarks.gpu [FOLDER] [--only peak forward gains label] [--models Ti/16 S/16 B/16 L/16] [--rounds 5]
+
+It uses one GPU: of several, let it see one (CUDA_VISIBLE_DEVICES=0). Weights and pixels are random, pictures 224 by 224.
+
+peak: large bf16 matrix products by CUDA events, medians of 30; the highest is the peak of the other parts.
+forward: `prepare` and `Overlapped` as an actor has them: uint8 patches in host memory, in units of 512 from two threads, with one
+CPU thread for torch, to classes and scores in host memory. "no copies" is the graph alone. Operations are twice `macs`. Expected:
+B/16 at least 0.55 of the peak, L/16 at least 0.60.
+gains: one step after the other, each with all before it, from host memory to host memory and in the batch size that `Overlapped`
+finds: float32 images in fp32 (no TF32) and in bf16; uint8 patches, the normalisation folded; fixed shapes in a CUDA graph; pinned
+buffers and a stream for copies; two units at a time, the whole path. Beside that: the whole path with torch.compile, and timm's
+model in bf16 and channels-last, which gets its images like that from pinned memory. Every round times each arm once, in an order
+that turns; times_beside is the median over the rounds of its rate divided by that of the arm `beside`; difference is the largest
+of the best class's score to that of fp32, as a share of it.
+label: the command on JPEGs of FOLDER, or generated ones, in shards that are linked until three quarters of the images take 20 s.
+floor: the lower of what all cores decode at once, each with its child, and of the forward rate just measured. gpu_busy: the share
+of the steady time, as in benchmarks.label, in which any kernel ran, by `busy_by`. Expected: 0.90 of the floor, for B/16 and Ti/16.
+
+Rows that are not measured now, or were on another machine, stay in the file. `--device cpu` tries forward and some of the gains
+without a GPU, and writes a file only where --output names one.
+"""
+
+import argparse
+import copy
+import csv
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from benchmarks.machine import machine
+from benchmarks.model import TIMM
+from pipeline.batches import UNITS, Lane, Overlapped
+from vit_model.config import Preprocessing, macs, variant
+from vit_model.inference import prepare
+from vit_model.model import VisionTransformer
+from vit_model.patches import unpatchify
+
+CSV = Path(__file__).with_suffix(".csv")
+PARTS, MODELS, LABELLED = ("peak", "forward", "gains", "label"), ("Ti/16", "S/16", "B/16", "L/16"), ("B/16", "Ti/16")
+GOALS = {"B/16": 0.55, "L/16": 0.60}  # of the peak
+SIDES = (4096, 8192, 16384)
+SHAPE = (196, 768)  # N, P*P*3 of all the models
+UNIT = {"cuda": 512, "cpu": 16}  # images; 512 is what the labeler makes of this shape
+BATCH = {"cuda": None, "cpu": 8}  # None: the fastest is looked for
+SHARD, STEADY = 2048, 25.0  # images in a shard; seconds that the steady part of a run should take
+FIRST, WHOLE = "fp32, images", "two units at a time: the whole path"
+Run = Callable[[int], dict[str, np.ndarray]]  # all images so many times -> the answers of the last time
+
+
+def peaks() -> Iterator[dict[str, Any]]:
+    for side in SIDES:
+        a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(36)]
+        for event in events:
+            a @ b.T  # as nn.Linear multiplies
+            event.record()
+        torch.cuda.synchronize()
+        seconds = statistics.median(x.elapsed_time(y) / 1000 for x, y in pairwise(events[5:]))
+        yield {"part": "peak", "model": "", "arm": f"{side} x {side} x {side}", "tflops": round(2 * side**3 / seconds / 1e12, 1)}
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------------
+
+
+def top5(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the actor wants of them."""
+    scores, ids = logits.float().softmax(-1).topk(5)
+    return {"ids": ids.to(torch.int32), "scores": scores}
+
+
+def joined(answers: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def in_turn(whole: torch.Tensor, size: int, answer: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Run:
+    """A batch comes in, is computed and goes out, then the next one."""
+
+    def run(times: int) -> dict[str, np.ndarray]:
+        for _ in range(times):
+            answers = [{name: values.cpu().numpy() for name, values in answer(part).items()} for part in whole.split(size)]
+        return joined(answers)
+
+    return run
+
+
+def overlapping(batches: Overlapped, patches: torch.Tensor, threads: int = UNITS) -> Run:
+    """Two units through `Overlapped`, again and again, so many of them at a time."""
+    units, one = [part.numpy() for part in patches.chunk(2)], torch.inference_mode()(batches.__call__)
+
+    def run(times: int) -> dict[str, np.ndarray]:
+        with ThreadPoolExecutor(threads) as pool:
+            return joined(list(pool.map(one, units * times))[-len(units) :])
+
+    return run
+
+
+def overlapped(network: nn.Module, device: str, size: int | None) -> Overlapped:
+    with torch.inference_mode():
+        return Overlapped(lambda patches: top5(network(patches)[0]), SHAPE, device, size)
+
+
+@torch.inference_mode()
+def rates(arms: dict[str, Callable[[], Run]], images: int, rounds: int, seconds: float) -> tuple[dict, dict]:
+    """Images/s of every round, by arm; and what the arms answer, or the exception of one that cannot run."""
+    times, answers = {}, {}
+    for arm, build in arms.items():
+        try:
+            run = build()
+            answers[arm] = run(1)  # warm
+        except Exception as error:  # a compiler's, most often: the other arms go on
+            answers[arm] = error
+            continue
+        begin = time.perf_counter()
+        run(1)
+        times[arm] = run, max(1, math.ceil(seconds / (time.perf_counter() - begin)))
+    found: dict[str, list[float]] = {arm: [] for arm in times}
+    for number in range(rounds):
+        names = list(times)
+        for arm in names[number % len(names) :] + names[: number % len(names)]:
+            run, count = times[arm]
+            begin = time.perf_counter()
+            run(count)
+            found[arm].append(images * count / (time.perf_counter() - begin))
+    return found, answers
+
+
+def figures(part: str, name: str, arm: str, found: list[float], peak: float, size: int) -> dict[str, Any]:
+    rate = statistics.median(found)
+    tflops = rate * 2 * macs(variant(name)) / 1e12
+    row = {"part": part, "model": name, "arm": arm, "images_per_second": round(rate, 1), "tflops": round(tflops, 3)}
+    return row | {"share_of_peak": round(tflops / peak, 3), "batch_size": size, "rounds": len(found)}
+
+
+def pixels(device: str) -> torch.Tensor:
+    """The patches of two units, in host memory."""
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2 * UNIT[device], *SHAPE), dtype=np.uint8))
+
+
+def forward(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str, Any]]:
+    with torch.device(device):
+        model = VisionTransformer(variant(name))
+    nn.init.normal_(model.head.weight, std=0.05)  # or all classes would tie
+    patches, batches = pixels(device), overlapped(prepare(model, Preprocessing(), "bf16", device), device, BATCH[device])
+    found, answers = rates({WHOLE: lambda: overlapping(batches, patches)}, len(patches), rounds, seconds=3)
+    if isinstance(answers[WHOLE], Exception):
+        raise answers[WHOLE]
+    yield figures("forward", name, WHOLE, found[WHOLE], peak, batches.batch_size) | {"goal": GOALS.get(name)}
+    with torch.inference_mode():
+        alone = [batches.lanes.rate(16) for _ in range(rounds)]
+    yield figures("forward", name, "no copies", alone, peak, batches.batch_size)
+
+
+def gains(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str, Any]]:
+    with torch.device(device):
+        theirs, ours = timm.create_model(TIMM[name]).eval(), VisionTransformer(variant(name)).eval()
+    nn.init.normal_(theirs.head.weight, std=0.05)
+    ours.load_state_dict(theirs.state_dict())  # all arms have the same weights
+    patches = pixels(device)
+    images = ((unpatchify(patches, (14, 14), 16) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2).contiguous()
+    half, folded = copy.deepcopy(ours).bfloat16(), prepare(ours, Preprocessing(), "bf16", device)
+    batches = overlapped(folded, device, BATCH[device])
+    size = batches.batch_size
+
+    def plain(whole: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> Run:
+        return in_turn(whole, size, lambda part: top5(network(part.to(device, non_blocking=True))))
+
+    def replayed() -> Run:
+        lane = Lane(lambda part: top5(folded(part)[0]), (size, *SHAPE), torch.device(device), None)
+
+        def answer(part: torch.Tensor) -> dict[str, torch.Tensor]:
+            lane.input[: len(part)].copy_(part)
+            lane.compute()
+            return {name: values[: len(part)] for name, values in lane.output.items()}
+
+        return in_turn(patches, size, answer)
+
+    arms = {
+        FIRST: lambda: plain(images, ours),
+        "bf16, images": lambda: plain(images, lambda part: half(part.bfloat16())),
+        "bf16, uint8 patches": lambda: plain(patches, lambda part: folded(part)[0]),
+        "CUDA graph": replayed,
+        "pinned copies on a stream": lambda: overlapping(batches, patches, threads=1),
+        WHOLE: lambda: overlapping(batches, patches),
+    }
+    before = dict(zip(arms, [FIRST, *arms], strict=False))
+    if device == "cpu":
+        del arms["CUDA graph"], arms["pinned copies on a stream"]
+    else:
+        packed = images.to(torch.bfloat16, memory_format=torch.channels_last).pin_memory()
+        last = copy.deepcopy(theirs).to(torch.bfloat16, memory_format=torch.channels_last)
+        fast = copy.deepcopy(last)
+        fast.compile(dynamic=False)
+        for mode in ("default", "max-autotune-no-cudagraphs"):
+            network = prepare(ours, Preprocessing(), "bf16", device)
+            network.compile(fullgraph=True, dynamic=False, mode=mode)
+            arms[f"whole path, compiled: {mode}"] = lambda network=network: overlapping(overlapped(network, device, size), patches)
+        arms["timm bf16, channels-last"] = lambda: plain(packed, last)
+        arms["timm bf16, channels-last, compiled"] = lambda: plain(packed, fast)
+    found, answers = rates(arms, len(patches), rounds, seconds=1)
+    for arm, answer in answers.items():
+        if arm not in found:
+            told = f"{type(answer).__name__}: {str(answer).strip().partition(chr(10))[0]}"
+            yield {"part": "gains", "model": name, "arm": arm, "note": told[:200]}
+            continue
+        row = figures("gains", name, arm, found[arm], peak, size)
+        if (other := before.get(arm, WHOLE)) in found:
+            ratio = statistics.median(mine / its for mine, its in zip(found[arm], found[other], strict=True))
+            row |= {"beside": other, "times_beside": round(ratio, 3)}
+        if FIRST in found:
+            row["difference"] = f"{np.abs(answer['scores'][:, 0] / answers[FIRST]['scores'][:, 0] - 1).max():.2g}"
+        yield row
+
+
+# ---- the labeler ----------------------------------------------------------------------------------------------------------
+
+
+def decoding(images: list[bytes], ready: threading.Barrier, seconds: float = 5.0) -> float:
+    """Images/s of this process and its child, while as many others do the same."""
+    from benchmarks.decode import SETTINGS, unit_of
+    from pipeline.decode import decode_unit
+    from pipeline.guard import Guard
+    from pipeline.resample import start_loops
+
+    start_loops()
+    guard, unit, times = Guard(SETTINGS.guard), unit_of(images), 0
+    decode_unit(copy.copy(unit), SETTINGS, child=guard)  # warm
+    ready.wait()
+    begin = time.perf_counter()
+    while (spent := time.perf_counter() - begin) < seconds:
+        decode_unit(copy.copy(unit), SETTINGS, child=guard)
+        times += 1
+    guard.close()
+    return times * len(images) / spent
+
+
+def decode_rate(images: list[bytes], cores: int) -> float:
+    """Images/s of all cores at once."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(cores, mp_context=context) as pool:
+        return sum(pool.map(decoding, [images] * cores, [manager.Barrier(cores)] * cores))
+
+
+class Busy(threading.Thread):
+    """Looks twice a second for what share of the last moments any kernel ran in: (time, percentage)."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.by, self.look, self.seen, self.ended = "pynvml", torch.cuda.utilization, [], threading.Event()
+        try:
+            self.look()
+        except Exception:  # there is no pynvml, or it does not know this GPU
+            self.by, self.look = "nvidia-smi", self._asked
+        self.start()
+
+    def _asked(self) -> float:
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        command = ["nvidia-smi", "-i", gpu, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        return float(subprocess.check_output(command, text=True))
+
+    def run(self) -> None:
+        while not self.ended.wait(0.5):
+            self.seen.append((time.time(), self.look()))
+
+    def share(self, begin: float, end: float) -> float:
+        """Between two times; after that it looks no more."""
+        self.ended.set()
+        self.join()
+        return round(statistics.fmean([percent / 100 for at, percent in self.seen if begin <= at <= end] or [math.nan]), 3)
+
+
+def label(models: tuple[str, ...], photographs: Path | None, rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+    from benchmarks import label as labeler  # here: what is above needs no Ray
+    from vit_model.checkpoint import random, save_folder
+
+    images = labeler.photographs(photographs, 1000)
+    decoded = decode_rate(images[:64], labeler.cores())
+    shards = labeler.write_shards(folder / "shards", images, labeler.SHARDS * SHARD)
+    for number, name in enumerate(models):
+        rate = next(forward(name, "cuda", rounds, math.inf))["images_per_second"]
+        torch.cuda.empty_cache()  # the labeler is next
+        floor = min(decoded, rate)
+        source, out, model = (folder / f"{what}-{number}" for what in ("in", "out", "model"))
+        source.mkdir()
+        for copies in range(math.ceil(floor * STEADY / 0.75 / (labeler.SHARDS * SHARD))):  # the disk holds them once
+            for shard in shards.iterdir():
+                os.link(shard, source / f"{copies:03d}-{shard.name}")
+        save_folder(model, random(variant(name), Preprocessing(), 0))
+        busy = Busy()
+        ran = labeler.run([*labeler.ours(source, out, model, "bf16"), "--device", "cuda"])
+        done = labeler.done_by_file(out, ran["begin"])
+        begin, end = next(at for at, count in done if count >= done[-1][1] / 4), done[-1][0]
+        row, summary = labeler.figures(done, ran), json.loads((out / "_run" / "summary.json").read_text())
+        steady = row.pop("steady_images_per_second")
+        rates_of = {"decode_images_per_second": round(decoded, 1), "forward_images_per_second": rate}
+        more = {"share_of_floor": round(steady / floor, 3), "goal": 0.9, "steady_seconds": round(end - begin, 1)}
+        more |= {"gpu_busy": busy.share(ran["begin"] + begin, ran["begin"] + end), "busy_by": busy.by}
+        more |= {"bottleneck": summary["last_command"].get("bottleneck"), "errors": sum(summary["errors"].values())}
+        more["data"] = photographs.name if photographs else "generated"
+        yield {"part": "label", "model": name, "arm": "jobs label", "images_per_second": steady} | rates_of | more | row
+
+
+# ---- everything -----------------------------------------------------------------------------------------------------------
+
+
+def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    found = list(peaks()) if options.device == "cuda" and options.only != ["label"] else []
+    peak = max((row["tflops"] for row in found), default=math.nan)
+    yield from found if "peak" in options.only else ()
+    for part, measure in (("forward", forward), ("gains", gains)):
+        for name in options.models or MODELS if part in options.only else ():
+            yield from measure(name, options.device, options.rounds, peak)
+            torch.compiler.reset()  # it compiles one function for a few models and not for more
+            torch.cuda.empty_cache()
+    if "label" in options.only and options.device == "cuda":
+        yield from label(options.models or LABELLED, options.folder, options.rounds, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--models", nargs="+", choices=MODELS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA GPU that torch can use: run this on a machine with one, or try it with --device cpu")
+    if options.device == "cpu":
+        print("left out on a CPU: peak, label, and of the gains graphs, pinned copies, torch.compile and timm", file=sys.stderr)
+    torch.set_num_threads(1)  # as Ray has it in an actor
+    output, here = options.output or (CSV if options.device == "cuda" else None), machine()
+    rows = list(csv.DictReader(output.read_text().splitlines())) if output and output.exists() else []
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        for row in measured(options, Path(folder)):
+            row["machine"] = here
+            rows = [old for old in rows if any(old[key] != row[key] for key in ("part", "model", "arm", "machine"))] + [row]
+            print({name: value for name, value in row.items() if value is not None and name != "machine"}, flush=True)
+            if output:
+                with open(output, "w", newline="") as file:
+                    writer = csv.DictWriter(file, dict.fromkeys(name for line in rows for name in line))
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ COMMANDS = {
     "models": "List the variants: layers, width, heads, parameters, GFLOPs.",
     "demo": "The whole story on real handwriting, in a few minutes.",
 }
-RESUMABLE = ("label", "embed", "compact")
+RESUMABLE = ("label", "embed", "compact", "pretrain", "finetune")
 AGAIN = "what is done is kept, run the same command again to continue"
 
 app = App(

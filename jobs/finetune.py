@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from jobs.options import ModelOptions, SourceOptions
-from jobs.pretrain import RECIPE, RecipeOptions, RunOptions, execute
+from jobs.train_options import RECIPE, DataOptions, RecipeOptions, RunOptions, execute
 
 
 @Parameter(name="*", group=RECIPE)
@@ -24,38 +24,34 @@ class FinetuneOptions(RecipeOptions):
     "The peak of the learning rate: 0.001 to 0.03 are what the paper tries."
     weight_decay: float = 0.0
     warmup: float = 0.05
-    "The share of the steps in which the learning rate rises."
+    "The share of the steps in which the learning rate rises; from 1 on, their number."
 
 
 def finetune(
-    sources: Annotated[list[str], Parameter(help="WebDataset shards with .cls, as `wordsworth pack` makes them.")],
+    sources: Annotated[
+        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
+    ],
     /,
     *,
     model: Annotated[str, Parameter(help="What is fine-tuned: a model folder or file of weights, timm:NAME or hf:NAME.")],
-    output: Annotated[str, Parameter(help="The model folder.")],
+    output: Annotated[str, Parameter(help="The model folder; of an unfinished training, the same command goes on with it.")],
     image_size: Annotated[int | None, Parameter(help="Pixels a side, such as 384: positions are resampled.")] = None,
-    labels: Annotated[str | None, Parameter(help="Class names, one a line; else labels.txt beside the shards, if there.")] = None,
+    data: DataOptions | None = None,
     recipe: FinetuneOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
-    """Train a trained model on: a new head of zeros for the classes of these shards, larger pictures if asked for."""
-    storage = (source or SourceOptions()).storage
-
-    from pipeline.training_data import class_names
-
-    start = ModelOptions(model).load(lambda said: Console(stderr=True, soft_wrap=True).print(said, markup=False), storage)
+    """Train a trained model on: a new head of zeros for the classes of these images, larger pictures if asked for."""
+    source = source or SourceOptions()
+    start = ModelOptions(model).load(lambda said: Console(stderr=True, soft_wrap=True).print(said, markup=False), source.storage)
     sized = start.config.image_size if image_size is None else image_size
     asked = {
-        "sources": tuple(sources),
         "output": output,
         "config": replace(start.config, image_size=sized, num_classes=0, representation_size=0),
         "preprocessing": start.preprocessing,
         "start": start,
-        "labels": class_names(labels, sources, storage),
-        "storage_options": storage,
     }
-    return execute(asked | (recipe or FinetuneOptions()).asked(), run or RunOptions())
+    return execute(asked, sources, data or DataOptions(), recipe or FinetuneOptions(), source, run or RunOptions())
 
 
 if __name__ == "__main__":

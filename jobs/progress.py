@@ -71,7 +71,7 @@ class RunProgress:
             return f"the first unit is under way ({seconds:.0f} s)"
         left = seconds * max(0, self.total - self.base - self.bytes) / self.bytes
         rate = f"{self.images / seconds:,.0f} images/s"
-        return f"{self.images:,} images, {rate}, {sum(self.errors.values()):,} errors, {_duration(left)} left"
+        return f"{self.images:,} images, {rate}, {sum(self.errors.values()):,} errors, {duration(left)} left"
 
     def _watch(self) -> None:
         if not self.console.is_terminal:
@@ -85,7 +85,7 @@ class RunProgress:
                 bar.update(task, completed=self.share, description=self.line())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,6 +1,5 @@
 """How good a model is on images whose class is known: the labeler labels each of them once, and its rows are counted."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.labeler import label
 from pipeline.output import RunFolder
 from pipeline.plan import LabelRequest
+from pipeline.target import Target
 from pipeline.watch import Progress
 from vit_model.checkpoint import Checkpoint
 from vit_model.few_shot import SEEDS, SHOTS, draw, fit_probe
@@ -27,48 +27,6 @@ BINS = 15  # of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 WORST = 10  # classes that are named
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as DINO weighs them (arXiv:2104.14294, appendix F)
 BLOCK = 1024  # images that are compared with all training images at a time
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where an image's class stands: "cls" or another sidecar or column by its name, "json:FIELD" of the sidecar json, or "folder",
-    the last folder of its key. A class is a number, or a name among the labels."""
-
-    where: str
-    labels: tuple[str, ...] | None
-    classes: int
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The sidecar that the rows must carry."""
-        return () if self.where == "folder" else (self.where.partition(":")[0],)
-
-    def of(self, rows: pa.Table) -> np.ndarray:
-        """int64 (rows,). Raises UserError for the first row whose class is missing or unknown."""
-        texts = rows["key" if self.where == "folder" else self.kept[0]].to_pylist()
-        known = {name: number for number, name in enumerate(self.labels or ())}
-        return np.array([self._class(text, row, rows, known) for row, text in enumerate(texts)], np.int64)
-
-    def _class(self, text: str | None, row: int, rows: pa.Table, known: dict[str, int]) -> int:
-        name = self._name(text)
-        number = known.get(name, int(name) if name is not None and name.isdecimal() else None)
-        if number is None or number >= self.classes:
-            where = f"{rows['shard'][row].as_py()}: sample {rows['key'][row].as_py()}"
-            raise UserError(f"{where} has no class of this model's {self.classes}: --target {self.where} gives {name!r}")
-        return number
-
-    def _name(self, text: str | None) -> str | None:
-        if text is None:
-            return None
-        if self.where == "folder":
-            return (["", *text.split("/")])[-2] or None
-        if self.where.startswith("json:"):
-            try:
-                found = json.loads(text).get(self.where.partition(":")[2])
-            except (ValueError, AttributeError):
-                return None
-            return None if found is None else str(found)
-        return text.strip()
 
 
 # ---- counting rows --------------------------------------------------------------------------------------------------------

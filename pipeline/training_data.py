@@ -1,140 +1,105 @@
-"""The training stream: every worker's shards, epoch after epoch, in a seeded order, as batches of patches and classes."""
+"""The training stream: a worker's shards, epoch after epoch, in a seeded order, as batches of patches and classes.
+
+Which batch comes next is a function of the seed, the shards and the place in them alone, so a training that was cut off goes on
+with the batch that was due: it reads at most two groups of units again.
+"""
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.augment import Augmentation, augment
 from pipeline.cluster import RETRIES, data_context
 from pipeline.decode import DecodeSettings, decode_unit
 from pipeline.errors import UserError
-from pipeline.reader import ReadSettings, read_units, tar_samples
+from pipeline.reader import read_units
+from pipeline.sample import ReadSettings
 from pipeline.source import LISTING, Shard, listing_table
-from pipeline.storage import open_filesystem, public
+from pipeline.target import Target, kept
 from pipeline.unit import Unit
 
-TARGET = "cls"
-UNIT_ROWS = 512
-SURVEYED = 8  # shards in one task: a process that counts takes two seconds to start
-BUFFER_ROWS = 8192  # samples that a worker shuffles among themselves
+UNIT_ROWS, UNIT_BYTES = 512, 64 << 20  # samples in a unit, at most; and bytes of their patches
+GROUP_ROWS, GROUP_BYTES = 8192, 512 << 20  # the same of a group, the samples that are shuffled among themselves
+STREAM = pa.schema([*LISTING, ("epoch", pa.int32()), ("skip", pa.int32())])
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Inception-style crops. crop_scale: the smallest share of the picture's area that a crop covers; aspect: the largest change of
-    its aspect ratio, as a factor. flip: mirror every second picture."""
-
-    crop_scale: float = 1.0
-    aspect: float = 4 / 3
-    flip: bool = False
+def reading(decode: DecodeSettings, target: str | None, **settings: Any) -> ReadSettings:
+    """As training reads. settings: further ones of ReadSettings."""
+    rows = max(1, min(UNIT_ROWS, UNIT_BYTES // math.prod(decode.patches_shape)))
+    return ReadSettings(rows, keep=kept(target) if target else (), **settings)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What the training shards hold: samples by shard name, and samples by class id."""
-
-    rows: dict[str, int]
-    classes: Counter
-
-
-# ---- before training ------------------------------------------------------------------------------------------------------
-
-
-def survey(shards: list[Shard], storage_options: dict[str, Any], target: str | None = TARGET) -> Survey:
-    """Count samples and classes in Ray tasks. target: the sidecar with the class; None where none is needed. Raises UserError for a
-    sample without a class, naming it."""
-    import ray
-
-    others = [shard.uri for shard in shards if shard.kind != "tar"]
-    if others:
-        raise UserError(f"{others[0]} is no tar: training reads WebDataset shards (wordsworth pack makes them)")
-    task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shards)
-    parts = [shards[at : at + SURVEYED] for at in range(0, len(shards), SURVEYED)]
-    counts = [count for part in ray.get([task.remote(part, storage_options, target) for part in parts]) for count in part]
-    classes = sum((counter for _, counter in counts), Counter())
-    return Survey({shard.name: rows for shard, (rows, _) in zip(shards, counts, strict=True)}, classes)
-
-
-def _survey_shards(shards: list[Shard], storage_options: dict[str, Any], target: str | None) -> list[tuple[int, Counter]]:
-    return [_survey_shard(shard, storage_options, target) for shard in shards]
-
-
-def _reading(storage_options: dict[str, Any], target: str | None) -> ReadSettings:
-    return ReadSettings(UNIT_ROWS, keep=(target,) if target else (), storage_options=storage_options)
-
-
-def _survey_shard(shard: Shard, storage_options: dict[str, Any], target: str | None = TARGET) -> tuple[int, Counter]:
-    settings = _reading(storage_options, target)  # as training reads: the same rows
-    rows, classes = 0, Counter()
-    for sample in tar_samples(shard, settings, 0):
-        rows += 1
-        if sample.error == "shard_truncated" or not target:
-            continue
-        text = sample.sidecars[0]
-        if text is None or not text.strip().isdecimal():
-            raise UserError(f"{shard.uri}: sample {sample.key} has no class: .{target} is {text!r}, a number from 0 on is needed")
-        classes[int(text)] += 1
-    return rows, classes
-
-
-def class_names(labels: str | None, sources: list[str], storage_options: dict[str, Any]) -> tuple[str, ...] | None:
-    """The class names of a file, else of labels.txt beside the first source, else None."""
-    beside = [f"{base}/labels.txt" for base in (sources[0].rstrip("/"), sources[0].rpartition("/")[0] or ".")]
-    for uri in [labels] if labels else beside:
-        fs, path = open_filesystem(uri, storage_options)
-        if fs.isfile(path):
-            return tuple(fs.cat_file(path).decode().splitlines())
-    if labels:
-        raise UserError(f"--labels {public(labels)}: no such file", exit_code=2)
-    return None
-
-
-def assign(shards: list[Shard], rows: dict[str, int], workers: int) -> list[list[Shard]]:
-    """The shards of each worker: the largest first, each to the worker that has the fewest samples."""
-    if len(shards) < workers:
-        raise UserError(
-            f"{workers} workers need at least {workers} shards, there are {len(shards)}: pack smaller ones (--shard-size)"
-        )
-    parts: list[list[Shard]] = [[] for _ in range(workers)]
-    loads = [0] * workers
-    for shard in sorted(shards, key=lambda shard: (-rows[shard.name], shard.name)):
-        worker = loads.index(min(loads))
-        parts[worker].append(shard)
-        loads[worker] += rows[shard.name]
-    return parts
+def group_rows(decode: DecodeSettings, batch_size: int) -> int:
+    """Samples that are shuffled among themselves; at least two batches."""
+    return max(min(GROUP_ROWS, GROUP_BYTES // math.prod(decode.patches_shape)), 2 * batch_size)
 
 
 # ---- the stream -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is in its shards of an epoch. `at`: the shard, by its turn, and the unit where the group of now begins;
+    `before`: the same of the group before it, which left `carried` samples over for this one. drawn: batches of this group.
+    rows, errors: samples that were met in this epoch until this group, and those that could not be decoded."""
+
+    group: int = 0
+    at: tuple[int, int] = (0, 0)
+    before: tuple[int, int] = (0, 0)
+    carried: int = 0
+    drawn: int = 0
+    rows: int = 0
+    errors: int = 0
+
+    @property
+    def begin(self) -> tuple[int, int]:
+        """What must be read to go on from here."""
+        return self.before if self.carried else self.at
+
+
+def ordered(part: list[Shard], epoch: int, seed: int) -> list[Shard]:
+    """A worker's shards as they come in an epoch."""
+    return [part[place] for place in np.random.default_rng([seed, epoch]).permutation(len(part))]
+
+
+def resumed(shards: list[Shard], epoch: int, place: Place) -> pa.Table:
+    """What is left of an epoch's ordered shards, as rows of STREAM."""
+    turn, unit = place.begin
+    left = listing_table(shards[turn:])
+    skip = np.zeros(left.num_rows, np.int32)
+    skip[:1] = unit
+    return left.append_column("epoch", pa.array([epoch] * left.num_rows, pa.int32())).append_column("skip", pa.array(skip))
+
+
 def training_dataset(
-    shards: list[Shard],
-    epochs: int,
+    first: pa.Table,
+    part: list[Shard],
+    epochs: range,
     seed: int,
     decode: DecodeSettings,
-    augmentation: Augmentation,
-    storage_options: dict[str, Any],
+    augmentation: Augmentation | None,
+    settings: ReadSettings,
     decode_tasks: int | None = None,
-    target: str | None = TARGET,
 ):
-    """One worker's stream of decoded units over all epochs, as one execution: an epoch costs no new start.
+    """One worker's stream of decoded units, as one execution: an epoch costs no new start.
 
-    decode_tasks: at most so many at a time. target: as for `survey`.
+    first: rows of STREAM that come before the `epochs` over all shards of the part. augmentation: None brings pictures to the model
+    as the labeler does. decode_tasks: at most so many at a time.
     """
     from ray.data import TaskPoolStrategy, from_blocks
 
     data_context()
     one = {"batch_size": None, "batch_format": "pyarrow", **RETRIES}
-    read = _reading(storage_options, target)
     return (
-        from_blocks([listing_table(shards)])
-        .map_batches(_epochs_stage, fn_kwargs={"epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
-        .map_batches(_read_stage, fn_kwargs={"settings": read}, num_cpus=0.2, compute=TaskPoolStrategy(4), **one)
+        from_blocks([listing_table(part)])
+        .map_batches(_epochs_stage, fn_kwargs={"first": first, "epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
+        .map_batches(_read_stage, fn_kwargs={"settings": settings}, num_cpus=0.2, compute=TaskPoolStrategy(4), **one)
         .map_batches(
             _decode_stage,
             fn_kwargs={"settings": decode, "augmentation": augmentation, "seed": seed},
@@ -145,13 +110,15 @@ def training_dataset(
     )
 
 
-def _epochs_stage(table: pa.Table, epochs: int, seed: int) -> Iterator[pa.Table]:
-    """The listing -> a shard a block, every shard once an epoch, in the order that seed and epoch give."""
-    schema = pa.schema([*LISTING, ("epoch", pa.int32())])
-    for epoch in range(epochs):
-        for row in np.random.default_rng([seed, epoch]).permutation(table.num_rows):
-            one = table.slice(int(row), 1)
-            yield one.append_column("epoch", pa.array([epoch], pa.int32())).cast(schema)
+def _epochs_stage(table: pa.Table, first: pa.Table, epochs: range, seed: int) -> Iterator[pa.Table]:
+    """The listing -> a shard a block: `first`, then every shard once an epoch."""
+    for row in range(first.num_rows):
+        yield first.slice(row, 1).cast(STREAM)
+    part = [Shard.from_row(row) for row in table.to_pylist()]
+    for epoch in epochs:
+        everything = resumed(ordered(part, epoch, seed), epoch, Place())
+        for row in range(everything.num_rows):
+            yield everything.slice(row, 1).cast(STREAM)
 
 
 def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
@@ -159,87 +126,130 @@ def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
     for unit in read_units(Shard.from_row(row), settings):
         if unit.fault:
             raise UserError(f"{unit.shard_uri} could not be read: {unit.fault}")
-        yield unit.to_arrow().append_column("epoch", table["epoch"])
+        if unit.number >= row["skip"]:
+            yield unit.to_arrow().append_column("epoch", table["epoch"])
 
 
-def _decode_stage(table: pa.Table, settings: DecodeSettings, augmentation: Augmentation, seed: int) -> pa.Table:
+def _decode_stage(table: pa.Table, settings: DecodeSettings, augmentation: Augmentation | None, seed: int) -> pa.Table:
     unit = Unit.from_arrow(table)
+    if augmentation is None:
+        return decode_unit(unit, settings).to_arrow()
     # A retried task makes the same crops: the seed is what is decoded, not when or where.
     name = f"{seed}|{table['epoch'][0].as_py()}|{unit.shard_name}|{unit.number}"
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
-    return decode_unit(unit, settings, lambda image: random_crop(image, settings, augmentation, rng)).to_arrow()
-
-
-def random_crop(image: np.ndarray, settings: DecodeSettings, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (h, w, 3) -> a crop of random area, aspect ratio and place, resized: uint8 (H, W, 3) (Inception; the paper's code)."""
-    from pipeline.loops import region  # Numba: only where it is used
-
-    height, width = image.shape[:2]
-    area = width * height * rng.uniform(augmentation.crop_scale, 1.0)
-    aspect = math.exp(rng.uniform(-1, 1) * math.log(augmentation.aspect))
-    crop_width, crop_height = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
-    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
-    box = (left, top, left + crop_width, top + crop_height)
-    pixels = region(image, box, settings.image_size, settings.preprocessing.interpolation)
-    return pixels[:, ::-1] if augmentation.flip and rng.random() < 0.5 else pixels
+    return decode_unit(unit, settings, lambda image: augment(image, settings, augmentation, rng)).to_arrow()
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------------
 
 
-Batch = tuple[np.ndarray, np.ndarray]
+class Batch(NamedTuple):
+    """patches uint8 (B, N, P*P*3), classes int64 (B,), and the place behind it."""
+
+    patches: np.ndarray
+    classes: np.ndarray
+    place: Place
 
 
-def batches(
-    units: Iterator[Unit],
-    decode: DecodeSettings,
-    epochs: int,
-    rows_per_epoch: int,
-    steps_per_epoch: int,
-    batch_size: int,
-    seed: int,
-) -> Iterator[Batch]:
-    """Shuffled batches: uint8 patches (B, N, P*P*3) and int64 classes (B,), exactly `steps_per_epoch` an epoch.
+@dataclass(frozen=True)
+class Drawing:
+    """How batches are drawn from units. target: None gives class 0 to all. most_errors: samples of an epoch that may fail."""
 
-    Every good sample of an epoch is drawn at most once, unless so many could not be decoded that batches must be repeated.
+    decode: DecodeSettings
+    target: Target | None
+    batch_size: int
+    seed: tuple[int, ...]
+    most_errors: float = float("inf")
+
+
+@dataclass
+class _Group:
+    patches: np.ndarray
+    classes: np.ndarray
+    end: tuple[int, int]  # where the next group begins
+    rows: int
+    errors: int
+
+
+def epoch_batches(units: Iterator[Unit], shards: int, count: int, drawing: Drawing, place: Place) -> Iterator[Batch]:
+    """`count` shuffled batches of what is left of an epoch from `place` on: `units` begin there (`Place.begin`).
+
+    A group is shuffled in itself; what it leaves over of a last batch comes first in the next one. Every good sample is drawn at
+    most once, unless so many could not be decoded that the last group's batches must be repeated.
+
+    Raises UserError where a whole epoch gives no batch, and for more errors than `drawing` allows.
     """
-    for epoch in range(epochs):
-        rng = np.random.default_rng([seed, epoch, 1])
-        yield from _epoch(units, decode, rows_per_epoch, steps_per_epoch, batch_size, rng)
+    size, rows = drawing.batch_size, group_rows(drawing.decode, drawing.batch_size)
+    patches, classes = _none(drawing)
+    if place.carried:
+        before = _collect(units, place.before, shards, rows, drawing)
+        order = _shuffled(before, place.group - 1, drawing)[-place.carried :]
+        patches, classes = before.patches[order], before.classes[order]
+    given, last = 0, None
+    while given < count and place.at[0] < shards:
+        group, begun = _collect(units, place.at, shards, rows, drawing), place
+        place = replace(place, rows=place.rows + group.rows, errors=place.errors + group.errors)
+        if place.errors > drawing.most_errors:
+            raise UserError(
+                f"{place.errors:,} of {place.rows:,} images could not be decoded, more than --max-error-rate allows: "
+                "wordsworth lint and label say which and why"
+            )
+        order = _shuffled(group, place.group, drawing)
+        held = (np.concatenate([patches, group.patches[order]]), np.concatenate([classes, group.classes[order]]))
+        full = len(held[1]) // size
+        last = (held, full, begun) if full else last
+        for number in range(begun.drawn, min(full, begun.drawn + count - given)):
+            yield _batch(held, number, size, replace(begun, drawn=number + 1))
+            given += 1
+        patches, classes = (values[full * size :] for values in held)
+        place = replace(place, group=place.group + 1, before=place.at, at=group.end, carried=len(classes), drawn=0)
+    _drain(units, place.at, shards)
+    if given < count and last is None:
+        raise UserError("fewer images than one batch could be decoded: wordsworth lint and label say why")
+    for number in range(count - given):
+        held, full, begun = last
+        drawn = max(full, begun.drawn) + number
+        yield _batch(held, drawn % full, size, replace(begun, drawn=drawn + 1))
 
 
-def _epoch(
-    units: Iterator[Unit], decode: DecodeSettings, rows: int, steps: int, batch_size: int, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """All units of one epoch, shuffled BUFFER_ROWS at a time; what is left of one buffer goes into the next."""
-    held: list[Batch] = []
-    last: tuple[np.ndarray, np.ndarray, list[np.ndarray]] | None = None  # the last buffer that gave batches, and which
-    seen = emitted = 0
-    while seen < rows:
+def _batch(held: tuple[np.ndarray, np.ndarray], number: int, size: int, place: Place) -> Batch:
+    at = slice(number * size, (number + 1) * size)
+    return Batch(held[0][at], held[1][at], place)
+
+
+def _drain(units: Iterator[Unit], begin: tuple[int, int], shards: int) -> None:
+    """What is left of an epoch goes: the next one follows in the same stream."""
+    turn = begin[0]
+    while turn < shards:
+        turn += next(units).last
+
+
+def _none(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty((0, *drawing.decode.patches_shape), np.uint8), np.empty(0, np.int64)
+
+
+def _shuffled(group: _Group, number: int, drawing: Drawing) -> np.ndarray:
+    return np.random.default_rng([*drawing.seed, number]).permutation(len(group.classes))
+
+
+def _collect(units: Iterator[Unit], begin: tuple[int, int], shards: int, rows: int, drawing: Drawing) -> _Group:
+    """The units from `begin` on until there are `rows` samples or no shard is left."""
+    patches, classes = ([part] for part in _none(drawing))
+    turn, number, seen = *begin, 0
+    while seen < rows and turn < shards:
         unit = next(units)
-        held.append(_good(unit, decode))
+        if unit.number != number:
+            raise RuntimeError(f"unit {unit.number} of {unit.shard_uri} came where unit {number} was due")
+        for held, values in zip((patches, classes), good(unit, drawing.decode, drawing.target), strict=True):
+            held.append(values)
         seen += len(unit.samples)
-        if sum(len(classes) for _, classes in held) < BUFFER_ROWS and seen < rows:
-            continue
-        patches, classes = (np.concatenate(parts) for parts in zip(*held, strict=True))
-        order = rng.permutation(len(classes))
-        full = len(order) - len(order) % batch_size
-        drawn = [order[at : at + batch_size] for at in range(0, full, batch_size)][: steps - emitted]
-        for batch in drawn:
-            yield patches[batch], classes[batch]
-        emitted += len(drawn)
-        last = (patches, classes, drawn) if drawn else last
-        held = [(patches[order[full:]], classes[order[full:]])]
-    if emitted < steps and last is None:
-        raise UserError("fewer images than one batch could be decoded: label the same shards to see their errors")
-    for number in range(steps - emitted):
-        patches, classes, drawn = last
-        batch = drawn[number % len(drawn)]
-        yield patches[batch], classes[batch]
+        turn, number = (turn + 1, 0) if unit.last else (turn, number + 1)
+    patches, classes = np.concatenate(patches), np.concatenate(classes)
+    return _Group(patches, classes, (turn, number), seen, seen - len(classes))
 
 
-def _good(unit: Unit, decode: DecodeSettings) -> Batch:
-    """The decoded samples of a unit and their classes; where none is read, 0."""
-    errors, sidecars = unit.samples["error"].to_pylist(), unit.samples["sidecars"].to_pylist()
-    classes = [int(sidecar[0]) if sidecar else 0 for error, sidecar in zip(errors, sidecars, strict=True) if error is None]
-    return unit.payload.reshape(len(classes), *decode.patches_shape), np.asarray(classes, np.int64)
+def good(unit: Unit, decode: DecodeSettings, target: Target | None) -> tuple[np.ndarray, np.ndarray]:
+    """The decoded samples of a unit, uint8 (M, N, P*P*3), and their classes (M,); without a target, zeros."""
+    samples = unit.samples.filter(pc.is_null(unit.samples["error"]))
+    patches = unit.payload.reshape(len(samples), *decode.patches_shape)
+    return patches, target.of_samples(samples) if target else np.zeros(len(samples), np.int64)

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from vit_model.config import ModelError
+from vit_model.encoder import Block
 
 PARAM_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -32,7 +33,7 @@ def parallelize(
     A sharded model is to be called as a whole, `model(x)`: the gathering of weights hangs on that call.
 
     Args:
-        model: anything with `blocks`, on its device.
+        model: anything that holds encoder blocks, such as an objective, on its device.
         activation_checkpointing: keep only the input of every block and compute the rest again in the backward pass.
         compile: compile every block by itself: one small graph serves them all. Raises dynamo's limit of graphs for the
             whole process, because rates of drop path may need a graph each.
@@ -50,13 +51,17 @@ def parallelize(
     if mesh is None and precision != "fp32":
         raise ModelError(f"precision {precision!r} is a policy of sharding and needs a mesh; in one process use torch.autocast")
     if activation_checkpointing:
-        for block in model.blocks:
+        for block in _blocks(model):
             block.forward = MethodType(_recomputed, block)  # a wrapper module would rename the parameters
     if compile:
-        _compile_blocks(model.blocks, backend)
+        _compile_blocks(_blocks(model), backend)
     if mesh is not None:
         _shard(model, mesh, PARAM_DTYPES[precision])
     return model
+
+
+def _blocks(model: nn.Module) -> list[Block]:
+    return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def _recomputed(block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
@@ -64,7 +69,7 @@ def _recomputed(block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
     return checkpoint(type(block).forward, block, *args, use_reentrant=False)
 
 
-def _compile_blocks(blocks: nn.Sequential, backend: str) -> None:
+def _compile_blocks(blocks: list[Block], backend: str) -> None:
     """Blocks that differ in a constant can share no graph, and with `fullgraph` the ninth would be an error."""
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 4 * len(blocks))  # training or not, with gradients or not
@@ -76,7 +81,7 @@ def _shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype | None) 
     """FSDP2: a unit a block, and the root with all the rest; only the root's output goes back to float32."""
     reduce_dtype = param_dtype and torch.float32
     policy = MixedPrecisionPolicy(param_dtype, reduce_dtype)
-    for block in model.blocks:
+    for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype, reduce_dtype, output_dtype=reduce_dtype))
 

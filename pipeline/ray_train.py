@@ -1,0 +1,124 @@
+"""Ray Train as it is needed here: which failures are worth another try, few processes on one machine, and news from the workers.
+
+Imported by processes that do nothing else, so it imports nothing heavy.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+from pipeline.errors import UserError, root_cause
+from vit_model.config import ModelError
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+class Trainer(TorchTrainer):
+    """alone: on one machine, where three actors that take four CPU-seconds each to start have nothing to do: one hands out data
+    sets (the workers make their own), one looks for machines that are about to go, one asks for more of them."""
+
+    def __init__(self, *arguments: Any, alone: bool, **options: Any):
+        super().__init__(*arguments, **options)
+        self.alone = alone
+
+    def _create_default_callbacks(self) -> list[Any]:
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback) if self.alone else DatasetsCallback
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        options["failure_policy"] = _Policy(self.run_config.failure_config)
+        if not self.alone:
+            return super()._initialize_and_run_controller(**options)
+        if not self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = _AsManyAsThereAre(self.scaling_config)
+        controller = ray.remote(num_cpus=0)(_Controller).remote(**options)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C ends the command as it does everywhere else: the last checkpoint is what remains."""
+
+
+class _Controller(TrainController):
+    """Looks more often, and starts workers without an environment of their own, so that processes that wait can be used."""
+
+    def __init__(self, **options: Any):
+        os.environ |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+        WorkerGroup._get_worker_runtime_env = lambda self, custom_runtime_env: custom_runtime_env
+        super().__init__(**options)
+
+
+class _AsManyAsThereAre(FixedScalingPolicy):
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
+class _Policy(DefaultFailurePolicy):
+    """Starts workers again, but not for what would come again: an error that is meant for the user."""
+
+    def make_decision(self, training_failed_error: Exception) -> FailureDecision:
+        return FailureDecision.RAISE if meant(training_failed_error) else super().make_decision(training_failed_error)
+
+
+def meant(error: Exception) -> Exception | None:
+    """The first worker's error that says what the user can do."""
+    causes = (root_cause(inner(one), UserError, ModelError) for one in getattr(error, "worker_failures", {}).values())
+    return next((cause for cause in causes if isinstance(cause, (UserError, ModelError))), None)
+
+
+def inner(error: BaseException) -> BaseException:
+    """What a worker raised."""
+    return getattr(error, "_base_exc", error)
+
+
+# ---- news -----------------------------------------------------------------------------------------------------------------
+
+
+class _Board:
+    """An actor that workers write their news to."""
+
+    def __init__(self) -> None:
+        self.news: list[dict[str, Any]] = []
+
+    def put(self, news: dict[str, Any]) -> None:
+        self.news.append(news)
+
+    def take(self) -> list[dict[str, Any]]:
+        news, self.news = self.news, []
+        return news
+
+
+@contextlib.contextmanager
+def board(hear: Watch) -> Iterator[Any]:
+    """The actor; `hear` gets in this process what is put there."""
+    actor = ray.remote(num_cpus=0)(_Board).remote()
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.wait(0.5):
+            for news in ray.get(actor.take.remote()):
+                hear(news)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield actor
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+    for news in ray.get(actor.take.remote()):
+        hear(news)

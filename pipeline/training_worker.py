@@ -1,0 +1,388 @@
+"""What every Ray Train worker runs: epochs of steps, validation, checkpoints. Rank 0 writes the model folder and speaks for all."""
+
+import contextlib
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.cluster import cores
+from pipeline.decode import DecodeSettings
+from pipeline.errors import UserError
+from pipeline.models import publish
+from pipeline.recipe import SHARDED, TrainRequest, learning_rate, objective_of, optimizer_of
+from pipeline.sample import ReadSettings
+from pipeline.step import Average, Step, flops_of, matrix_peak
+from pipeline.storage import is_local, open_filesystem
+from pipeline.survey import Survey, assign
+from pipeline.target import Target
+from pipeline.training_data import Drawing, Place, epoch_batches, good, resumed, training_dataset
+from pipeline.training_state import Leg, Progress, going_on, load, save
+from pipeline.unit import Unit
+from vit_model.checkpoint import Checkpoint, save_folder
+from vit_model.config import num_params
+from vit_model.parallel import gathered_state_dict, parallelize
+
+SAID_EVERY = 2.0  # seconds
+SAVED_EVERY = 10.0  # seconds from one checkpoint to one after an epoch
+RECIPE = ("epochs", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "decay", "label_smoothing", "loss", "clip", "seed")
+RECIPE += ("optimizer", "beta2", "layer_decay", "ema", "dropout", "drop_path", "target")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the driver gives to its workers. weights: those to start from, in Ray's store; asked: the settings, for the model
+    folder. alone: this is the only machine."""
+
+    request: TrainRequest
+    decode: DecodeSettings
+    reading: ReadSettings
+    train: Survey
+    val: Survey | None
+    target: Target | None
+    device: str
+    weights: Any
+    board: Any
+    asked: dict[str, Any]
+    alone: bool
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's function."""
+    from pipeline.driver import on_one_machine  # Ray Data's plans are driven from here
+
+    given: Given = config["given"]
+    with on_one_machine() if given.alone else contextlib.nullcontext():
+        _Worker(given).run()
+
+
+class _Worker:
+    def __init__(self, given: Given):
+        import ray
+        import ray.train
+        from ray.train.torch import get_device
+
+        self.given = given
+        context = ray.train.get_context()
+        self.rank, self.world, self.device = context.get_world_rank(), context.get_world_size(), get_device()
+        if self.device.type == "cpu":  # one core decodes: threads that wait for each other wait for it too
+            torch.set_num_threads(max(1, (cores() - 1) // self.world))
+        self.request = replace(given.request, start=Checkpoint.from_bytes(ray.get(given.weights)))
+        self.part = self.request.batch_size // (self.world * self.request.accumulate)  # images in one pass of this worker
+        self.local = self.part * self.request.accumulate
+        model = objective_of(self.request).to(self.device)
+        self.flops = flops_of(model, self.request.config.patch_dim, self.request.config.num_patches)
+        self.model = self._distributed(model)
+        self.optimizer = optimizer_of(self.model, self.request)
+        self.average = Average(self.model, self.request.ema) if self.request.ema else None
+        self.step = Step(self.model, self.optimizer, self.request, self.device, self.rank)
+        self.saved = time.monotonic()
+        low = self.step.bf16 or self.step.sharded
+        self.peak = matrix_peak(self.device, torch.bfloat16 if low else torch.float32)
+
+    def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
+        from ray.train.torch import prepare_model
+        from torch.distributed.device_mesh import init_device_mesh
+
+        request, mesh, precision = self.request, None, "fp32"
+        if request.sharding == "fsdp" or (request.sharding == "auto" and self.world > 1 and num_params(request.config) > SHARDED):
+            from vit_model.inference import resolve_precision
+
+            mesh = init_device_mesh(self.device.type, (self.world,))
+            precision = resolve_precision(request.precision, self.device.type)
+        parallelize(
+            model,
+            activation_checkpointing=request.activation_checkpointing,
+            compile=request.compile,
+            mesh=mesh,
+            precision=precision,
+        )
+        return model if mesh else prepare_model(model, move_to_device=False)
+
+    # ---- epochs ----
+
+    def run(self) -> None:
+        request, survey = self.request, self.given.train
+        progress, leg = going_on(self._restored(), list(survey.shards), survey.rows, self.world, self.local, request.seed)
+        full = Leg.of(survey.shards, survey.rows, self.world, self.local, 0, request.seed)
+        if not full.steps:
+            assign(list(survey.shards), survey.rows, self.world)  # says it if there are too few shards
+            raise UserError(f"no worker has the {self.local} samples of its share of a batch: use a smaller --batch-size")
+        steps = progress.number + leg.steps - progress.step + (request.epochs - progress.epoch - 1) * full.steps
+        self._say("begin", step=progress.number, steps=steps, epoch=progress.epoch, workers=self.world, epochs=request.epochs)
+        units = self._units(progress, leg)
+        metrics: dict[str, Any] = {}
+        while progress.epoch < request.epochs:
+            progress = self._epoch(progress, leg, units, steps)
+            metrics = self._epoch_metrics(progress)
+            best = self._best(progress, metrics)
+            progress = Progress(progress.epoch + 1, progress.number, best=best)
+            if progress.epoch < request.epochs and self._most(int(time.monotonic() - self.saved > SAVED_EVERY)):
+                self._save(progress, metrics)
+            self._say("epoch", **metrics)
+            progress, leg = going_on(progress, list(survey.shards), survey.rows, self.world, self.local, request.seed)
+        self._write(request.output, metrics)
+
+    def _epoch(self, progress: Progress, leg: Leg, units: Iterator[Unit], steps: int) -> Progress:
+        """The steps that are left of a leg."""
+        self.lr, self.rates = 0.0, {}
+        if progress.step >= leg.steps:
+            return progress
+        request, place = self.request, progress.places[self.rank]
+        most = request.max_error_rate * sum(self.given.train.rows[shard.name] for shard in leg.parts[self.rank])
+        seed = (request.seed + self.rank, progress.epoch, 1)
+        drawing = Drawing(self.given.decode, self.given.target, self.part, seed, most)
+        count = (leg.steps - progress.step) * request.accumulate
+        batches = epoch_batches(units, len(leg.parts[self.rank]), count, drawing, place)
+        watch = _Watch(self, steps, progress.epoch)
+        said: list[dict[str, torch.Tensor]] = []
+        for step in range(progress.step, leg.steps):
+            parts = []
+            with watch.waiting():
+                for _ in range(request.accumulate):
+                    patches, classes, place = next(batches)
+                    parts.append((patches, classes))
+            lr = learning_rate(progress.number, steps, request.lr, request.warmup, request.decay)
+            loss, metrics = self.step(parts, lr, progress.number)
+            if self.average:
+                self.average.update()
+            said.append({"loss": loss, **metrics})
+            progress = replace(progress, number=progress.number + 1, step=step + 1)
+            watch.step(said, progress.number, lr)
+            if request.save_every and progress.number % request.save_every == 0 and step + 1 < leg.steps:
+                progress = self._summed(progress, said, watch)
+                self._save(replace(progress, places=self._places(place)), {})
+                said = []
+        for _ in batches:  # what is over, where other workers have fewer samples
+            pass
+        self.lr, self.rates = lr, watch.figures()
+        return self._summed(progress, said, watch)
+
+    def _summed(self, progress: Progress, said: list[dict[str, torch.Tensor]], watch: "_Watch") -> Progress:
+        """What steps said joins the sums of the epoch."""
+        if not said:
+            return progress
+        sums = {name: float(torch.stack([one[name].float() for one in said]).double().sum()) for name in said[0]}
+        watch.check(said, progress.number)
+        sums = {name: value + progress.sums.get(name, 0.0) for name, value in sums.items()}
+        return replace(progress, sums=sums, count=progress.count + len(said))
+
+    def _epoch_metrics(self, progress: Progress) -> dict[str, Any]:
+        """The means over the epoch's steps and all workers, and what --val says."""
+        names = list(progress.sums)
+        sums = self._added([progress.sums[name] for name in names] + [progress.count])
+        means = {name: round(value / max(1.0, sums[-1]), 4) for name, value in zip(names, sums, strict=False)}
+        found = {"epoch": progress.epoch + 1, "step": progress.number, **means, "lr": self.lr, **self.rates}
+        return found | self._validated()
+
+    # ---- data ----
+
+    def _units(self, progress: Progress, leg: Leg) -> Iterator[Unit]:
+        request, survey = self.request, self.given.train
+        first = resumed(list(leg.parts[self.rank]), progress.epoch, progress.places[self.rank]) if leg.parts else None
+        part = assign(list(survey.shards), survey.rows, self.world)[self.rank]
+        first = first if first is not None and leg.steps else resumed([], 0, Place())
+        rest = range(progress.epoch + 1, request.epochs)
+        return self._stream(first, part, rest, request.augmentation)
+
+    def _stream(self, first, part, epochs: range, augmentation) -> Iterator[Unit]:
+        import ray
+        from ray.data import DataContext
+
+        context = DataContext.get_current().copy()
+        context.execution_options.preserve_order = True  # the seed decides the order, not the speed
+        available = ray.cluster_resources()
+        cpus = available["CPU"] - self.world
+        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+            cpu=max(2.0, cpus / self.world), object_store_memory=available["object_store_memory"] / 2 / self.world
+        )
+        # On CPUs it is the model that takes them, and every process that decodes too takes seconds of one to start.
+        tasks = None if self.device.type == "cuda" else max(2, int(available["CPU"] / 2 / self.world))
+        with DataContext.current(context):
+            dataset = training_dataset(
+                first, part, epochs, self.request.seed, self.given.decode, augmentation, self.given.reading, tasks
+            )
+        return map(Unit.from_arrow, dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+
+    def _validated(self) -> dict[str, Any]:
+        """Every validation image counted once, whatever the number of workers; of the averaged weights, if there are any."""
+        if not self.given.val:
+            return {}
+        val, decode = self.given.val, self.given.decode
+        parts = [list(val.shards[rank :: self.world]) for rank in range(self.world)]
+        mine = parts[self.rank]
+        units = self._stream(resumed(mine, 0, Place()), mine, range(0), None) if mine else iter(())
+        sums, images, rows, passes = {}, 0, 0, 0
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            for unit in units:
+                patches, classes = good(unit, decode, self.given.target)
+                rows += len(unit.samples)
+                for at in range(0, len(classes), self.part):
+                    count = len(classes[at : at + self.part])
+                    loss, metrics = self.step.score(patches[at : at + self.part], classes[at : at + self.part], passes)
+                    for name, value in {"loss": loss, **metrics}.items():
+                        sums[name] = sums.get(name, 0.0) + count * float(value)
+                    images, passes = images + count, passes + 1
+            if self.step.sharded:  # FSDP gathers weights in every pass: all workers must make as many
+                nothing = np.zeros((1, *decode.patches_shape), np.uint8), np.zeros(1, np.int64)
+                for _ in range(passes, self._most(passes)):
+                    self.step.score(*nothing, 0)
+        names = ("loss", "accuracy" if self.request.objective != "mae" else "explained")
+        *totals, images, rows = self._added([sums.get(name, 0.0) for name in names] + [images, rows])
+        if not images:
+            raise UserError("no image of --val could be decoded: wordsworth lint says why")
+        found = {f"val_{name}": round(total / images, 6) for name, total in zip(names, totals, strict=True)}
+        return found | {"val_images": int(images), "val_errors": int(rows - images)}
+
+    # ---- between workers ----
+
+    def _added(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def _most(self, value: int) -> int:
+        most = torch.tensor(value, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
+    def _places(self, place: Place) -> tuple[Place, ...]:
+        places = [place] * self.world
+        if self.world > 1:
+            dist.all_gather_object(places, place)
+        return tuple(places)
+
+    def _say(self, kind: str, **news: Any) -> None:
+        import ray
+
+        if self.rank == 0:
+            ray.get(self.given.board.put.remote({"kind": kind, **news}))
+
+    # ---- what is kept ----
+
+    def _restored(self) -> Progress:
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return Progress()
+        with checkpoint.as_directory() as folder:
+            return load(self.model, self.optimizer, self.average, folder)
+
+    def _save(self, progress: Progress, metrics: dict[str, Any]) -> None:
+        """A checkpoint, which Ray Train uploads while training goes on."""
+        import ray.train
+        from ray.train import Checkpoint as Folder
+        from ray.train import CheckpointUploadMode
+
+        self.saved = time.monotonic()
+        folder = save(self.model, self.optimizer, self.average, progress, self.rank)
+        ray.train.report(
+            metrics,
+            checkpoint=Folder.from_directory(folder),
+            checkpoint_dir_name=f"step-{progress.number:09d}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def _best(self, progress: Progress, metrics: dict[str, Any]) -> tuple[float, int] | None:
+        """Keeps the model of the best epoch beside the output, if there is one to tell by."""
+        score = metrics.get("val_accuracy", -metrics["val_loss"] if "val_loss" in metrics else None)
+        if score is None or (progress.best and score <= progress.best[0]):
+            return progress.best
+        self._write(f"{self.request.output}/best-epoch-{metrics['epoch']}", metrics)
+        if progress.best and self.rank == 0:
+            fs, path = open_filesystem(f"{self.request.output}/best-epoch-{progress.best[1]}", self.request.storage_options)
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
+        return score, metrics["epoch"]
+
+    def _write(self, uri: str, metrics: dict[str, Any]) -> None:
+        """A model folder, wherever that is. On a cluster the output must be storage that every node sees."""
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            state = gathered_state_dict(self.model)
+        if self.rank:
+            return
+        request = self.request
+        extra = {
+            "objective": request.objective,
+            "recipe": {name: getattr(request, name) for name in RECIPE},
+            "settings": self.given.asked,
+            "data": {"digest": self.given.train.digest, "samples": self.given.train.total, "shards": len(self.given.train.shards)},
+            "versions": {"wordsworth": version("wordsworth"), "torch": torch.__version__},
+            "metrics": metrics,
+        }
+        names = [name for name in state if name.startswith("encoder.")]
+        weights = {name.removeprefix("encoder."): state[name].float() for name in names}
+        checkpoint = Checkpoint(request.config, request.preprocessing, request.labels, weights, extra)
+        fs, path = open_filesystem(uri, request.storage_options)
+        if is_local(fs):
+            save_folder(path, checkpoint)
+            return
+        folder = tempfile.mkdtemp()
+        try:
+            save_folder(folder, checkpoint)
+            publish(Path(folder), uri, request.storage_options)
+        finally:
+            shutil.rmtree(folder)
+
+
+class _Watch:
+    """What rank 0 says of the steps every few seconds, and whether their losses are numbers."""
+
+    def __init__(self, worker: _Worker, steps: int, epoch: int):
+        self.worker, self.steps, self.epoch = worker, steps, epoch
+        self.began = self.last = time.perf_counter()
+        self.waited = self.waited_last = 0.0
+        self.done = self.done_last = 0
+        self.checked = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        self.waited, self.waited_last = self.waited + seconds, self.waited_last + seconds
+
+    def step(self, said: list[dict[str, torch.Tensor]], number: int, lr: float) -> None:
+        self.done, self.done_last = self.done + 1, self.done_last + 1
+        now = time.perf_counter()
+        if now - self.last < SAID_EVERY:
+            return
+        self.check(said, number)
+        recent = said[-self.done_last :]
+        if recent:
+            means = {name: round(float(torch.stack([one[name].float() for one in recent]).mean()), 4) for name in recent[0]}
+            rates = self._rates(self.done_last, now - self.last, self.waited_last)
+            self.worker._say("step", step=number, steps=self.steps, epoch=self.epoch + 1, lr=lr, **means, **rates)
+        self.last, self.done_last, self.waited_last = time.perf_counter(), 0, 0.0
+
+    def check(self, said: list[dict[str, torch.Tensor]], number: int) -> None:
+        """Raises UserError for the first step whose loss or gradient is not a number."""
+        for name in ("loss", "gradient_norm"):
+            finite = torch.stack([one[name].float() for one in said]).isfinite().tolist()
+            if not all(finite):
+                step = number - len(said) + finite.index(False) + 1
+                what = f"the {name.replace('_', ' ')} is not a number at step {step} (epoch {self.epoch + 1})"
+                raise UserError(f"{what}; the last good checkpoint is kept: try a lower --lr or a longer --warmup")
+
+    def figures(self) -> dict[str, Any]:
+        return self._rates(self.done, time.perf_counter() - self.began, self.waited)
+
+    def _rates(self, steps: int, seconds: float, waited: float) -> dict[str, Any]:
+        """Images/s of all workers, MFU of this one: its operations by the most that matrix products get on its device."""
+        worker = self.worker
+        mine = steps * worker.local / seconds if seconds and math.isfinite(seconds) else 0.0
+        rates = {"images_per_second": round(mine * worker.world, 1), "mfu": round(mine * worker.flops / worker.peak, 3)}
+        return rates | {"data_wait": round(waited / seconds, 3) if seconds else 0.0}

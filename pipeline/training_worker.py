@@ -221,27 +221,39 @@ class _Worker:
         parts = [list(val.shards[rank :: self.world]) for rank in range(self.world)]
         mine = parts[self.rank]
         units = self._stream(resumed(mine, 0, Place()), mine, range(0), None) if mine else iter(())
-        sums, images, rows, passes = {}, 0, 0, 0
-        with self.average.applied() if self.average else contextlib.nullcontext():
+        sums, images, rows = {}, 0, 0
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            nonlocal rows
             for unit in units:
                 patches, classes = good(unit, decode, self.given.target)
                 rows += len(unit.samples)
                 for at in range(0, len(classes), self.part):
-                    count = len(classes[at : at + self.part])
-                    loss, metrics = self.step.score(patches[at : at + self.part], classes[at : at + self.part], passes)
-                    for name, value in {"loss": loss, **metrics}.items():
-                        sums[name] = sums.get(name, 0.0) + count * float(value)
-                    images, passes = images + count, passes + 1
-            if self.step.sharded:  # FSDP gathers weights in every pass: all workers must make as many
-                nothing = np.zeros((1, *decode.patches_shape), np.uint8), np.zeros(1, np.int64)
-                for _ in range(passes, self._most(passes)):
-                    self.step.score(*nothing, 0)
+                    yield patches[at : at + self.part], classes[at : at + self.part]
+
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            for number, (patches, classes, mine) in enumerate(self._together(batches())):
+                loss, metrics = self.step.score(patches, classes, number)
+                count = len(classes) if mine else 0
+                images += count
+                for name, value in {"loss": loss, **metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + count * float(value)
         names = ("loss", "accuracy" if self.request.objective != "mae" else "explained")
         *totals, images, rows = self._added([sums.get(name, 0.0) for name in names] + [images, rows])
         if not images:
             raise UserError("no image of --val could be decoded: wordsworth lint says why")
         found = {f"val_{name}": round(total / images, 6) for name, total in zip(names, totals, strict=True)}
         return found | {"val_images": int(images), "val_errors": int(rows - images)}
+
+    def _together(self, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+        """The batches, and whether they are this worker's own: FSDP gathers weights in every pass, so that with it all workers must
+        make as many passes as the one that has the most."""
+        nothing = np.zeros((1, *self.given.decode.patches_shape), np.uint8), np.zeros(1, np.int64)
+        while True:
+            batch = next(batches, None)
+            if not (self._most(batch is not None) if self.step.sharded else batch is not None):
+                return
+            yield *(nothing if batch is None else batch), batch is not None
 
     # ---- between workers ----
 
@@ -298,8 +310,10 @@ class _Worker:
 
     def _best(self, progress: Progress, metrics: dict[str, Any]) -> tuple[float, int] | None:
         """Keeps the model of the best epoch beside the output, if there is one to tell by."""
-        score = metrics.get("val_accuracy", -metrics["val_loss"] if "val_loss" in metrics else None)
-        if score is None or (progress.best and score <= progress.best[0]):
+        if "val_loss" not in metrics:
+            return None
+        score = metrics["val_accuracy"] if self.request.classified else -metrics["val_loss"]
+        if progress.best and score <= progress.best[0]:
             return progress.best
         self._write(f"{self.request.output}/best-epoch-{metrics['epoch']}", metrics)
         if progress.best and self.rank == 0:

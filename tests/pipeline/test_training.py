@@ -106,6 +106,26 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step_and_other_settings_are_
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.long  # the steps: tests/pipeline/test_step.py
+@pytest.mark.parametrize("objective", ["supervised", "mae"])
+def test_sharded_weights_are_tried_and_saved_whole(tmp_path, objective):
+    """On workers that have three batches and one to try them on: with FSDP all of them must compute as often."""
+    write_classes(tmp_path / "shards", shards=2, images=32)
+    write_classes(tmp_path / "val", shards=1, images=20)
+    asked = {"workers": 2, "val": (str(tmp_path / "val"),), "epochs": 2, "ema": 0.9, "activation_checkpointing": True}
+    asked |= {"objective": objective, "decoder": (24, 1, 2)}
+    last = {}
+    for sharding in ("fsdp", "ddp"):
+        last[sharding] = train(request(tmp_path, **asked, sharding=sharding, output=str(tmp_path / sharding)), lambda news: None)
+        assert last[sharding]["val_images"] == 20
+    assert last["fsdp"]["val_loss"] == pytest.approx(last["ddp"]["val_loss"], abs=1e-4)
+    whole, sharded = (load_folder(tmp_path / name).state for name in ("ddp", "fsdp"))
+    assert whole.keys() == sharded.keys()
+    for name in whole:
+        torch.testing.assert_close(sharded[name], whole[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.long  # the hybrid itself: tests/vit_model; the stream: the test above
 def test_a_hybrid_trains_from_the_same_stream_of_patches(tmp_path):
     write_classes(tmp_path / "shards", shards=2, images=16)

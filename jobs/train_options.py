@@ -116,7 +116,7 @@ class RunOptions:
     compile: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "torch.compile, block by block."
     save_every: int = 1000
-    "Steps between checkpoints within an epoch; one follows every epoch in any case."
+    "Steps between checkpoints within an epoch; one follows an epoch too, ten seconds after another."
     keep: int = 2
     "Checkpoints that are kept, the last ones."
     address: str | None = None

@@ -22,4 +22,6 @@ def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseExcepti
     while not isinstance(error, meant) and id(error) not in seen:
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error
+    while isinstance(cause := getattr(error, "cause", None), meant) and cause is not error:
+        error = cause  # Ray's wrapper is of the same kind, and its text is a traceback
     return error

@@ -2,10 +2,12 @@
 
 import json
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.storage import is_local, open_filesystem
+from pipeline.storage import is_local, open_filesystem, patiently
 
 LINES, CURVES = "metrics.jsonl", "curves.png"
 WRITTEN = ("step", "epoch")  # kinds of news that have figures
@@ -42,7 +44,7 @@ class Journal:
         if news["kind"] not in WRITTEN:
             return
         with open(self.folder / LINES, "a") as file:
-            file.write(json.dumps(news) + "\n")
+            file.write(json.dumps(news | {"time": round(time.time(), 3)}) + "\n")
         for name, value in news.items():
             if isinstance(value, (int, float)) and name not in ("step", "steps", "epoch"):
                 self.board.add_scalar(f"{news['kind']}/{name}", value, news["step"])
@@ -77,7 +79,7 @@ class Journal:
     def _copied(self) -> None:
         if self.scratch:
             for file in self.folder.iterdir():
-                self.fs.put_file(str(file), f"{self.path}/{file.name}")
+                patiently(partial(self.fs.put_file, str(file), f"{self.path}/{file.name}"))
 
 
 def draw(epochs: list[dict[str, Any]], path: Path) -> None:

@@ -1,12 +1,6 @@
-"""Ray Train as it is needed here: which failures are worth another try, few processes on one machine, and news from the workers.
+"""Ray Train as it is needed here: which failures are worth another try, and few processes on one machine."""
 
-Imported by processes that do nothing else, so it imports nothing heavy.
-"""
-
-import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -20,8 +14,6 @@ from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGro
 
 from pipeline.errors import UserError, root_cause
 from vit_model.config import ModelError
-
-Watch = Callable[[dict[str, Any]], None]
 
 
 class Trainer(TorchTrainer):
@@ -83,42 +75,3 @@ def meant(error: Exception) -> Exception | None:
 def inner(error: BaseException) -> BaseException:
     """What a worker raised."""
     return getattr(error, "_base_exc", error)
-
-
-# ---- news -----------------------------------------------------------------------------------------------------------------
-
-
-class _Board:
-    """An actor that workers write their news to."""
-
-    def __init__(self) -> None:
-        self.news: list[dict[str, Any]] = []
-
-    def put(self, news: dict[str, Any]) -> None:
-        self.news.append(news)
-
-    def take(self) -> list[dict[str, Any]]:
-        news, self.news = self.news, []
-        return news
-
-
-@contextlib.contextmanager
-def board(hear: Watch) -> Iterator[Any]:
-    """The actor; `hear` gets in this process what is put there."""
-    actor = ray.remote(num_cpus=0)(_Board).remote()
-    stop = threading.Event()
-
-    def listen() -> None:
-        while not stop.wait(0.5):
-            for news in ray.get(actor.take.remote()):
-                hear(news)
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield actor
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-    for news in ray.get(actor.take.remote()):
-        hear(news)

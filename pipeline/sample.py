@@ -49,5 +49,7 @@ class StoreFault(Exception):
 class ShardChanged(StoreFault):
     """The object is not the one that was planned. No row is made of it: the run would mix two inputs."""
 
+    CODE, HINT = "shard_changed", " (--replace-changed labels it again)"
+
     def __str__(self) -> str:
-        return f"shard_changed: {super().__str__()} (--replace-changed labels it again)"
+        return f"{self.CODE}: {super().__str__()}{self.HINT}"

@@ -31,8 +31,8 @@ class Step:
         pixels = request.config.patch_size**2  # channels are fastest in a patch
         self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(pixels)
         self.std = torch.tensor(request.preprocessing.std, device=device).repeat(pixels)
-        self.sharded = hasattr(objective, "set_requires_gradient_sync")  # FSDP has a precision of its own
-        self.bf16 = resolve_precision(request.precision, device.type) == "bf16" and not self.sharded
+        self.sharded = hasattr(objective, "set_requires_gradient_sync")  # by FSDP
+        self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
         self.mix = Mixer(request.mixing, request.config.num_classes, device) if request.classified else None
 
     def __call__(self, parts: list[Part], lr: float, number: int) -> Outcome:
@@ -115,7 +115,7 @@ class Mixer:
         if self.erase:
             import random
 
-            random.seed(torch.initial_seed())  # timm draws from Python's generator
+            random.seed(int(torch.randint(1 << 31, ())))  # timm draws from Python's generator
             images = self.erase(images)
         if self.mixers and float(torch.rand(())) < self.share:
             images, classes = self.mixers[int(torch.randint(len(self.mixers), ()))](images, classes)

@@ -5,21 +5,23 @@ import os
 from dataclasses import asdict, replace
 from typing import Any
 
+from pipeline.board import Watch, board
 from pipeline.cluster import ray_session
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
 from pipeline.journal import Journal
-from pipeline.ray_train import Trainer, Watch, board, inner, meant
+from pipeline.ray_train import Trainer, inner, meant
 from pipeline.recipe import TrainRequest, objective_of, start_of
 from pipeline.sample import ReadSettings
 from pipeline.source import expand_sources, find_shards
 from pipeline.storage import full_uri, is_local, open_filesystem
-from pipeline.survey import Survey, check_classes, classes_of, survey
+from pipeline.survey import Survey, assign, check_classes, classes_of, survey
 from pipeline.target import Target
 from pipeline.training_data import reading
 from pipeline.training_worker import Given, train_worker
 
 FAILURES = 5  # of a worker or its machine, after which a training gives up
+WAIT = 7200  # seconds that workers wait for each other: one may have all of --val in its shards
 RUN = "_train"  # in the output: checkpoints, and what was asked for
 FREE = {
     "output",
@@ -57,19 +59,21 @@ def train(request: TrainRequest, watch: Watch) -> dict[str, Any]:
         val_data = _surveyed(request.val, request, settings, target) if request.val else None
         request, known = _classified(request, train_data, val_data)
         objective_of(request)  # what does not fit together is said before any worker starts
-        device = _check_size(request, train_data.total, ray.cluster_resources())
+        device, workers = _check_size(request, train_data, ray.cluster_resources())
+        request = replace(request, workers=workers)
         watch(_found(train_data, val_data, request))
         asked = _settings(request, train_data, val_data)
         _check_settings(request, asked)
         weights = ray.put(start_of(request).to_bytes())  # every node reads them once from Ray's store
         request = replace(request, start=None)
-        seen: list[dict[str, Any]] = []
+        last: dict[str, Any] = {}
         with Journal(request.output, request.storage_options) as journal:
 
             def hear(news: dict[str, Any]) -> None:
-                seen.append(news)
-                journal.add(news)
+                if news["kind"] == "epoch":
+                    last.update(news)
                 watch(news)
+                journal.add(news)
 
             with board(hear) as news_board:
                 given = Given(
@@ -77,7 +81,7 @@ def train(request: TrainRequest, watch: Watch) -> dict[str, Any]:
                 )
                 _fit(request, given)
             journal.draw()
-    return next(news for news in reversed(seen) if news["kind"] == "epoch")
+    return last
 
 
 # ---- before ---------------------------------------------------------------------------------------------------------------
@@ -106,22 +110,29 @@ def _classified(request: TrainRequest, train_data: Survey, val_data: Survey | No
     return request, Target(request.target, labels, classes)
 
 
-def _check_size(request: TrainRequest, samples: int, available: dict[str, float]) -> str:
-    """The device. Raises UserError where data or machines are too few."""
+def _check_size(request: TrainRequest, data: Survey, available: dict[str, float]) -> tuple[str, int | tuple[int, int]]:
+    """The device, and the workers that there can be. Raises UserError where data or machines are too few."""
     least, most = (request.workers, request.workers) if isinstance(request.workers, int) else request.workers
-    least_batch = most * request.accumulate
-    if request.batch_size < least_batch or samples < request.batch_size:
+    batch, parts = request.batch_size, least * request.accumulate
+    if batch < parts or data.total < batch:
         raise UserError(
-            f"--batch-size {request.batch_size} over {most} workers needs at least {max(request.batch_size, least_batch)} samples "
-            f"in a batch and there are {samples}: use a smaller --batch-size or fewer --workers"
+            f"--batch-size {batch} over {least} workers needs at least {max(batch, parts)} samples in a batch and there are "
+            f"{data.total}: use a smaller --batch-size or fewer --workers"
         )
+    if least == most and batch % parts:
+        raise UserError(f"--batch-size {batch} cannot be divided by {parts}, the workers and the parts of each (--accumulate)")
+    assign(list(data.shards), data.rows, least)  # says it if there are too few shards
     gpus, cpus = available.get("GPU", 0), available.get("CPU", 0)
     device = request.device if request.device != "auto" else "cuda" if gpus >= least else "cpu"
     if device == "cuda" and gpus < least:
         raise UserError(f"{least} workers need {least} GPUs, Ray has {gpus:g}: use fewer --workers")
     if cpus < least + 2:
         raise UserError(f"{least} workers and their decoding need {least + 2} CPUs, Ray has {cpus:g}: use fewer --workers")
-    return device
+    if least == most:
+        return device, least
+    # Ray would let workers on CPUs take all of them and leave none to decode.
+    room = len(data.shards) if device == "cuda" else min(len(data.shards), int(cpus) - 2)
+    return device, (least, max(least, min(most, room)))
 
 
 def _found(train_data: Survey, val_data: Survey | None, request: TrainRequest) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def _check_settings(request: TrainRequest, asked: dict[str, Any]) -> None:
     """Write down what is asked for. Raises UserError where a training with other settings is under way."""
     fs, path = open_filesystem(request.output, request.storage_options)
     run = f"{path.rstrip('/')}/{RUN}"
-    if fs.exists(f"{run}/checkpoint_manager_snapshot.json"):
+    if fs.exists(f"{run}/checkpoint_manager_snapshot.json"):  # Ray Train goes on from it
         before = json.loads(fs.cat_file(f"{run}/settings.json"))
         other = [name for name in asked if asked[name] != before.get(name)]
         if other:
@@ -156,6 +167,7 @@ def _check_settings(request: TrainRequest, asked: dict[str, Any]) -> None:
                 f"{request.output} holds an unfinished training with other settings ({shown}): "
                 "give the same to continue it, or choose another --output"
             )
+        return
     fs.makedirs(run, exist_ok=True)
     fs.pipe_file(f"{run}/settings.json", json.dumps(asked, indent=1).encode())
 
@@ -172,6 +184,7 @@ def _alone(request: TrainRequest) -> bool:
 
 def _fit(request: TrainRequest, given: Given) -> None:
     import ray.train
+    from ray.train.torch import TorchConfig
 
     fs, path = open_filesystem(request.output, request.storage_options)
     storage = {"storage_path": path}
@@ -183,10 +196,11 @@ def _fit(request: TrainRequest, given: Given) -> None:
         train_worker,
         train_loop_config={"given": given},
         alone=given.alone,
+        torch_config=TorchConfig(timeout_s=WAIT),
         scaling_config=ray.train.ScalingConfig(num_workers=request.workers, use_gpu=given.device == "cuda"),
         run_config=ray.train.RunConfig(
             name=RUN,
-            failure_config=ray.train.FailureConfig(max_failures=FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=FAILURES, controller_failure_limit=FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=request.keep),
             **storage,
         ),

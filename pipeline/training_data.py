@@ -6,8 +6,10 @@ with the batch that was due: it reads at most two groups of units again.
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.augment import Augmentation, augment
-from pipeline.cluster import RETRIES, data_context
+from pipeline.cluster import READ_CPUS, RETRIES, data_context
 from pipeline.decode import DecodeSettings, decode_unit
 from pipeline.errors import UserError
 from pipeline.reader import read_units
-from pipeline.sample import ReadSettings
+from pipeline.sample import ReadSettings, ShardChanged
 from pipeline.source import LISTING, Shard, listing_table
 from pipeline.target import Target, kept
 from pipeline.unit import Unit
 
 UNIT_ROWS, UNIT_BYTES = 512, 64 << 20  # samples in a unit, at most; and bytes of their patches
 GROUP_ROWS, GROUP_BYTES = 8192, 512 << 20  # the same of a group, the samples that are shuffled among themselves
+STALL = 1800.0  # seconds without a batch after which a training gives up
 STREAM = pa.schema([*LISTING, ("epoch", pa.int32()), ("skip", pa.int32())])
 
 
@@ -99,7 +102,7 @@ def training_dataset(
     return (
         from_blocks([listing_table(part)])
         .map_batches(_epochs_stage, fn_kwargs={"first": first, "epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
-        .map_batches(_read_stage, fn_kwargs={"settings": settings}, num_cpus=0.2, compute=TaskPoolStrategy(4), **one)
+        .map_batches(_read_stage, fn_kwargs={"settings": settings}, num_cpus=READ_CPUS, compute=TaskPoolStrategy(4), **one)
         .map_batches(
             _decode_stage,
             fn_kwargs={"settings": decode, "augmentation": augmentation, "seed": seed},
@@ -125,7 +128,10 @@ def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
     (row,) = table.to_pylist()
     for unit in read_units(Shard.from_row(row), settings):
         if unit.fault:
-            raise UserError(f"{unit.shard_uri} could not be read: {unit.fault}")
+            message = f"{unit.shard_uri} could not be read: {unit.fault}"
+            if unit.fault.startswith(ShardChanged.CODE):
+                raise UserError(f"{message.removesuffix(ShardChanged.HINT)}: start again with another --output")
+            raise OSError(message)  # a store's passing fault: the workers start again
         if unit.number >= row["skip"]:
             yield unit.to_arrow().append_column("epoch", table["epoch"])
 
@@ -162,10 +168,12 @@ class Drawing:
     most_errors: float = float("inf")
 
 
+_Sample = tuple[np.ndarray, int]  # patches (N, P*P*3) and the class
+
+
 @dataclass
 class _Group:
-    patches: np.ndarray
-    classes: np.ndarray
+    samples: list[_Sample]
     end: tuple[int, int]  # where the next group begins
     rows: int
     errors: int
@@ -180,11 +188,10 @@ def epoch_batches(units: Iterator[Unit], shards: int, count: int, drawing: Drawi
     Raises UserError where a whole epoch gives no batch, and for more errors than `drawing` allows.
     """
     size, rows = drawing.batch_size, group_rows(drawing.decode, drawing.batch_size)
-    patches, classes = _none(drawing)
+    carried: list[_Sample] = []
     if place.carried:
         before = _collect(units, place.before, shards, rows, drawing)
-        order = _shuffled(before, place.group - 1, drawing)[-place.carried :]
-        patches, classes = before.patches[order], before.classes[order]
+        carried = _shuffled(before, place.group - 1, drawing)[-place.carried :]
     given, last = 0, None
     while given < count and place.at[0] < shards:
         group, begun = _collect(units, place.at, shards, rows, drawing), place
@@ -194,15 +201,14 @@ def epoch_batches(units: Iterator[Unit], shards: int, count: int, drawing: Drawi
                 f"{place.errors:,} of {place.rows:,} images could not be decoded, more than --max-error-rate allows: "
                 "wordsworth lint and label say which and why"
             )
-        order = _shuffled(group, place.group, drawing)
-        held = (np.concatenate([patches, group.patches[order]]), np.concatenate([classes, group.classes[order]]))
-        full = len(held[1]) // size
+        held = carried + _shuffled(group, place.group, drawing)
+        full = len(held) // size
         last = (held, full, begun) if full else last
         for number in range(begun.drawn, min(full, begun.drawn + count - given)):
             yield _batch(held, number, size, replace(begun, drawn=number + 1))
             given += 1
-        patches, classes = (values[full * size :] for values in held)
-        place = replace(place, group=place.group + 1, before=place.at, at=group.end, carried=len(classes), drawn=0)
+        carried = held[full * size :]
+        place = replace(place, group=place.group + 1, before=place.at, at=group.end, carried=len(carried), drawn=0)
     _drain(units, place.at, shards)
     if given < count and last is None:
         raise UserError("fewer images than one batch could be decoded: wordsworth lint and label say why")
@@ -212,9 +218,38 @@ def epoch_batches(units: Iterator[Unit], shards: int, count: int, drawing: Drawi
         yield _batch(held, drawn % full, size, replace(begun, drawn=drawn + 1))
 
 
-def _batch(held: tuple[np.ndarray, np.ndarray], number: int, size: int, place: Place) -> Batch:
-    at = slice(number * size, (number + 1) * size)
-    return Batch(held[0][at], held[1][at], place)
+def _batch(held: list[_Sample], number: int, size: int, place: Place) -> Batch:
+    patches, classes = zip(*held[number * size : (number + 1) * size], strict=True)
+    return Batch(np.stack(patches), np.array(classes, np.int64), place)
+
+
+def ahead(batches: Iterator[Batch], most: int = 4) -> Iterator[Batch]:
+    """The same batches, drawn by a thread while those before are in use."""
+    queue: Queue[Batch | Exception | None] = Queue(most)
+
+    def draw() -> None:
+        try:
+            for batch in batches:
+                queue.put(batch)
+            queue.put(None)
+        except Exception as error:
+            queue.put(error)
+
+    threading.Thread(target=draw, daemon=True).start()
+    while (drawn := _next(queue)) is not None:
+        if isinstance(drawn, Exception):
+            raise drawn
+        yield drawn
+
+
+def _next(queue: Queue) -> Batch | Exception | None:
+    try:
+        return queue.get(timeout=STALL)
+    except Empty:
+        minutes = f"{STALL / 60:.0f} minutes"
+        raise UserError(
+            f"no batch came for {minutes}: has Ray CPUs and memory left to read and decode, does the store answer?"
+        ) from None
 
 
 def _drain(units: Iterator[Unit], begin: tuple[int, int], shards: int) -> None:
@@ -224,28 +259,24 @@ def _drain(units: Iterator[Unit], begin: tuple[int, int], shards: int) -> None:
         turn += next(units).last
 
 
-def _none(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
-    return np.empty((0, *drawing.decode.patches_shape), np.uint8), np.empty(0, np.int64)
-
-
-def _shuffled(group: _Group, number: int, drawing: Drawing) -> np.ndarray:
-    return np.random.default_rng([*drawing.seed, number]).permutation(len(group.classes))
+def _shuffled(group: _Group, number: int, drawing: Drawing) -> list[_Sample]:
+    order = np.random.default_rng([*drawing.seed, number]).permutation(len(group.samples))
+    return [group.samples[place] for place in order]
 
 
 def _collect(units: Iterator[Unit], begin: tuple[int, int], shards: int, rows: int, drawing: Drawing) -> _Group:
     """The units from `begin` on until there are `rows` samples or no shard is left."""
-    patches, classes = ([part] for part in _none(drawing))
+    samples: list[_Sample] = []
     turn, number, seen = *begin, 0
     while seen < rows and turn < shards:
         unit = next(units)
         if unit.number != number:
             raise RuntimeError(f"unit {unit.number} of {unit.shard_uri} came where unit {number} was due")
-        for held, values in zip((patches, classes), good(unit, drawing.decode, drawing.target), strict=True):
-            held.append(values)
+        patches, classes = good(unit, drawing.decode, drawing.target)
+        samples += zip(patches.copy(), classes.tolist(), strict=True)  # a copy: the room in Ray's store is for what comes next
         seen += len(unit.samples)
         turn, number = (turn + 1, 0) if unit.last else (turn, number + 1)
-    patches, classes = np.concatenate(patches), np.concatenate(classes)
-    return _Group(patches, classes, (turn, number), seen, seen - len(classes))
+    return _Group(samples, (turn, number), seen, seen - len(samples))
 
 
 def good(unit: Unit, decode: DecodeSettings, target: Target | None) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ class Leg:
         return cls(tuple(tuple(ordered(part, epoch, seed)) for part in parts), steps)
 
     def finished(self, places: Iterable[Place]) -> set[str]:
-        """The shards of which every sample has been drawn."""
+        """The shards of which every sample has been drawn, but for what a group left over for the next."""
         return {shard.name for part, place in zip(self.parts, places, strict=True) for shard in part[: place.at[0]]}
 
 
@@ -95,7 +95,9 @@ def _left(shards: list[Shard], finished: tuple[str, ...]) -> list[Shard]:
 
 def save(objective: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None, progress: Progress, rank: int) -> Path:
     """Write this worker's part of a checkpoint into a new folder on its own disk; all workers must call this."""
-    folder = Path(tempfile.mkdtemp(prefix="wordsworth-checkpoint-"))
+    folder = Path(
+        tempfile.mkdtemp(prefix="checkpoint-", dir=Path.cwd())
+    )  # Ray's folder for this worker, which goes with its session
     dcp.save(_state(objective, optimizer, average), checkpoint_id=folder)
     if rank == 0:
         (folder / PROGRESS).write_text(progress.to_json())

@@ -22,10 +22,10 @@ from pipeline.models import publish
 from pipeline.recipe import SHARDED, TrainRequest, learning_rate, objective_of, optimizer_of
 from pipeline.sample import ReadSettings
 from pipeline.step import Average, Step, flops_of, matrix_peak
-from pipeline.storage import is_local, open_filesystem
+from pipeline.storage import is_local, open_filesystem, patiently
 from pipeline.survey import Survey, assign
 from pipeline.target import Target
-from pipeline.training_data import Drawing, Place, epoch_batches, good, resumed, training_dataset
+from pipeline.training_data import Drawing, Place, ahead, epoch_batches, good, resumed, training_dataset
 from pipeline.training_state import Leg, Progress, going_on, load, save
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint, save_folder
@@ -75,7 +75,7 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.world, self.device = context.get_world_rank(), context.get_world_size(), get_device()
         if self.device.type == "cpu":  # one core decodes: threads that wait for each other wait for it too
-            torch.set_num_threads(max(1, (cores() - 1) // self.world))
+            torch.set_num_threads(max(1, (cores() - 1) // context.get_local_world_size()))
         self.request = replace(given.request, start=Checkpoint.from_bytes(ray.get(given.weights)))
         self.part = self.request.batch_size // (self.world * self.request.accumulate)  # images in one pass of this worker
         self.local = self.part * self.request.accumulate
@@ -86,26 +86,18 @@ class _Worker:
         self.average = Average(self.model, self.request.ema) if self.request.ema else None
         self.step = Step(self.model, self.optimizer, self.request, self.device, self.rank)
         self.saved = time.monotonic()
-        low = self.step.bf16 or self.step.sharded
-        self.peak = matrix_peak(self.device, torch.bfloat16 if low else torch.float32)
+        self.peak = matrix_peak(self.device, torch.bfloat16 if self.step.bf16 else torch.float32)
+        self.checkpoint: Path | None = None  # that is on its way to the output
+        self.kept: set[int] = set()  # epochs whose models a checkpoint calls the best
 
     def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
         from ray.train.torch import prepare_model
         from torch.distributed.device_mesh import init_device_mesh
 
-        request, mesh, precision = self.request, None, "fp32"
+        request, mesh = self.request, None
         if request.sharding == "fsdp" or (request.sharding == "auto" and self.world > 1 and num_params(request.config) > SHARDED):
-            from vit_model.inference import resolve_precision
-
             mesh = init_device_mesh(self.device.type, (self.world,))
-            precision = resolve_precision(request.precision, self.device.type)
-        parallelize(
-            model,
-            activation_checkpointing=request.activation_checkpointing,
-            compile=request.compile,
-            mesh=mesh,
-            precision=precision,
-        )
+        parallelize(model, activation_checkpointing=request.activation_checkpointing, compile=request.compile, mesh=mesh)
         return model if mesh else prepare_model(model, move_to_device=False)
 
     # ---- epochs ----
@@ -126,11 +118,12 @@ class _Worker:
             metrics = self._epoch_metrics(progress)
             best = self._best(progress, metrics)
             progress = Progress(progress.epoch + 1, progress.number, best=best)
+            self._say("epoch", **metrics)
             if progress.epoch < request.epochs and self._most(int(time.monotonic() - self.saved > SAVED_EVERY)):
                 self._save(progress, metrics)
-            self._say("epoch", **metrics)
             progress, leg = going_on(progress, list(survey.shards), survey.rows, self.world, self.local, request.seed)
         self._write(request.output, metrics)
+        self._tidy({progress.best[1]} if progress.best else set())
 
     def _epoch(self, progress: Progress, leg: Leg, units: Iterator[Unit], steps: int) -> Progress:
         """The steps that are left of a leg."""
@@ -142,7 +135,7 @@ class _Worker:
         seed = (request.seed + self.rank, progress.epoch, 1)
         drawing = Drawing(self.given.decode, self.given.target, self.part, seed, most)
         count = (leg.steps - progress.step) * request.accumulate
-        batches = epoch_batches(units, len(leg.parts[self.rank]), count, drawing, place)
+        batches = ahead(epoch_batches(units, len(leg.parts[self.rank]), count, drawing, place))
         watch = _Watch(self, steps, progress.epoch)
         said: list[dict[str, torch.Tensor]] = []
         for step in range(progress.step, leg.steps):
@@ -160,6 +153,8 @@ class _Worker:
             watch.step(said, progress.number, lr)
             if request.save_every and progress.number % request.save_every == 0 and step + 1 < leg.steps:
                 progress = self._summed(progress, said, watch)
+                sums = dict(zip(progress.sums, self._added(list(progress.sums.values())), strict=True))
+                progress = replace(progress, sums={name: value / self.world for name, value in sums.items()})  # all will read these
                 self._save(replace(progress, places=self._places(place)), {})
                 said = []
         for _ in batches:  # what is over, where other workers have fewer samples
@@ -218,8 +213,9 @@ class _Worker:
         if not self.given.val:
             return {}
         val, decode = self.given.val, self.given.decode
-        parts = [list(val.shards[rank :: self.world]) for rank in range(self.world)]
-        mine = parts[self.rank]
+        shards = list(val.shards)
+        parts = assign(shards, val.rows, self.world) if len(shards) >= self.world else [[shard] for shard in shards]
+        mine = parts[self.rank] if self.rank < len(parts) else []
         units = self._stream(resumed(mine, 0, Place()), mine, range(0), None) if mine else iter(())
         sums, images, rows = {}, 0, 0
 
@@ -238,6 +234,8 @@ class _Worker:
                 images += count
                 for name, value in {"loss": loss, **metrics}.items():
                     sums[name] = sums.get(name, 0.0) + count * float(value)
+            if self.step.sharded:
+                self.model.reshard()  # the root keeps its weights from a forward pass on: those of the average
         names = ("loss", "accuracy" if self.request.objective != "mae" else "explained")
         *totals, images, rows = self._added([sums.get(name, 0.0) for name in names] + [images, rows])
         if not images:
@@ -279,7 +277,8 @@ class _Worker:
         import ray
 
         if self.rank == 0:
-            ray.get(self.given.board.put.remote({"kind": kind, **news}))
+            with contextlib.suppress(ray.exceptions.RayActorError):  # a driver that is gone; its controller ends this
+                ray.get(self.given.board.put.remote({"kind": kind, **news}))
 
     # ---- what is kept ----
 
@@ -293,20 +292,25 @@ class _Worker:
             return load(self.model, self.optimizer, self.average, folder)
 
     def _save(self, progress: Progress, metrics: dict[str, Any]) -> None:
-        """A checkpoint, which Ray Train uploads while training goes on."""
+        """A checkpoint, which Ray Train uploads while training goes on; one at a time."""
         import ray.train
         from ray.train import Checkpoint as Folder
         from ray.train import CheckpointUploadMode
 
+        while self.checkpoint and self.checkpoint.exists():
+            time.sleep(0.05)
         self.saved = time.monotonic()
-        folder = save(self.model, self.optimizer, self.average, progress, self.rank)
+        folder = self.checkpoint = save(self.model, self.optimizer, self.average, progress, self.rank)
         ray.train.report(
             metrics,
             checkpoint=Folder.from_directory(folder),
-            checkpoint_dir_name=f"step-{progress.number:09d}",
+            checkpoint_dir_name=f"step-{progress.number:09d}-epoch-{progress.epoch}",
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+        best = {progress.best[1]} if progress.best else set()
+        self._tidy(self.kept | best)
+        self.kept = best
 
     def _best(self, progress: Progress, metrics: dict[str, Any]) -> tuple[float, int] | None:
         """Keeps the model of the best epoch beside the output, if there is one to tell by."""
@@ -316,11 +320,17 @@ class _Worker:
         if progress.best and score <= progress.best[0]:
             return progress.best
         self._write(f"{self.request.output}/best-epoch-{metrics['epoch']}", metrics)
-        if progress.best and self.rank == 0:
-            fs, path = open_filesystem(f"{self.request.output}/best-epoch-{progress.best[1]}", self.request.storage_options)
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm(path, recursive=True)
         return score, metrics["epoch"]
+
+    def _tidy(self, kept: set[int]) -> None:
+        """Models of other epochs than those go: no checkpoint that one could go on from calls them the best."""
+        if self.rank:
+            return
+        fs, path = open_filesystem(self.request.output, self.request.storage_options)
+        for folder in fs.glob(f"{path.rstrip('/')}/best-epoch-*"):
+            if int(folder.rpartition("-")[2]) not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm(folder, recursive=True)
 
     def _write(self, uri: str, metrics: dict[str, Any]) -> None:
         """A model folder, wherever that is. On a cluster the output must be storage that every node sees."""
@@ -347,7 +357,7 @@ class _Worker:
         folder = tempfile.mkdtemp()
         try:
             save_folder(folder, checkpoint)
-            publish(Path(folder), uri, request.storage_options)
+            patiently(lambda: publish(Path(folder), uri, request.storage_options))
         finally:
             shutil.rmtree(folder)
 

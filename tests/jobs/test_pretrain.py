@@ -92,7 +92,8 @@ def killed(command: list[str], output: Path, log: Path) -> None:
     assert not (output / "config.json").exists()
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("1,2", marks=pytest.mark.long)])
+@pytest.mark.long  # that a second driver goes on: tests/pipeline/test_training.py, a loss that is not a number
+@pytest.mark.parametrize("workers", ["1", "1,2"])
 def test_a_command_whose_driver_was_killed_goes_on_where_it_was(tmp_path, wordsworth, workers):
     """Elastic workers too: the second command has as many as there is room for."""
     write_classes(tmp_path / "shards", shards=3, images=64)

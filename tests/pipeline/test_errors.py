@@ -14,3 +14,12 @@ def test_errors_that_are_causes_of_each_other_come_to_an_end():
     assert root_cause(one, UserError) in (one, other)
     one.cause = one
     assert root_cause(one) is one
+
+
+def test_what_ray_makes_of_an_error_that_is_meant_is_still_one_line():
+    from ray.exceptions import RayTaskError
+
+    meant = UserError("no such shard: name another")
+    wrapped = RayTaskError("survey", "Traceback (most recent call last):\n  ...", meant).as_instanceof_cause()
+    assert isinstance(wrapped, UserError) and "\n" in str(wrapped)
+    assert str(root_cause(wrapped, UserError)) == "no such shard: name another"

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.sample import ReadSettings
 from pipeline.source import Shard, find_shards, listing_table
 from pipeline.target import Target
-from pipeline.training_data import Drawing, Place, _decode_stage, _epochs_stage, _read_stage, epoch_batches, ordered, resumed
+from pipeline.training_data import Drawing, Place, _decode_stage, _epochs_stage, _read_stage, ahead, epoch_batches, ordered, resumed
 from pipeline.unit import Unit
 from tests.pipeline.samples import encoded, photo, write_tar
 from vit_model.config import Preprocessing
@@ -152,6 +152,18 @@ def test_an_epoch_that_ends_before_its_shards_leaves_the_stream_where_the_next_b
     assert all(len(numbers) == 8 for numbers in drawn) and drawn[0] != drawn[1] != drawn[2]
 
 
+def test_a_thread_draws_ahead_and_raises_where_it_failed():
+    def failing():
+        yield from range(5)
+        raise UserError("after five")
+
+    drawn = []
+    with pytest.raises(UserError, match="after five"):
+        for number in ahead(failing()):
+            drawn.append(number)
+    assert drawn == list(range(5)) and list(ahead(iter(range(9)))) == list(range(9))
+
+
 def test_more_errors_than_are_allowed_stop_the_epoch_as_soon_as_they_are_met(tmp_path, group):
     shards = write_shards(tmp_path, [10, 10, 10], (4, 15, 22))
     assert len(list(batches_of(shards, 9, 3, range(1), most=3))) == 9
@@ -173,5 +185,5 @@ def test_a_retried_task_makes_the_same_crops_and_another_epoch_makes_others(tmp_
 def test_a_shard_that_cannot_be_read_stops_the_training_and_is_named(tmp_path):
     (shard,) = write_shards(tmp_path, [3])
     (tmp_path / "0.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"0.tar could not be read: .*replaced since"):
+    with pytest.raises(UserError, match=r"0.tar could not be read: shard_changed: .*replaced since.*another --output"):
         list(stream([shard], range(1)))

@@ -201,7 +201,8 @@ class TrainProgress:
     def _data(self, news: dict[str, Any]) -> None:
         of = f" of {news['classes']:,} classes" if news["classes"] else ""
         tried = f", tried on {news['val_samples']:,}" if news["val_samples"] else ""
-        self.console.print(f"{news['samples']:,} images{of} in {news['shards']:,} shards{tried}")
+        shards = "1 shard" if news["shards"] == 1 else f"{news['shards']:,} shards"
+        self.console.print(f"{news['samples']:,} images{of} in {shards}{tried}")
 
     def _begin(self, news: dict[str, Any]) -> None:
         again = f" from step {news['step']:,} (epoch {news['epoch'] + 1})" if news["step"] else ""

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.cluster import RETRIES
@@ -17,6 +17,7 @@ from pipeline.target import class_of, labels_of, named
 
 SURVEYED = 8  # shards in one task: a process that counts takes two seconds to start
 MOST_CLASSES = 100_000
+LEAST, PAGE, PAGES = 16, 512, 16  # loose images that are read in one go, at least and at most; pages that there should be
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,22 @@ class Survey:
         """sha256 over names, sizes and counts of the shards: the same for the same data, in whatever order it was listed."""
         lines = sorted(f"{shard.name} {shard.size} {self.rows[shard.name]}\n" for shard in self.shards)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def paged(shards: list[Shard]) -> list[Shard]:
+    """Loose images in smaller pages, so that several workers have some of few images too, and an order by folders is broken up. The
+    cuts depend on the images alone."""
+    images = sum(len(shard.members) for shard in shards)
+    size = min(PAGE, max(LEAST, images // PAGES))
+    cut = []
+    for shard in shards:
+        parts = [shard.members[at : at + size] for at in range(0, len(shard.members), size)]
+        firsts = range(shard.first_index, shard.first_index + len(shard.members), size)
+        cut += [
+            replace(shard, members=part, first_index=first, size=sum(member["size"] for member in part))
+            for part, first in zip(parts, firsts, strict=True)
+        ] or [shard]
+    return cut
 
 
 def survey(shards: list[Shard], reading: ReadSettings, target: str | None) -> Survey:

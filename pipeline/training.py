@@ -15,7 +15,7 @@ from pipeline.recipe import TrainRequest, objective_of, start_of
 from pipeline.sample import ReadSettings
 from pipeline.source import expand_sources, find_shards
 from pipeline.storage import full_uri, is_local, open_filesystem
-from pipeline.survey import Survey, assign, check_classes, classes_of, survey
+from pipeline.survey import Survey, assign, check_classes, classes_of, paged, survey
 from pipeline.target import Target
 from pipeline.training_data import reading
 from pipeline.training_worker import Given, train_worker
@@ -96,7 +96,7 @@ def _check_output(request: TrainRequest) -> None:
 def _surveyed(sources: tuple[str, ...], request: TrainRequest, settings: ReadSettings, target: str | None) -> Survey:
     storage = request.storage_options
     listing = find_shards(expand_sources(sources, storage), request.format, request.image_keys, storage_options=storage)
-    return survey(listing.shards, settings, target)
+    return survey(paged(listing.shards), settings, target)
 
 
 def _classified(request: TrainRequest, train_data: Survey, val_data: Survey | None) -> tuple[TrainRequest, Target | None]:

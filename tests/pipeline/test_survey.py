@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.sample import ReadSettings
 from pipeline.source import Shard, find_shards
-from pipeline.survey import Survey, assign, check_classes, class_names, classes_of, survey_shard
+from pipeline.survey import Survey, assign, check_classes, class_names, classes_of, paged, survey_shard
 from tests.pipeline.samples import encoded, photo, rows_of, units_of, write_tar
 
 READING = ReadSettings(512, keep=("cls",))
@@ -71,6 +71,22 @@ def test_a_class_stands_in_a_sidecar_a_field_a_column_or_a_folder(tmp_path):
         (tmp_path / "tree" / name).write_bytes(encoded(photo(1), "PNG"))
     (shard,) = find_shards([str(tmp_path / "tree")]).shards
     assert survey_shard(shard, ReadSettings(512), "folder") == (3, Counter({"cat": 2, "dog": 1}))
+
+
+@pytest.mark.parametrize(("images", "pages", "largest"), [(3, 1, 3), (70, 5, 16), (1000, 17, 62), (40_000, 79, 512)])
+def test_loose_images_come_in_pages_of_which_several_workers_have_some(images, pages, largest):
+    def page(first: int, count: int) -> Shard:
+        members = tuple({"key": f"{n}.jpg", "size": n, "version": ""} for n in range(first, first + count))
+        return Shard("images", "/bucket", sum(member["size"] for member in members), "", first, members)
+
+    whole = [page(first, min(25_000, images - first)) for first in range(0, images, 25_000)]
+    cut = paged(whole)
+    assert len(cut) == pages and max(len(shard.members) for shard in cut) == largest
+    assert [member for shard in cut for member in shard.members] == [member for shard in whole for member in shard.members]
+    assert all(shard.first_index == int(shard.members[0]["key"][:-4]) for shard in cut)
+    assert sum(shard.size for shard in cut) == sum(shard.size for shard in whole)
+    assert len({shard.name for shard in cut}) == pages
+    assert paged([Shard("tar", "/a.tar", 1, "")]) == [Shard("tar", "/a.tar", 1, "")]
 
 
 def test_names_make_labels_in_order_and_numbers_make_none():

@@ -14,22 +14,34 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.training import train
 from tests.builders import photo, write_tar
-from tests.pipeline.trainings import SIZE, request, write_classes
+from tests.pipeline.trainings import SIZE, request, workers, write_classes
 from vit_model.checkpoint import load_folder
 from vit_model.config import Preprocessing
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_two_workers_train_a_model_that_the_labeler_loads(tmp_path):
+def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads(tmp_path):
     write_classes(tmp_path / "shards", shards=3, images=64)
     write_classes(tmp_path / "val", shards=3, images=11)
     write_tar(tmp_path / "val" / "broken.tar", {"x.png": b"no image", "x.cls": b"0"})
-    seen = []
-    asked = request(tmp_path, workers=2, epochs=6, lr=3e-3, labels=("dark", "bright"), val=(str(tmp_path / "val"),), ema=0.9)
-    last = train(asked, seen.append)
+    seen, killed = [], []
+
+    def watch(news):
+        seen.append(news)
+        if news["kind"] == "epoch" and not killed:
+            killed.extend(workers()[:1])
+            killed[0].kill()
+
+    asked = {"workers": 2, "epochs": 6, "lr": 3e-3, "labels": ("dark", "bright"), "val": (str(tmp_path / "val"),), "ema": 0.9}
+    last = train(request(tmp_path, **asked, save_every=3), watch)
     assert seen[0] == {"kind": "data", "samples": 192, "shards": 3, "classes": 2, "val_samples": 34}
-    epochs = [news for news in seen if news["kind"] == "epoch"]
-    assert [news["epoch"] for news in epochs] == [1, 2, 3, 4, 5, 6] and epochs[-1] == last
+    steps = [news["step"] for news in seen if news["kind"] == "begin"]
+    assert len(steps) == 2 and 0 < steps[1] < 48, "they go on from a checkpoint"
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert all(one["time"] <= other["time"] for one, other in pairwise(lines))
+    journal = [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    epochs = [news for news in journal if news["kind"] == "epoch"]
+    assert [news["epoch"] for news in epochs] == [1, 2, 3, 4, 5, 6] and epochs[-1] == last, "none twice, none lost"
     assert last["accuracy"] > 0.95 and last["loss"] < epochs[0]["loss"]
     assert 0 <= last["data_wait"] <= 1 and 0 < last["mfu"] < 1.2 and last["lr"] < 3e-3
 
@@ -46,9 +58,6 @@ def test_two_workers_train_a_model_that_the_labeler_loads(tmp_path):
     best = max(epochs, key=lambda news: news["val_accuracy"])
     (kept,) = (tmp_path / "model").glob("best-epoch-*")
     assert kept.name == f"best-epoch-{best['epoch']}" and load_folder(kept).extra["metrics"]["epoch"] == best["epoch"]
-    journal = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
-    assert [{k: v for k, v in line.items() if k != "time"} for line in journal if line["kind"] == "epoch"] == epochs
-    assert all(one["time"] <= other["time"] for one, other in pairwise(journal))
     with Image.open(tmp_path / "model" / "curves.png") as curves:
         assert curves.size[0] > 800
     assert list((tmp_path / "model").glob("events.out.tfevents*"))

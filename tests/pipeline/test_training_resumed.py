@@ -3,27 +3,16 @@
 import os
 import signal
 
-import psutil
 import pytest
 import torch
 
 from pipeline.training import train
-from tests.pipeline.trainings import request, write_classes
+from tests.pipeline.trainings import request, workers, write_classes
 from vit_model.checkpoint import load_folder
 
 
-def workers() -> list[psutil.Process]:
-    """The processes that train."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
-        except psutil.Error:
-            continue
-    return found
-
-
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.long  # that a training goes on: test_training; that batches and steps do, to the bit: test_training_data and _state
 def test_a_killed_worker_changes_no_bit_of_the_model(tmp_path):
     """In the middle of an epoch: the batches, the optimiser and all that is random go on from the last checkpoint."""
     write_classes(tmp_path / "shards", shards=4, images=40)

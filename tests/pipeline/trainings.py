@@ -3,6 +3,7 @@
 from io import BytesIO
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from pipeline.augment import Augmentation
@@ -41,3 +42,14 @@ def write_classes(folder, shards: int, images: int, classes: int = 2) -> None:
             members[f"{shard}-{number}.png"] = buffer.getvalue()
             members[f"{shard}-{number}.cls"] = str(label).encode()
         write_tar(folder / f"{shard}.tar", members)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that train."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+        except psutil.Error:
+            continue
+    return found

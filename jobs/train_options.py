@@ -178,10 +178,15 @@ class TrainProgress:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.title, self.epochs = title, epochs
         self.begin: tuple[float, int] = (time.monotonic(), 0)
-        self.news: dict[str, Any] = {}
+        self.steps = 0
         self.said = 0.0
         self.lock = threading.Lock()
-        columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+        columns = (
+            SpinnerColumn(),
+            BarColumn(bar_width=12),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+        )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("the workers start", total=1.0)
 
@@ -206,23 +211,26 @@ class TrainProgress:
 
     def _begin(self, news: dict[str, Any]) -> None:
         again = f" from step {news['step']:,} (epoch {news['epoch'] + 1})" if news["step"] else ""
-        if again or self.news:
+        if again or self.steps:
             self.console.print(f"{news['workers']} {'worker goes' if news['workers'] == 1 else 'workers go'} on{again}")
-        self.begin = (time.monotonic(), news["step"])
+        self.begin, self.steps = (time.monotonic(), news["step"]), news["steps"]
 
     def _step(self, news: dict[str, Any]) -> None:
-        self.news = news
-        done = news["step"] / news["steps"]
-        began, first = self.begin
-        left = (time.monotonic() - began) / max(1, news["step"] - first) * (news["steps"] - news["step"])
-        line = f"epoch {news['epoch']}/{self.epochs}  {_figures(news)}  {duration(left)} left"
-        self.bar.update(self.task, completed=done, description=line)
+        line = self._line(news)
         if not self.console.is_terminal and time.monotonic() - self.said >= LINE_EVERY:
             self.said = time.monotonic()
-            self.console.print(f"{done:4.0%}  {line}")
+            self.console.print(f"{news['step'] / self.steps:4.0%}  {line}")
+
+    def _line(self, news: dict[str, Any]) -> str:
+        began, first = self.begin
+        left = (time.monotonic() - began) / max(1, news["step"] - first) * (self.steps - news["step"])
+        line = f"{duration(left)} left  epoch {news['epoch']}/{self.epochs}  {_figures(news)}"
+        self.bar.update(self.task, completed=news["step"] / self.steps, description=line)
+        return line
 
     def _epoch(self, news: dict[str, Any]) -> None:
-        self.news, self.said = news, time.monotonic()
+        self.said = time.monotonic()
+        self._line(news)
         tried = f"  validation loss {news['val_loss']:.3f} {_quality(news, 3, 'val_')}" if "val_loss" in news else ""
         self.console.print(f"epoch {news['epoch']:>3}/{self.epochs}  {_figures(news)}{tried}")
 

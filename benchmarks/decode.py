@@ -11,7 +11,6 @@ difference: mean and largest, of 255, to Pillow's resize-then-crop over all phot
 """
 
 import argparse
-import csv
 import io
 import random
 import statistics
@@ -28,7 +27,7 @@ from timm.data import create_transform
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline.decode import DECODER, DecodeSettings, decode_unit, fit, open_image
 from pipeline.guard import Guard, GuardSettings
 from pipeline.reader import ReadSettings, read_units
@@ -167,10 +166,7 @@ def main() -> None:
         }
         for arm, times in cpu.items()
     ]
-    with open(options.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output, rows)
     for row in rows:
         print(f"{row['arm']:24} {row['cpu_us_per_image']:6} CPU-us an image  {row['times_timm']:6} x timm  "
               f"{row['cpu_over_unguarded']:6} x unguarded  difference {row['mean_difference']}")  # fmt: skip

@@ -12,7 +12,6 @@ Expected: CPU for an image over the last half within 10% of that between 50,000 
 
 import argparse
 import contextlib
-import csv
 import os
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from tests.builders import make_model, photo, write_tar
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -155,10 +154,7 @@ def main() -> None:
             for found in run(Path(folder)):
                 rows.append(found | {"machine": machine()})
                 print(found, flush=True)
-                with open(options.output, "w", newline="") as file:
-                    writer = csv.DictWriter(file, FIELDS)
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_rows(options.output, rows, FIELDS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ image, in all decoding tasks together. The order is exact, fast, fast, exact; ea
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline.evaluation import wilson
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -73,10 +72,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fast-decode-") as work:
             rows.append(measured(options.folder, image_size, Path(work)) | {"data": options.folder.name, "machine": machine()})
         print(rows[-1], flush=True)
-        with open(options.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline.verify import verify
 from tests.faults import scenarios, servers
 from tests.faults.jobs import AHEAD, Job
@@ -232,10 +232,7 @@ def write(done: dict[str, Count], seed: int) -> None:
     """Rows of kinds that are not measured now stay in the file."""
     lines = {line["kind"]: line for line in csv.DictReader(CSV.read_text().splitlines())} if CSV.exists() else {}
     lines |= {kind: {**count.row(kind), "seed": seed, "machine": machine()} for kind, count in done.items()}
-    with open(CSV, "w", newline="") as file:
-        writer = csv.DictWriter(file, dict.fromkeys(name for line in lines.values() for name in line))
-        writer.writeheader()
-        writer.writerows(lines[kind] for kind in [*PROTOCOL, *SPREAD, *ONCE, DISKS] if kind in lines)
+    write_rows(CSV, (lines[kind] for kind in [*PROTOCOL, *SPREAD, *ONCE, DISKS] if kind in lines))
 
 
 def main() -> None:

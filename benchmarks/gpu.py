@@ -46,7 +46,7 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from benchmarks.model import TIMM
 from pipeline.batches import UNITS, Lane, Overlapped
 from vit_model.config import Preprocessing, macs, variant
@@ -356,10 +356,7 @@ def main() -> None:
             rows = [old for old in rows if any(old[key] != row[key] for key in ("part", "model", "arm", "machine"))] + [row]
             print({name: value for name, value in row.items() if value is not None and name != "machine"}, flush=True)
             if output:
-                with open(output, "w", newline="") as file:
-                    writer = csv.DictWriter(file, dict.fromkeys(name for line in rows for name in line))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_rows(output, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ worker that is killed on purpose shows that a death would be counted.
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import random
@@ -30,7 +29,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.fuzz import mutant, originals
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline.cluster import ray_session
 from pipeline.labeler import label
 from pipeline.plan import LabelRequest
@@ -237,10 +236,7 @@ def main() -> None:
     row = run(options.hard, options.good, options.seed)
     for name in FIELDS:
         print(f"{name:26} {row[name]}")
-    with open(options.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerow(row)
+    write_rows(options.output, [row], FIELDS)
 
 
 if __name__ == "__main__":

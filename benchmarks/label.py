@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.decode import SETTINGS, photographs, unit_of
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline.cluster import cores
 from pipeline.decode import decode_unit
 from pipeline.guard import Guard, GuardSettings
@@ -266,10 +266,7 @@ def main() -> None:
         for row in measured(options, rows, Path(folder)):
             rows.append(row | {"data": options.folder.name if options.folder else "generated", "machine": machine()})
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)
-            with open(options.output, "w", newline="") as file:
-                writer = csv.DictWriter(file, dict.fromkeys(name for line in rows for name in line))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(options.output, rows)
     print("\n".join(summary(rows)))
 
 

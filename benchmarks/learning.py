@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.learning_data import PHOTOGRAPHS, SETS, Arrays, LearningSet, read, stratified, write, write_shards
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline.augment import Augmentation
 from pipeline.cluster import ray_session
 from pipeline.recipe import TrainRequest
@@ -284,10 +284,7 @@ def main() -> None:
         for row in measured(options, Path(folder)):
             rows.append(row | {"machine": machine()})
             print(row, flush=True)
-            with open(options.output, "w", newline="") as file:
-                writer = csv.DictWriter(file, dict.fromkeys(name for line in rows for name in line))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(options.output, rows)
     print("\n".join(summary(rows)))
 
 

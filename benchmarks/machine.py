@@ -1,8 +1,11 @@
-"""The machine that a figure was measured on, in one line."""
+"""The machine that a figure was measured on, in one line; and the file that figures go into."""
 
+import csv
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,3 +23,12 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = names[0] if names else platform.processor() or platform.machine()
     return f"{cpu}, {cores} cores, {memory:.0f} GiB{gpu}, {platform.system()}, torch {torch.__version__.split('+')[0]}"
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], fields: Iterable[str] | None = None) -> None:
+    """A CSV with a line for each row. fields: its columns, in order; without them all that a row has."""
+    rows = list(rows)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fields or dict.fromkeys(name for row in rows for name in row))
+        writer.writeheader()
+        writer.writerows(rows)

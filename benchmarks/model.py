@@ -8,7 +8,6 @@ in an order that turns; a ratio is the median over the rounds of timm's time div
 """
 
 import argparse
-import csv
 import resource
 import statistics
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from vit_model.config import Preprocessing, macs, num_params, variant
 from vit_model.inference import prepare
 from vit_model.model import VisionTransformer
@@ -102,10 +101,7 @@ def main() -> None:
                 f"{row['variant']:9} {row['arm']:26} {row['images_per_second']:8} images/s  {row['times_timm_fp32']:6} x timm fp32"
             )
             rows.append(row)
-    with open(options.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output, rows, FIELDS)
 
 
 if __name__ == "__main__":

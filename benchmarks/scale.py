@@ -33,7 +33,7 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 
 MiB = 1 << 20
 PAGE = 1000  # shards in a page of the listing
@@ -285,10 +285,7 @@ class Table:
         }
         self.rows[what, units] = row
         self._slopes(what)
-        with open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
+        write_rows(self.path, self.rows.values(), FIELDS)
         print(
             f"{what:36} {units:8} {row['seconds']:9.2f} s {row['cpu_seconds']:9.2f} CPU-s {row['added_mib']:8.1f} MiB {row['more']}"
         )

@@ -7,7 +7,6 @@ one after the other, import torch, ray.init as it comes, and loading that model.
 """
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from tests.builders import make_model, write_shards
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -57,10 +56,7 @@ def main() -> None:
         for turn in range(options.rounds):
             rows.append({"round": turn, **round_of(folder / "in", model, folder / f"out-{turn}"), "machine": machine()})
             print({key: value for key, value in rows[-1].items() if key != "machine"}, flush=True)
-            with open(CSV, "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(CSV, rows)
     print(f"first file / (import torch + ray.init + load): {statistics.median(row['ratio'] for row in rows):.2f}")
 
 

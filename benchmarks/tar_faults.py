@@ -14,7 +14,6 @@ raised: an error, for ours at a cut the row `shard_truncated`. silently_short: n
 """
 
 import argparse
-import csv
 import io
 import logging
 import os
@@ -30,7 +29,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import webdataset
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from pipeline import reader
 from pipeline.reader import ReadSettings, StoreFault, read_units
 from pipeline.source import Shard
@@ -166,10 +165,7 @@ def main() -> None:
     rows += measure("webdataset, warn_and_continue", webdataset_reader(carry_on), planted(shard), SCALED, whole)
     if options.ray_places:
         rows += ray_rows(shard, options.ray_places, whole)
-    with open(options.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output, rows, FIELDS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the model takes ten times as long as decoding.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 
 from benchmarks.decode import photographs
 from benchmarks.label import MODELS, done_by_line, figures, run
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_rows
 from tests.builders import write_tar
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -106,10 +105,7 @@ def main() -> None:
         for row in measured(options, Path(folder)):
             rows.append(row | {"data": options.folder.name if options.folder else "generated", "machine": machine()})
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)
-            with open(options.output, "w", newline="") as file:
-                writer = csv.DictWriter(file, dict.fromkeys(name for line in rows for name in line))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(options.output, rows)
     print("\n".join(summary(rows)))
 
 

@@ -1,7 +1,6 @@
 """What every Ray Train worker runs: epochs of steps, validation, checkpoints. Rank 0 writes the model folder and speaks for all."""
 
 import contextlib
-import math
 import shutil
 import tempfile
 import time
@@ -27,12 +26,12 @@ from pipeline.survey import Survey, assign
 from pipeline.target import Target
 from pipeline.training_data import Drawing, Place, ahead, epoch_batches, good, resumed, training_dataset
 from pipeline.training_state import Leg, Progress, going_on, load, save
+from pipeline.training_watch import Said, Speed, StepWatch
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint, save_folder
 from vit_model.config import num_params
 from vit_model.parallel import gathered_state_dict, parallelize
 
-SAID_EVERY = 2.0  # seconds
 SAVED_EVERY = 10.0  # seconds from one checkpoint to one after an epoch
 RECIPE = ("epochs", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "decay", "label_smoothing", "loss", "clip", "seed")
 RECIPE += ("optimizer", "beta2", "layer_decay", "ema", "dropout", "drop_path", "target")
@@ -80,13 +79,14 @@ class _Worker:
         self.part = self.request.batch_size // (self.world * self.request.accumulate)  # images in one pass of this worker
         self.local = self.part * self.request.accumulate
         model = objective_of(self.request).to(self.device)
-        self.flops = flops_of(model, self.request.config.patch_dim, self.request.config.num_patches)
+        flops = flops_of(model, self.request.config.patch_dim, self.request.config.num_patches)
         self.model = self._distributed(model)
         self.optimizer = optimizer_of(self.model, self.request)
         self.average = Average(self.model, self.request.ema) if self.request.ema else None
         self.step = Step(self.model, self.optimizer, self.request, self.device, self.rank)
         self.saved = time.monotonic()
-        self.peak = matrix_peak(self.device, torch.bfloat16 if self.step.bf16 else torch.float32)
+        peak = matrix_peak(self.device, torch.bfloat16 if self.step.bf16 else torch.float32)
+        self.speed = Speed(self.local, self.world, flops, peak)
         self.checkpoint: Path | None = None  # that is on its way to the output
         self.kept: set[int] = set()  # epochs whose models a checkpoint calls the best
 
@@ -136,8 +136,8 @@ class _Worker:
         drawing = Drawing(self.given.decode, self.given.target, self.part, seed, most)
         count = (leg.steps - progress.step) * request.accumulate
         batches = ahead(epoch_batches(units, len(leg.parts[self.rank]), count, drawing, place))
-        watch = _Watch(self, steps, progress.epoch)
-        said: list[dict[str, torch.Tensor]] = []
+        watch = StepWatch(self.speed, steps, progress.epoch, self._say)
+        said: Said = []
         for step in range(progress.step, leg.steps):
             parts = []
             with watch.waiting():
@@ -159,10 +159,10 @@ class _Worker:
                 said = []
         for _ in batches:  # what is over, where other workers have fewer samples
             pass
-        self.lr, self.rates = lr, watch.figures()
+        self.lr, self.rates = lr, watch.rates()
         return self._summed(progress, said, watch)
 
-    def _summed(self, progress: Progress, said: list[dict[str, torch.Tensor]], watch: "_Watch") -> Progress:
+    def _summed(self, progress: Progress, said: Said, watch: StepWatch) -> Progress:
         """What steps said joins the sums of the epoch."""
         if not said:
             return progress
@@ -360,53 +360,3 @@ class _Worker:
             patiently(lambda: publish(Path(folder), uri, request.storage_options))
         finally:
             shutil.rmtree(folder)
-
-
-class _Watch:
-    """What rank 0 says of the steps every few seconds, and whether their losses are numbers."""
-
-    def __init__(self, worker: _Worker, steps: int, epoch: int):
-        self.worker, self.steps, self.epoch = worker, steps, epoch
-        self.began = self.last = time.perf_counter()
-        self.waited = self.waited_last = 0.0
-        self.done = self.done_last = 0
-        self.checked = 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - begin
-        self.waited, self.waited_last = self.waited + seconds, self.waited_last + seconds
-
-    def step(self, said: list[dict[str, torch.Tensor]], number: int, lr: float) -> None:
-        self.done, self.done_last = self.done + 1, self.done_last + 1
-        now = time.perf_counter()
-        if now - self.last < SAID_EVERY:
-            return
-        self.check(said, number)
-        recent = said[-self.done_last :]
-        if recent:
-            means = {name: round(float(torch.stack([one[name].float() for one in recent]).mean()), 4) for name in recent[0]}
-            rates = self._rates(self.done_last, now - self.last, self.waited_last)
-            self.worker._say("step", step=number, steps=self.steps, epoch=self.epoch + 1, lr=lr, **means, **rates)
-        self.last, self.done_last, self.waited_last = time.perf_counter(), 0, 0.0
-
-    def check(self, said: list[dict[str, torch.Tensor]], number: int) -> None:
-        """Raises UserError for the first step whose loss or gradient is not a number."""
-        for name in ("loss", "gradient_norm"):
-            finite = torch.stack([one[name].float() for one in said]).isfinite().tolist()
-            if not all(finite):
-                step = number - len(said) + finite.index(False) + 1
-                what = f"the {name.replace('_', ' ')} is not a number at step {step} (epoch {self.epoch + 1})"
-                raise UserError(f"{what}; the last good checkpoint is kept: try a lower --lr or a longer --warmup")
-
-    def figures(self) -> dict[str, Any]:
-        return self._rates(self.done, time.perf_counter() - self.began, self.waited)
-
-    def _rates(self, steps: int, seconds: float, waited: float) -> dict[str, Any]:
-        """Images/s of all workers, MFU of this one: its operations by the most that matrix products get on its device."""
-        worker = self.worker
-        mine = steps * worker.local / seconds if seconds and math.isfinite(seconds) else 0.0
-        rates = {"images_per_second": round(mine * worker.world, 1), "mfu": round(mine * worker.flops / worker.peak, 3)}
-        return rates | {"data_wait": round(waited / seconds, 3) if seconds else 0.0}

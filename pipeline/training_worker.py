@@ -297,7 +297,7 @@ class _Worker:
         from ray.train import Checkpoint as Folder
         from ray.train import CheckpointUploadMode
 
-        while self.checkpoint and self.checkpoint.exists():
+        while self.checkpoint and self.checkpoint.exists():  # Ray gives nothing to wait on, and ends this worker if an upload fails
             time.sleep(0.05)
         self.saved = time.monotonic()
         folder = self.checkpoint = save(self.model, self.optimizer, self.average, progress, self.rank)

@@ -58,16 +58,16 @@ class Recipe:
 
     epochs: int
     flip: bool
-    batch_size: int = 80
+    batch_size: int = 40
     width: int = 96
-    depth: int = 4
+    depth: int = 3
     heads: int = 3
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     label_smoothing: float = 0.1
     clip: float = 1.0
-    crop_scale: float = 0.5
+    crop_scale: float = 0.8
     aspect: float = 4 / 3
 
 
@@ -83,12 +83,12 @@ class Pretraining:
 
 
 RECIPES = {
-    "digits": Recipe(epochs=30, flip=False, batch_size=64, width=64, heads=4, lr=2e-3),
-    "shapes": Recipe(epochs=12, flip=True),
-    "signs": Recipe(epochs=12, flip=False),
-    "clothing": Recipe(epochs=12, flip=True),
+    "digits": Recipe(epochs=30, flip=False, batch_size=64, width=64, depth=4, heads=4, lr=2e-3, crop_scale=0.5),
+    "shapes": Recipe(epochs=8, flip=True),
+    "signs": Recipe(epochs=24, flip=False, crop_scale=0.7),
+    "clothing": Recipe(epochs=24, flip=True, crop_scale=0.7),
 }
-PRETRAINING = {"shapes": Pretraining(share=0.1, epochs=5, fine_epochs=25)}
+PRETRAINING = {"shapes": Pretraining(share=0.1, epochs=4, fine_epochs=20)}
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The sets that benchmarks/learning.py learns from, written as WebDataset shards with .cls, split by a fixed seed.
 
     digits     scikit-learn's 1,797 handwritten digits, 8x8, enlarged to 32x32
-    shapes     generated: 25 classes, one of five textures in one of five shapes, among clutter
+    shapes     generated: 20 classes, one of five textures in one of four shapes, among clutter
     signs      hands that show the digits 0 to 9: FOLDER/sign_digits/CLASS/*.jpg
     clothing   photographs of clothes, 10 classes: FOLDER/clothing/{train,test}/CLASS/*.jpg, both together
 
@@ -25,8 +25,12 @@ from tests.builders import write_tar
 
 SHARD = 1000  # images
 SIDE = 48  # S: pixels a side of a shapes picture
-TRAIN, VAL = 4000, 2000  # shapes
-TURN, NOISE = np.pi / 6, 0.08  # what makes them hard: the most that each is turned by, and the noise's deviation
+TRAIN, VAL = 6000, 4000  # shapes
+# What makes them hard: the most that a shape and its texture are turned by (radians), the noise's deviation, the radius as a share
+# of the side, and how near to the border the centre may be, in radii. A model of 96 x 3 is right on about nine of ten after 1,200
+# steps of 40: a set on which seeds differ by less than what is to be shown.
+TURNS, NOISE = np.array([0.2, 0.3]), 0.05
+RADIUS, MARGIN = (0.36, 0.46), 1.06
 BICUBIC = Image.Resampling.BICUBIC
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 (M, H, W, 3) and classes, int64 (M,)
 
@@ -116,11 +120,6 @@ def polygon(corners: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.max([x * np.cos(side) + y * np.sin(side) for side in sides], axis=0) - np.cos(np.pi / corners)
 
 
-def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    tip = 2 * np.abs((np.arctan2(y, x) / (2 * np.pi / 5)) % 1 - 0.5)  # 1 in the direction of a tip, 0 between two
-    return (np.hypot(x, y) - (0.45 + 0.75 * tip**1.5)) / 2
-
-
 def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(np.hypot(x, y) - 0.68) - 0.32
 
@@ -135,7 +134,7 @@ def wave(t: np.ndarray) -> np.ndarray:
 
 
 # Of x and y in radii, (S, S) both: about the distance to the edge, below zero inside.
-SHAPES: tuple[Callable, ...] = (partial(polygon, 3), partial(polygon, 4), star, ring, cross)
+SHAPES: tuple[Callable, ...] = (partial(polygon, 3), partial(polygon, 4), ring, cross)
 # Of u and v in periods, (S, S) both, and a source of chance: how much of the bright colour there is, 0 to 1.
 TEXTURES: tuple[Callable, ...] = (
     lambda u, v, rng: wave(u),  # stripes
@@ -160,7 +159,7 @@ def picture(number: int, rng: np.random.Generator) -> np.ndarray:
     canvas = sum(weight * cloud(cells, rng) for cells, weight in ((2, 0.3), (5, 0.15), (12, 0.1))) + 0.22  # 0.22 to 0.77
     for _ in range(rng.integers(1, 4)):
         paint(canvas, rng.choice(SHAPES), rng.choice(TEXTURES), rng, rng.uniform(0.08, 0.16), margin=0)
-    paint(canvas, SHAPES[shape], TEXTURES[texture], rng, rng.uniform(0.28, 0.44), margin=0.8)
+    paint(canvas, SHAPES[shape], TEXTURES[texture], rng, rng.uniform(*RADIUS), MARGIN)
     for _ in range(rng.integers(0, 3)):
         paint(canvas, rng.choice(SHAPES), TEXTURES[KINDS], rng, rng.uniform(0.05, 0.1), margin=0)
     canvas += rng.normal(0, rng.uniform(0, NOISE), canvas.shape)
@@ -177,7 +176,7 @@ def paint(canvas: np.ndarray, shape: Callable, texture: Callable, rng: np.random
     centre to the border, at least."""
     radius = size * SIDE
     down, across = rng.uniform(margin * radius, SIDE - margin * radius, 2)
-    turns = np.exp(1j * rng.uniform(-TURN, TURN, 2))
+    turns = np.exp(1j * TURNS * rng.uniform(-1, 1, 2))
     at, waves = (PLACES - complex(across, down)) * turns[0] / radius, PLACES * turns[1] / rng.uniform(4.5, 7)
     cover = np.clip(0.5 - shape(at.real, at.imag) * radius, 0, 1)[..., None]  # of each pixel
     share = texture(waves.real, waves.imag, rng)[..., None]

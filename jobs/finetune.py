@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from jobs.options import ModelOptions, SourceOptions
-from jobs.train_options import RECIPE, DataOptions, RecipeOptions, RunOptions, execute
+from jobs.train_options import RECIPE, Count, DataOptions, NotNegative, Positive, RecipeOptions, RunOptions, execute
 
 
 @Parameter(name="*", group=RECIPE)
@@ -15,15 +15,15 @@ from jobs.train_options import RECIPE, DataOptions, RecipeOptions, RunOptions, e
 class FinetuneOptions(RecipeOptions):
     """As the paper fine-tunes (B.1.1): SGD with momentum, no weight decay, cosine decay."""
 
-    epochs: int = 8
-    batch_size: int = 512
+    epochs: Count = 8
+    batch_size: Count = 512
     "Images in one step, over all workers."
     optimizer: Literal["adamw", "sgd"] = "sgd"
     "sgd has a momentum of 0.9."
-    lr: float = 0.01
+    lr: Positive = 0.01
     "The peak of the learning rate: 0.001 to 0.03 are what the paper tries."
-    weight_decay: float = 0.0
-    warmup: float = 0.05
+    weight_decay: NotNegative = 0.0
+    warmup: NotNegative = 0.05
     "The share of the steps in which the learning rate rises; from 1 on, their number."
 
 
@@ -47,7 +47,7 @@ def finetune(
     sized = start.config.image_size if image_size is None else image_size
     asked = {
         "output": output,
-        "config": replace(start.config, image_size=sized, num_classes=0, representation_size=0),
+        "config": replace(start.config, image_size=sized, num_classes=0, representation_size=0, projection=False, head_bias=True),
         "preprocessing": start.preprocessing,
         "start": start,
     }

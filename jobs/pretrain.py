@@ -22,7 +22,8 @@ class ArchitectureOptions:
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
-    mlp_ratio: float = 4.0
+    mlp_ratio: float | None = None
+    "The MLP's width as a multiple of --width: 4, if not given."
     patch_size: int | None = None
     image_size: int = 224
     "Pixels a side."
@@ -80,14 +81,16 @@ def _config(options: ArchitectureOptions):
 
     free = (options.width, options.depth, options.heads, options.patch_size)
     if options.variant:
-        if any(free):
-            raise UserError("--variant fixes the size: leave out --width, --depth, --heads and --patch-size", exit_code=2)
+        if any(free) or options.mlp_ratio:
+            raise UserError(
+                "--variant fixes the size: leave out --width, --depth, --heads, --mlp-ratio and --patch-size", exit_code=2
+            )
         config = variant(options.variant, image_size=options.image_size)
     elif not all(free):
         raise UserError("give --variant, or all of --width, --depth, --heads and --patch-size", exit_code=2)
     else:
         width, depth, heads, patch_size = free
-        config = ViTConfig(options.image_size, patch_size, width, depth, heads, round(width * options.mlp_ratio))
+        config = ViTConfig(options.image_size, patch_size, width, depth, heads, round(width * (options.mlp_ratio or 4)))
     return replace(config, num_classes=0, position=options.position, pool=options.pool)
 
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -17,6 +17,11 @@ from pipeline.errors import UserError
 DATA = Group("Data")
 RECIPE = Group("Recipe")
 RUN = Group("Run")
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Natural = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]
+NotNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 
 
 @Parameter(name="*", group=DATA)
@@ -30,7 +35,7 @@ class DataOptions:
     "Class names, one a line; else labels.txt beside the shards, if there."
     val: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
     "Sources that the model is tried on after every epoch, each image once."
-    max_error_rate: float = 0.05
+    max_error_rate: Share = 0.05
     "Stop when a larger share of an epoch's images cannot be decoded; fewer are skipped and counted."
 
 
@@ -39,34 +44,34 @@ class DataOptions:
 class RecipeOptions:
     """How it is trained. --config FILE gives any of it: recipes/ has some."""
 
-    epochs: int = 90
-    batch_size: int = 256
+    epochs: Count = 90
+    batch_size: Count = 256
     "Images in one step, over all workers."
-    accumulate: int = 1
+    accumulate: Count = 1
     "Parts in which a worker computes its share of a batch."
     optimizer: Literal["adamw", "sgd"] = "adamw"
     "sgd has a momentum of 0.9."
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     "The peak of the learning rate."
-    weight_decay: float = 0.1
-    beta2: float = 0.999
+    weight_decay: NotNegative = 0.1
+    beta2: Share = 0.999
     "Of AdamW."
-    warmup: float = 0.1
+    warmup: NotNegative = 0.1
     "The share of the steps in which the learning rate rises; from 1 on, their number."
     decay: Literal["cosine", "linear", "rsqrt"] = "cosine"
     "How it falls afterwards."
-    clip: float = 1.0
-    "The largest norm of a gradient."
-    layer_decay: float = 1.0
+    clip: NotNegative = 1.0
+    "The largest norm of a gradient; 0 for any."
+    layer_decay: Positive = 1.0
     "The learning rate of a layer, as a share of that of the layer above it."
-    ema: float = 0.0
+    ema: Share = 0.0
     "Average the weights: the share that a step keeps, such as 0.9999. The average is what is tried and saved."
-    dropout: float = 0.0
-    drop_path: float = 0.0
+    dropout: Share = 0.0
+    drop_path: Share = 0.0
     "The share of the last block's branches that is left out; it grows over the depth."
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    crop_scale: float = 0.35
+    crop_scale: Share = 0.35
     "The smallest share of a picture's area that a random crop covers."
     aspect: float = 4 / 3
     "The largest change of a crop's aspect ratio."
@@ -74,15 +79,15 @@ class RecipeOptions:
     "Mirror every second picture."
     rand_augment: str | None = None
     "timm's name of a RandAugment, such as rand-m10-n2."
-    mixup: float = 0.0
+    mixup: NotNegative = 0.0
     "Alpha of mixup."
-    cutmix: float = 0.0
+    cutmix: NotNegative = 0.0
     "Alpha of CutMix; with both, one of them for every batch."
-    mix_share: float = 1.0
+    mix_share: Share = 1.0
     "The share of the batches that is mixed."
-    erase: float = 0.0
+    erase: Share = 0.0
     "The share of the pictures of which a rectangle becomes noise."
-    seed: int = 0
+    seed: Natural = 0
 
     def asked(self) -> dict[str, Any]:
         """For a TrainRequest."""
@@ -115,9 +120,9 @@ class RunOptions:
     "Compute a block's activations again in the backward pass: less memory, a third more time."
     compile: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "torch.compile, block by block."
-    save_every: int = 1000
+    save_every: Natural = 1000
     "Steps between checkpoints within an epoch; one follows an epoch too, ten seconds after another."
-    keep: int = 2
+    keep: Count = 2
     "Checkpoints that are kept, the last ones."
     address: str | None = None
     "Join the Ray cluster at this address (or RAY_ADDRESS); else a local Ray starts and stops with the command."
@@ -142,6 +147,7 @@ def execute(
     from pipeline.survey import class_names
     from vit_model.config import num_params
 
+    _refuse_idle(asked.get("objective", "supervised"), recipe)
     request = TrainRequest(
         sources=tuple(sources),
         val=tuple(data.val or ()),
@@ -169,6 +175,14 @@ def execute(
         f"next: wordsworth {command} SOURCE --output OUT --model {request.output}"
     )
     return 0
+
+
+def _refuse_idle(objective: str, recipe: RecipeOptions) -> None:
+    """What changes classes, or a picture after it became the target, means nothing where the picture itself is the target."""
+    names = ("loss", "label_smoothing", "mixup", "cutmix", "mix_share", "erase")
+    idle = [name for name in names if getattr(recipe, name) != getattr(type(recipe)(), name)]
+    if idle and objective != "supervised":
+        raise UserError(f"--{idle[0].replace('_', '-')} has no meaning with --objective {objective}: leave it out", exit_code=2)
 
 
 class TrainProgress:
@@ -210,6 +224,9 @@ class TrainProgress:
         self.console.print(f"{news['samples']:,} images{of} in {shards}{tried}")
 
     def _begin(self, news: dict[str, Any]) -> None:
+        if not self.steps:
+            workers = f"{news['workers']} worker{'s' if news['workers'] > 1 else ''} on {news['device'].upper()}"
+            self.console.print(f"{workers}, batches of {news['batch']:,}: {news['images']:,} images an epoch")
         again = f" from step {news['step']:,} (epoch {news['epoch'] + 1})" if news["step"] else ""
         if again or self.steps:
             self.console.print(f"{news['workers']} {'worker goes' if news['workers'] == 1 else 'workers go'} on{again}")
@@ -232,7 +249,8 @@ class TrainProgress:
         self.said = time.monotonic()
         self._line(news)
         tried = f"  validation loss {news['val_loss']:.3f} {_quality(news, 3, 'val_')}" if "val_loss" in news else ""
-        self.console.print(f"epoch {news['epoch']:>3}/{self.epochs}  {_figures(news)}{tried}")
+        broken = f"  {news['errors']:,} images could not be decoded" if news["errors"] else ""
+        self.console.print(f"epoch {news['epoch']:>3}/{self.epochs}  {_figures(news)}{tried}{broken}")
 
 
 def _figures(news: dict[str, Any]) -> str:

@@ -9,7 +9,10 @@ class UserError(Exception):
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.message, self.exit_code = message, exit_code
+
+    def __str__(self) -> str:
+        return self.message  # Ray Data adds lines about its own retries to `args`
 
 
 class ClusterGone(UserError):

@@ -164,7 +164,7 @@ def evaluate(
     if not config.num_classes:
         raise UserError("this model has no classification head: there is nothing to evaluate; wordsworth embed gives its vectors")
     known = Target(target, checkpoint.labels, config.num_classes)
-    rows_of = partial(_labelled, request, checkpoint, known.kept, "float32" if train else None, watch)
+    rows_of = partial(_labelled, replace(request, target=known), checkpoint, known.kept, "float32" if train else None, watch)
     with ray_session(request.address):  # one for both
         return _counted(request, known, rows_of, train, shots)
 

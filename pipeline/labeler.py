@@ -283,6 +283,7 @@ def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint
             max_bytes=request.max_image_bytes,
             image_column=request.image_column,
             key=request.key,
+            target=request.target,
         ),
         "decode": DecodeSettings(
             checkpoint.preprocessing,

@@ -14,6 +14,7 @@ from pipeline.output import SCHEMA_VERSION, RunFolder
 from pipeline.rows import WriteSettings, prediction_schema
 from pipeline.source import IMAGE_KEYS
 from pipeline.storage import full_uri, open_filesystem, public
+from pipeline.target import Target
 from vit_model.checkpoint import Checkpoint
 from vit_model.inference import resolve_precision
 
@@ -27,7 +28,8 @@ class LabelRequest:
     """What the user asked for. model: how the model is called in messages and footers. batch_size: 0 chooses one.
     update: add shards and images that are new in the source; replace_changed: label those again that are others now.
     retry_errors: fetch, decode and predict again what failed. on_error: "keep" its row, or "fail" at the first.
-    stall_timeout: seconds without a written unit after which the run gives up."""
+    stall_timeout: seconds without a written unit after which the run gives up. target: a class that every image must have; its
+    sidecar is in `keep`."""
 
     command: str
     sources: tuple[str, ...]
@@ -57,6 +59,7 @@ class LabelRequest:
     image_column: str | None = None
     key: str | None = None
     fast_decode: bool = False
+    target: Target | None = None
 
 
 def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:

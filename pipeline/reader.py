@@ -11,6 +11,7 @@ from functools import partial
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import tar
 from pipeline.compressed import Decompressed
@@ -19,7 +20,7 @@ from pipeline.kinds import compression
 from pipeline.output import read_footer
 from pipeline.sample import MAX_READINGS, EncodedSample, ReadSettings, ShardChanged, StoreFault
 from pipeline.source import Shard
-from pipeline.storage import ObjectStream, open_filesystem, patiently, version_of
+from pipeline.storage import ObjectStream, open_filesystem, patiently, public, version_of
 from pipeline.table import table_samples
 from pipeline.unit import SAMPLE, Unit
 
@@ -137,6 +138,8 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
         position, index = footer["next_offset"], footer["next_index"]
     for unit in read_units(shard, settings, start, position, index):
         if unit.fault or unit.number not in have:
+            if settings.target:  # now, not when all is labelled
+                settings.target.of_samples(unit.samples.filter(pc.is_null(unit.samples["error"])), public(unit.shard_uri))
             yield unit.to_arrow()
 
 

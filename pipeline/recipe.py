@@ -17,7 +17,7 @@ from vit_model.model import VisionTransformer
 from vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Supervised
 
 EMBEDDING = re.compile(r"(^|\.)(patch_embed|cls_token|reg_token|pos_embed)")
-NO_DECAY = ("cls_token", "pos_embed", "mask_token")  # and every bias and LayerNorm
+NO_DECAY = {"cls_token", "pos_embed", "mask_token"}  # and every bias and LayerNorm
 COOLDOWN = 0.1  # the last share of the steps, in which a rate that falls as an inverse root goes to zero
 SHARDED = 1_000_000_000  # parameters from which on weights are sharded over the workers
 OBJECTIVES: dict[str, Callable[[VisionTransformer, "TrainRequest"], nn.Module]] = {
@@ -116,10 +116,24 @@ class TrainRequest:
 def start_of(request: TrainRequest) -> Checkpoint:
     """Random weights of the seed, or those to fine-tune under a new head of zeros, at the size of pictures that is asked for."""
     if request.start is None:
-        return random(request.config, request.preprocessing, request.seed)
-    if request.start.config == request.config:
-        return request.start
+        return _from_scratch(request)
     return request.start.resized(request.config.image_size).with_head(request.config.num_classes)
+
+
+def _from_scratch(request: TrainRequest) -> Checkpoint:
+    """The JAX code's weights but for two, where there are classes: its head of zeros gives the encoder no gradient at first, and
+    its patches drown the positions. Both begin as timm's, which learns in fewer steps (docs/training.md). A sigmoid loss begins
+    with all classes as rare as one of them is (big_vision's init_head_bias)."""
+    start = random(request.config, request.preprocessing, request.seed)
+    if not request.classified or not start.config.num_classes:
+        return start
+    state, chance = dict(start.state), torch.Generator().manual_seed(request.seed)
+    state["head.weight"] = torch.empty_like(state["head.weight"]).normal_(std=0.02, generator=chance)
+    if start.config.resnet is None:
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"] / math.sqrt(3)
+    if request.loss == "sigmoid" and "head.bias" in state:
+        state["head.bias"] = torch.full_like(state["head.bias"], -math.log(start.config.num_classes))
+    return replace(start, state=state)
 
 
 def objective_of(request: TrainRequest) -> nn.Module:
@@ -127,7 +141,8 @@ def objective_of(request: TrainRequest) -> nn.Module:
 
     Raises ModelError for a config that the objective cannot train.
     """
-    start = start_of(request)
+    ready = request.start is not None and request.start.config == request.config  # a worker has what start_of made
+    start = request.start if ready else start_of(request)
     config = replace(start.config, dropout=request.dropout, drop_path=request.drop_path)
     encoder = replace(start, config=config).model().train().requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
@@ -142,7 +157,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
     depth = 1 + max((_block(name) for name, _ in model.named_parameters()), default=0)
     for name, parameter in model.named_parameters():
-        decays = parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
+        decays = parameter.ndim > 1 and not set(name.split(".")) & NO_DECAY
         scale = layer_decay ** (depth + 1 - _layer(name, depth))
         groups.setdefault((weight_decay if decays else 0.0, scale), []).append(parameter)
     return [{"params": some, "weight_decay": decay, "scale": scale} for (decay, scale), some in groups.items() if some]
@@ -150,7 +165,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 def _block(name: str) -> int:
     found = re.search(r"(?<!decoder\.)blocks\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    return int(found[1]) if found and not EMBEDDING.search(name) else -1  # the hybrid's stem has blocks too
 
 
 def _layer(name: str, depth: int) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.kinds import IMAGE_KEYS
+from pipeline.target import Target
 
 MAX_READINGS = 8  # of one shard, to meet the same cut twice
 
@@ -12,7 +13,7 @@ MAX_READINGS = 8  # of one shard, to meet the same cut twice
 class ReadSettings:
     """unit_rows: samples in a unit. unit_bytes: a unit ends early when it holds this many encoded bytes.
     max_bytes: a larger image is refused before it is read. keep: the sidecar fields, or columns of a table, that travel along.
-    image_column, key: columns of a table, None where its names are to tell."""
+    image_column, key: columns of a table, None where its names are to tell. target: a class that every image must have."""
 
     unit_rows: int
     unit_bytes: int = 128 << 20
@@ -22,6 +23,7 @@ class ReadSettings:
     storage_options: dict[str, Any] = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None
+    target: Target | None = None
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """One optimiser step: what reaches a model from a batch, and what the model learns of it."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -50,7 +51,7 @@ class Step:
                 loss, metrics = self.forward(*part)
                 (loss / len(parts)).backward()
             said.append({"loss": loss.detach(), **metrics})
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.request.clip)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.request.clip or math.inf)
         self.optimizer.step()
         means = {name: torch.stack([one[name] for one in said]).mean() for name in said[0]}
         return means.pop("loss"), means | {"gradient_norm": norm.full_tensor() if self.sharded else norm}
@@ -78,7 +79,10 @@ class Step:
         return outcome
 
     def _inputs(self, patches: np.ndarray, classes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pixels, classes = (torch.from_numpy(values).to(self.device) for values in (patches, classes))
+        given = (torch.from_numpy(values) for values in (patches, classes))
+        if self.device.type == "cuda":  # what is pinned is copied while the step before is computed
+            given = (values.pin_memory() for values in given)
+        pixels, classes = (values.to(self.device, non_blocking=True) for values in given)
         return (pixels.float() / 255 - self.mean) / self.std, pixels, classes  # (B, N, P*P*3)
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Where an image's class stands, and which number it is."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,28 +26,25 @@ class Target:
 
     def of(self, rows: pa.Table) -> np.ndarray:
         """The classes of rows of predictions: int64 (rows,). Raises UserError for the first one that is missing or unknown."""
-        texts = rows["key" if self.where == "folder" else self.kept[0]].to_pylist()
-        known = {name: number for number, name in enumerate(self.labels or ())}
-        return np.array([self._class(text, row, rows, known) for row, text in enumerate(texts)], np.int64)
+        texts = rows[self.kept[0] if self.kept else "key"].to_pylist()
+        return self._numbers(texts, lambda row: f"{rows['shard'][row].as_py()}: sample {rows['key'][row].as_py()}")
 
-    def of_samples(self, samples: pa.Table) -> np.ndarray:
-        """The classes of a unit's samples: int64 (samples,). Raises UserError for the first one that is missing or unknown."""
+    def of_samples(self, samples: pa.Table, shard: str) -> np.ndarray:
+        """The same of a unit's samples: int64 (samples,)."""
         keys = samples["key"].to_pylist()
-        texts = keys if self.where == "folder" else [(cells or [None])[0] for cells in samples["sidecars"].to_pylist()]
-        known = {name: number for number, name in enumerate(self.labels or ())}
-        numbers = [class_of(named(self.where, text), known, self.classes) for text in texts]
-        if None in numbers:
-            at = numbers.index(None)
-            raise UserError(f"sample {keys[at]} has no class of {self.classes}: --target {self.where} gives {texts[at]!r}")
-        return np.array(numbers, np.int64)
+        texts = [(cells or [None])[0] for cells in samples["sidecars"].to_pylist()] if self.kept else keys
+        return self._numbers(texts, lambda row: f"{shard}: sample {keys[row]}")
 
-    def _class(self, text: str | None, row: int, rows: pa.Table, known: dict[str, int]) -> int:
-        name = named(self.where, text)
-        number = class_of(name, known, self.classes)
-        if number is None:
-            where = f"{rows['shard'][row].as_py()}: sample {rows['key'][row].as_py()}"
-            raise UserError(f"{where} has no class of this model's {self.classes}: --target {self.where} gives {name!r}")
-        return number
+    def _numbers(self, texts: list[str | None], called: Callable[[int], str]) -> np.ndarray:
+        known = {name: number for number, name in enumerate(self.labels or ())}
+        names = [named(self.where, text) for text in texts]
+        numbers = [class_of(name, known, self.classes) for name in names]
+        if None in numbers:
+            row = numbers.index(None)
+            raise UserError(
+                f"{called(row)} has no class of this model's {self.classes}: --target {self.where} gives {names[row]!r}"
+            )
+        return np.array(numbers, np.int64)
 
 
 def kept(where: str) -> tuple[str, ...]:

@@ -121,17 +121,23 @@ def _check_size(request: TrainRequest, data: Survey, available: dict[str, float]
         )
     if least == most and batch % parts:
         raise UserError(f"--batch-size {batch} cannot be divided by {parts}, the workers and the parts of each (--accumulate)")
+    steps = request.epochs * (data.total // batch)
+    if request.warmup >= 1 and request.warmup >= steps:
+        raise UserError(
+            f"--warmup {request.warmup:g}: there are {steps:,} steps in all, so the learning rate would never fall: "
+            "give fewer, or a share of the steps such as 0.1"
+        )
     assign(list(data.shards), data.rows, least)  # says it if there are too few shards
     gpus, cpus = available.get("GPU", 0), available.get("CPU", 0)
-    device = request.device if request.device != "auto" else "cuda" if gpus >= least else "cpu"
+    device = request.device if request.device != "auto" else "cuda" if gpus else "cpu"
     if device == "cuda" and gpus < least:
-        raise UserError(f"{least} workers need {least} GPUs, Ray has {gpus:g}: use fewer --workers")
+        raise UserError(f"{least} workers need {least} GPUs, Ray has {gpus:g}: use fewer --workers, or --device cpu")
     if cpus < least + 2:
         raise UserError(f"{least} workers and their decoding need {least + 2} CPUs, Ray has {cpus:g}: use fewer --workers")
     if least == most:
         return device, least
     # Ray would let workers on CPUs take all of them and leave none to decode.
-    room = len(data.shards) if device == "cuda" else min(len(data.shards), int(cpus) - 2)
+    room = min(len(data.shards), batch // request.accumulate, int(cpus) - 2 if device == "cpu" else most)
     return device, (least, max(least, min(most, room)))
 
 

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.reader import read_units
 from pipeline.sample import ReadSettings, ShardChanged
 from pipeline.source import LISTING, Shard, listing_table
+from pipeline.storage import public
 from pipeline.target import Target, kept
 from pipeline.unit import Unit
 
@@ -283,4 +284,4 @@ def good(unit: Unit, decode: DecodeSettings, target: Target | None) -> tuple[np.
     """The decoded samples of a unit, uint8 (M, N, P*P*3), and their classes (M,); without a target, zeros."""
     samples = unit.samples.filter(pc.is_null(unit.samples["error"]))
     patches = unit.payload.reshape(len(samples), *decode.patches_shape)
-    return patches, target.of_samples(samples) if target else np.zeros(len(samples), np.int64)
+    return patches, target.of_samples(samples, public(unit.shard_uri)) if target else np.zeros(len(samples), np.int64)

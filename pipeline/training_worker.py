@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.models import publish
 from pipeline.recipe import SHARDED, TrainRequest, learning_rate, objective_of, optimizer_of
 from pipeline.sample import ReadSettings
-from pipeline.step import Average, Step, flops_of, matrix_peak
+from pipeline.step import Average, Part, Step, flops_of, matrix_peak
 from pipeline.storage import is_local, open_filesystem, patiently
 from pipeline.survey import Survey, assign
 from pipeline.target import Target
@@ -30,6 +30,7 @@ from pipeline.training_watch import Said, Speed, StepWatch
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint, save_folder
 from vit_model.config import num_params
+from vit_model.objectives import Outcome
 from vit_model.parallel import gathered_state_dict, parallelize
 
 SAVED_EVERY = 10.0  # seconds from one checkpoint to one after an epoch
@@ -110,7 +111,9 @@ class _Worker:
             assign(list(survey.shards), survey.rows, self.world)  # says it if there are too few shards
             raise UserError(f"no worker has the {self.local} samples of its share of a batch: use a smaller --batch-size")
         steps = progress.number + leg.steps - progress.step + (request.epochs - progress.epoch - 1) * full.steps
-        self._say("begin", step=progress.number, steps=steps, epoch=progress.epoch, workers=self.world, epochs=request.epochs)
+        used = full.steps * self.local * self.world  # images of an epoch
+        begun = {"step": progress.number, "steps": steps, "epoch": progress.epoch, "epochs": request.epochs, "images": used}
+        self._say("begin", **begun, workers=self.world, device=self.device.type, batch=self.local * self.world)
         units = self._units(progress, leg)
         metrics: dict[str, Any] = {}
         while progress.epoch < request.epochs:
@@ -127,7 +130,7 @@ class _Worker:
 
     def _epoch(self, progress: Progress, leg: Leg, units: Iterator[Unit], steps: int) -> Progress:
         """The steps that are left of a leg."""
-        self.lr, self.rates = 0.0, {}
+        self.lr, self.rates, self.errors = 0.0, {}, progress.places[self.rank].errors
         if progress.step >= leg.steps:
             return progress
         request, place = self.request, progress.places[self.rank]
@@ -145,7 +148,7 @@ class _Worker:
                     patches, classes, place = next(batches)
                     parts.append((patches, classes))
             lr = learning_rate(progress.number, steps, request.lr, request.warmup, request.decay)
-            loss, metrics = self.step(parts, lr, progress.number)
+            loss, metrics = self._stepped(parts, lr, progress.number)
             if self.average:
                 self.average.update()
             said.append({"loss": loss, **metrics})
@@ -159,8 +162,17 @@ class _Worker:
                 said = []
         for _ in batches:  # what is over, where other workers have fewer samples
             pass
-        self.lr, self.rates = lr, watch.rates()
+        self.lr, self.rates, self.errors = lr, watch.rates(), place.errors
         return self._summed(progress, said, watch)
+
+    def _stepped(self, parts: list[Part], lr: float, number: int) -> Outcome:
+        try:
+            return self.step(parts, lr, number)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.part} images at a time are too many for the memory of this {self.device.type}: "
+                "use a larger --accumulate, --activation-checkpointing, or more --workers"
+            ) from error
 
     def _summed(self, progress: Progress, said: Said, watch: StepWatch) -> Progress:
         """What steps said joins the sums of the epoch."""
@@ -174,9 +186,9 @@ class _Worker:
     def _epoch_metrics(self, progress: Progress) -> dict[str, Any]:
         """The means over the epoch's steps and all workers, and what --val says."""
         names = list(progress.sums)
-        sums = self._added([progress.sums[name] for name in names] + [progress.count])
-        means = {name: round(value / max(1.0, sums[-1]), 4) for name, value in zip(names, sums, strict=False)}
-        found = {"epoch": progress.epoch + 1, "step": progress.number, **means, "lr": self.lr, **self.rates}
+        *sums, count, errors = self._added([progress.sums[name] for name in names] + [progress.count, self.errors])
+        means = {name: round(value / max(1.0, count), 4) for name, value in zip(names, sums, strict=True)}
+        found = {"epoch": progress.epoch + 1, "step": progress.number, **means, "lr": self.lr, **self.rates, "errors": int(errors)}
         return found | self._validated()
 
     # ---- data ----
@@ -336,6 +348,8 @@ class _Worker:
         """A model folder, wherever that is. On a cluster the output must be storage that every node sees."""
         with self.average.applied() if self.average else contextlib.nullcontext():
             state = gathered_state_dict(self.model)
+            if self.average:  # on a CPU they are the parameters themselves, which will have their own values again
+                state = {name: tensor.clone() for name, tensor in state.items()}
         if self.rank:
             return
         request = self.request

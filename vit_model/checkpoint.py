@@ -78,9 +78,9 @@ class Checkpoint:
 
     def with_head(self, classes: int, labels: Iterable[str] | None = None) -> Self:
         """With a new head of zeros for so many classes, as fine-tuning begins (section 3.2): a hidden layer before it goes too."""
-        config = replace(self.config, num_classes=classes, representation_size=0)
+        config = replace(self.config, num_classes=classes, representation_size=0, projection=False, head_bias=True)
         kept = {name: tensor for name, tensor in self.state.items() if name.partition(".")[0] not in HEAD}
-        head = {"head.weight": torch.zeros(classes, config.width), "head.bias": torch.zeros(classes)} if classes else {}
+        head = {"head.weight": torch.zeros(classes, config.embedding_dim), "head.bias": torch.zeros(classes)} if classes else {}
         return type(self)(config, self.preprocessing, tuple(labels) if labels else None, kept | head, dict(self.extra))
 
     def to_bytes(self) -> bytes:

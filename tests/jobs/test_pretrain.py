@@ -64,6 +64,10 @@ def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(tmp_path, reque
         ("label-smothing = 0.1", [], "label-smoothing"),
         ("width = 32", ["--workers", "none"], "--workers none: give a number from 1 on, or LEAST,MOST"),
         ("width = 32", ["--workers", "4,2"], "--workers 4,2: give a number"),
+        ("width = 32", ["--clip", "-1"], "--clip"),
+        ("width = 32", ["--epochs", "0"], "--epochs"),
+        ("width = 32", ["--variant", "B/16"], "--variant fixes the size"),
+        ("mixup = 0.2", ["--objective", "mae"], "--mixup has no meaning with --objective mae: leave it out"),
         ("width = 32", ["--rand-augment", "cubism"], "--rand-augment cubism: timm knows no such one"),
     ],
 )

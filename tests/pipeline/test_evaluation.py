@@ -182,6 +182,14 @@ def test_every_image_counts_once_and_what_cannot_be_decoded_is_said(tmp_path, lo
     assert again == found and not watchers[-1][1].receipts, "what is labelled is not labelled again"
 
 
+def test_a_sample_without_a_class_ends_an_evaluation_before_its_unit_is_labelled(tmp_path, small_model, wordsworth):
+    members = {f"{number}.{end}": data for number in range(6) for end, data in (("jpg", photo(number)), ("cls", b"1"))}
+    write_tar(tmp_path / "test" / "a.tar", members | {"late.jpg": photo(9)})
+    said = wordsworth("evaluate", str(tmp_path / "test"), "--model", small_model, "--output", str(tmp_path / "out"))
+    assert said.returncode == 1 and "a.tar: sample late has no class of this model's 5: --target cls gives None" in said.stderr
+    assert said.stderr.count("\n") < 5 and not list(tmp_path.glob("out/**/predictions/*.parquet")), said.stderr
+
+
 def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
     source = write(tmp_path / "test", 0, 8, load_folder(small_model), lambda number: number < 6)
     said = wordsworth("evaluate", source, "--model", small_model, "--precision", "fp32")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.recipe import DECAYS, learning_rate, objective_of, optimizer_of, parameter_groups
+from pipeline.recipe import DECAYS, learning_rate, objective_of, optimizer_of, parameter_groups, start_of
 from tests.pipeline.trainings import SIZE, request
 from vit_model.checkpoint import random
 from vit_model.config import Preprocessing, ViTConfig
@@ -63,6 +63,50 @@ def test_what_is_fine_tuned_begins_as_it_was_under_a_head_of_zeros(tmp_path):
         assert torch.equal(state[name], start.state[name]), name
     sgd = optimizer_of(objective_of(asked), replace(asked, optimizer="sgd", weight_decay=0.0))
     assert isinstance(sgd, torch.optim.SGD) and {group["momentum"] for group in sgd.param_groups} == {0.9}
+
+
+def test_a_head_is_new_for_as_many_classes_too(tmp_path):
+    start = random(replace(SIZE, num_classes=2), Preprocessing(), 3)
+    start.state["head.weight"] = torch.ones(2, 32)
+    begun = start_of(request(tmp_path, start=start, config=start.config))
+    assert not begun.state["head.weight"].any() and torch.equal(begun.state["cls_token"], start.state["cls_token"])
+    begun.state["head.weight"] += 1
+    again = objective_of(request(tmp_path, start=begun, config=start.config)).encoder
+    assert torch.equal(again.head.weight, begun.state["head.weight"]), "a worker takes what it is given"
+
+
+@pytest.mark.parametrize(
+    "change", [{"representation_size": 24, "projection": True, "head_bias": False}, {"pool": "distilled", "registers": 1}]
+)
+def test_every_kind_of_head_gives_way_to_a_linear_one(change):
+    start = random(replace(SIZE, num_classes=5, **change), Preprocessing(), 3).with_head(2)
+    assert start.model()(torch.zeros(1, 3, 32, 32)).tolist() == [[0.0, 0.0]]
+
+
+def test_from_scratch_the_head_and_small_patches_let_the_encoder_learn(tmp_path):
+    asked = request(tmp_path, config=replace(SIZE, num_classes=4))
+    begun, jax = start_of(asked), random(asked.config, asked.preprocessing, asked.seed)
+    assert begun.state["head.weight"].std().item() == pytest.approx(0.02, rel=0.3) and not begun.state["head.bias"].any()
+    assert begun.state["patch_embed.proj.weight"].std().item() == pytest.approx((3 * 192) ** -0.5, rel=0.05)
+    others = begun.state.keys() - {"head.weight", "patch_embed.proj.weight"}
+    assert all(torch.equal(begun.state[name], jax.state[name]) for name in others)
+    rare = start_of(replace(asked, loss="sigmoid")).state["head.bias"]
+    assert rare.tolist() == pytest.approx([-math.log(4)] * 4), "each class as likely as it is"
+    without = start_of(replace(asked, objective="mae", config=SIZE))
+    assert without.fingerprint() == random(SIZE, asked.preprocessing, asked.seed).fingerprint()
+
+
+def test_a_hybrids_stem_is_the_lowest_layer_and_no_table_of_positions_decays():
+    config = ViTConfig(32, 16, 16, 2, 2, 32, num_classes=3, resnet=(2, 2, 2), position="learned-2d")
+    model = random(config, Preprocessing(), 0).model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(one)]: (group["scale"], group["weight_decay"])
+        for group in parameter_groups(model, 0.1, 0.5)
+        for one in group["params"]
+    }
+    assert {scale for name, (scale, _) in found.items() if name.startswith("patch_embed")} == {1 / 8}
+    assert {decay for name, (_, decay) in found.items() if name.startswith("pos_embed")} == {0.0}
 
 
 @pytest.mark.parametrize("name", ["masked-patch", "mae"])

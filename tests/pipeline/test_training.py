@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from pipeline.errors import UserError
-from pipeline.training import train
+from pipeline.source import Shard
+from pipeline.survey import Survey
+from pipeline.training import _check_size, train
 from tests.builders import photo, write_tar
 from tests.pipeline.trainings import SIZE, request, workers, write_classes
 from vit_model.checkpoint import load_folder
@@ -54,6 +58,11 @@ def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads
     assert (last["val_images"], last["val_errors"]) == (33, 1), "each once, on workers that have 22 and 12 of them"
     right = sum(int(checkpoint.model()(pixels).argmax()) == label for pixels, label in pictures(tmp_path / "val"))
     assert last["val_accuracy"] == pytest.approx(right / 33, abs=1e-6)
+    losses = [
+        cross_entropy(checkpoint.model()(pixels), torch.tensor([label])).item() for pixels, label in pictures(tmp_path / "val")
+    ]
+    assert last["val_loss"] == pytest.approx(np.mean(losses), abs=2e-4), "the average is what was tried, and what is saved"
+    assert last["errors"] == 0
 
     best = max(epochs, key=lambda news: news["val_accuracy"])
     (kept,) = (tmp_path / "model").glob("best-epoch-*")
@@ -63,6 +72,16 @@ def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads
     assert list((tmp_path / "model").glob("events.out.tfevents*"))
     with pytest.raises(UserError, match="holds a model already"):
         train(request(tmp_path), seen.append)
+
+
+def test_too_few_gpus_are_said_and_never_replaced_by_cpus(tmp_path):
+    shards = [Shard("tar", f"s{number}.tar", 1, "") for number in range(4)]
+    data = Survey(tuple(shards), dict.fromkeys([shard.name for shard in shards], 64), Counter())
+    asked = request(tmp_path, device="auto", workers=4)
+    with pytest.raises(UserError, match="4 workers need 4 GPUs, Ray has 2: use fewer --workers, or --device cpu"):
+        _check_size(asked, data, {"CPU": 64, "GPU": 2})
+    assert _check_size(replace(asked, device="cpu"), data, {"CPU": 64, "GPU": 2}) == ("cpu", 4)
+    assert _check_size(replace(asked, workers=(1, 4), batch_size=2), data, {"CPU": 64}) == ("cpu", (1, 2)), "an image for each"
 
 
 def pictures(folder):
@@ -86,6 +105,7 @@ def pictures(folder):
         ({"labels": ("one",)}, {"a.jpg": photo(1), "a.cls": b"1"}, "class 1 occurs, but there are only 1 labels"),
         ({}, {"a.jpg": photo(1), "a.cls": b"1"}, "1 of 2 classes have no sample, first class 0"),
         ({}, {"a.jpg": photo(1), "a.cls": b"0"}, "needs at least 16 samples in a batch and there are 1"),
+        ({"warmup": 10, "batch_size": 1}, {"a.jpg": photo(1), "a.cls": b"0"}, "--warmup 10: there are 3 steps in all"),
         ({"device": "cuda", "batch_size": 1}, {"a.jpg": photo(1), "a.cls": b"0"}, "need 1 GPUs, Ray has 0"),
         ({"workers": 9, "batch_size": 1}, {"a.jpg": photo(1), "a.cls": b"0"}, "over 9 workers needs at least 9 samples"),
         (

@@ -13,7 +13,8 @@ pixels. Expected: the mean difference less its 95% interval (t, over the seeds) 
 pretraining: `masked-patch` and `mae` on all training images without their classes, then fine-tuning on a share of them with
 classes, drawn anew by each seed; and from random weights on that share alone, for as many optimiser steps as both together.
 
-training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself runs already.
+training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself runs already. The two arms do not do
+the same work: ours reads and decodes every picture in every epoch, timm's loop holds them decoded in memory.
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """Ray Train as it is needed here: which failures are worth another try, and few processes on one machine."""
 
+import asyncio
 import os
 from typing import Any
+from unittest.mock import PropertyMock, patch
 
-import ray
+from ray.runtime_context import RuntimeContext
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -15,10 +17,13 @@ from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGro
 from pipeline.errors import UserError, root_cause
 from vit_model.config import ModelError
 
+NEEDLESS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING")
+
 
 class Trainer(TorchTrainer):
     """alone: on one machine, where three actors that take four CPU-seconds each to start have nothing to do: one hands out data
-    sets (the workers make their own), one looks for machines that are about to go, one asks for more of them."""
+    sets (the workers make their own), one looks for machines that are about to go, one asks for more of them. A fourth, which
+    starts the workers and looks after them, imports torch for it: this process has done so already."""
 
     def __init__(self, *arguments: Any, alone: bool, **options: Any):
         super().__init__(*arguments, **options)
@@ -34,21 +39,23 @@ class Trainer(TorchTrainer):
             return super()._initialize_and_run_controller(**options)
         if not self.scaling_config.elasticity_enabled:
             options["scaling_policy"] = _AsManyAsThereAre(self.scaling_config)
-        controller = ray.remote(num_cpus=0)(_Controller).remote(**options)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
+        quiet = {name: "0" for name in NEEDLESS} | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+        nobody = patch.object(
+            RuntimeContext, "current_actor", PropertyMock(return_value=None)
+        )  # workers are told who controls them
+        # Without an environment of their own workers can have processes that wait already.
+        as_it_is = patch.object(WorkerGroup, "_get_worker_runtime_env", lambda self, custom_runtime_env: custom_runtime_env)
+        with patch.dict(os.environ, quiet), nobody, as_it_is:
+            controller = TrainController(**options)
+            loop = asyncio.new_event_loop()  # asyncio.run would keep Ctrl-C from what waits
+            try:
+                loop.run_until_complete(controller.run())
+            finally:
+                loop.close()
+        return controller.get_result()
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ctrl-C ends the command as it does everywhere else: the last checkpoint is what remains."""
-
-
-class _Controller(TrainController):
-    """Looks more often, and starts workers without an environment of their own, so that processes that wait can be used."""
-
-    def __init__(self, **options: Any):
-        os.environ |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-        WorkerGroup._get_worker_runtime_env = lambda self, custom_runtime_env: custom_runtime_env
-        super().__init__(**options)
 
 
 class _AsManyAsThereAre(FixedScalingPolicy):

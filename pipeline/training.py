@@ -1,5 +1,6 @@
 """Training with Ray Train: what the driver does before, while and after the workers run pipeline/training_worker.py."""
 
+import asyncio
 import json
 import os
 from dataclasses import asdict, replace
@@ -182,10 +183,11 @@ def _check_settings(request: TrainRequest, asked: dict[str, Any]) -> None:
 
 
 def _alone(request: TrainRequest) -> bool:
-    """Whether Ray is a local one, on this machine only."""
+    """Whether Ray is a local one, on this machine only, and this thread is free to look after the workers: in a notebook it has
+    a loop of its own."""
     import ray
 
-    return not (request.address or os.environ.get("RAY_ADDRESS")) and len(ray.nodes()) == 1
+    return not asyncio._get_running_loop() and not (request.address or os.environ.get("RAY_ADDRESS")) and len(ray.nodes()) == 1
 
 
 def _fit(request: TrainRequest, given: Given) -> None:

@@ -29,6 +29,7 @@ from pipeline.unit import Unit
 
 UNIT_ROWS, UNIT_BYTES = 512, 64 << 20  # samples in a unit, at most; and bytes of their patches
 GROUP_ROWS, GROUP_BYTES = 8192, 512 << 20  # the same of a group, the samples that are shuffled among themselves
+READERS = 4  # shards that a worker reads at a time
 STALL = 1800.0  # seconds without a batch after which a training gives up
 STREAM = pa.schema([*LISTING, ("epoch", pa.int32()), ("skip", pa.int32())])
 
@@ -89,25 +90,26 @@ def training_dataset(
     decode: DecodeSettings,
     augmentation: Augmentation | None,
     settings: ReadSettings,
-    decode_tasks: int | None = None,
+    tasks: tuple[int, int | None] = (READERS, None),
 ):
     """One worker's stream of decoded units, as one execution: an epoch costs no new start.
 
     first: rows of STREAM that come before the `epochs` over all shards of the part. augmentation: None brings pictures to the model
-    as the labeler does. decode_tasks: at most so many at a time.
+    as the labeler does. tasks: that read and that decode, at most so many at a time.
     """
     from ray.data import TaskPoolStrategy, from_blocks
 
     data_context()
+    readers, decoders = tasks
     one = {"batch_size": None, "batch_format": "pyarrow", **RETRIES}
     return (
         from_blocks([listing_table(part)])
         .map_batches(_epochs_stage, fn_kwargs={"first": first, "epochs": epochs, "seed": seed}, num_cpus=0.1, **one)
-        .map_batches(_read_stage, fn_kwargs={"settings": settings}, num_cpus=READ_CPUS, compute=TaskPoolStrategy(4), **one)
+        .map_batches(_read_stage, fn_kwargs={"settings": settings}, num_cpus=READ_CPUS, compute=TaskPoolStrategy(readers), **one)
         .map_batches(
             _decode_stage,
             fn_kwargs={"settings": decode, "augmentation": augmentation, "seed": seed},
-            compute=TaskPoolStrategy(decode_tasks),
+            compute=TaskPoolStrategy(decoders),
             num_cpus=0.5,
             **one,
         )

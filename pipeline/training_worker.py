@@ -24,7 +24,7 @@ from pipeline.step import Average, Part, Step, flops_of, matrix_peak
 from pipeline.storage import is_local, open_filesystem, patiently
 from pipeline.survey import Survey, assign
 from pipeline.target import Target
-from pipeline.training_data import Drawing, Place, ahead, epoch_batches, good, resumed, training_dataset
+from pipeline.training_data import READERS, Drawing, Place, ahead, epoch_batches, good, resumed, training_dataset
 from pipeline.training_state import Leg, Progress, going_on, load, save
 from pipeline.training_watch import Said, Speed, StepWatch
 from pipeline.unit import Unit
@@ -33,6 +33,7 @@ from vit_model.config import num_params
 from vit_model.objectives import Outcome
 from vit_model.parallel import gathered_state_dict, parallelize
 
+SMALL = 1e9  # floating-point operations of an image, below which decoding it takes a core about as long
 SAVED_EVERY = 10.0  # seconds from one checkpoint to one after an epoch
 RECIPE = ("epochs", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "decay", "label_smoothing", "loss", "clip", "seed")
 RECIPE += ("optimizer", "beta2", "layer_decay", "ema", "dropout", "drop_path", "target")
@@ -74,13 +75,13 @@ class _Worker:
         self.given = given
         context = ray.train.get_context()
         self.rank, self.world, self.device = context.get_world_rank(), context.get_world_size(), get_device()
-        if self.device.type == "cpu":  # one core decodes: threads that wait for each other wait for it too
-            torch.set_num_threads(max(1, (cores() - 1) // context.get_local_world_size()))
         self.request = replace(given.request, start=Checkpoint.from_bytes(ray.get(given.weights)))
         self.part = self.request.batch_size // (self.world * self.request.accumulate)  # images in one pass of this worker
         self.local = self.part * self.request.accumulate
         model = objective_of(self.request).to(self.device)
         flops = flops_of(model, self.request.config.patch_dim, self.request.config.num_patches)
+        if self.device.type == "cpu":  # what decodes small pictures needs a core: threads that wait for each other wait for it too
+            torch.set_num_threads(max(1, (cores() - (flops < SMALL)) // context.get_local_world_size()))
         self.model = self._distributed(model)
         self.optimizer = optimizer_of(self.model, self.request)
         self.average = Average(self.model, self.request.ema) if self.request.ema else None
@@ -212,8 +213,8 @@ class _Worker:
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
             cpu=max(2.0, cpus / self.world), object_store_memory=available["object_store_memory"] / 2 / self.world
         )
-        # On CPUs it is the model that takes them, and every process that decodes too takes seconds of one to start.
-        tasks = None if self.device.type == "cuda" else max(2, int(available["CPU"] / 2 / self.world))
+        # On CPUs it is the model that takes them, and every process that reads or decodes too takes seconds of one to start.
+        tasks = (READERS, None) if self.device.type == "cuda" else (1, max(2, int(available["CPU"] / 2 / self.world)))
         with DataContext.current(context):
             dataset = training_dataset(
                 first, part, epochs, self.request.seed, self.given.decode, augmentation, self.given.reading, tasks

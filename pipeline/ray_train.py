@@ -9,6 +9,7 @@ from ray.runtime_context import RuntimeContext
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -30,7 +31,7 @@ class Trainer(TorchTrainer):
         self.alone = alone
 
     def _create_default_callbacks(self) -> list[Any]:
-        needless = (DatasetsCallback, PlacementGroupCleanerCallback) if self.alone else DatasetsCallback
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback, StateManagerCallback) if self.alone else DatasetsCallback
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
@@ -40,9 +41,7 @@ class Trainer(TorchTrainer):
         if not self.scaling_config.elasticity_enabled:
             options["scaling_policy"] = _AsManyAsThereAre(self.scaling_config)
         quiet = {name: "0" for name in NEEDLESS} | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-        nobody = patch.object(
-            RuntimeContext, "current_actor", PropertyMock(return_value=None)
-        )  # workers are told who controls them
+        nobody = patch.object(RuntimeContext, "current_actor", PropertyMock(return_value=None))  # the workers' way to ask it
         # Without an environment of their own workers can have processes that wait already.
         as_it_is = patch.object(WorkerGroup, "_get_worker_runtime_env", lambda self, custom_runtime_env: custom_runtime_env)
         with patch.dict(os.environ, quiet), nobody, as_it_is:

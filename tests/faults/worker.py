@@ -277,6 +277,7 @@ def main(text: str) -> None:
     say("go")
     work(job, say, passing)
     say("end")
+    os._exit(0)  # as Ray ends its workers: Arrow's threads now and then abort an interpreter that is torn down (apache/arrow#34314)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 # make demo       the whole story on real handwriting, in a few minutes
 # make test       everything that needs no GPU and no network
 # make test-long  the checks that take longer
+# make gpu-check  what a machine with one GPU does with the model and the labeler, in six minutes
 # make setup      only the environment, in .venv
 
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder#  files at a time: much of what they do is wait for processes
+OTHER  := $(WHEELS)$(filter command,$(origin PYTHON))#  a machine without .venv and without a network: a folder of wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint lock
+.PHONY: help setup demo test test-long gpu-check lint lock
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -23,7 +25,7 @@ $(READY): pyproject.toml requirements.lock
 	@echo "Creating $(VENV) from requirements.lock (several GB the first time: PyTorch brings its CUDA libraries) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements.lock
+	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python -r requirements.lock
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps -e .
 	@touch $@
 
@@ -37,6 +39,10 @@ test: $(READY)
 
 test-long: $(READY)
 	@$(VENV)/bin/python -m pytest -m "long and not gpu"
+
+gpu-check:
+	@$(if $(OTHER),$(PYTHON),$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON))) -m benchmarks.gpu_check \
+	  $(if $(WHEELS),--wheels $(WHEELS)) $(OPTIONS)
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

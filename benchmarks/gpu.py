@@ -2,29 +2,31 @@
 
     python -m benchmarks.gpu [FOLDER] [--only peak forward gains label] [--models Ti/16 S/16 B/16 L/16] [--rounds 5]
 
-It uses one GPU: of several, let it see one (CUDA_VISIBLE_DEVICES=0). Weights and pixels are random, pictures 224 by 224.
+It uses one GPU: of several, let it see one (CUDA_VISIBLE_DEVICES=0). Weights and pixels are random, images 224 by 224.
+`make gpu-check` (benchmarks/gpu_check.py) measures the most important of it, and training, in six minutes.
 
 peak: large bf16 matrix products by CUDA events, medians of 30; the highest is the peak of the other parts.
-forward: `prepare` and `Overlapped` as an actor has them: uint8 patches in host memory, in units of 512 from two threads, with one
-CPU thread for torch, to classes and scores in host memory. "no copies" is the graph alone. Operations are twice `macs`. Expected:
-B/16 at least 0.55 of the peak, L/16 at least 0.60.
-gains: one step after the other, each with all before it, from host memory to host memory and in the batch size that `Overlapped`
-finds: float32 images in fp32 (no TF32) and in bf16; uint8 patches, the normalisation folded; fixed shapes in a CUDA graph; pinned
-buffers and a stream for copies; two units at a time, the whole path. Beside that: the whole path with torch.compile, and timm's
-model in bf16 and channels-last, which gets its images like that from pinned memory. Every round times each arm once, in an order
-that turns; times_beside is the median over the rounds of its rate divided by that of the arm `beside`; difference is the largest
-of the best class's score to that of fp32, as a share of it.
+forward: `prepare` and `Ladder` as an actor has them: uint8 patches in host memory, in units of 512 from two threads, with one
+CPU thread for torch, to classes and scores in host memory. "no copies" is the model alone. Operations are twice `macs`. Expected:
+B/16 and L/16 at least 0.60 of the peak, with CUDA graphs.
+gains: one step after the other, each with all before it, from host memory to host memory and in the batch size that `Ladder`
+finds. First float32 images in fp32 (no TF32) and in bf16. Then the rungs of the ladder on uint8 patches, the normalisation folded:
+one batch after the other; batches copied while others are computed, from pageable memory, then from pinned memory; CUDA graphs; two
+units at a time, the whole path. Beside that: the whole path with torch.compile, and timm's model in bf16 and channels-last, which
+gets its images like that from pinned memory. Every round times each arm once, in an order that turns; times_beside is the median
+over the rounds of its rate divided by that of the arm `beside`; difference is the largest of the best class's score to that of the
+first arm, as a share of it. Expected: 1.03 of every rung; one that brings less is not worth its lines.
 label: the command on JPEGs of FOLDER, or generated ones, in shards that are linked until three quarters of the images take 20 s.
 floor: the lower of what all cores decode at once, each with its child, and of the forward rate just measured. gpu_busy: the share
-of the steady time, as in benchmarks.label, in which any kernel ran, by `busy_by`. Expected: 0.90 of the floor, for B/16 and Ti/16.
+of the steady time, as in benchmarks.label, in which any kernel ran, by `busy_by`. Expected: 0.95 of the floor, for B/16 and Ti/16.
 
-Rows that are not measured now, or were on another machine, stay in the file. `--device cpu` tries forward and some of the gains
-without a GPU, and writes a file only where --output names one.
+Rows that are not measured now, or were on another machine, stay in the file. `--device cpu` tries peak, forward and some of the
+gains without a GPU, in fp32, and writes a file only where --output names one.
 """
 
 import argparse
+import contextlib
 import copy
-import csv
 import json
 import math
 import multiprocessing
@@ -40,49 +42,66 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
-from benchmarks.machine import machine, write_rows
-from benchmarks.model import TIMM
-from pipeline.batches import UNITS, Lane, Overlapped
+from benchmarks.machine import machine, merge_rows
+from pipeline.batches import UNITS, Lane
+from pipeline.ladder import MODES, Ladder
 from vit_model.config import Preprocessing, macs, variant
-from vit_model.inference import prepare
+from vit_model.inference import PRECISIONS, prepare
 from vit_model.model import VisionTransformer
 from vit_model.patches import unpatchify
 
 CSV = Path(__file__).with_suffix(".csv")
 PARTS, MODELS, LABELLED = ("peak", "forward", "gains", "label"), ("Ti/16", "S/16", "B/16", "L/16"), ("B/16", "Ti/16")
-GOALS = {"B/16": 0.55, "L/16": 0.60}  # of the peak
-SIDES = (4096, 8192, 16384)
+GOALS = {"B/16": 0.60, "L/16": 0.60}  # of the peak
+FLOOR_GOAL = 0.95  # of the floor
+GAIN_GOAL = 1.03  # times the rung below
+SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024)}  # of the matrices
 SHAPE = (196, 768)  # N, P*P*3 of all the models
 UNIT = {"cuda": 512, "cpu": 16}  # images; 512 is what the labeler makes of this shape
 BATCH = {"cuda": None, "cpu": 8}  # None: the fastest is looked for
+PRECISION = {"cuda": "bf16", "cpu": "fp32"}  # not every CPU computes bf16
+LADDER = {"cuda": MODES, "cpu": MODES[1:]}  # a CPU has no graphs
 SHARD, STEADY = 2048, 25.0  # images in a shard; seconds that the steady part of a run should take
 FIRST, WHOLE = "fp32, images", "two units at a time: the whole path"
 Run = Callable[[int], dict[str, np.ndarray]]  # all images so many times -> the answers of the last time
+Arms = dict[str, Callable[[], Run]]
 
 
-def peaks() -> Iterator[dict[str, Any]]:
-    for side in SIDES:
-        a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(36)]
-        for event in events:
-            a @ b.T  # as nn.Linear multiplies
-            event.record()
-        torch.cuda.synchronize()
-        seconds = statistics.median(x.elapsed_time(y) / 1000 for x, y in pairwise(events[5:]))
-        yield {"part": "peak", "model": "", "arm": f"{side} x {side} x {side}", "tflops": round(2 * side**3 / seconds / 1e12, 1)}
+def peaks(device: str = "cuda") -> Iterator[dict[str, Any]]:
+    """Measure large matrix products, one row a size."""
+    for side in SIDES[device]:
+        a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[PRECISION[device]]) for _ in range(2))
+        seconds = statistics.median(_times(lambda a=a, b=b: a @ b.T, device))  # as nn.Linear multiplies
+        yield {"part": "peak", "model": "", "arm": f"{side} x {side} x {side}", "tflops": round(2 * side**3 / seconds / 1e12, 2)}
+
+
+def _times(work: Callable[[], Any], device: str) -> list[float]:
+    """Return seconds of 30 calls, after some that warm up."""
+    if device == "cpu":
+        marks = []
+        for _ in range(36):
+            work()
+            marks.append(time.perf_counter())
+        return [after - before for before, after in pairwise(marks[5:])]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(36)]
+    for event in events:
+        work()
+        event.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(events[5:])]
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------------
 
 
 def top5(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the actor wants of them."""
+    """Return what the actor wants of them."""
     scores, ids = logits.float().softmax(-1).topk(5)
     return {"ids": ids.to(torch.int32), "scores": scores}
 
@@ -92,7 +111,7 @@ def joined(answers: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def in_turn(whole: torch.Tensor, size: int, answer: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Run:
-    """A batch comes in, is computed and goes out, then the next one."""
+    """Make the arm in which a batch comes in, is computed and goes out, then the next one."""
 
     def run(times: int) -> dict[str, np.ndarray]:
         for _ in range(times):
@@ -102,8 +121,8 @@ def in_turn(whole: torch.Tensor, size: int, answer: Callable[[torch.Tensor], dic
     return run
 
 
-def overlapping(batches: Overlapped, patches: torch.Tensor, threads: int = UNITS) -> Run:
-    """Two units through `Overlapped`, again and again, so many of them at a time."""
+def units_of(patches: torch.Tensor, batches: Ladder, threads: int = UNITS) -> Run:
+    """Make the arm that sends two units through the ladder, again and again, so many of them at a time."""
     units, one = [part.numpy() for part in patches.chunk(2)], torch.inference_mode()(batches.__call__)
 
     def run(times: int) -> dict[str, np.ndarray]:
@@ -113,13 +132,37 @@ def overlapping(batches: Overlapped, patches: torch.Tensor, threads: int = UNITS
     return run
 
 
-def overlapped(network: nn.Module, device: str, size: int | None) -> Overlapped:
+def ladder(network: nn.Module, device: str, size: int | None, modes: tuple[str, ...] | None = None) -> Ladder:
+    """Make an actor's ladder of this model. modes: all that the device has, if not given."""
     with torch.inference_mode():
-        return Overlapped(lambda patches: top5(network(patches)[0]), SHAPE, device, size)
+        return Ladder(lambda patches: top5(network(patches)[0]), SHAPE, torch.device(device), size, modes or LADDER[device])
+
+
+def rungs(network: nn.Module, patches: torch.Tensor, device: str, size: int) -> Arms:
+    """Return the arms of the ladder from the lowest rung up, each with all before it."""
+
+    def rung(mode: str, threads: int = 1, pinned: bool = True) -> Callable[[], Run]:
+        def build() -> Run:
+            with contextlib.nullcontext() if pinned else patch.object(Lane, "_pinned", lambda lane, tensor: tensor):
+                return units_of(patches, ladder(network, device, size, (mode,)), threads)
+
+        return build
+
+    arms = {
+        "plain: one batch after the other": rung("plain"),
+        "overlap, from pageable memory": rung("overlap", pinned=False),
+        "overlap, from pinned memory": rung("overlap"),
+        "CUDA graphs": rung("graphs"),
+        WHOLE: rung("graphs", UNITS),
+    }
+    if device == "cpu":  # where nothing is pinned
+        del arms["overlap, from pageable memory"], arms["CUDA graphs"]
+        arms[WHOLE] = rung("overlap", UNITS)
+    return arms
 
 
 @torch.inference_mode()
-def rates(arms: dict[str, Callable[[], Run]], images: int, rounds: int, seconds: float) -> tuple[dict, dict]:
+def rates(arms: Arms, images: int, rounds: int, seconds: float) -> tuple[dict, dict]:
     """Images/s of every round, by arm; and what the arms answer, or the exception of one that cannot run."""
     times, answers = {}, {}
     for arm, build in arms.items():
@@ -150,90 +193,111 @@ def figures(part: str, name: str, arm: str, found: list[float], peak: float, siz
     return row | {"share_of_peak": round(tflops / peak, 3), "batch_size": size, "rounds": len(found)}
 
 
+def compared(
+    name: str, arms: Arms, before: dict[str, str], images: int, rounds: int, peak: float, size: int, seconds: float = 1.0
+) -> Iterator[dict[str, Any]]:
+    """Time arms beside each other, one row each. before: the arm that each is held against."""
+    found, answers = rates(arms, images, rounds, seconds)
+    first = answers[next(iter(arms))]
+    for arm, answer in answers.items():
+        if isinstance(answer, Exception):
+            told = f"{type(answer).__name__}: {str(answer).strip().partition(chr(10))[0]}"
+            yield {"part": "gains", "model": name, "arm": arm, "note": told[:200]}
+            continue
+        row = figures("gains", name, arm, found[arm], peak, size)
+        if (other := before.get(arm)) in found:
+            ratio = statistics.median(mine / its for mine, its in zip(found[arm], found[other], strict=True))
+            row |= {"beside": other, "times_beside": round(ratio, 3)}
+        if not isinstance(first, Exception):
+            row["difference"] = f"{np.abs(answer['scores'][:, 0] / first['scores'][:, 0] - 1).max():.2g}"
+        yield row
+
+
 def pixels(device: str) -> torch.Tensor:
-    """The patches of two units, in host memory."""
+    """Return the patches of two units, in host memory."""
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2 * UNIT[device], *SHAPE), dtype=np.uint8))
 
 
-def forward(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str, Any]]:
+def random_model(name: str, device: str) -> VisionTransformer:
+    """Make a model whose classes do not all tie."""
     with torch.device(device):
-        model = VisionTransformer(variant(name))
-    nn.init.normal_(model.head.weight, std=0.05)  # or all classes would tie
-    patches, batches = pixels(device), overlapped(prepare(model, Preprocessing(), "bf16", device), device, BATCH[device])
-    found, answers = rates({WHOLE: lambda: overlapping(batches, patches)}, len(patches), rounds, seconds=3)
+        model = VisionTransformer(variant(name)).eval()
+    nn.init.normal_(model.head.weight, std=0.05)
+    return model
+
+
+def prepared(model: VisionTransformer, device: str) -> nn.Module:
+    """Prepare a model as an actor does."""
+    return prepare(model, Preprocessing(), PRECISION[device], device)
+
+
+def forward(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str, Any]]:
+    """Measure the whole path of an actor without Ray, and the model alone."""
+    patches, network = pixels(device), prepared(random_model(name, device), device)
+    batches = ladder(network, device, BATCH[device])
+    found, answers = rates({WHOLE: lambda: units_of(patches, batches)}, len(patches), rounds, seconds=3)
     if isinstance(answers[WHOLE], Exception):
         raise answers[WHOLE]
-    yield figures("forward", name, WHOLE, found[WHOLE], peak, batches.batch_size) | {"goal": GOALS.get(name)}
+    way = {"mode": batches.mode, "note": "; ".join(batches.notes)}
+    yield figures("forward", name, WHOLE, found[WHOLE], peak, batches.batch_size) | {"goal": GOALS.get(name)} | way
     with torch.inference_mode():
-        alone = [batches.lanes.rate(16) for _ in range(rounds)]
-    yield figures("forward", name, "no copies", alone, peak, batches.batch_size)
+        alone = [batches.way.rate(16) for _ in range(rounds)]
+    yield figures("forward", name, "no copies", alone, peak, batches.batch_size) | way
+
+
+def climbed(name: str, device: str, rounds: int, peak: float, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Measure what each rung of the ladder brings, and nothing else of `gains`."""
+    patches, folded = pixels(device), prepared(random_model(name, device), device)
+    size = ladder(folded, device, BATCH[device]).batch_size
+    arms = rungs(folded, patches, device, size)
+    yield from compared(name, arms, one_after_the_other(arms), len(patches), rounds, peak, size, seconds)
+
+
+def one_after_the_other(arms: Arms) -> dict[str, str]:
+    """Return the arm before each."""
+    return {arm: other for other, arm in pairwise(arms)}
 
 
 def gains(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str, Any]]:
+    """Measure what each step brings, from float32 images to the whole path, and what others do."""
+    import timm  # here: what is above needs none
+
+    from benchmarks.model import TIMM
+
     with torch.device(device):
         theirs, ours = timm.create_model(TIMM[name]).eval(), VisionTransformer(variant(name)).eval()
     nn.init.normal_(theirs.head.weight, std=0.05)
     ours.load_state_dict(theirs.state_dict())  # all arms have the same weights
     patches = pixels(device)
     images = ((unpatchify(patches, (14, 14), 16) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2).contiguous()
-    half, folded = copy.deepcopy(ours).bfloat16(), prepare(ours, Preprocessing(), "bf16", device)
-    batches = overlapped(folded, device, BATCH[device])
-    size = batches.batch_size
+    half, folded = copy.deepcopy(ours).bfloat16(), prepared(ours, device)
+    size = ladder(folded, device, BATCH[device]).batch_size
 
-    def plain(whole: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> Run:
-        return in_turn(whole, size, lambda part: top5(network(part.to(device, non_blocking=True))))
+    def plain(whole: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Run]:
+        return lambda: in_turn(whole, size, lambda part: top5(network(part.to(device, non_blocking=True))))
 
-    def replayed() -> Run:
-        lane = Lane(lambda part: top5(folded(part)[0]), (size, *SHAPE), torch.device(device), None)
-
-        def answer(part: torch.Tensor) -> dict[str, torch.Tensor]:
-            lane.input[: len(part)].copy_(part)
-            lane.compute()
-            return {name: values[: len(part)] for name, values in lane.output.items()}
-
-        return in_turn(patches, size, answer)
-
-    arms = {
-        FIRST: lambda: plain(images, ours),
-        "bf16, images": lambda: plain(images, lambda part: half(part.bfloat16())),
-        "bf16, uint8 patches": lambda: plain(patches, lambda part: folded(part)[0]),
-        "CUDA graph": replayed,
-        "pinned copies on a stream": lambda: overlapping(batches, patches, threads=1),
-        WHOLE: lambda: overlapping(batches, patches),
-    }
-    before = dict(zip(arms, [FIRST, *arms], strict=False))
-    if device == "cpu":
-        del arms["CUDA graph"], arms["pinned copies on a stream"]
-    else:
+    arms = {FIRST: plain(images, ours), "bf16, images": plain(images, lambda part: half(part.bfloat16()))}
+    arms |= rungs(folded, patches, device, size)
+    before = one_after_the_other(arms)
+    if device == "cuda":
         packed = images.to(torch.bfloat16, memory_format=torch.channels_last).pin_memory()
         last = copy.deepcopy(theirs).to(torch.bfloat16, memory_format=torch.channels_last)
         fast = copy.deepcopy(last)
         fast.compile(dynamic=False)
         for mode in ("default", "max-autotune-no-cudagraphs"):
-            network = prepare(ours, Preprocessing(), "bf16", device)
+            network = prepared(ours, device)
             network.compile(fullgraph=True, dynamic=False, mode=mode)
-            arms[f"whole path, compiled: {mode}"] = lambda network=network: overlapping(overlapped(network, device, size), patches)
-        arms["timm bf16, channels-last"] = lambda: plain(packed, last)
-        arms["timm bf16, channels-last, compiled"] = lambda: plain(packed, fast)
-    found, answers = rates(arms, len(patches), rounds, seconds=1)
-    for arm, answer in answers.items():
-        if arm not in found:
-            told = f"{type(answer).__name__}: {str(answer).strip().partition(chr(10))[0]}"
-            yield {"part": "gains", "model": name, "arm": arm, "note": told[:200]}
-            continue
-        row = figures("gains", name, arm, found[arm], peak, size)
-        if (other := before.get(arm, WHOLE)) in found:
-            ratio = statistics.median(mine / its for mine, its in zip(found[arm], found[other], strict=True))
-            row |= {"beside": other, "times_beside": round(ratio, 3)}
-        if FIRST in found:
-            row["difference"] = f"{np.abs(answer['scores'][:, 0] / answers[FIRST]['scores'][:, 0] - 1).max():.2g}"
-        yield row
+            arms[f"whole path, compiled: {mode}"] = lambda network=network: units_of(patches, ladder(network, device, size))
+        arms["timm bf16, channels-last"] = plain(packed, last)
+        arms["timm bf16, channels-last, compiled"] = plain(packed, fast)
+        before |= {arm: WHOLE for arm in arms if arm not in before and arm != FIRST}
+    yield from compared(name, arms, before, len(patches), rounds, peak, size)
 
 
 # ---- the labeler ----------------------------------------------------------------------------------------------------------
 
 
-def decoding(images: list[bytes], ready: threading.Barrier, seconds: float = 5.0) -> float:
+def decoding(images: list[bytes], ready: threading.Barrier, seconds: float) -> float:
     """Images/s of this process and its child, while as many others do the same."""
     from benchmarks.decode import SETTINGS, unit_of
     from pipeline.decode import decode_unit
@@ -252,11 +316,11 @@ def decoding(images: list[bytes], ready: threading.Barrier, seconds: float = 5.0
     return times * len(images) / spent
 
 
-def decode_rate(images: list[bytes], cores: int) -> float:
+def decode_rate(images: list[bytes], cores: int, seconds: float = 5.0) -> float:
     """Images/s of all cores at once."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(cores, mp_context=context) as pool:
-        return sum(pool.map(decoding, [images] * cores, [manager.Barrier(cores)] * cores))
+        return sum(pool.map(decoding, [images] * cores, [manager.Barrier(cores)] * cores, [seconds] * cores))
 
 
 class Busy(threading.Thread):
@@ -287,8 +351,38 @@ class Busy(threading.Thread):
         return round(statistics.fmean([percent / 100 for at, percent in self.seen if begin <= at <= end] or [math.nan]), 3)
 
 
-def label(models: tuple[str, ...], photographs: Path | None, rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+def link_shards(shards: Path, folder: Path, copies: int) -> Path:
+    """Make a folder in which every shard stands so many times; the disk holds it once."""
+    folder.mkdir(parents=True)
+    for copy_number in range(copies):
+        for shard in shards.iterdir():
+            os.link(shard, folder / f"{copy_number:03d}-{shard.name}")
+    return folder
+
+
+def through_ray(command: list[str], out: Path, floor: float, device: str) -> dict[str, Any]:
+    """Run a labeling command; its rate, that as a share of the floor, and how busy it kept the GPU."""
     from benchmarks import label as labeler  # here: what is above needs no Ray
+
+    busy = Busy() if device == "cuda" else None
+    ran = labeler.run(command)
+    done = labeler.done_by_file(out, ran["begin"])
+    begin, end = next(at for at, count in done if count >= done[-1][1] / 4), done[-1][0]
+    row, summary = labeler.figures(done, ran), json.loads((out / "_run" / "summary.json").read_text())
+    steady, last = row.pop("steady_images_per_second"), summary["last_command"]
+    found = {"images_per_second": steady, "share_of_floor": round(steady / floor, 3), "goal": FLOOR_GOAL}
+    found["steady_seconds"] = round(end - begin, 1)
+    if busy:
+        found |= {"gpu_busy": busy.share(ran["begin"] + begin, ran["begin"] + end), "busy_by": busy.by}
+    how = last.get("gpu") or {"modes": {}, "batch_sizes": {}, "notes": []}
+    found |= {"mode": " ".join(how["modes"]), "batch_size": " ".join(how["batch_sizes"]), "note": "; ".join(how["notes"])}
+    found["bottleneck"] = last.get("bottleneck")
+    return found | {"errors": sum(summary["errors"].values())} | row
+
+
+def label(models: tuple[str, ...], photographs: Path | None, rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Measure the command on a GPU, beside what decoding and the model alone can do."""
+    from benchmarks import label as labeler
     from vit_model.checkpoint import random, save_folder
 
     images = labeler.photographs(photographs, 1000)
@@ -299,30 +393,19 @@ def label(models: tuple[str, ...], photographs: Path | None, rounds: int, folder
         torch.cuda.empty_cache()  # the labeler is next
         floor = min(decoded, rate)
         source, out, model = (folder / f"{what}-{number}" for what in ("in", "out", "model"))
-        source.mkdir()
-        for copies in range(math.ceil(floor * STEADY / 0.75 / (labeler.SHARDS * SHARD))):  # the disk holds them once
-            for shard in shards.iterdir():
-                os.link(shard, source / f"{copies:03d}-{shard.name}")
+        link_shards(shards, source, math.ceil(floor * STEADY / 0.75 / (labeler.SHARDS * SHARD)))
         save_folder(model, random(variant(name), Preprocessing(), 0))
-        busy = Busy()
-        ran = labeler.run([*labeler.ours(source, out, model, "bf16"), "--device", "cuda"])
-        done = labeler.done_by_file(out, ran["begin"])
-        begin, end = next(at for at, count in done if count >= done[-1][1] / 4), done[-1][0]
-        row, summary = labeler.figures(done, ran), json.loads((out / "_run" / "summary.json").read_text())
-        steady = row.pop("steady_images_per_second")
-        rates_of = {"decode_images_per_second": round(decoded, 1), "forward_images_per_second": rate}
-        more = {"share_of_floor": round(steady / floor, 3), "goal": 0.9, "steady_seconds": round(end - begin, 1)}
-        more |= {"gpu_busy": busy.share(ran["begin"] + begin, ran["begin"] + end), "busy_by": busy.by}
-        more |= {"bottleneck": summary["last_command"].get("bottleneck"), "errors": sum(summary["errors"].values())}
-        more["data"] = photographs.name if photographs else "generated"
-        yield {"part": "label", "model": name, "arm": "jobs label", "images_per_second": steady} | rates_of | more | row
+        command = [*labeler.ours(source, out, model, "bf16"), "--device", "cuda"]
+        row = {"part": "label", "model": name, "arm": "jobs label", **through_ray(command, out, floor, "cuda")}
+        row |= {"decode_images_per_second": round(decoded, 1), "forward_images_per_second": rate}
+        yield row | {"data": photographs.name if photographs else "generated"}
 
 
 # ---- everything -----------------------------------------------------------------------------------------------------------
 
 
 def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    found = list(peaks()) if options.device == "cuda" and options.only != ["label"] else []
+    found = list(peaks(options.device)) if options.only != ["label"] else []
     peak = max((row["tflops"] for row in found), default=math.nan)
     yield from found if "peak" in options.only else ()
     for part, measure in (("forward", forward), ("gains", gains)):
@@ -346,17 +429,15 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA GPU that torch can use: run this on a machine with one, or try it with --device cpu")
     if options.device == "cpu":
-        print("left out on a CPU: peak, label, and of the gains graphs, pinned copies, torch.compile and timm", file=sys.stderr)
+        print("left out on a CPU: label, and of the gains graphs, pinned memory, torch.compile and timm", file=sys.stderr)
     torch.set_num_threads(1)  # as Ray has it in an actor
     output, here = options.output or (CSV if options.device == "cuda" else None), machine()
-    rows = list(csv.DictReader(output.read_text().splitlines())) if output and output.exists() else []
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         for row in measured(options, Path(folder)):
             row["machine"] = here
-            rows = [old for old in rows if any(old[key] != row[key] for key in ("part", "model", "arm", "machine"))] + [row]
-            print({name: value for name, value in row.items() if value is not None and name != "machine"}, flush=True)
+            print({name: value for name, value in row.items() if value not in (None, "") and name != "machine"}, flush=True)
             if output:
-                write_rows(output, rows)
+                merge_rows(output, [row])
 
 
 if __name__ == "__main__":

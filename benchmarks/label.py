@@ -49,6 +49,7 @@ from vit_model.model import VisionTransformer
 
 CSV = Path(__file__).with_suffix(".csv")
 SHARDS = 8
+LAST_LINES = 8  # of a command that failed, which are shown
 MODELS = {"Ti/16": (192, 12, 3), "S/16": (384, 12, 6), "no-op": (8, 1, 1)}
 ARMS = [("ours", "bf16"), ("loader", "bf16"), ("loader", "fp32"), ("ray_data", "bf16"), ("ray_data", "fp32")]
 SWEEPS = {
@@ -107,9 +108,11 @@ def floor(model: str, images: list[bytes], precision: str) -> float:
 # ---- one command ----------------------------------------------------------------------------------------------------------
 
 
-def ours(shards: Path, out: Path, model: Path, precision: str) -> list[str]:
-    command = [sys.executable, "-m", "jobs", "label", str(shards), "--output", str(out), "--model", str(model)]
-    return [*command, "--precision", precision]
+def ours(shards: Path, out: Path, model: Path | str, precision: str, command: str = "label") -> list[str]:
+    return [
+        *(sys.executable, "-m", "jobs", command, str(shards)),
+        *("--output", str(out), "--model", str(model), "--precision", precision),
+    ]
 
 
 def peer(name: str, shards: Path, out: Path, model: str, settings: dict[str, Any]) -> list[str]:
@@ -120,28 +123,35 @@ def peer(name: str, shards: Path, out: Path, model: str, settings: dict[str, Any
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """The command's seconds, CPU-seconds and peak memory with all that it starts, and what it printed."""
+    """The command's seconds, CPU-seconds and peak memory with all that it starts, and what it printed.
+
+    Raises:
+        RuntimeError: the command failed; with the last lines that it said on stderr.
+    """
     begin, used, peak = time.time(), {}, 0.0
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
-    root, lines = psutil.Process(process.pid), []
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
-    reader.start()
-    looked = 0.0
-    while process.poll() is None:
-        memory, now, look = 0, time.monotonic(), time.monotonic() - looked > 10  # to look takes CPU itself
-        for one in [root, *root.children(recursive=True)]:
-            try:
-                times = one.cpu_times()
-                used[one.pid] = times.user + times.system
-                memory += one.memory_full_info().pss if look else 0
-            except psutil.Error:
-                continue
-        looked, peak = (now, max(peak, memory / 2**20)) if memory else (looked, peak)
-        time.sleep(0.5)
-    reader.join()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env)
+        root, lines = psutil.Process(process.pid), []
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+        reader.start()
+        looked = 0.0
+        while process.poll() is None:
+            memory, now, look = 0, time.monotonic(), time.monotonic() - looked > 10  # to look takes CPU itself
+            for one in [root, *root.children(recursive=True)]:
+                try:
+                    times = one.cpu_times()
+                    used[one.pid] = times.user + times.system
+                    memory += one.memory_full_info().pss if look else 0
+                except psutil.Error:
+                    continue
+            looked, peak = (now, max(peak, memory / 2**20)) if memory else (looked, peak)
+            time.sleep(0.5)
+        reader.join()
+        said.seek(0)
+        last = said.readlines()[-LAST_LINES:]
     if process.returncode:
-        raise RuntimeError(f"{command} ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(last)}")
     return {"begin": begin, "seconds": time.time() - begin, "cpu": sum(used.values()), "mib": round(peak), "lines": lines}
 
 

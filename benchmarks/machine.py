@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
+MEASURED = ("part", "model", "arm", "machine")  # columns that say what was measured, of files whose rows stay
 
 
 def machine() -> str:
     """Such as "AMD EPYC 9B45, 2 cores, 24 GiB, Linux, torch 2.15.0"."""
+    import torch  # here: who only writes rows needs none
+
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -32,3 +34,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], fields: Iterable[str]
         writer = csv.DictWriter(file, fields or dict.fromkeys(name for row in rows for name in row))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def merge_rows(path: Path, measured: Iterable[dict[str, Any]]) -> None:
+    """Write rows into a CSV; those that stand there of the same part, model, arm and machine make room for them."""
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    for row in measured:
+        rows = [old for old in rows if any(old[name] != row[name] for name in MEASURED)]
+        rows.append(row)
+    write_rows(path, rows)

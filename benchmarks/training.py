@@ -55,7 +55,7 @@ def loop(shards: Path, model: str, epochs: int, setting: dict[str, int]) -> dict
 
 def ours(shards: Path, model: str, epochs: int, output: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "jobs", "pretrain", str(shards), *size(model), "--patch-size", "16", "--lr", "1e-4"]
-    ran = run([*command, "--epochs", str(epochs), "--precision", "bf16", "--output", str(output)])
+    ran = run([*command, "--epochs", str(epochs), "--precision", "bf16", "--device", "cpu", "--output", str(output)])
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     done = [(line["time"] - ran["begin"], line["step"] * BATCH) for line in lines]
     last = next(line for line in reversed(lines) if line["kind"] == "epoch")

@@ -56,6 +56,8 @@ def execute(
             precision=run.precision,
             device=run.device,
             batch_size=run.batch,
+            gpu_mode=run.gpu_mode,
+            gpus_per_actor=run.gpus_per_actor,
             unit_rows=run.unit_rows,
             address=run.address,
             update=run.update,
@@ -93,6 +95,10 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
     if speed["images"]:
         spent = f"{speed['images']:,} images in {speed['seconds']:,} s"
         rows["speed"] = f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
+    if gpu := speed.get("gpu"):
+        sizes = " and ".join(gpu["batch_sizes"])
+        rows["model"] = f"on the GPUs of {gpu['nodes']} nodes" if gpu["nodes"] > 1 else "on a GPU"
+        rows["model"] += f" by --gpu-mode {' and '.join(gpu['modes'])}, batches of {sizes}"
     if speed.get("bottleneck"):
         rows["held back by"] = speed["bottleneck"]
     if summary.get("estimate"):

@@ -114,6 +114,10 @@ class RunOptions:
     "auto takes the GPUs that Ray has."
     batch_size: str = "auto"
     "Images in one forward pass: auto or a number."
+    gpu_mode: Literal["auto", "graphs", "overlap", "plain"] = "auto"
+    "How a GPU works off its batches: auto takes the fastest way that works there; the others hold to one."
+    gpus_per_actor: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0
+    "Share of a GPU that a model takes: 0.5 puts two on each, for small models that do not fill one."
     update: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "On a run that is there: list the source again and add what is new."
     replace_changed: Annotated[bool, Parameter(negative="", show_default=False)] = False

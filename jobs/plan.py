@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from jobs.options import ModelOptions, SourceOptions
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.estimate import Forecast, Measured
@@ -37,6 +38,9 @@ def plan(
     ] = "auto",
     cores: Annotated[float | None, Parameter(help="CPU cores of the run; else those of this machine.", validator=POSITIVE)] = None,
     gpus: Annotated[float | None, Parameter(help="GPUs of the run; else those of this machine.", validator=POSITIVE)] = None,
+    images_per_gpu_second: Annotated[
+        float | None, Parameter(help="The model's rate on a GPU, where there is none here to measure it on.", validator=POSITIVE)
+    ] = None,
     price_per_hour: Annotated[float | None, Parameter(help="What all of it costs an hour.", validator=POSITIVE)] = None,
     seconds: Annotated[float, Parameter(help="For measuring each stage.", validator=POSITIVE)] = 5.0,
     json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
@@ -44,8 +48,6 @@ def plan(
     """Say what labelling would cost: a few shards go through every stage on this machine; no prediction is written."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("loading"):
-        import torch
-
         from pipeline.cluster import cores as own_cores
         from pipeline.estimate import forecast, measure
         from pipeline.output import RunFolder
@@ -64,10 +66,10 @@ def plan(
             **source.asked(),
         )
         checkpoint = model.load(lambda said: errors.print(said, markup=False), source.storage)
-    own_gpus = torch.cuda.device_count()
+        run_device, gpus = _gpus(device, gpus, images_per_gpu_second)
     with errors.status(f"measuring: up to {4 * seconds:g} seconds"):
-        measured = measure(request, checkpoint, own_gpus, seconds)
-    cores, gpus = cores or own_cores(), gpus or own_gpus
+        measured = measure(request, checkpoint, run_device, seconds, images_per_gpu_second)
+    cores = cores or own_cores()
     found = forecast(measured, cores, gpus)
     money = price_per_hour * found.seconds / 3600 if price_per_hour else None
     told = {"measured": asdict(measured) | {"images": measured.images}, "forecast": asdict(found)}
@@ -81,13 +83,29 @@ def plan(
     return 0
 
 
+def _gpus(device: str, gpus: float | None, images_per_gpu_second: float | None) -> tuple[str, float]:
+    """Return where the model of the run computes, "cpu" or "cuda", and on how many GPUs."""
+    from pipeline.gpu import own_gpus
+
+    asked = [name for name, value in (("--gpus", gpus), ("--images-per-gpu-second", images_per_gpu_second)) if value]
+    if device == "cpu" or (device == "auto" and not asked and not own_gpus()):
+        if asked:
+            raise UserError(f"{asked[0]} is for GPUs and --device cpu for none: leave one of them out", exit_code=2)
+        return "cpu", 0
+    if not own_gpus() and not images_per_gpu_second:
+        raise UserError(
+            f"{asked[0] if asked else '--device cuda'}: there is no GPU here to measure the model on: state its rate with "
+            "--images-per-gpu-second, or run plan on a machine with such a GPU",
+            exit_code=2,
+        )
+    return "cuda", gpus or own_gpus() or 1
+
+
 def _print(measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    on_gpu = measured.device == "cuda"
     stages = Table("stage", "images/s", "of", "busy", box=None, header_style="bold", pad_edge=False)
     for stage, seconds in measured.seconds.items():
-        per = "a GPU" if on_gpu and stage == "predict" else "a reader" if stage == "read" else "a core"
-        stages.add_row(NAMES[stage], f"{1 / seconds:,.0f}", per, f"{found.busy[stage]:.0%}")
+        stages.add_row(NAMES[stage], f"{1 / seconds:,.0f}", _worker(measured, stage), f"{found.busy[stage]:.0%}")
     stages.add_row(NAMES["Ray"], "", "a core", f"{found.busy['Ray']:.0%}")
     console.print(stages)
     console.print()
@@ -97,12 +115,20 @@ def _print(measured: "Measured", found: "Forecast", cores: float, gpus: float, m
     console.print(table)
 
 
+def _worker(measured: "Measured", stage: str) -> str:
+    """Name what has the rate of a stage."""
+    if stage == "predict" and measured.device == "cuda":
+        return "a GPU, as stated" if measured.stated else "a GPU"
+    return "a reader" if stage == "read" else "a core"
+
+
 def _rows(measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None) -> dict[str, str]:
     machines = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if measured.device == "cuda" else "")
     shards = "1 shard" if measured.shards == 1 else f"{measured.shards:,} shards"
+    precision = "" if measured.precision == "auto" else f", {measured.precision}"  # of a stated rate nobody said it
     rows = {
         "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({measured.sampled:,} looked at)",
-        "speed": f"about {_rate(found.images_per_second)} images/s on {machines}, {measured.precision}",
+        "speed": f"about {_rate(found.images_per_second)} images/s on {machines}{precision}",
         "time": f"about {_time(found.seconds)}, the start not counted",
         "bottleneck": f"{NAMES[found.bottleneck]}: {found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}",
         "output": f"about {decimal(round(found.output_bytes))} of Parquet",

@@ -215,7 +215,8 @@ class TrainProgress:
     def hear(self, news: dict[str, Any]) -> None:
         """pipeline.training's Watch."""
         with self.lock:
-            {"data": self._data, "begin": self._begin, "step": self._step, "epoch": self._epoch}[news["kind"]](news)
+            hear = {"data": self._data, "begin": self._begin, "note": self._note, "step": self._step, "epoch": self._epoch}
+            hear[news["kind"]](news)
 
     def _data(self, news: dict[str, Any]) -> None:
         of = f" of {news['classes']:,} classes" if news["classes"] else ""
@@ -231,6 +232,9 @@ class TrainProgress:
         if again or self.steps:
             self.console.print(f"{news['workers']} {'worker goes' if news['workers'] == 1 else 'workers go'} on{again}")
         self.begin, self.steps = (time.monotonic(), news["step"]), news["steps"]
+
+    def _note(self, news: dict[str, Any]) -> None:
+        self.console.print(news["message"], markup=False)
 
     def _step(self, news: dict[str, Any]) -> None:
         line = self._line(news)

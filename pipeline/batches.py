@@ -1,5 +1,9 @@
-"""A unit's patches through the model, a batch at a time; on a GPU one batch is copied while another is computed."""
+"""Run a unit's patches through the model, a batch at a time: one batch after the other, or on a GPU with several under way.
 
+Which of these ways a GPU takes is decided by pipeline/ladder.py.
+"""
+
+import contextlib
 import threading
 import time
 from collections import deque
@@ -9,102 +13,81 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
-
 Answer = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # (B, N, P*P*3) uint8 on the device -> what is asked for, row by row
-SIZES = (64, 128, 256, 512)  # batches among which the fastest is looked for; a unit of 224 pixels has no more images
-WORTH = 1.03  # a larger batch must be so much faster, for it takes more memory
+
 UNITS = 2  # that a GPU's actor has under way: while one is taken in or given out, batches of the other are computed
 AHEAD = 2  # batches of a unit that are copied or computed at a time
 
 
-class InTurn:
-    """On a CPU: one batch after the other, each a view of the unit, of which nothing is copied."""
+class Plain:
+    """Run one batch after the other. On a CPU each is a view of the unit, of which nothing is copied."""
 
-    def __init__(self, answer: Answer, shape: tuple[int, int], device: str, batch_size: int):
-        self.answer, self.batch_size = answer, batch_size
+    mode = "plain"
 
-    def __call__(self, patches: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 (M, N, P*P*3) -> the answer's arrays of M rows; nothing for M = 0."""
-        parts = [self.answer(torch.from_numpy(part)) for part in _parts(patches, self.batch_size)]
-        return _joined([{name: values.numpy() for name, values in part.items()} for part in parts])
-
-
-class Overlapped:
-    """On a GPU: every batch in one shape, copied from pinned memory on a stream of its own, computed as a CUDA graph, and copied
-    back without anyone waiting for it. Units may come from UNITS threads at once.
-
-    batch_size: None finds the fastest, once. One for which memory is too small is halved, and the unit is done again; with a
-    batch of one image that raises UserError.
-    """
-
-    def __init__(self, answer: Answer, shape: tuple[int, int], device: str, batch_size: int | None):
-        self.answer, self.shape, self.device = answer, shape, torch.device(device)
-        self.building = threading.Lock()
-        self.lanes = self._fastest() if batch_size is None else self._fitting(batch_size)
-
-    @property
-    def batch_size(self) -> int:
-        return self.lanes.size
+    def __init__(self, answer: Answer, shape: tuple[int, int], device: torch.device, size: int):
+        """
+        Args:
+            answer: the model and what is asked of it.
+            shape: (N, P*P*3) of an image.
+            device: where `answer` computes.
+            size: images in a batch.
+        """
+        self.answer, self.shape, self.device, self.batch_size = answer, shape, device, size
 
     def __call__(self, patches: np.ndarray) -> dict[str, np.ndarray]:
         """uint8 (M, N, P*P*3) -> the answer's arrays of M rows; nothing for M = 0."""
-        while True:
-            lanes = self.lanes
-            try:
-                return lanes.run(patches)
-            except torch.OutOfMemoryError:
-                with self.building:
-                    if self.lanes is lanes:  # no other thread was here before
-                        self.lanes = self._fitting(lanes.size // 2)
+        return _joined([self._one(part) for part in _parts(patches, self.batch_size)])
 
-    def _fitting(self, size: int) -> "Lanes":
-        while size:
-            try:
-                return Lanes(self.answer, self.shape, self.device, size)
-            except torch.OutOfMemoryError:
-                size //= 2
-        raise UserError(
-            f"the model does not fit into the memory of this {self.device.type} with a batch of one image: "
-            "use --precision bf16, a smaller model, or a device with more memory"
-        )
+    def _one(self, part: np.ndarray) -> dict[str, np.ndarray]:
+        answer = self.answer(torch.from_numpy(part).to(self.device))
+        return {name: values.cpu().numpy() for name, values in answer.items()}
 
-    def _fastest(self) -> "Lanes":
-        best, rate = self._fitting(SIZES[0]), 0.0
-        for size in SIZES:
-            try:
-                lanes = best if best.size == size else Lanes(self.answer, self.shape, self.device, size)
-                faster = lanes.rate()
-            except torch.OutOfMemoryError:
-                break
-            if faster < WORTH * rate:
-                break
-            best, rate = lanes, faster
-        return best
+    def rate(self, times: int = 4) -> float:
+        """Measure images/s, copies included."""
+        batch = np.zeros((self.batch_size, *self.shape), np.uint8)
+        self(batch)  # warm
+        begin = time.perf_counter()
+        for _ in range(times):
+            self(batch)
+        return times * self.batch_size / (time.perf_counter() - begin)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Lanes:
-    """Buffers for the batches that are under way, all of one size; and the graphs that compute them, which share their memory."""
+    """Run a unit with AHEAD batches under way: while one is computed, the next is copied.
 
-    def __init__(self, answer: Answer, shape: tuple[int, int], device: torch.device, size: int):
-        self.size, self.streams = size, torch.get_device_module(device)
-        self.copies, self.launching = self.streams.Stream(), threading.Lock()
+    Every batch has the same size, and every lane buffers of its own. With graphs, the lanes' graphs share the memory of their
+    intermediate results: all are launched on one stream, one after the other.
+    """
+
+    def __init__(self, answer: Answer, shape: tuple[int, int], device: torch.device, size: int, graphs: bool):
+        self.mode = "graphs" if graphs else "overlap"
+        self.batch_size, self.backend = size, torch.get_device_module(device)
+        self.copies, self.launching = self.backend.Stream(), threading.Lock()
+        # Of their own: cuBLAS keeps a workspace for a stream, and torch 2.11 to 2.14 may free it with any graph that was captured
+        # there.
+        captures = self.backend.Stream() if graphs else None
         self.free: SimpleQueue[Lane] = SimpleQueue()
-        pool = None
+        self.lanes: list[Lane] = []
         for _ in range(UNITS * AHEAD):  # or a thread could wait for lanes that another one waits with
-            lane = Lane(answer, (size, *shape), device, pool)
-            pool = lane.pool
-            self.free.put(lane)
+            pool = self.lanes[0].pool if self.lanes else None
+            self.lanes.append(Lane(answer, (size, *shape), device, captures, pool))
+            self.free.put(self.lanes[-1])
+        self.backend.synchronize()  # the buffers are filled; a copy on another stream could come before that
 
-    def run(self, patches: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, patches: np.ndarray) -> dict[str, np.ndarray]:
+        """uint8 (M, N, P*P*3) -> the answer's arrays of M rows; nothing for M = 0."""
         answers, under_way = [], deque()
-        for part in _parts(patches, self.size):
+        for part in _parts(patches, self.batch_size):
             if len(under_way) == AHEAD:
                 answers.append(self._taken(under_way.popleft()))
             lane = self.free.get()
             under_way.append(lane)
+            lane.fill(part)
             with self.launching:
-                lane.start(part, self.copies)
+                lane.start(self.copies)
         answers += [self._taken(lane) for lane in under_way]
         return _joined(answers)
 
@@ -114,54 +97,79 @@ class Lanes:
         return answer
 
     def rate(self, times: int = 4) -> float:
-        """Images/s of the model alone."""
+        """Measure images/s of the model alone."""
         lane = self.free.get()
         for count in (1, times):
             begin = time.perf_counter()
             for _ in range(count):
                 lane.compute()
-            self.streams.synchronize()
+            self.backend.synchronize()
         self.free.put(lane)
-        return times * self.size / (time.perf_counter() - begin)
+        return times * self.batch_size / (time.perf_counter() - begin)
+
+    def close(self) -> None:
+        """Give up the buffers, once nothing on the device uses them."""
+        with contextlib.suppress(Exception):  # a device that is lost says so at the next call
+            self.backend.synchronize()
+        for lane in self.lanes:
+            lane.close()
+        self.lanes.clear()
 
 
 class Lane:
-    """The way of one batch: pinned memory, the device's, and pinned memory for what comes back."""
+    """Carry one batch at a time: through pinned memory, the device's memory, the model, and pinned memory for what comes back."""
 
-    def __init__(self, answer: Answer, shape: tuple[int, int, int], device: torch.device, pool: object):
-        self.streams, self.answer = torch.get_device_module(device), answer
-        cuda = device.type == "cuda"
-        pinned, sleeping = {"pin_memory": cuda}, {"blocking": True} if cuda else {}  # who waits takes no core from the decoders
-        self.host = torch.zeros(shape, dtype=torch.uint8, **pinned)
+    def __init__(
+        self, answer: Answer, shape: tuple[int, int, int], device: torch.device, captures: "torch.Stream | None", pool: object
+    ):
+        """
+        Args:
+            answer: the model and what is asked of it.
+            shape: (B, N, P*P*3) of a batch.
+            device: where `answer` computes.
+            captures: the stream on which a graph is captured; None launches every kernel by itself.
+            pool: the memory of an earlier lane's graph.
+        """
+        self.backend, self.answer = torch.get_device_module(device), answer
+        self.pins = device.type != "cpu"  # only memory that is pinned is copied while something else goes on
+        self.host = self._pinned(torch.zeros(shape, dtype=torch.uint8))
         self.input = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.copied, self.done = self.streams.Event(), self.streams.Event(**sleeping)
+        self.copied = self.backend.Event()
+        self.done = self.backend.Event(blocking=True) if self.pins else self.backend.Event()  # a wait takes no core from decoders
         self.graph, self.pool, self.rows = None, None, 0
-        self.output = self._captured(pool) if cuda else answer(self.input)
-        self.results = {name: torch.empty(values.shape, dtype=values.dtype, **pinned) for name, values in self.output.items()}
+        self.output = answer(self.input) if captures is None else self._captured(captures, pool)
+        self.results = {name: self._pinned(torch.empty(one.shape, dtype=one.dtype)) for name, one in self.output.items()}
 
-    def _captured(self, pool: object) -> dict[str, torch.Tensor]:
-        aside = self.streams.Stream()
-        aside.wait_stream(self.streams.current_stream())
-        with self.streams.stream(aside):
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self.pins else tensor
+
+    def _captured(self, captures: "torch.Stream", pool: object) -> dict[str, torch.Tensor]:
+        current = self.backend.current_stream()
+        captures.wait_stream(current)
+        with self.backend.stream(captures):
             for _ in range(3):  # libraries make their workspaces and choose their kernels before a graph may be recorded
                 self.answer(self.input)
-        self.streams.current_stream().wait_stream(aside)
-        self.graph = self.streams.CUDAGraph()
-        with self.streams.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        current.wait_stream(captures)
+        self.graph = self.backend.CUDAGraph()
+        recording = self.backend.graph(self.graph, pool=pool, stream=captures, capture_error_mode="thread_local")
+        with self.backend.stream(current), recording:  # a capture that fails may leave its stream behind: this takes it back
             output = self.answer(self.input)
         self.pool = self.graph.pool()  # the next lane's graph uses this one's memory: they run one after the other
         return output
 
-    def start(self, patches: np.ndarray, copies: "torch.Stream") -> None:
-        """Begin to copy and to compute, and return; rows behind those of the patches are whatever was there before."""
+    def fill(self, patches: np.ndarray) -> None:
+        """Take a batch in; rows behind those of the patches are whatever was there before."""
         self.rows = len(patches)
         self.host[: self.rows].copy_(torch.from_numpy(patches))
-        with self.streams.stream(copies):
+
+    def start(self, copies: "torch.Stream") -> None:
+        """Begin to copy and to compute, and return."""
+        with self.backend.stream(copies):
             self.input[: self.rows].copy_(self.host[: self.rows], non_blocking=True)
             self.copied.record()
         self.copied.wait()
         self.compute()
-        for name, values in self.output.items():
+        for name, values in self.output.items():  # on the stream of the model, so that no other replay comes between
             self.results[name].copy_(values, non_blocking=True)
         self.done.record()
 
@@ -175,6 +183,11 @@ class Lane:
         """Wait for it; the arrays are the caller's."""
         self.done.synchronize()
         return {name: values[: self.rows].numpy().copy() for name, values in self.results.items()}
+
+    def close(self) -> None:
+        """Give up the buffers and the graph."""
+        self.host = self.input = self.graph = self.pool = None
+        self.output, self.results = {}, {}
 
 
 def _parts(patches: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -29,6 +29,10 @@ PREDICT_CPUS = 0.6  # of a core that a model has to itself nearly always: what i
 ACTOR_START = 10.0  # CPU-seconds: an interpreter, Ray Data, torch and the weights
 TASK_START = 5.0  # the same for a process that reads or decodes
 READ_CPUS = 0.05  # it waits for the store, most of the time
+DECODE_CPUS = 0.5  # of a core that a task claims while it decodes
+LIST_CPUS = 0.1
+GPU_CPUS = 0.5  # that the actor of a GPU claims where there are enough: it copies and launches
+LEAST_LEFT = LIST_CPUS + READ_CPUS + DECODE_CPUS  # CPUs without which a run beside its actors would stand still
 # What kills its actor is bounded by the restarts. A task has more tries: each attempt to reach an actor that is on its way to
 # another machine takes one.
 ACTOR_RETRIES = {"max_restarts": 6, "max_task_retries": 30}
@@ -215,28 +219,59 @@ class Work(NamedTuple):
         return max(1, math.ceil(min(getattr(self, stage), 1e9) / start))
 
 
+class GpuNode(NamedTuple):
+    """A living machine of the cluster with GPUs. node_id: Ray's."""
+
+    node_id: str
+    cpus: float
+    gpus: float
+
+
+def gpu_nodes() -> list[GpuNode]:
+    """Return the living nodes that Ray has GPUs on."""
+    import ray
+
+    nodes = ((node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return [GpuNode(name, have.get("CPU", 0.0), have["GPU"]) for name, have in nodes if have.get("GPU")]
+
+
 def plan_resources(
-    available: dict[str, float], device: str, weight_bytes: int, unit_bytes: int, work: Work | None = None
+    available: dict[str, float],
+    device: str,
+    weight_bytes: int,
+    unit_bytes: int,
+    work: Work | None = None,
+    gpus_per_actor: float = 1.0,
+    nodes: list[GpuNode] | None = None,
 ) -> StageResources:
     """Divide a cluster among the stages so that every one of them can always run.
 
-    available: as `resources()`. weight_bytes: the model in fp32. unit_bytes: the patches of one unit. Claims differ from stage to
-    stage, so Ray fuses no two of them, on a laptop as on a GPU cluster. Raises UserError where the actors would leave nothing for
-    reading and decoding.
+    Claims differ from stage to stage, so Ray fuses no two of them, on a laptop as on a GPU cluster.
+
+    Args:
+        available: as `resources()`.
+        device: "cpu" or "cuda".
+        weight_bytes: the model in fp32.
+        unit_bytes: the patches of one unit.
+        work: how much there is to do; None: more than enough.
+        gpus_per_actor: above 0, 1 at most.
+        nodes: as `gpu_nodes()`; None takes the cluster for one machine.
+
+    Raises:
+        UserError: there is no GPU, or the actors would leave nothing for reading and decoding.
     """
     work = work or Work()
     cpus, memory = available.get("CPU", 0), available.get("memory", math.inf)
     predict_memory = GiB + 2 * weight_bytes + 2 * unit_bytes
     if device == "cuda":
-        predictors, predict = int(available.get("GPU", 0)), {"num_gpus": 1, "num_cpus": 0.5}
+        predictors, claim = _gpu_actors(available, gpus_per_actor, nodes)
+        predict = {"num_gpus": gpus_per_actor, "num_cpus": claim}
     else:
         fits = max(1, int(0.6 * memory / predict_memory)) if math.isfinite(memory) else 1 << 30
         most = int(min(available.get("cores", cpus), (cpus - 1) / PREDICT_CPUS))
         predictors, predict = min(max(1, most), fits, work.worth("model", ACTOR_START)), {"num_cpus": PREDICT_CPUS}
-    if predictors < 1:
-        raise UserError("--device cuda, but Ray sees no GPU: use --device cpu, or start Ray on a machine with one")
     left = cpus - predictors * predict["num_cpus"]
-    if left < 1:
+    if left < (LEAST_LEFT - 1e-6 if device == "cuda" else 1):
         raise UserError(
             f"{predictors} model actors would take {cpus - left:g} of {cpus:g} CPUs and leave none to read and decode: "
             "start Ray with more CPUs (for example: ray start --num-cpus 4), or wait until other jobs on the cluster are done"
@@ -261,6 +296,37 @@ def plan_resources(
         read_tasks=readers,
         read={"num_cpus": READ_CPUS, "memory": read_memory},
         decode_tasks=decoders,
-        decode={"num_cpus": 0.5, "memory": decode_memory},
+        decode={"num_cpus": DECODE_CPUS, "memory": decode_memory},
         write={"num_cpus": 0.3, "memory": 256 * MiB},
     )
+
+
+def _gpu_actors(available: dict[str, float], gpus_per_actor: float, nodes: list[GpuNode] | None) -> tuple[int, float]:
+    """Return how many actors the GPUs take, and the CPUs that each claims: of a node with few, at most half of them in all.
+
+    Ray never divides an actor's share among GPUs: of 0.4 a GPU takes two actors, and two GPUs take four and not five.
+    """
+    cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
+    nodes = [GpuNode("", cpus, gpus)] if nodes is None else nodes
+    counts = {node: _actors_on(node.gpus, gpus_per_actor) for node in nodes if fits_an_actor(node, gpus_per_actor)}
+    predictors = min(sum(counts.values()), _actors_on(gpus, gpus_per_actor))  # of several jobs each has its share
+    if predictors < 1:
+        seen = f"{gpus:g} GPUs and no node with room for an actor of {gpus_per_actor:g} GPUs and a CPU" if gpus else "no GPU"
+        raise UserError(
+            f"this run is for GPUs (--device cuda, or planned where there was one) and Ray sees {seen}: "
+            "start Ray where there is one, wait until other jobs are done, or label into a new --output with --device cpu"
+        )
+    claim = min(GPU_CPUS, *(node.cpus / 2 / count for node, count in counts.items()))
+    if cpus - predictors * claim < LEAST_LEFT:
+        claim = max(0.05, (cpus - LEAST_LEFT) / predictors)
+    return predictors, math.floor(claim * 1e4) / 1e4  # Ray counts in ten-thousandths
+
+
+def fits_an_actor(node: GpuNode, gpus_per_actor: float) -> bool:
+    """Whether a node has room for an actor: a part of a GPU that is large enough, and of a CPU."""
+    return node.cpus > 0 and _actors_on(node.gpus, gpus_per_actor) > 0
+
+
+def _actors_on(gpus: float, gpus_per_actor: float) -> int:
+    whole, rest = divmod(gpus + 1e-9, 1)
+    return int(whole) * int(1 / gpus_per_actor + 1e-9) + int(rest / gpus_per_actor)

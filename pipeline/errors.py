@@ -1,5 +1,7 @@
 """The one exception that is meant for people."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user can put right. The message is one line: what, where, what to do.
@@ -20,11 +22,21 @@ class ClusterGone(UserError):
 
 
 def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseException:
-    """The first error that is `meant` for people, else the innermost cause: Ray wraps what a task raised several times."""
+    """Return the first error that is `meant` for people, else the innermost cause: Ray wraps what a task raised several times."""
     seen: set[int] = set()  # Ray's wrappers can be causes of each other
     while not isinstance(error, meant) and id(error) not in seen:
         seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__ or error
+        cause = getattr(error, "cause", None) or error.__cause__ or error
+        error = error if type(cause).__name__ == "SystemException" else cause  # Ray Data hangs that on errors; it says nothing
     while isinstance(cause := getattr(error, "cause", None), meant) and cause is not error:
         error = cause  # Ray's wrapper is of the same kind, and its text is a traceback
-    return error
+    return _of_constructor(error) or error
+
+
+TOLD = re.compile(r"^(?:[\w.]+\.)?(?:UserError|DeviceLost): (.+)$", re.MULTILINE)
+
+
+def _of_constructor(error: BaseException) -> UserError | None:
+    """Return what the constructor of an actor had to tell: of that Ray keeps the text alone."""
+    told = TOLD.findall(str(error)) if getattr(error, "actor_init_failed", False) else []
+    return UserError(told[-1]) if told else None

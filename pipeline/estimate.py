@@ -9,16 +9,19 @@ from typing import Any
 
 from pipeline.decode import decode_unit
 from pipeline.errors import UserError
-from pipeline.labeler import stage_settings
+from pipeline.gpu import DeviceLost, find_gpu
+from pipeline.gpu_trial import GpuWay, modes_of
+from pipeline.labeler import predict_settings, stage_settings
 from pipeline.output import RunFolder, parquet
-from pipeline.plan import LabelRequest, asked_for, make_plan
-from pipeline.predictor import Predictor
+from pipeline.plan import CPU_BATCH, LabelRequest, asked_for, make_plan
+from pipeline.predictor import Predictor, PredictSettings
 from pipeline.reader import read_units
 from pipeline.resample import start_loops
 from pipeline.rows import prediction_table
 from pipeline.source import Finder, Shard, expand_sources
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint
+from vit_model.inference import resolve_precision
 
 SHARDS = 4  # are looked into
 UNIT_ROWS = 64  # small, so that a stage can be stopped when its time is over
@@ -31,8 +34,8 @@ class Measured:
     """What was seen of the source and of this machine.
 
     image_bytes: of the source for an image, with its share of what else is in a shard. output_bytes: of Parquet for an image.
-    seconds: of each stage for an image, on one core; of "predict" on one GPU where the device is "cuda". read_cpu: reading is
-    mostly waiting, this is what it takes of a core. errors: their share.
+    seconds: of each stage for an image, on one core; of "predict" on one GPU where the device is "cuda". stated: that one was not
+    measured, but given. read_cpu: reading is mostly waiting, this is what it takes of a core. errors: their share.
     """
 
     shards: int
@@ -46,6 +49,7 @@ class Measured:
     unit_rows: int
     seconds: dict[str, float]
     read_cpu: float
+    stated: bool = False
 
     @property
     def images(self) -> int:
@@ -91,15 +95,24 @@ def forecast(measured: Measured, cores: float, gpus: float) -> Forecast:
     )
 
 
-def measure(request: LabelRequest, checkpoint: Checkpoint, gpus: int, seconds: float) -> Measured:
+def measure(
+    request: LabelRequest, checkpoint: Checkpoint, device: str, seconds: float, images_per_gpu_second: float | None = None
+) -> Measured:
     """List the whole source, read a few of its shards, and run every stage for about `seconds`.
 
-    Raises UserError for a source that cannot be read, and where no image of the sample can be decoded.
+    Args:
+        device: "cpu", or "cuda" for the GPU of this machine.
+        images_per_gpu_second: the model's rate on a GPU that is not here; in its place the model runs on this CPU for a moment, so
+            that there is something to write.
+
+    Raises:
+        UserError: the source cannot be read, no image of the sample can be decoded, or torch has no GPU here.
     """
     sources = expand_sources(request.sources, request.storage_options)
     finder = Finder(sources, request.format, request.image_keys, request.storage_options)
     count, size, shards = _choose(finder.shards())
-    plan = make_plan(asked_for(request, checkpoint), request, checkpoint, {"GPU": float(gpus)})
+    gpu, predicting_settings = _model_settings(request, checkpoint, device, images_per_gpu_second)
+    plan = make_plan(asked_for(request, checkpoint), request, checkpoint, {}, gpu)
     settings = stage_settings(RunFolder(request.output, request.storage_options), plan, request, checkpoint)
     small = replace(settings["read"], unit_rows=UNIT_ROWS)
     start_loops()
@@ -113,9 +126,16 @@ def measure(request: LabelRequest, checkpoint: Checkpoint, gpus: int, seconds: f
     good = sum(unit.samples["error"].null_count for unit in decoded)
     if not good:
         raise UserError(f"none of {rows} images could be decoded, first shard {shards[0].uri}: wordsworth lint says what is wrong")
-    predictor = Predictor(checkpoint, settings["predict"])
+    try:
+        predictor = Predictor(checkpoint, predicting_settings)
+    except DeviceLost as lost:
+        raise UserError(str(lost)) from lost
     predictor(decoded[0].to_arrow())  # warm
-    predicting, predicted = _timed((Unit.from_arrow(predictor(unit.to_arrow())) for unit in decoded), seconds)
+    given = 0.0 if images_per_gpu_second else seconds
+    predicting, predicted = _timed((Unit.from_arrow(predictor(unit.to_arrow())) for unit in decoded), given)
+    model_seconds = predicting / _rows(predicted)
+    if device == "cuda":  # a GPU is fast in batches that are larger than the units here
+        model_seconds = 1 / (images_per_gpu_second or predictor.rate())
     writing, files = _timed((parquet(prediction_table(unit, settings["write"])).size for unit in predicted), seconds)
     return Measured(
         shards=count,
@@ -130,11 +150,27 @@ def measure(request: LabelRequest, checkpoint: Checkpoint, gpus: int, seconds: f
         seconds={
             "read": reading / _rows(units),
             "decode": decoding / rows,
-            "predict": predicting / _rows(predicted),
+            "predict": model_seconds,
             "write": writing / _rows(predicted[: len(files)]),
         },
         read_cpu=read_cpu / _rows(units),
+        stated=images_per_gpu_second is not None,
     )
+
+
+def _model_settings(
+    request: LabelRequest, checkpoint: Checkpoint, device: str, images_per_gpu_second: float | None
+) -> tuple[GpuWay | None, PredictSettings]:
+    """Return what GPUs do, None without them, and what the model here is told."""
+    on_cpu = predict_settings(request, checkpoint, "cpu", resolve_precision(request.precision, "cpu"), CPU_BATCH)
+    if device == "cpu":
+        return None, on_cpu
+    modes, batch_size = modes_of(request.gpu_mode), request.batch_size or UNIT_ROWS
+    if images_per_gpu_second:
+        return GpuWay(request.precision, modes, batch_size), on_cpu
+    precision = resolve_precision(request.precision, find_gpu())
+    settings = predict_settings(request, checkpoint, device, precision, request.batch_size or None)
+    return GpuWay(precision, modes, batch_size), replace(settings, gpu_modes=modes)
 
 
 def _rows(units: list[Unit]) -> int:

@@ -3,17 +3,28 @@
 Read it from `_receipts` down: list, read, decode, predict, write. Everything else decides what has to be done and says what was.
 """
 
+import contextlib
 import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.balance import Balance
 from pipeline.batches import UNITS
-from pipeline.cluster import ACTOR_RETRIES, RETRIES, StageResources, Work, data_context, plan_resources, ray_session, resources
+from pipeline.cluster import (
+    ACTOR_RETRIES,
+    RETRIES,
+    StageResources,
+    Work,
+    data_context,
+    gpu_nodes,
+    plan_resources,
+    ray_session,
+    resources,
+)
 from pipeline.decode import DECODER, FAST_DECODER, DecodeSettings, decode_stage
 from pipeline.errors import UserError
 from pipeline.finish import finish, footers
@@ -27,8 +38,17 @@ from pipeline.listing import (
     open_pages,
 )
 from pipeline.output import RunFolder, write_stage
-from pipeline.plan import LabelRequest, asked_for, change_notes, make_plan, refuse_another_run
-from pipeline.predictor import Predictor, PredictSettings
+from pipeline.plan import (
+    LabelRequest,
+    asked_for,
+    change_notes,
+    choose_device,
+    make_plan,
+    most_rows,
+    refuse_another_run,
+    unit_budget,
+)
+from pipeline.predictor import Predictor, PredictSettings, lost_gpus
 from pipeline.reader import ReadSettings, read_stage
 from pipeline.retry import failed_units, fetch_stage, merge_stage
 from pipeline.rows import WriteSettings
@@ -37,6 +57,9 @@ from pipeline.storage import public
 from pipeline.watch import Progress, Totals, Watch, note_ignored
 from vit_model.checkpoint import Checkpoint
 from vit_model.config import macs
+
+if TYPE_CHECKING:
+    from pipeline.gpu_trial import GpuWay
 
 # To know whether there is work for more than one worker of a stage.
 SMALL_IMAGE = 10_000  # bytes: a photograph is larger
@@ -63,18 +86,17 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
         if _is_finished(run, frozen):
             if request.retry_errors and any(failed_units(run, frozen)):
                 with ray_session(request.address):
-                    return _retry(run, frozen, plan, request, checkpoint, progress)
+                    return _retry(run, frozen, plan, _Model(request, checkpoint, progress))
             progress.note("this run is complete already: nothing to do")
             return run.summary()
 
     with ray_session(request.address):
-        import ray
-
-        plan = plan or run.create(make_plan(asked, request, checkpoint, ray.cluster_resources()))
+        model = _Model(request, checkpoint, progress)
+        plan = plan or run.create(model.first_plan(asked))
         refuse_another_run(run, plan, asked)
         if head:
             head.freeze(frozen)
-        return _execute(run, frozen, plan, request, checkpoint, progress)
+        return _execute(run, frozen, plan, model)
 
 
 def _refuse_compacted(run: RunFolder, request: LabelRequest) -> None:
@@ -125,6 +147,7 @@ def _is_finished(run: RunFolder, frozen: FrozenListing) -> bool:
 
 
 ONE = {"batch_size": None, "batch_format": "pyarrow"}  # a row is a unit, a block is a row, a call gets a block
+ONE_ON_GPU = {"batch_size": 1, "batch_format": "pyarrow"}  # the same, in the words that Ray asks for beside num_gpus
 
 
 def _receipts(done: Any, weights: Any, stages: StageResources, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -173,7 +196,7 @@ def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[
     """Units of encoded images -> units of predictions."""
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    together = UNITS if settings["predict"].device == "cuda" else 1
+    on_gpu = settings["predict"].device == "cuda"
     return units.map_batches(
         decode_stage,
         fn_kwargs={"settings": settings["decode"]},
@@ -185,10 +208,10 @@ def _predicted(units: Any, weights: Any, stages: StageResources, settings: dict[
         Predictor,
         fn_constructor_kwargs={"weights": {"ref": weights}, "settings": settings["predict"]},
         compute=ActorPoolStrategy(
-            size=stages.predictors, max_concurrent_calls_per_actor=together, enable_true_multi_threading=True
+            size=stages.predictors, max_concurrent_calls_per_actor=UNITS if on_gpu else 1, enable_true_multi_threading=True
         ),
         **stages.predict,
-        **ONE,
+        **(ONE_ON_GPU if on_gpu else ONE),
         **ACTOR_RETRIES,
     )
 
@@ -201,66 +224,149 @@ def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
 # ---- the run --------------------------------------------------------------------------------------------------------------
 
 
-def _execute(
-    run: RunFolder, frozen: FrozenListing, plan: dict, request: LabelRequest, checkpoint: Checkpoint, progress: Progress
-) -> dict[str, Any]:
+def _execute(run: RunFolder, frozen: FrozenListing, plan: dict, model: "_Model") -> dict[str, Any]:
     import ray
 
     from pipeline.stall import watched
 
+    request, progress = model.request, model.progress
     run.sweep()
     if removed := run.remove_shards(frozen.replaced()):
         progress.note(f"removed {removed} files of shards that were replaced; they are labelled again")
     done = run.committed()
     totals = Totals(frozen, done)
-    progress.planned(**(counts := totals.look(every=0)), listed=frozen.complete)
+    counts = totals.look(every=0)
+    watch = Watch(progress)
+    open_work = not frozen.complete or any(open_pages(frozen, done))
+    if open_work:  # before the first bar: the model is tried on GPUs, which says something
+        left = counts["bytes_total"] - counts["bytes_done"] if frozen.complete else math.inf
+        weights, stages, settings = model.ready(run, plan, watch, left)
+    progress.planned(**counts, listed=frozen.complete)
     if frozen.complete:
         note_ignored(frozen, progress)
-    watch = Watch(progress)
-    if not frozen.complete or any(open_pages(frozen, done)):
-        left = counts["bytes_total"] - counts["bytes_done"] if frozen.complete else math.inf
-        weights, stages, settings = _ready(run, plan, request, checkpoint, left)
+    if open_work:
         watch.balance = Balance(stages.predictors, plan["resolved"]["device"])
         receipts = _receipts(ray.put(done), weights, stages, settings)
-        for receipt in watched(receipts, request.stall_timeout, progress.note):
-            watch.receipt(receipt)
-            if now := totals.look():
-                progress.listed(now["shards"], now["bytes_total"])
+        with _lost_gpus_told():
+            for receipt in watched(receipts, request.stall_timeout, progress.note):
+                watch.receipt(receipt)
+                if now := totals.look():
+                    progress.listed(now["shards"], now["bytes_total"])
     watch.refuse_faults()
     rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
     summary = finish(run, frozen, plan, rows, watch.figures())
-    return _retry(run, frozen, plan, request, checkpoint, progress) if request.retry_errors else summary
+    return _retry(run, frozen, plan, model) if request.retry_errors else summary
 
 
-def _retry(
-    run: RunFolder, frozen: FrozenListing, plan: dict, request: LabelRequest, checkpoint: Checkpoint, progress: Progress
-) -> dict[str, Any]:
+def _retry(run: RunFolder, frozen: FrozenListing, plan: dict, model: "_Model") -> dict[str, Any]:
     """Try again what failed; the summary afterwards."""
     from pipeline.stall import watched
 
+    request, progress = model.request, model.progress
     failed = list(failed_units(run, frozen))
     watch = Watch(progress)
     progress.note(f"trying the errors of {len(failed)} files again" if failed else "no error is worth another try")
     if failed:
-        receipts = _retried(failed, *_ready(run, plan, request, checkpoint))
-        for receipt in watched(receipts, request.stall_timeout, progress.note):
-            watch.receipt(receipt)
+        receipts = _retried(failed, *model.ready(run, plan, watch))
+        with _lost_gpus_told():
+            for receipt in watched(receipts, request.stall_timeout, progress.note):
+                watch.receipt(receipt)
     watch.refuse_faults()
     rows = watched(footers(run), request.stall_timeout, progress.note, "footer was read")
     return finish(run, frozen, plan, rows, watch.figures())
 
 
-def _ready(
-    run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint, left: float = math.inf
-) -> tuple[Any, StageResources, dict[str, Any]]:
-    """The weights in Ray's store, what each stage may take of the cluster, and each stage's settings. left: bytes of shards."""
-    import ray
+@contextlib.contextmanager
+def _lost_gpus_told() -> Iterator[None]:
+    """Say why a run ends whose actors lost their GPUs again and again: Ray knows only that they died."""
+    from ray.exceptions import RayActorError
 
-    weights, settings = checkpoint.to_bytes(), stage_settings(run, plan, request, checkpoint)
-    unit_bytes = settings["read"].unit_rows * checkpoint.config.num_patches * checkpoint.config.patch_dim
-    work = Work(left / SMALL_IMAGE * macs(checkpoint.config) / MACS_PER_SECOND, left * DECODE_SECONDS)
-    stages = plan_resources(resources(), plan["resolved"]["device"], len(weights), unit_bytes, work)
-    return ray.put(weights), stages, settings
+    before = lost_gpus().keys()
+    try:
+        yield
+    except RayActorError as error:
+        lost = [told for actor, told in lost_gpus().items() if actor not in before]
+        if not lost:
+            raise
+        raise UserError(
+            f"{lost[0]}, and again after its actor was started {ACTOR_RETRIES['max_restarts']} times: look at that GPU "
+            "(nvidia-smi, dmesg), or leave its node out. What is done is kept: run the same command again"
+        ) from error
+
+
+class _Model:
+    """The model on its way to the actors: its weights in Ray's store, and how GPUs run it once that was tried."""
+
+    def __init__(self, request: LabelRequest, checkpoint: Checkpoint, progress: Progress):
+        import ray
+
+        weights = checkpoint.to_bytes()
+        self.request, self.checkpoint, self.progress = request, checkpoint, progress
+        self.weights, self.num_bytes = ray.put(weights), len(weights)
+        self.gpu: GpuWay | None = None
+
+    def first_plan(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return the plan of a new run, once its actors can run.
+
+        Raises:
+            UserError: the cluster has no GPU that can be used, or too little for a run.
+        """
+        import ray
+
+        cluster = ray.cluster_resources()
+        device = choose_device(self.request, cluster)
+        if device == "cuda":
+            self._try_gpus(self.request.precision, self.request.batch_size or None)
+        else:
+            self._stages(device, unit_budget(cluster))
+        return make_plan(asked, self.request, self.checkpoint, cluster, self.gpu)
+
+    def ready(self, run: RunFolder, plan: dict, watch: Watch, left: float = math.inf) -> tuple[Any, StageResources, dict[str, Any]]:
+        """Return the weights, what each stage may take of the cluster, and each stage's settings. left: bytes of shards."""
+        resolved = plan["resolved"]
+        settings = stage_settings(run, plan, self.request, self.checkpoint)
+        if resolved["device"] == "cuda":
+            gpu = self.gpu or self._try_gpus(resolved["precision"], resolved["batch_size"])
+            settings["predict"] = replace(settings["predict"], batch_size=gpu.batch_size, gpu_modes=gpu.modes)
+            watch.gpu_notes += gpu.notes
+        else:
+            self._note_idle_gpus()
+        unit_bytes = resolved["unit_rows"] * self.checkpoint.config.num_patches * self.checkpoint.config.patch_dim
+        work = Work(left / SMALL_IMAGE * macs(self.checkpoint.config) / MACS_PER_SECOND, left * DECODE_SECONDS)
+        return self.weights, self._stages(resolved["device"], unit_bytes, work), settings
+
+    def _stages(self, device: str, unit_bytes: int, work: Work | None = None) -> StageResources:
+        nodes = gpu_nodes() if device == "cuda" else None
+        return plan_resources(resources(), device, self.num_bytes, unit_bytes, work, self.request.gpus_per_actor, nodes)
+
+    def _try_gpus(self, precision: str, batch_size: int | None) -> "GpuWay":
+        import ray
+
+        from pipeline.gpu_trial import modes_of, try_gpus
+
+        budget = unit_budget(ray.cluster_resources())
+        settings = replace(
+            predict_settings(self.request, self.checkpoint, "cuda", precision, batch_size),
+            gpu_modes=modes_of(self.request.gpu_mode),
+            largest_batch=most_rows(self.checkpoint, budget),
+        )
+        claim = self._stages("cuda", budget).predict
+        patience = self.request.stall_timeout
+        self.gpu = try_gpus(self.weights, settings, claim, gpu_nodes(), self.progress.note, patience)
+        for told in (self.gpu.told, *self.gpu.notes):
+            self.progress.note(told)
+        return self.gpu
+
+    def _note_idle_gpus(self) -> None:
+        """A run that was begun on CPUs stays there."""
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if gpus and self.request.device == "auto":
+            self.progress.note(
+                f"this run was begun on CPUs and goes on there, {gpus:g} GPUs of this cluster stay idle: a GPU's scores differ in "
+                "their last digits, so its rows have another fingerprint and cannot join; label into a new --output to use the GPUs"
+            )
 
 
 def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -294,14 +400,7 @@ def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint
             timeout=request.decode_timeout,
             fast=request.fast_decode,
         ),
-        "predict": PredictSettings(
-            resolved["precision"],
-            resolved["device"],
-            None if resolved["device"] == "cuda" and not request.batch_size else resolved["batch_size"],
-            top_k,
-            request.embedding,
-            request.normalize,
-        ),
+        "predict": predict_settings(request, checkpoint, resolved["device"], resolved["precision"], resolved["batch_size"]),
         "write": WriteSettings(
             run.uri,
             provenance,
@@ -315,3 +414,17 @@ def stage_settings(run: RunFolder, plan: dict, request: LabelRequest, checkpoint
             secrets.token_hex(8),
         ),
     }
+
+
+def predict_settings(
+    request: LabelRequest, checkpoint: Checkpoint, device: str, precision: str, batch_size: int | None
+) -> PredictSettings:
+    """Return what an actor is told."""
+    return PredictSettings(
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        top_k=min(request.top_k, checkpoint.config.num_classes),
+        embedding=request.embedding,
+        normalize=request.normalize,
+    )

@@ -143,6 +143,7 @@ RECEIPT = pa.schema(
         ("twin", pa.bool_()),  # another job had written it
         ("last", pa.bool_()),
         ("fault", pa.string()),
+        ("prediction", pa.string()),  # of a GPU: `Predictor.way` as JSON
         *[(stage, pa.float64()) for stage in STAGES],
     ]
 )
@@ -161,6 +162,7 @@ def _receipt(
         "twin": twin,
         "last": unit.last,
         "fault": unit.fault,
+        "prediction": unit.prediction,
         **{stage: unit.seconds.get(stage, 0.0) for stage in STAGES},
     }
 

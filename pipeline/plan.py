@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.decode import DECODER, FAST_DECODER
 from pipeline.errors import UserError
@@ -18,8 +18,12 @@ from pipeline.target import Target
 from vit_model.checkpoint import Checkpoint
 from vit_model.inference import resolve_precision
 
+if TYPE_CHECKING:
+    from pipeline.gpu_trial import GpuWay
+
 UNIT_PATCH_BYTES = 96 << 20  # patches in one unit, at most; and at most 1/16 of the object store
 MAX_UNIT_ROWS = 4096
+CPU_BATCH = 8  # images
 SOURCES_NAMED = 1000  # in a plan; of more it holds the hash
 
 
@@ -28,6 +32,7 @@ class LabelRequest:
     """What the user asked for. model: how the model is called in messages and footers. batch_size: 0 chooses one.
     update: add shards and images that are new in the source; replace_changed: label those again that are others now.
     retry_errors: fetch, decode and predict again what failed. on_error: "keep" its row, or "fail" at the first.
+    gpu_mode: "auto", or one way of `pipeline.ladder.MODES`. gpus_per_actor: above 0, 1 at most.
     stall_timeout: seconds without a written unit after which the run gives up. target: a class that every image must have; its
     sidecar is in `keep`."""
 
@@ -44,6 +49,8 @@ class LabelRequest:
     precision: str = "auto"
     device: str = "auto"
     batch_size: int = 0
+    gpu_mode: str = "auto"
+    gpus_per_actor: float = 1.0
     unit_rows: int = 0
     address: str | None = None
     update: bool = False
@@ -95,13 +102,24 @@ def _sources(request: LabelRequest) -> list[str]:
     return [f"{len(names)} sources, sha256 {hashlib.sha256(chr(10).join(names).encode()).hexdigest()}"]
 
 
-def make_plan(asked: dict, request: LabelRequest, checkpoint: Checkpoint, available: dict[str, float]) -> dict[str, Any]:
-    """The frozen settings: what was asked, and what every `auto` became."""
-    device = request.device if request.device != "auto" else "cuda" if available.get("GPU") else "cpu"
-    precision = resolve_precision(request.precision, device)
-    batch_size = request.batch_size or (256 if device == "cuda" else 8)
-    store = available.get("object_store_memory", UNIT_PATCH_BYTES * 16)
-    unit_rows = request.unit_rows or _unit_rows(checkpoint, batch_size, int(min(UNIT_PATCH_BYTES, store / 16)))
+def choose_device(request: LabelRequest, available: dict[str, float]) -> str:
+    """Return "cuda" or "cpu": what `--device auto` is on a cluster with these resources."""
+    return request.device if request.device != "auto" else "cuda" if available.get("GPU") else "cpu"
+
+
+def make_plan(
+    asked: dict, request: LabelRequest, checkpoint: Checkpoint, available: dict[str, float], gpu: "GpuWay | None" = None
+) -> dict[str, Any]:
+    """Return the frozen settings: what was asked, and what every `auto` became.
+
+    Args:
+        asked: as `asked_for`.
+        available: Ray's resources.
+        gpu: what the cluster's GPUs can do; None plans for CPUs.
+    """
+    device, precision = ("cuda", gpu.precision) if gpu else ("cpu", resolve_precision(request.precision, "cpu"))
+    batch_size = gpu.batch_size if gpu else request.batch_size or CPU_BATCH
+    unit_rows = request.unit_rows or _unit_rows(checkpoint, batch_size, unit_budget(available))
     resolved = {
         "device": device,
         "precision": precision,
@@ -121,10 +139,20 @@ def make_plan(asked: dict, request: LabelRequest, checkpoint: Checkpoint, availa
     return plan | {"run_id": hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]}
 
 
+def unit_budget(available: dict[str, float]) -> int:
+    """Return the bytes of patches that a unit may have."""
+    return int(min(UNIT_PATCH_BYTES, available.get("object_store_memory", UNIT_PATCH_BYTES * 16) / 16))
+
+
+def most_rows(checkpoint: Checkpoint, budget: int) -> int:
+    """Return the samples whose patches fit into so many bytes."""
+    return max(1, min(MAX_UNIT_ROWS, budget // (checkpoint.config.num_patches * checkpoint.config.patch_dim)))
+
+
 def _unit_rows(checkpoint: Checkpoint, batch_size: int, budget: int) -> int:
     """Samples in a unit: as many batches as fit the budget of bytes, so that only a shard's last batch is short."""
-    rows = min(MAX_UNIT_ROWS, budget // (checkpoint.config.num_patches * checkpoint.config.patch_dim))
-    return max(1, rows // batch_size) * batch_size
+    most = most_rows(checkpoint, budget)
+    return most // batch_size * batch_size or most
 
 
 def refuse_another_run(run: RunFolder, plan: dict, asked: dict) -> None:

@@ -1,17 +1,25 @@
 """The actor: patches -> predictions. One copy of the model for the life of a run, CPU and CUDA by the same code."""
 
+import contextlib
+import json
+import os
+import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
-from pipeline.batches import InTurn, Overlapped
+from pipeline.batches import Plain
+from pipeline.errors import UserError
+from pipeline.gpu import DeviceLost, compute_in, find_gpu, gpu_name
+from pipeline.ladder import MODES, SIZES, Ladder
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint
 from vit_model.inference import prepare
@@ -19,8 +27,17 @@ from vit_model.inference import prepare
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """precision: "fp32" or "bf16". device: "cpu" or "cuda". batch_size: None finds one, on a GPU. top_k: 0 gives no labels.
-    embedding: None or "float16" or "float32"."""
+    """Tell an actor how to predict.
+
+    precision: "fp32" or "bf16".
+    device: "cpu", or "cuda" for the GPU that Ray gives to the actor.
+    batch_size: images in a forward pass; None finds the fastest, on a GPU.
+    top_k: classes that are kept; 0 gives no labels.
+    embedding: None, "float16" or "float32".
+    normalize: divide embeddings by their length.
+    gpu_modes: the ways that a GPU's actor may take, the first one first.
+    largest_batch: images in the largest batch that is tried when the fastest is looked for.
+    """
 
     precision: str
     device: str
@@ -28,6 +45,8 @@ class PredictSettings:
     top_k: int = 5
     embedding: str | None = None
     normalize: bool = False
+    gpu_modes: tuple[str, ...] = MODES
+    largest_batch: int = SIZES[-1]
 
 
 def prediction_fields(settings: PredictSettings, width: int) -> list[pa.Field]:
@@ -49,30 +68,69 @@ class Predictor:
     """
 
     def __init__(self, weights: dict[str, Any] | Checkpoint, settings: PredictSettings):
+        """Load the model and try it.
+
+        Raises:
+            UserError: there is no GPU that torch can use, or the model does not fit into its memory.
+            DeviceLost: the GPU answers nothing any more, in this process.
+        """
         # A batch is a view into the object store, which nobody may write to; nobody does.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if settings.device == "cpu":
             torch.set_num_threads(1)  # n one-thread actors do more than one actor of n threads
-        checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint.from_bytes(ray.get(weights["ref"]))
+        self.acts = isinstance(weights, dict)
+        checkpoint = Checkpoint.from_bytes(ray.get(weights["ref"])) if self.acts else weights
         self.settings = settings
         self.config = config = checkpoint.config
-        self.model = prepare(checkpoint.model(), checkpoint.preprocessing, settings.precision, settings.device)
-        self.fields = prediction_fields(settings, config.embedding_dim)
-        self.lock, self.ended = threading.Lock(), 0.0
-        with torch.inference_mode():
-            batches = InTurn if settings.device == "cpu" else Overlapped
-            self.batches = batches(self._answer, (config.num_patches, config.patch_dim), settings.device, settings.batch_size)
+        device = torch.device("cpu") if settings.device == "cpu" else find_gpu()
+        self.name = gpu_name(device)
+        self.notes = lost_before() if self.acts and device.type != "cpu" else []
+        compute_in(settings.precision, device)
+        with telling(self.name):
+            self.model = prepare(checkpoint.model(), checkpoint.preprocessing, settings.precision, device)
+            self.fields = prediction_fields(settings, config.embedding_dim)
+            self.lock, self.ended = threading.Lock(), 0.0
+            shape = config.num_patches, config.patch_dim
+            with torch.inference_mode():
+                if device.type == "cpu":
+                    self.batches = Plain(self._answer, shape, device, settings.batch_size)
+                else:
+                    limits = settings.batch_size, settings.gpu_modes, settings.largest_batch
+                    self.batches = Ladder(self._answer, shape, device, *limits)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Predict one unit.
+
+        Raises:
+            ValueError: the table is not one unit.
+            UserError: the GPU cannot go on, and another process could not either.
+        """
         unit = Unit.from_arrow(table)
         start = time.perf_counter()
         patches = unit.payload.reshape(-1, self.config.num_patches, self.config.patch_dim)
-        unit.samples = self._append(unit.samples, self.predict(patches))
+        try:
+            unit.samples = self._append(unit.samples, self.predict(patches))
+        except DeviceLost as lost:
+            if not self.acts:
+                raise UserError(str(lost)) from lost
+            end_process(lost)
         unit.payload = np.empty(0, np.uint8)
         end = time.perf_counter()
         with self.lock:  # of two units at a time each has the seconds that the other has not
             unit.seconds["predict"], self.ended = end - max(start, self.ended), end
+        if self.settings.device != "cpu":
+            unit.prediction = json.dumps(self.way())
         return unit.to_arrow()
+
+    def way(self) -> dict[str, Any]:
+        """Say how this actor predicts: its GPU and node, the way, the batch, and why it is not another."""
+        notes = [*self.notes, *self.batches.notes]
+        return {"gpu": self.name, "mode": self.batches.mode, "batch_size": self.batches.batch_size, "notes": notes}
+
+    @torch.inference_mode()
+    def rate(self) -> float:
+        """Measure images/s of the model alone."""
+        return self.batches.rate()
 
     @torch.inference_mode()
     def predict(self, patches: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,6 +156,48 @@ class Predictor:
             values = predicted.get(sources[field.name])
             samples = samples.append_column(field, _spread(values, good, field.type))
         return samples
+
+
+@contextlib.contextmanager
+def telling(name: str) -> Iterator[None]:
+    """Say in one line that a model does not even load into a GPU's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{name}: its memory is too small for the model's weights: use --precision bf16 or --device cpu") from error
+
+
+LOST = b"wordsworth-lost:"  # and the ids of a job and an actor: a key in the cluster's own store, for its next process
+
+
+def end_process(lost: DeviceLost) -> NoReturn:
+    """End this process at once: Ray starts the actor in another one, which can have the GPU anew, and gives it the units again."""
+    from ray.experimental import internal_kv
+
+    print(lost, file=sys.stderr, flush=True)
+    internal_kv._internal_kv_put(_lost_key(), str(lost).encode())
+    os._exit(1)
+
+
+def lost_before() -> list[str]:
+    """Return why this actor was started again, in a list that is empty for one that was not."""
+    from ray.experimental import internal_kv
+
+    said = internal_kv._internal_kv_get(_lost_key())
+    return [f"{said.decode()}; its actor was started again"] if said else []
+
+
+def lost_gpus() -> dict[bytes, str]:
+    """Return why actors of this job were started again, by actor."""
+    from ray.experimental import internal_kv
+
+    return {key: internal_kv._internal_kv_get(key).decode() for key in internal_kv._internal_kv_list(_lost_key(of_all=True))}
+
+
+def _lost_key(of_all: bool = False) -> bytes:
+    context = ray.get_runtime_context()
+    actor = "" if of_all else context.get_actor_id() or "none"  # a trial is no actor and never looks back
+    return LOST + f"{context.get_job_id()}:{actor}".encode()
 
 
 def _spread(values: np.ndarray | None, good: np.ndarray, kind: pa.DataType) -> pa.Array:

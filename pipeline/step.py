@@ -80,7 +80,7 @@ class Step:
 
     def _inputs(self, patches: np.ndarray, classes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         given = (torch.from_numpy(values) for values in (patches, classes))
-        if self.device.type == "cuda":  # what is pinned is copied while the step before is computed
+        if self.device.type != "cpu":  # what is pinned is copied while the step before is computed
             given = (values.pin_memory() for values in given)
         pixels, classes = (values.to(self.device, non_blocking=True) for values in given)
         return (pixels.float() / 255 - self.mean) / self.std, pixels, classes  # (B, N, P*P*3)

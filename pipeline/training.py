@@ -41,7 +41,7 @@ FREE = {
 
 def train(request: TrainRequest, watch: Watch) -> dict[str, Any]:
     """Train and write the model folder; the last epoch's metrics. `watch` gets news as they come: dicts whose `kind` is "data"
-    (what was found), "begin" (workers start, or go on), "step" (every few seconds) or "epoch".
+    (what was found), "begin" (workers start, or go on), "note" (a message for the user), "step" (every few seconds) or "epoch".
 
     An output with an unfinished training of the same request goes on from its last checkpoint.
     Raises UserError for data that cannot be trained on, for workers that do not fit, and for a loss that is not a number.
@@ -190,6 +190,12 @@ def _alone(request: TrainRequest) -> bool:
     return not asyncio._get_running_loop() and not (request.address or os.environ.get("RAY_ADDRESS")) and len(ray.nodes()) == 1
 
 
+def _backend(request: TrainRequest) -> str | None:
+    """Return what workers exchange gradients by, None for Ray's choice: NCCL on GPUs. One worker exchanges nothing and needs no
+    NCCL."""
+    return "gloo" if request.workers == 1 and request.sharding != "fsdp" else None
+
+
 def _fit(request: TrainRequest, given: Given) -> None:
     import ray.train
     from ray.train.torch import TorchConfig
@@ -204,7 +210,7 @@ def _fit(request: TrainRequest, given: Given) -> None:
         train_worker,
         train_loop_config={"given": given},
         alone=given.alone,
-        torch_config=TorchConfig(timeout_s=WAIT),
+        torch_config=TorchConfig(backend=_backend(request), timeout_s=WAIT),
         scaling_config=ray.train.ScalingConfig(num_workers=request.workers, use_gpu=given.device == "cuda"),
         run_config=ray.train.RunConfig(
             name=RUN,

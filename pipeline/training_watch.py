@@ -65,7 +65,7 @@ class StepWatch:
     def check(self, said: Said, number: int) -> None:
         """Raises UserError for the first step whose loss or gradient is not a number. number: of the last of them."""
         for name in ("loss", "gradient_norm"):
-            finite = torch.stack([one[name].float() for one in said]).isfinite().tolist()
+            finite = torch.stack([one[name].float() for one in said]).isfinite().cpu().tolist()
             if not all(finite):
                 step = number - len(said) + finite.index(False) + 1
                 what = f"the {name.replace('_', ' ')} is not a number at step {step} (epoch {self.epoch + 1})"

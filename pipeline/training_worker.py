@@ -1,6 +1,7 @@
 """What every Ray Train worker runs: epochs of steps, validation, checkpoints. Rank 0 writes the model folder and speaks for all."""
 
 import contextlib
+import copy
 import shutil
 import tempfile
 import time
@@ -17,10 +18,11 @@ import torch.distributed as dist
 from pipeline.cluster import cores
 from pipeline.decode import DecodeSettings
 from pipeline.errors import UserError
+from pipeline.gpu import compute_in, find_gpu, gpu_name, is_out_of_memory, reason
 from pipeline.models import publish
 from pipeline.recipe import SHARDED, TrainRequest, learning_rate, objective_of, optimizer_of
 from pipeline.sample import ReadSettings
-from pipeline.step import Average, Part, Step, flops_of, matrix_peak
+from pipeline.step import Average, Step, flops_of, matrix_peak
 from pipeline.storage import is_local, open_filesystem, patiently
 from pipeline.survey import Survey, assign
 from pipeline.target import Target
@@ -30,7 +32,7 @@ from pipeline.training_watch import Said, Speed, StepWatch
 from pipeline.unit import Unit
 from vit_model.checkpoint import Checkpoint, save_folder
 from vit_model.config import num_params
-from vit_model.objectives import Outcome
+from vit_model.inference import resolve_precision
 from vit_model.parallel import gathered_state_dict, parallelize
 
 SMALL = 1e9  # floating-point operations of an image, below which decoding it takes a core about as long
@@ -62,19 +64,50 @@ def train_worker(config: dict[str, Any]) -> None:
     from pipeline.driver import on_one_machine  # Ray Data's plans are driven from here
 
     given: Given = config["given"]
-    with on_one_machine() if given.alone else contextlib.nullcontext():
+    with on_one_machine() if given.alone else contextlib.nullcontext(), _enough_memory(given):
         _Worker(given).run()
+
+
+@contextlib.contextmanager
+def _enough_memory(given: Given) -> Iterator[None]:
+    """Say in one line that a device has too little memory. That is not tried again: it would come again."""
+    import ray.train
+
+    name = gpu_name(_device(given.device))
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        images = given.request.batch_size // (given.request.accumulate * ray.train.get_context().get_world_size())
+        raise UserError(
+            f"{name}: its memory is too small for {images} images at a time: "
+            "use a larger --accumulate, --activation-checkpointing, or more --workers"
+        ) from error
+
+
+def _device(device: str) -> torch.device:
+    """Return the device of this worker. Raises UserError where Ray has a GPU that torch cannot use: Ray itself would take the
+    CPU."""
+    if device == "cpu":
+        return torch.device("cpu")
+    found = find_gpu()
+    if found.type != "cuda":
+        return found
+    from ray.train.torch import get_device
+
+    return get_device()  # which of the node's
 
 
 class _Worker:
     def __init__(self, given: Given):
         import ray
         import ray.train
-        from ray.train.torch import get_device
 
         self.given = given
         context = ray.train.get_context()
-        self.rank, self.world, self.device = context.get_world_rank(), context.get_world_size(), get_device()
+        self.rank, self.world, self.device = context.get_world_rank(), context.get_world_size(), _device(given.device)
+        compute_in(resolve_precision(given.request.precision, self.device), self.device)
         self.request = replace(given.request, start=Checkpoint.from_bytes(ray.get(given.weights)))
         self.part = self.request.batch_size // (self.world * self.request.accumulate)  # images in one pass of this worker
         self.local = self.part * self.request.accumulate
@@ -82,6 +115,7 @@ class _Worker:
         flops = flops_of(model, self.request.config.patch_dim, self.request.config.num_patches)
         if self.device.type == "cpu":  # what decodes small pictures needs a core: threads that wait for each other wait for it too
             torch.set_num_threads(max(1, (cores() - (flops < SMALL)) // context.get_local_world_size()))
+        self.eager_because = self._why_not_compiled(model) if self.request.compile else ""
         self.model = self._distributed(model)
         self.optimizer = optimizer_of(self.model, self.request)
         self.average = Average(self.model, self.request.ema) if self.request.ema else None
@@ -99,8 +133,26 @@ class _Worker:
         request, mesh = self.request, None
         if request.sharding == "fsdp" or (request.sharding == "auto" and self.world > 1 and num_params(request.config) > SHARDED):
             mesh = init_device_mesh(self.device.type, (self.world,))
-        parallelize(model, activation_checkpointing=request.activation_checkpointing, compile=request.compile, mesh=mesh)
+        compile = request.compile and not self.eager_because
+        parallelize(model, activation_checkpointing=request.activation_checkpointing, compile=compile, mesh=mesh)
         return model if mesh else prepare_model(model, move_to_device=False)
+
+    def _why_not_compiled(self, model: torch.nn.Module) -> str:
+        """Try compiled blocks on a batch of zeros: why they do not run here or on another worker, or "". What was compiled is
+        kept."""
+        trial, request = copy.deepcopy(model), self.request
+        parallelize(trial, activation_checkpointing=request.activation_checkpointing, compile=True)
+        pixels = torch.zeros(self.part, request.config.num_patches, request.config.patch_dim, device=self.device)
+        classes = torch.zeros(self.part, dtype=torch.long, device=self.device)
+        bf16 = resolve_precision(request.precision, self.device) == "bf16"
+        told = ""
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                loss, _ = trial(pixels, pixels=pixels, classes=classes)
+            loss.backward()
+        except Exception as error:  # a compiler's, which can be of any kind
+            told = reason(error)
+        return (told or "on another worker") if self._most(bool(told)) else ""
 
     # ---- epochs ----
 
@@ -114,6 +166,8 @@ class _Worker:
         steps = progress.number + leg.steps - progress.step + (request.epochs - progress.epoch - 1) * full.steps
         used = full.steps * self.local * self.world  # images of an epoch
         begun = {"step": progress.number, "steps": steps, "epoch": progress.epoch, "epochs": request.epochs, "images": used}
+        if self.eager_because:
+            self._say("note", message=f"--compile does not work here ({self.eager_because}): goes on without")
         self._say("begin", **begun, workers=self.world, device=self.device.type, batch=self.local * self.world)
         units = self._units(progress, leg)
         metrics: dict[str, Any] = {}
@@ -149,7 +203,7 @@ class _Worker:
                     patches, classes, place = next(batches)
                     parts.append((patches, classes))
             lr = learning_rate(progress.number, steps, request.lr, request.warmup, request.decay)
-            loss, metrics = self._stepped(parts, lr, progress.number)
+            loss, metrics = self.step(parts, lr, progress.number)
             if self.average:
                 self.average.update()
             said.append({"loss": loss, **metrics})
@@ -165,15 +219,6 @@ class _Worker:
             pass
         self.lr, self.rates, self.errors = lr, watch.rates(), place.errors
         return self._summed(progress, said, watch)
-
-    def _stepped(self, parts: list[Part], lr: float, number: int) -> Outcome:
-        try:
-            return self.step(parts, lr, number)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{self.part} images at a time are too many for the memory of this {self.device.type}: "
-                "use a larger --accumulate, --activation-checkpointing, or more --workers"
-            ) from error
 
     def _summed(self, progress: Progress, said: Said, watch: StepWatch) -> Progress:
         """What steps said joins the sums of the epoch."""
@@ -214,7 +259,7 @@ class _Worker:
             cpu=max(2.0, cpus / self.world), object_store_memory=available["object_store_memory"] / 2 / self.world
         )
         # On CPUs it is the model that takes them, and every process that reads or decodes too takes seconds of one to start.
-        tasks = (READERS, None) if self.device.type == "cuda" else (1, max(2, int(available["CPU"] / 2 / self.world)))
+        tasks = (READERS, None) if self.device.type != "cpu" else (1, max(2, int(available["CPU"] / 2 / self.world)))
         with DataContext.current(context):
             dataset = training_dataset(
                 first, part, epochs, self.request.seed, self.given.decode, augmentation, self.given.reading, tasks
@@ -272,7 +317,7 @@ class _Worker:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.world > 1:
             dist.all_reduce(total)
-        return total.tolist()
+        return total.cpu().tolist()
 
     def _most(self, value: int) -> int:
         most = torch.tensor(value, device=self.device)

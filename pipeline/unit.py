@@ -35,6 +35,7 @@ _HEADER = [
     ("bytes_read", pa.int64()),
     ("fault", pa.string()),
     ("skipped", pa.string()),
+    ("prediction", pa.string()),
     *[(f"seconds_{stage}", pa.float64()) for stage in STAGES],
 ]
 
@@ -50,6 +51,7 @@ class Unit:
     payload: uint8; from the reader encoded images end to end, from the decoder patches [M, N, P*P*3] of the M good samples
     skipped: JSON, how many members of a tar were no part of a sample, by kind
     fault: the store failed while this was read: no sample, nothing to write, the shard stays open
+    prediction: JSON, how a GPU predicted it (`Predictor.way`); None of a CPU
     """
 
     shard_uri: str
@@ -64,6 +66,7 @@ class Unit:
     seconds: dict[str, float] = field(default_factory=dict)
     fault: str | None = None
     skipped: str = "{}"
+    prediction: str | None = None
 
     def to_arrow(self) -> pa.Table:
         """One row; the payload is not copied."""

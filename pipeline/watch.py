@@ -1,5 +1,6 @@
 """What watches a run: receipts and the frozen listing drive the progress, and nothing else."""
 
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -59,9 +60,15 @@ class Watch:
     images: int = 0
     twins: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
+    gpu_nodes: set[str] = field(default_factory=set)  # their GPUs' names with those of the nodes
+    modes: Counter = field(default_factory=Counter)  # units by how GPUs predicted them
+    batch_sizes: Counter = field(default_factory=Counter)
+    gpu_notes: list[str] = field(default_factory=list)
 
     def receipt(self, receipt: dict[str, Any]) -> None:
         self.images += receipt["rows"]
+        if receipt["prediction"]:
+            self._predicted(**json.loads(receipt["prediction"]))
         self.faults += [receipt] if receipt["fault"] else []
         self.progress.receipt(receipt)
         if self.balance:
@@ -72,14 +79,26 @@ class Watch:
                 "another job is at work on this output: harmless, each unit stays once, but what both do is done twice over"
             )
 
+    def _predicted(self, gpu: str, mode: str, batch_size: int, notes: list[str]) -> None:
+        self.gpu_nodes.add(gpu)
+        self.modes[mode] += 1
+        self.batch_sizes[str(batch_size)] += 1
+        for note in notes:
+            if note not in self.gpu_notes:
+                self.gpu_notes.append(note)
+                self.progress.note(note)
+
     def figures(self) -> dict[str, Any]:
         """What this command did, for the summary. steady: without the start. busy: workers of each stage, on average. bottleneck:
-        for a person, or None."""
+        for a person, or None. gpu: units by mode and by batch size, and why they are not others."""
         seconds = time.perf_counter() - self.began
         balance = {}
         if one := self.balance:
             balance = {"steady_images_per_second": one.rate, "busy": one.busy, "bottleneck": one.advice()}
         rate = round(self.images / max(seconds, 1e-9), 1)
+        if self.gpu_nodes:
+            modes, sizes = dict(self.modes), dict(self.batch_sizes)
+            balance["gpu"] = {"nodes": len(self.gpu_nodes), "modes": modes, "batch_sizes": sizes, "notes": self.gpu_notes}
         return {"images": self.images, "seconds": round(seconds, 2), "images_per_second": rate, **balance}
 
     def refuse_faults(self) -> None:

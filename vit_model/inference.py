@@ -32,9 +32,10 @@ def resolve_precision(precision: str, device: str | torch.device) -> str:
 
 
 def _has_bf16(device_type: str) -> bool:
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device_type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # older torch has no public call for it
+    if device_type != "cpu":
+        supported = getattr(torch.get_device_module(device_type), "is_bf16_supported", None)  # not every device has the question
+        return supported is not None and supported(including_emulation=False)
+    if hasattr(torch.cpu, "get_capabilities"):  # older torch has no public call for it
         return any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16)
     return False
 

@@ -123,7 +123,8 @@ class MaskedPatchPrediction(nn.Module):
         masks, others = round(0.8 * self.count), round(0.1 * self.count)
         places = corrupted[:, : masks + others]
         where = generator.device if generator else embedded.device
-        steps = torch.randint(1, max(N, 2), (B, others), generator=generator, device=where).to(embedded.device)  # never 0
+        steps = torch.randint(1, max(N, 2), (B, others), generator=generator, device=where)  # never 0
+        steps = _brought(steps, embedded.device)
         donors = take(embedded, (places[:, masks:] + steps) % N)  # (B, others, D)
         masked = self.mask_token.to(embedded.dtype).expand(B, masks, D)
         return embedded.scatter(1, places[..., None].expand(-1, -1, D), torch.cat([masked, donors], dim=1))
@@ -227,7 +228,12 @@ def random_order(tokens: torch.Tensor, generator: torch.Generator | None = None)
     """A permutation of 0..N-1 for each sample: (B, N, ...) -> (B, N) on the tokens' device."""
     where = generator.device if generator else tokens.device
     noise = torch.rand(tokens.shape[:2], generator=generator, device=where)
-    return noise.argsort(dim=1).to(tokens.device)
+    return _brought(noise.argsort(dim=1), tokens.device)
+
+
+def _brought(drawn: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy what was drawn on the CPU to the device. From pageable memory the copy would wait for all that the device has to do."""
+    return drawn if drawn.device == device else drawn.pin_memory().to(device, non_blocking=True)
 
 
 def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cluster import GiB, MiB, StageResources, Work, cores, plan_resources, ray_session, resources
+from pipeline.cluster import GiB, GpuNode, MiB, StageResources, Work, cores, plan_resources, ray_session, resources
 from pipeline.errors import UserError
 
 WEIGHTS, UNIT = 23 * MiB, 96 * MiB  # Ti/16 in fp32
@@ -80,9 +80,13 @@ def shared(monkeypatch, cpus: int, jobs: list[dict]) -> dict[str, float]:
         ),
         ({"CPU": 1.5}, "cpu", "1 model actors would take 0.6 of 1.5 CPUs"),
         ({}, "cpu", "CPUs"),
-        ({"CPU": 4.0, "GPU": 8.0}, "cuda", "8 model actors would take 4 of 4 CPUs"),
-        ({"CPU": 16.0}, "cuda", "--device cuda, but Ray sees no GPU: use --device cpu"),
-        ({"CPU": 16.0, "GPU": 0.5}, "cuda", "Ray sees no GPU"),
+        ({"CPU": 1.0, "GPU": 8.0}, "cuda", "8 model actors would take 0.4 of 1 CPUs"),
+        (
+            {"CPU": 16.0},
+            "cuda",
+            "this run is for GPUs (--device cuda, or planned where there was one) and Ray sees no GPU: start Ray",
+        ),
+        ({"CPU": 16.0, "GPU": 0.5}, "cuda", "Ray sees 0.5 GPUs and no node with room for an actor of 1 GPUs and a CPU"),
         ({"CPU": 16.0, "memory": 1.0 * GiB}, "cpu", "memory"),
         ({"CPU": 64.0, "GPU": 8.0, "memory": 9.0 * GiB}, "cuda", "8 model actors would take 9.9 of 9.0 GiB of memory"),
     ],
@@ -91,6 +95,35 @@ def test_a_plan_that_would_starve_is_refused_and_says_what_to_do(available, devi
     with pytest.raises(UserError) as refusal:
         plan_resources(available, device, WEIGHTS, UNIT)
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share", "actors", "claim"),
+    [
+        ([(16, 1)], 1.0, 1, 0.5),
+        ([(16, 2)], 0.5, 4, 0.5),
+        ([(16, 2)], 0.4, 4, 0.5),  # Ray gives no actor parts of two GPUs
+        ([(1, 1)], 1.0, 1, 0.35),  # what is left lets one task of every kind run
+        ([(4, 8)], 1.0, 8, 0.25),
+        ([(2, 1), (64, 0)], 1.0, 1, 0.5),
+        ([(1, 1), (1, 1), (1, 1)], 1.0, 3, 0.5),  # together they have enough
+        ([(0, 1), (8, 1)], 1.0, 1, 0.5),  # a node without a CPU takes no actor
+    ],
+)
+def test_a_gpus_actors_leave_every_node_half_its_cpus(nodes, share, actors, claim):
+    made = [GpuNode(f"{number}", float(cpus), float(gpus)) for number, (cpus, gpus) in enumerate(nodes)]
+    available = {"CPU": float(sum(node.cpus for node in made)), "GPU": float(sum(node.gpus for node in made))}
+    stages = plan_resources(available, "cuda", WEIGHTS, UNIT, gpus_per_actor=share, nodes=[node for node in made if node.gpus])
+    assert (stages.predictors, stages.predict["num_gpus"]) == (actors, share)
+    assert stages.predict["num_cpus"] == pytest.approx(claim, abs=1e-4)
+    held, _ = held_for_good(stages)
+    for stage in (stages.decode, stages.write, LISTING):
+        assert held + stage["num_cpus"] <= available["CPU"] + EPSILON
+
+
+def test_a_job_beside_others_takes_its_share_of_the_gpus():
+    nodes = [GpuNode("a", 16.0, 4.0), GpuNode("b", 16.0, 4.0)]
+    assert plan_resources({"CPU": 13.3, "GPU": 3.33}, "cuda", WEIGHTS, UNIT, nodes=nodes).predictors == 3
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -72,7 +72,7 @@ def test_two_predictors_label_as_one_does(tmp_path, model, shards, usual, monkey
 
     monkeypatch.setattr(labeler, "plan_resources", two)
     run(tmp_path, model, shards, batch_size=8, **SETTINGS)
-    assert planned == [1] and same(tmp_path / "out", usual)
+    assert set(planned) == {1} and same(tmp_path / "out", usual)
 
 
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, model, shards, usual):

@@ -23,3 +23,16 @@ def test_what_ray_makes_of_an_error_that_is_meant_is_still_one_line():
     wrapped = RayTaskError("survey", "Traceback (most recent call last):\n  ...", meant).as_instanceof_cause()
     assert isinstance(wrapped, UserError) and "\n" in str(wrapped)
     assert str(root_cause(wrapped, UserError)) == "no such shard: name another"
+
+
+def test_what_an_actors_constructor_had_to_tell_is_found_in_rays_text():
+    from ray.data.exceptions import SystemException
+    from ray.exceptions import RayActorError
+
+    text = "The actor died because of an error raised in its creation task\n  File x\npipeline.errors.UserError: no GPU: buy one"
+    died = RayActorError(error_msg=text, actor_init_failed=True)
+    died.__cause__ = SystemException()  # as Ray Data raises what it does not know
+    assert str(root_cause(died, UserError)) == "no GPU: buy one" and isinstance(root_cause(died, UserError), UserError)
+    other = RayActorError(error_msg="the node died")
+    other.__cause__ = SystemException()
+    assert root_cause(other, UserError) is other, "and not an exception without a word"

@@ -1,5 +1,6 @@
 """predictor: the model's own numbers for every good image, nulls for the others, whatever the batch."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.batches import InTurn, Overlapped
 from pipeline.predictor import Predictor, PredictSettings
 from pipeline.unit import SAMPLE, Unit
+from tests.standin.device import standin
 from vit_model import checkpoint as formats
 from vit_model.checkpoint import Checkpoint
 from vit_model.config import Preprocessing, ViTConfig
@@ -31,19 +32,26 @@ def checkpoint() -> Checkpoint:
     return made
 
 
-@pytest.fixture(params=[InTurn, Overlapped])
+@pytest.fixture(params=["cpu", "cuda"])
 def predictor(checkpoint, monkeypatch, request):
-    """A function that makes the actor's object as Ray would, with the checkpoint's bytes in the object store's place; once with
-    batches as a CPU takes them, and once as a GPU does."""
-    monkeypatch.setattr("pipeline.predictor.InTurn", request.param)
+    """A function that makes the actor's object as Ray would, with the checkpoint's bytes in the object store's place; once on a
+    CPU, and once on the stand-in GPU."""
     threads = torch.get_num_threads()
     monkeypatch.setattr("pipeline.predictor.ray", SimpleNamespace(get=lambda blob: blob))
+    monkeypatch.setattr("pipeline.predictor.lost_before", list)
 
     def make(model: Checkpoint = checkpoint, **changes) -> Predictor:
-        settings = {"precision": "fp32", "device": "cpu", "batch_size": 8, "top_k": CLASSES, "embedding": "float32"} | changes
+        settings = {
+            "precision": "fp32",
+            "device": request.param,
+            "batch_size": 8,
+            "top_k": CLASSES,
+            "embedding": "float32",
+        } | changes
         return Predictor({"ref": model.to_bytes()}, PredictSettings(**settings))
 
-    yield make
+    with standin() if request.param == "cuda" else contextlib.nullcontext():
+        yield make
     torch.set_num_threads(threads)
 
 

@@ -1,0 +1,1 @@
+"""Measure what the documentation claims, one script a claim; figures stand beside each script as CSV."""

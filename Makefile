@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder#  files at a time: much of what they do is wait for processes
+TYPED  := build/typed/wordsworth#  the packages under the names that they are imported by, for mypy
 OTHER  := $(WHEELS)$(filter command,$(origin PYTHON))#  a machine without .venv and without a network: a folder of wheels
 
 .DEFAULT_GOAL := help
@@ -46,6 +47,8 @@ gpu-check:
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@mkdir -p $(TYPED) && ln -sfn $(CURDIR)/wordsworth/*.py $(foreach name,jobs pipeline vit_model,$(CURDIR)/$(name)) $(TYPED)
+	@$(VENV)/bin/mypy
 
 lock:
 	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \

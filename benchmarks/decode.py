@@ -28,15 +28,15 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.machine import machine, write_rows
-from pipeline.decode import DECODER, DecodeSettings, decode_unit, fit, open_image
-from pipeline.guard import Guard, GuardSettings
-from pipeline.reader import ReadSettings, read_units
-from pipeline.resample import start_loops
-from pipeline.source import find_shards
-from pipeline.unit import Unit
-from tests.builders import write_tar
-from vit_model.config import Preprocessing
-from vit_model.patches import patchify, unpatchify
+from tests.support.builders import write_tar
+from wordsworth.pipeline.images.decode import DECODER, DecodeSettings, decode_unit, fit, open_image
+from wordsworth.pipeline.images.resize import start_loops
+from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
+from wordsworth.pipeline.sources.reader import ReadSettings, read_units
+from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.unit import Unit
+from wordsworth.vit_model.config import Preprocessing
+from wordsworth.vit_model.patches import patchify, unpatchify
 
 SETTINGS = DecodeSettings(Preprocessing(), (224, 224), 16)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -70,9 +70,13 @@ def arms(images: list[bytes], guard: Guard) -> dict[str, Callable[[], list[np.nd
     """What is timed, over all photographs: what the model gets of each, and `seen` makes a picture of again."""
     unit, side = unit_of(images), SETTINGS.patch_size
     told = SETTINGS.preprocessing
-    by_timm = create_transform((3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, mean=told.mean, std=told.std)
+    by_timm = create_transform(
+        (3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, mean=told.mean, std=told.std
+    )
     by_v2 = v2.Compose([v2.Resize(248, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)])
-    by_pillow = create_transform((3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, normalize=False)
+    by_pillow = create_transform(
+        (3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, normalize=False
+    )
     by_pillow.transforms.pop()  # the last turns the picture into floats
 
     def pillow(data: bytes) -> Image.Image:
@@ -100,7 +104,11 @@ def seen(found: np.ndarray) -> np.ndarray:
         preprocessing = SETTINGS.preprocessing
         return (found.transpose(1, 2, 0) * preprocessing.std + preprocessing.mean) * 255
     (height, width), side = SETTINGS.image_size, SETTINGS.patch_size
-    return 1.0 * (found.transpose(1, 2, 0) if found.ndim == 3 else unpatchify(found, (height // side, width // side), side))
+    return 1.0 * (
+        found.transpose(1, 2, 0)
+        if found.ndim == 3
+        else unpatchify(found, (height // side, width // side), side)
+    )
 
 
 def measure(
@@ -112,8 +120,13 @@ def measure(
     guard = Guard(GuardSettings(SETTINGS.max_pixels, SETTINGS.max_side, SETTINGS.timeout))
     timed = arms(images, guard)
     pictures = {arm: [seen(found) for found in run()] for arm, run in timed.items()}  # and all are warm
-    away = {arm: [np.abs(a - b) for a, b in zip(found, pictures["Pillow, uint8"], strict=True)] for arm, found in pictures.items()}
-    difference = {arm: (np.mean([a.mean() for a in found]), max(a.max() for a in found)) for arm, found in away.items()}
+    away = {
+        arm: [np.abs(a - b) for a, b in zip(found, pictures["Pillow, uint8"], strict=True)]
+        for arm, found in pictures.items()
+    }
+    difference = {
+        arm: (np.mean([a.mean() for a in found]), max(a.max() for a in found)) for arm, found in away.items()
+    }
     cpu: dict[str, list[float]] = {arm: [] for arm in timed}
     seconds: dict[str, list[float]] = {arm: [] for arm in timed}
     for number in range(rounds):

@@ -26,14 +26,24 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine, write_rows
-from tests.builders import make_model, photo, write_tar
+from tests.support.builders import make_model, photo, write_tar
 
 CSV = Path(__file__).with_suffix(".csv")
 SHARD, TARS = 10_000, 10
 MARKS = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the images
 NOTHING = {"image_size": 32, "patch_size": 16, "width": 8, "depth": 1, "heads": 1, "mlp_dim": 8}
 ENV = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-FIELDS = ("what", "raylets", "done", "seconds", "cpu_seconds", "cpu_ms_each", "each_per_second", "driver_mib", "machine")
+FIELDS = (
+    "what",
+    "raylets",
+    "done",
+    "seconds",
+    "cpu_seconds",
+    "cpu_ms_each",
+    "each_per_second",
+    "driver_mib",
+    "machine",
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,15 @@ class Look:
 
 def watched(command: list[str], others: list[int]) -> list[Look]:
     """Run the command; a look every half second at it, at the processes `others`, and at all that they started."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | ENV)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | ENV
+    )
     roots, used, looks = [psutil.Process(pid) for pid in (process.pid, *others)], {}, []
-    before = {one.pid: sum(one.cpu_times()[:2]) for root in roots[1:] for one in [root, *root.children(recursive=True)]}
+    before = {
+        one.pid: sum(one.cpu_times()[:2])
+        for root in roots[1:]
+        for one in [root, *root.children(recursive=True)]
+    }
     while process.poll() is None:
         for one in [one for root in roots for one in _tree(root)]:
             with contextlib.suppress(psutil.Error):
@@ -69,7 +85,18 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 def label(source: Path, out: Path, model: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "jobs", "label", str(source), "--output", str(out), "--model", str(model), *more]
+    return [
+        sys.executable,
+        "-m",
+        "wordsworth",
+        "label",
+        str(source),
+        "--output",
+        str(out),
+        "--model",
+        str(model),
+        *more,
+    ]
 
 
 def files(out: Path) -> list[tuple[float, int]]:
@@ -103,7 +130,10 @@ def row(what: str, raylets: int, done: int, first: Look, last: Look, each: int) 
 def of_images(folder: Path, images: int) -> Iterator[dict[str, Any]]:
     """A row for each mark, of the images since the mark before."""
     pictures = [photo(seed, (64, 64)) for seed in range(1000)]
-    tars = [write_tar(folder / f"t{n}", {f"{n}/{i:05d}.jpg": pictures[i % 1000] for i in range(SHARD)}) for n in range(TARS)]
+    tars = [
+        write_tar(folder / f"t{n}", {f"{n}/{i:05d}.jpg": pictures[i % 1000] for i in range(SHARD)})
+        for n in range(TARS)
+    ]
     (folder / "in").mkdir()
     for number in range(images // SHARD):
         os.link(tars[number % TARS], folder / "in" / f"part-{number:04d}.tar")
@@ -124,7 +154,9 @@ def of_units(folder: Path, units: int, raylets: int) -> Iterator[dict[str, Any]]
     from tests.faults.machines import machines
 
     for number in range(units // 4):
-        write_tar(folder / "in" / f"{number:05d}.tar", {f"{number}-{i}.jpg": photo(i, (64, 64)) for i in range(4)})
+        write_tar(
+            folder / "in" / f"{number:05d}.tar", {f"{number}-{i}.jpg": photo(i, (64, 64)) for i in range(4)}
+        )
     out, model = folder / "out", make_model(folder / "model", **NOTHING)
     with machines(raylets - 1, num_cpus=4, memory=4 << 30, object_store_memory=200 << 20) as cluster:
         more = ("--unit-rows", "1", "--address", cluster.address)
@@ -144,7 +176,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=CSV)
     options = parser.parse_args()
     runs = [
-        lambda folder, raylets=raylets: of_units(folder, options.units, raylets) for raylets in options.raylets
+        lambda folder, raylets=raylets: of_units(folder, options.units, raylets)
+        for raylets in options.raylets
     ] * options.rounds
     if options.images:
         runs.append(lambda folder: of_images(folder, options.images))

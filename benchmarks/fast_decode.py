@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine, write_rows
-from pipeline.evaluation import wilson
+from wordsworth.pipeline.labeling.evaluate import wilson
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZE = ["--width", "128", "--depth", "4", "--heads", "4", "--patch-size", "8"]
@@ -27,7 +27,9 @@ RECIPE = ["--epochs", "30", "--batch-size", "64", "--lr", "1e-3", "--label-smoot
 
 
 def wordsworth(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "jobs", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "wordsworth", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def labelled(source: Path, model: Path, output: Path, fast: bool) -> tuple[dict[str, str], float]:
@@ -42,11 +44,16 @@ def measured(folder: Path, image_size: int, work: Path) -> dict[str, Any]:
     model = work / "model"
     data = [folder / "train", "--target", "folder", "--val", folder / "test"]
     wordsworth("pretrain", *data, "--output", model, *SIZE, "--image-size", image_size, *RECIPE)
-    runs = [(fast, *labelled(folder / "test", model, work / f"labels-{turn}", fast)) for turn, fast in enumerate((0, 1, 1, 0))]
+    runs = [
+        (fast, *labelled(folder / "test", model, work / f"labels-{turn}", fast))
+        for turn, fast in enumerate((0, 1, 1, 0))
+    ]
     exact, fast = ([labels for kind, labels, _ in runs if kind == wanted] for wanted in (0, 1))
     assert exact[0] == exact[1] and fast[0] == fast[1], "the same decoder gives the same labels"
     flips = sum(exact[0][key] != fast[0][key] for key in exact[0])
-    right = [sum(Path(key).parts[-2] == label for key, label in labels.items()) for labels in (exact[0], fast[0])]
+    right = [
+        sum(Path(key).parts[-2] == label for key, label in labels.items()) for labels in (exact[0], fast[0])
+    ]
     low, high = wilson(flips, len(exact[0]))
     return {
         "images": len(exact[0]),
@@ -70,7 +77,10 @@ def main() -> None:
     rows = []
     for image_size in options.image_size:
         with tempfile.TemporaryDirectory(prefix="fast-decode-") as work:
-            rows.append(measured(options.folder, image_size, Path(work)) | {"data": options.folder.name, "machine": machine()})
+            rows.append(
+                measured(options.folder, image_size, Path(work))
+                | {"data": options.folder.name, "machine": machine()}
+            )
         print(rows[-1], flush=True)
         write_rows(options.output, rows)
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import machine, write_rows
-from pipeline.verify import verify
 from tests.faults import scenarios, servers
 from tests.faults.jobs import AHEAD, Job
 from tests.faults.machines import Machines, machines
 from tests.faults.protocol import run_rounds
 from tests.faults.proxy import Faults
+from wordsworth.pipeline.verification.verifier import verify
 
 CSV = Path(__file__).with_suffix(".csv")
 
@@ -51,7 +51,11 @@ class Count:
 
     def row(self, kind: str) -> dict[str, object]:
         plain = {name: value for name, value in vars(self).items() if name not in ("recovery", "repeated")}
-        times = {"recovery_median_s": median(self.recovery), "recovery_worst_s": max(self.recovery)} if self.recovery else {}
+        times = (
+            {"recovery_median_s": median(self.recovery), "recovery_worst_s": max(self.recovery)}
+            if self.recovery
+            else {}
+        )
         each = {"repeated_per_fault": self.repeated / max(1, self.faults)}
         return {"kind": kind, **plain, **{name: round(value, 2) for name, value in {**times, **each}.items()}}
 
@@ -108,7 +112,9 @@ class Round:
             if self.process.poll() is not None and self.job.written() < units:
                 self.start()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.job.written()} of {units} units after {seconds} s: {self.job.said()}")
+                raise RuntimeError(
+                    f"{self.job.written()} of {units} units after {seconds} s: {self.job.said()}"
+                )
             time.sleep(0.02)
 
     def finish(self) -> None:
@@ -145,7 +151,7 @@ def driver(run: Round) -> None:
 
 
 SPREAD: dict[str, tuple[Callable[[Round], None], int]] = {
-    "decode child killed": (kills("decoder.py"), 10),
+    "decode child killed": (kills("codec.py"), 10),
     "worker that reads or decodes killed": (kills("read_stage", "decode_stage"), 6),
     "writer killed before its file appears": (writer("before-link"), 6),
     "writer killed after its file appears": (writer("after-link"), 6),
@@ -230,18 +236,25 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, Count]]:
 
 def write(done: dict[str, Count], seed: int) -> None:
     """Rows of kinds that are not measured now stay in the file."""
-    lines = {line["kind"]: line for line in csv.DictReader(CSV.read_text().splitlines())} if CSV.exists() else {}
+    lines = (
+        {line["kind"]: line for line in csv.DictReader(CSV.read_text().splitlines())} if CSV.exists() else {}
+    )
     lines |= {kind: {**count.row(kind), "seed": seed, "machine": machine()} for kind, count in done.items()}
     write_rows(CSV, (lines[kind] for kind in [*PROTOCOL, *SPREAD, *ONCE, DISKS] if kind in lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", type=int, default=2, help="how often every kind has its round on the cluster")
+    parser.add_argument(
+        "--sets", type=int, default=2, help="how often every kind has its round on the cluster"
+    )
     parser.add_argument("--rounds", type=int, default=6, help="rounds of the protocol on every backend")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--kind", action="append", choices=[*PROTOCOL, *SPREAD, *ONCE, DISKS], help="only this one (again for more)"
+        "--kind",
+        action="append",
+        choices=[*PROTOCOL, *SPREAD, *ONCE, DISKS],
+        help="only this one (again for more)",
     )
     options = parser.parse_args()
     done, begun = {}, time.monotonic()
@@ -250,7 +263,9 @@ def main() -> None:
         print(f"{time.monotonic() - begun:6.0f} s  {count.row(kind)}", flush=True)
         write(done, options.seed)
     wrong = sum(count.wrong for count in done.values())
-    print(f"{sum(count.faults for count in done.values())} faults; rows lost, doubled, different or partial, and findings: {wrong}")
+    print(
+        f"{sum(count.faults for count in done.values())} faults; rows lost, doubled, different or partial, and findings: {wrong}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz [--mutants 20000] [--seed 0] [--timeout 10]
 
-Expected: no mutant ends the decoder. One that does is saved to tests/pipeline/regressions/, where a test decodes it from then on.
+Expected: no mutant ends the decoder. One that does is saved to tests/images/regressions/, where a test decodes it from then on.
 Mutant n of a seed is always the same bytes: bits flipped, bytes replaced, cut, blocks swapped, repeated or dropped, numbers in the
 header set to their extremes.
 """
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.decoder import DecodeError
-from pipeline.guard import Guard, GuardSettings
+from wordsworth.pipeline.images.codec import DecodeError
+from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
 
-REGRESSIONS = Path(__file__).parents[1] / "tests" / "pipeline" / "regressions"
+REGRESSIONS = Path(__file__).parents[1] / "tests" / "images" / "regressions"
 ENDED = ("decoder_crashed", "decoder_timeout")
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -75,7 +75,9 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
         if len(changed) > 16:
-            changed = rng.choice((_flip, _replace, _cut, _swap, _repeat, _drop, _header, _header))(changed, rng)
+            changed = rng.choice((_flip, _replace, _cut, _swap, _repeat, _drop, _header, _header))(
+                changed, rng
+            )
     return bytes(changed)
 
 
@@ -162,7 +164,9 @@ def main() -> None:
     for name, found in counts.items():
         print(f"{name:18} " + "  ".join(f"{code} {number}" for code, number in found.most_common()))
     ended = sum(found[code] for found in counts.values() for code in ENDED)
-    print(f"{options.mutants} mutants in {seconds:.0f} s, {options.mutants / seconds:.0f} a second; {ended} ended the decoder")
+    print(
+        f"{options.mutants} mutants in {seconds:.0f} s, {options.mutants / seconds:.0f} a second; {ended} ended the decoder"
+    )
 
 
 if __name__ == "__main__":

@@ -49,15 +49,19 @@ import torch
 from torch import nn
 
 from benchmarks.machine import machine, merge_rows
-from pipeline.batches import UNITS, Lane
-from pipeline.ladder import MODES, Ladder
-from vit_model.config import Preprocessing, macs, variant
-from vit_model.inference import PRECISIONS, prepare
-from vit_model.model import VisionTransformer
-from vit_model.patches import unpatchify
+from wordsworth.pipeline.prediction.gpu_batches import UNITS, Lane
+from wordsworth.pipeline.prediction.gpu_modes import MODES, Ladder
+from wordsworth.vit_model.config import Preprocessing, macs, variant
+from wordsworth.vit_model.inference import PRECISIONS, prepare
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.patches import unpatchify
 
 CSV = Path(__file__).with_suffix(".csv")
-PARTS, MODELS, LABELLED = ("peak", "forward", "gains", "label"), ("Ti/16", "S/16", "B/16", "L/16"), ("B/16", "Ti/16")
+PARTS, MODELS, LABELLED = (
+    ("peak", "forward", "gains", "label"),
+    ("Ti/16", "S/16", "B/16", "L/16"),
+    ("B/16", "Ti/16"),
+)
 GOALS = {"B/16": 0.60, "L/16": 0.60}  # of the peak
 FLOOR_GOAL = 0.95  # of the floor
 GAIN_GOAL = 1.03  # times the rung below
@@ -78,7 +82,12 @@ def peaks(device: str = "cuda") -> Iterator[dict[str, Any]]:
     for side in SIDES[device]:
         a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[PRECISION[device]]) for _ in range(2))
         seconds = statistics.median(_times(lambda a=a, b=b: a @ b.T, device))  # as nn.Linear multiplies
-        yield {"part": "peak", "model": "", "arm": f"{side} x {side} x {side}", "tflops": round(2 * side**3 / seconds / 1e12, 2)}
+        yield {
+            "part": "peak",
+            "model": "",
+            "arm": f"{side} x {side} x {side}",
+            "tflops": round(2 * side**3 / seconds / 1e12, 2),
+        }
 
 
 def _times(work: Callable[[], Any], device: str) -> list[float]:
@@ -115,7 +124,10 @@ def in_turn(whole: torch.Tensor, size: int, answer: Callable[[torch.Tensor], dic
 
     def run(times: int) -> dict[str, np.ndarray]:
         for _ in range(times):
-            answers = [{name: values.cpu().numpy() for name, values in answer(part).items()} for part in whole.split(size)]
+            answers = [
+                {name: values.cpu().numpy() for name, values in answer(part).items()}
+                for part in whole.split(size)
+            ]
         return joined(answers)
 
     return run
@@ -135,7 +147,13 @@ def units_of(patches: torch.Tensor, batches: Ladder, threads: int = UNITS) -> Ru
 def ladder(network: nn.Module, device: str, size: int | None, modes: tuple[str, ...] | None = None) -> Ladder:
     """Make an actor's ladder of this model. modes: all that the device has, if not given."""
     with torch.inference_mode():
-        return Ladder(lambda patches: top5(network(patches)[0]), SHAPE, torch.device(device), size, modes or LADDER[device])
+        return Ladder(
+            lambda patches: top5(network(patches)[0]),
+            SHAPE,
+            torch.device(device),
+            size,
+            modes or LADDER[device],
+        )
 
 
 def rungs(network: nn.Module, patches: torch.Tensor, device: str, size: int) -> Arms:
@@ -143,7 +161,11 @@ def rungs(network: nn.Module, patches: torch.Tensor, device: str, size: int) -> 
 
     def rung(mode: str, threads: int = 1, pinned: bool = True) -> Callable[[], Run]:
         def build() -> Run:
-            with contextlib.nullcontext() if pinned else patch.object(Lane, "_pinned", lambda lane, tensor: tensor):
+            with (
+                contextlib.nullcontext()
+                if pinned
+                else patch.object(Lane, "_pinned", lambda lane, tensor: tensor)
+            ):
                 return units_of(patches, ladder(network, device, size, (mode,)), threads)
 
         return build
@@ -189,12 +211,25 @@ def rates(arms: Arms, images: int, rounds: int, seconds: float) -> tuple[dict, d
 def figures(part: str, name: str, arm: str, found: list[float], peak: float, size: int) -> dict[str, Any]:
     rate = statistics.median(found)
     tflops = rate * 2 * macs(variant(name)) / 1e12
-    row = {"part": part, "model": name, "arm": arm, "images_per_second": round(rate, 1), "tflops": round(tflops, 3)}
+    row = {
+        "part": part,
+        "model": name,
+        "arm": arm,
+        "images_per_second": round(rate, 1),
+        "tflops": round(tflops, 3),
+    }
     return row | {"share_of_peak": round(tflops / peak, 3), "batch_size": size, "rounds": len(found)}
 
 
 def compared(
-    name: str, arms: Arms, before: dict[str, str], images: int, rounds: int, peak: float, size: int, seconds: float = 1.0
+    name: str,
+    arms: Arms,
+    before: dict[str, str],
+    images: int,
+    rounds: int,
+    peak: float,
+    size: int,
+    seconds: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
     """Time arms beside each other, one row each. before: the arm that each is held against."""
     found, answers = rates(arms, images, rounds, seconds)
@@ -215,7 +250,9 @@ def compared(
 
 def pixels(device: str) -> torch.Tensor:
     """Return the patches of two units, in host memory."""
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2 * UNIT[device], *SHAPE), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (2 * UNIT[device], *SHAPE), dtype=np.uint8)
+    )
 
 
 def random_model(name: str, device: str) -> VisionTransformer:
@@ -239,13 +276,19 @@ def forward(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[s
     if isinstance(answers[WHOLE], Exception):
         raise answers[WHOLE]
     way = {"mode": batches.mode, "note": "; ".join(batches.notes)}
-    yield figures("forward", name, WHOLE, found[WHOLE], peak, batches.batch_size) | {"goal": GOALS.get(name)} | way
+    yield (
+        figures("forward", name, WHOLE, found[WHOLE], peak, batches.batch_size)
+        | {"goal": GOALS.get(name)}
+        | way
+    )
     with torch.inference_mode():
         alone = [batches.way.rate(16) for _ in range(rounds)]
     yield figures("forward", name, "no copies", alone, peak, batches.batch_size) | way
 
 
-def climbed(name: str, device: str, rounds: int, peak: float, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
+def climbed(
+    name: str, device: str, rounds: int, peak: float, seconds: float = 1.0
+) -> Iterator[dict[str, Any]]:
     """Measure what each rung of the ladder brings, and nothing else of `gains`."""
     patches, folded = pixels(device), prepared(random_model(name, device), device)
     size = ladder(folded, device, BATCH[device]).batch_size
@@ -287,7 +330,9 @@ def gains(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str
         for mode in ("default", "max-autotune-no-cudagraphs"):
             network = prepared(ours, device)
             network.compile(fullgraph=True, dynamic=False, mode=mode)
-            arms[f"whole path, compiled: {mode}"] = lambda network=network: units_of(patches, ladder(network, device, size))
+            arms[f"whole path, compiled: {mode}"] = lambda network=network: units_of(
+                patches, ladder(network, device, size)
+            )
         arms["timm bf16, channels-last"] = plain(packed, last)
         arms["timm bf16, channels-last, compiled"] = plain(packed, fast)
         before |= {arm: WHOLE for arm in arms if arm not in before and arm != FIRST}
@@ -300,9 +345,9 @@ def gains(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str
 def decoding(images: list[bytes], ready: threading.Barrier, seconds: float) -> float:
     """Images/s of this process and its child, while as many others do the same."""
     from benchmarks.decode import SETTINGS, unit_of
-    from pipeline.decode import decode_unit
-    from pipeline.guard import Guard
-    from pipeline.resample import start_loops
+    from wordsworth.pipeline.images.decode import decode_unit
+    from wordsworth.pipeline.images.resize import start_loops
+    from wordsworth.pipeline.images.sandbox import Guard
 
     start_loops()
     guard, unit, times = Guard(SETTINGS.guard), unit_of(images), 0
@@ -348,7 +393,12 @@ class Busy(threading.Thread):
         """Between two times; after that it looks no more."""
         self.ended.set()
         self.join()
-        return round(statistics.fmean([percent / 100 for at, percent in self.seen if begin <= at <= end] or [math.nan]), 3)
+        return round(
+            statistics.fmean(
+                [percent / 100 for at, percent in self.seen if begin <= at <= end] or [math.nan]
+            ),
+            3,
+        )
 
 
 def link_shards(shards: Path, folder: Path, copies: int) -> Path:
@@ -375,15 +425,21 @@ def through_ray(command: list[str], out: Path, floor: float, device: str) -> dic
     if busy:
         found |= {"gpu_busy": busy.share(ran["begin"] + begin, ran["begin"] + end), "busy_by": busy.by}
     how = last.get("gpu") or {"modes": {}, "batch_sizes": {}, "notes": []}
-    found |= {"mode": " ".join(how["modes"]), "batch_size": " ".join(how["batch_sizes"]), "note": "; ".join(how["notes"])}
+    found |= {
+        "mode": " ".join(how["modes"]),
+        "batch_size": " ".join(how["batch_sizes"]),
+        "note": "; ".join(how["notes"]),
+    }
     found["bottleneck"] = last.get("bottleneck")
     return found | {"errors": sum(summary["errors"].values())} | row
 
 
-def label(models: tuple[str, ...], photographs: Path | None, rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+def label(
+    models: tuple[str, ...], photographs: Path | None, rounds: int, folder: Path
+) -> Iterator[dict[str, Any]]:
     """Measure the command on a GPU, beside what decoding and the model alone can do."""
     from benchmarks import label as labeler
-    from vit_model.checkpoint import random, save_folder
+    from wordsworth.vit_model.checkpoint import random, save_folder
 
     images = labeler.photographs(photographs, 1000)
     decoded = decode_rate(images[:64], labeler.cores())
@@ -396,7 +452,12 @@ def label(models: tuple[str, ...], photographs: Path | None, rounds: int, folder
         link_shards(shards, source, math.ceil(floor * STEADY / 0.75 / (labeler.SHARDS * SHARD)))
         save_folder(model, random(variant(name), Preprocessing(), 0))
         command = [*labeler.ours(source, out, model, "bf16"), "--device", "cuda"]
-        row = {"part": "label", "model": name, "arm": "jobs label", **through_ray(command, out, floor, "cuda")}
+        row = {
+            "part": "label",
+            "model": name,
+            "arm": "wordsworth label",
+            **through_ray(command, out, floor, "cuda"),
+        }
         row |= {"decode_images_per_second": round(decoded, 1), "forward_images_per_second": rate}
         yield row | {"data": photographs.name if photographs else "generated"}
 
@@ -427,15 +488,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no CUDA GPU that torch can use: run this on a machine with one, or try it with --device cpu")
+        sys.exit(
+            "no CUDA GPU that torch can use: run this on a machine with one, or try it with --device cpu"
+        )
     if options.device == "cpu":
-        print("left out on a CPU: label, and of the gains graphs, pinned memory, torch.compile and timm", file=sys.stderr)
+        print(
+            "left out on a CPU: label, and of the gains graphs, pinned memory, torch.compile and timm",
+            file=sys.stderr,
+        )
     torch.set_num_threads(1)  # as Ray has it in an actor
     output, here = options.output or (CSV if options.device == "cuda" else None), machine()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         for row in measured(options, Path(folder)):
             row["machine"] = here
-            print({name: value for name, value in row.items() if value not in (None, "") and name != "machine"}, flush=True)
+            print(
+                {name: value for name, value in row.items() if value not in (None, "") and name != "machine"},
+                flush=True,
+            )
             if output:
                 merge_rows(output, [row])
 

@@ -5,7 +5,7 @@
 
 tests, 30 s: every test that is marked gpu. Goal: all pass, none is skipped.
 forward, 40 s: matrix products; the forward pass of B/16, L/16, S/16 and Ti/16. Goal: 0.60 of the matrix peak, by CUDA graphs.
-gains, 50 s: each rung of the ladder of pipeline/ladder.py, for B/16 and Ti/16. Goal: 1.03 times the rung below.
+gains, 50 s: each rung of the ladder of pipeline/prediction/gpu_modes.py, for B/16 and Ti/16. Goal: 1.03 times the rung below.
 label, 75 s: 20,000 JPEGs, linked until they take ten seconds, through `label` with B/16. Goal: each image once, no errors; 0.95 of
 what the slower of decoding and the model alone can do; the GPU busy for 0.95 of the time where the model is the slower one.
 embed, 50 s: the same through `embed` with S/16.
@@ -47,7 +47,10 @@ from benchmarks.machine import merge_rows
 ROOT = Path(__file__).parents[1]
 CSV = Path(__file__).with_name("gpu.csv")
 START_SECONDS = {"cuda": 20.0, "cpu": 10.0}  # for the wheels, and for torch to tell what machine it is
-PATIENCE = {"cuda": 1.0, "cpu": 2.0}  # times its budget that a part may take: beside a rehearsal other programs may run
+PATIENCE = {
+    "cuda": 1.0,
+    "cpu": 2.0,
+}  # times its budget that a part may take: beside a rehearsal other programs may run
 ASK_MACHINE = """
 import json, torch
 from benchmarks.machine import machine
@@ -146,14 +149,21 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     began = time.monotonic()
-    state = (options.state or ROOT / "build" / ("gpu-check" if options.device == "cuda" else "gpu-check-cpu")).resolve()
+    state = (
+        options.state or ROOT / "build" / ("gpu-check" if options.device == "cuda" else "gpu-check-cpu")
+    ).resolve()
     (state / "logs").mkdir(parents=True, exist_ok=True)
     for part in PARTS if options.again else ():
         (state / f"{part.name}.json").unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: the same command runs the parts that have not passed"))
+    signal.signal(
+        signal.SIGTERM,
+        lambda *_: sys.exit("terminated: the same command runs the parts that have not passed"),
+    )
     check = Check(state, options.device, options.limit, began)
     check.prepare(options.wheels)
-    check.run([part for part in PARTS if not options.only or part.name in options.only], resume=not options.only)
+    check.run(
+        [part for part in PARTS if not options.only or part.name in options.only], resume=not options.only
+    )
     sys.exit(check.told())
 
 
@@ -184,12 +194,16 @@ class Check:
             self._install(wheels)
         sys.path.insert(0, str(self.site))
         self._describe_wordsworth()
-        asked = subprocess.run([sys.executable, "-c", ASK_MACHINE], capture_output=True, text=True, cwd=ROOT, env=self.env)
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK_MACHINE], capture_output=True, text=True, cwd=ROOT, env=self.env
+        )
         if asked.returncode:
             sys.exit(f"{sys.executable} cannot import torch: {asked.stderr.strip().splitlines()[-1]}")
         self.machine, has_gpu = json.loads(asked.stdout.splitlines()[-1])
         if self.device == "cuda" and not has_gpu:
-            sys.exit("no CUDA GPU that torch can use: run this on a machine with one, or rehearse it with --device cpu")
+            sys.exit(
+                "no CUDA GPU that torch can use: run this on a machine with one, or rehearse it with --device cpu"
+            )
         print(f"{self.machine}, Python {sys.version.split()[0]}", flush=True)
         for part in PARTS:
             result = Result.read(self.state, part.name)
@@ -201,7 +215,17 @@ class Check:
         files = sorted(map(str, wheels.glob("*.whl")))
         if not files:
             sys.exit(f"--wheels {wheels}: there is no wheel")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+            "--no-cache-dir",
+        ]
         pip += ["--disable-pip-version-check", "--target", str(self.site)]
         if subprocess.run([*pip, *files]).returncode:
             sys.exit(f"--wheels {wheels}: pip could not install them")
@@ -209,12 +233,16 @@ class Check:
 
     def _describe_wordsworth(self) -> None:
         """Let Python know wordsworth's version where it runs from its folder and is not installed: runs write it down."""
-        installed = [path for path in sys.path if Path(path or ".").resolve() != ROOT]  # of a build there workers know nothing
+        installed = [
+            path for path in sys.path if Path(path or ".").resolve() != ROOT
+        ]  # of a build there workers know nothing
         if any(importlib.metadata.distributions(name="wordsworth", path=installed)):
             return
         about = self.site / "wordsworth.dist-info"
         about.mkdir(parents=True, exist_ok=True)
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: wordsworth\nVersion: {_project()['version']}\n")
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: wordsworth\nVersion: {_project()['version']}\n"
+        )
 
     def _missing(self, part: Part) -> list[str]:
         """Return the packages that a part needs and that are not there. Older ones than asked for are noted."""
@@ -227,7 +255,11 @@ class Check:
                 missing.append(name)
                 continue
             least = re.search(r">=([\d.]+)", required.get(name, ""))
-            if least and _numbers(found) < _numbers(least[1]) and (told := f"{name} {found}, not {least[1]}") not in self.old:
+            if (
+                least
+                and _numbers(found) < _numbers(least[1])
+                and (told := f"{name} {found}, not {least[1]}") not in self.old
+            ):
                 self.old.append(told)
         return missing
 
@@ -251,21 +283,41 @@ class Check:
             result.write(self.state)
             if result.rows:
                 merge_rows(CSV if self.device == "cuda" else self.state / "gpu.csv", result.rows)
-            print(f"{part.name}: {'passed' if result.passed else result.why}, {result.seconds:.0f} s", flush=True)
+            print(
+                f"{part.name}: {'passed' if result.passed else result.why}, {result.seconds:.0f} s",
+                flush=True,
+            )
         shutil.rmtree(self.state / "data", ignore_errors=True)
 
     def _run(self, part: Part, limit: float) -> Result:
         if missing := self._missing(part):
             why = f"cannot run: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
             return Result(part.name, passed=False, seconds=0.0, limit=limit, machine=self.machine, why=why)
-        log, found, work = self.state / "logs" / f"{part.name}.log", self.state / f"{part.name}.found", self.state / "work"
+        log, found, work = (
+            self.state / "logs" / f"{part.name}.log",
+            self.state / f"{part.name}.found",
+            self.state / "work",
+        )
         found.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        command = [sys.executable, "-m", "benchmarks.gpu_parts", part.name, "--state", str(self.state), "--device", self.device]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu_parts",
+            part.name,
+            "--state",
+            str(self.state),
+            "--device",
+            self.device,
+        ]
         began, why = time.monotonic(), ""
         with open(log, "w") as said:
-            settings = {"cwd": ROOT, "env": self.env, "start_new_session": True}  # a group of its own, which `end` ends
+            settings = {
+                "cwd": ROOT,
+                "env": self.env,
+                "start_new_session": True,
+            }  # a group of its own, which `end` ends
             process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, **settings)
             try:
                 if code := process.wait(limit):
@@ -276,7 +328,9 @@ class Check:
                 end(process)
         shutil.rmtree(work, ignore_errors=True)
         seconds = round(time.monotonic() - began, 1)
-        result = Result(part.name, passed=not why, seconds=seconds, limit=round(limit, 1), machine=self.machine, why=why)
+        result = Result(
+            part.name, passed=not why, seconds=seconds, limit=round(limit, 1), machine=self.machine, why=why
+        )
         lines = found.read_text().split("\n")[:-1] if found.exists() else []  # the last may be half a line
         for line in map(json.loads, lines):
             if "goal" in line:
@@ -293,7 +347,10 @@ class Check:
     def told(self) -> int:
         """Write and print the summary; return the exit code."""
         results = [result for part in PARTS if (result := Result.read(self.state, part.name))]
-        text = "\n".join(summary(results, self.device, self.machine, time.monotonic() - self.began, self.old)) + "\n"
+        text = (
+            "\n".join(summary(results, self.device, self.machine, time.monotonic() - self.began, self.old))
+            + "\n"
+        )
         (self.state / "summary.md").write_text(text)
         print(f"\n{text}\nThis is {self.state / 'summary.md'}.", flush=True)
         if not all(result.passed for result in results):
@@ -330,7 +387,9 @@ def _started(group: int) -> list[Any]:
     return list(found)
 
 
-def summary(results: list[Result], device: str, machine: str, seconds: float, old: list[str]) -> Iterator[str]:
+def summary(
+    results: list[Result], device: str, machine: str, seconds: float, old: list[str]
+) -> Iterator[str]:
     """Return the page as lines: goals, parts, failures."""
     yield f"# What {'the GPU does' if device == 'cuda' else 'a rehearsal without a GPU did: its figures mean nothing'}"
     yield f"\n{machine}. This command: {seconds:.0f} s.\n"
@@ -353,7 +412,9 @@ def summary(results: list[Result], device: str, machine: str, seconds: float, ol
     for result in results:
         if not result.passed:
             lines = "\n".join(result.last_lines)
-            yield f"\n{result.part} {result.why}." + (f" The end of its log:\n\n```\n{lines}\n```" if lines else "")
+            yield f"\n{result.part} {result.why}." + (
+                f" The end of its log:\n\n```\n{lines}\n```" if lines else ""
+            )
 
 
 def _budget(device: str) -> float:

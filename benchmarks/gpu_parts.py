@@ -69,12 +69,23 @@ def tests(context: Context) -> Findings:
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     chosen = ["-m", "gpu"] if context.device == "cuda" else ["-m", "not gpu", "-k", REHEARSED]
     report = context.work / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *chosen, f"--junitxml={report}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        *chosen,
+        f"--junitxml={report}",
+    ]
     code = subprocess.run([*command, *map(str, files)], cwd=ROOT).returncode
     counts = ElementTree.parse(report).find("testsuite").attrib if report.exists() else {}
     ran, skipped = (int(counts.get(name, 0)) for name in ("tests", "skipped"))
     if code or skipped or not ran:
-        raise CheckFailed(f"pytest ended with {code}: {ran} tests, {skipped} of them skipped, which a GPU's may not be")
+        raise CheckFailed(
+            f"pytest ended with {code}: {ran} tests, {skipped} of them skipped, which a GPU's may not be"
+        )
     yield Goal(f"tests of {len(files)} files", f"{ran} passed", "all", True)
 
 
@@ -94,8 +105,12 @@ def forward(context: Context) -> Findings:
             yield row
             alone = row["arm"] == "no copies"
             what = f"{name}, {'the forward pass alone' if alone else 'the whole path'}"
-            yield context.goal(f"{what}, share of the peak", row["share_of_peak"], None if alone else gpu.GOALS.get(name))
-            yield context.goal(f"{what}, images/s, batches of {row['batch_size']}", row["images_per_second"], form="{:,.0f}")
+            yield context.goal(
+                f"{what}, share of the peak", row["share_of_peak"], None if alone else gpu.GOALS.get(name)
+            )
+            yield context.goal(
+                f"{what}, images/s, batches of {row['batch_size']}", row["images_per_second"], form="{:,.0f}"
+            )
         yield mode(context, name, row)
         gpu.torch.cuda.empty_cache()  # the next model finds the memory free
 
@@ -115,16 +130,22 @@ def gains(context: Context) -> Findings:
     peak = max(context.known("forward", "tflops", model=""), default=math.nan)
     failed = []
     for name in CLIMBED[context.device]:
-        for row in gpu.climbed(name, context.device, ROUNDS[context.device], peak, ROUND_SECONDS[context.device]):
+        for row in gpu.climbed(
+            name, context.device, ROUNDS[context.device], peak, ROUND_SECONDS[context.device]
+        ):
             yield row
             if "times_beside" in row:
                 yield rung(context, row)
             elif "images_per_second" in row:
-                yield context.goal(f"{name}, {row['arm']}, images/s", row["images_per_second"], form="{:,.0f}")
+                yield context.goal(
+                    f"{name}, {row['arm']}, images/s", row["images_per_second"], form="{:,.0f}"
+                )
             else:
                 failed.append(f"{name}, {row['arm']}: {row['note']}")
             if float(row.get("difference", 0)) > DIFFERENCE:
-                failed.append(f"{name}, {row['arm']}: a score differs by {row['difference']} from that of the lowest rung")
+                failed.append(
+                    f"{name}, {row['arm']}: a score differs by {row['difference']} from that of the lowest rung"
+                )
         gpu.torch.cuda.empty_cache()
     if failed:
         raise CheckFailed("; ".join(failed))
@@ -134,8 +155,12 @@ def rung(context: Context, row: dict[str, Any]) -> Goal:
     """Say of a rung whether it is worth its lines."""
     from benchmarks.gpu import GAIN_GOAL
 
-    found = context.goal(f"{row['model']}, {row['arm']}, times the rung below", row["times_beside"], GAIN_GOAL, "{:.3f}")
-    return Goal(found.what, f"{found.figure}: to be deleted", found.goal, False) if found.met is False else found
+    found = context.goal(
+        f"{row['model']}, {row['arm']}, times the rung below", row["times_beside"], GAIN_GOAL, "{:.3f}"
+    )
+    return (
+        Goal(found.what, f"{found.figure}: to be deleted", found.goal, False) if found.met is False else found
+    )
 
 
 # ---- the labeler ----------------------------------------------------------------------------------------------------------
@@ -163,11 +188,20 @@ def labelled(context: Context, command: str, name: str) -> Findings:
     copies = max(1, math.ceil(min(decode, model) * RUN_SECONDS[context.device] / IMAGES[context.device]))
     source, out = gpu.link_shards(shards, context.work / "in", copies), context.work / "out"
     precision = "bf16" if context.device == "cuda" else "auto"
-    line = [*labeler.ours(source, out, name, precision, command), "--allow-random-weights", "--device", context.device]
-    row = {"part": command, "model": name, "arm": f"jobs {command}"}
+    line = [
+        *labeler.ours(source, out, name, precision, command),
+        "--allow-random-weights",
+        "--device",
+        context.device,
+    ]
+    row = {"part": command, "model": name, "arm": f"wordsworth {command}"}
     print(*line, flush=True)
     row |= gpu.through_ray(line, out, min(decode, model), context.device)
-    row |= {"decode_images_per_second": round(decode, 1), "forward_images_per_second": model, "data": "generated"}
+    row |= {
+        "decode_images_per_second": round(decode, 1),
+        "forward_images_per_second": model,
+        "data": "generated",
+    }
     yield row
     yield counted(out, command, IMAGES[context.device], copies)
     yield context.goal(f"{name}, images/s", row["images_per_second"], form="{:,.0f}")
@@ -175,7 +209,9 @@ def labelled(context: Context, command: str, name: str) -> Findings:
     yield context.goal(f"{name}, what the model alone can do, images/s", model, form="{:,.0f}")
     yield context.goal(f"{name}, share of the lower of both", row["share_of_floor"], gpu.FLOOR_GOAL)
     if context.device == "cuda":  # nothing keeps a GPU busy for which the cores cannot decode enough
-        yield context.goal(f"{name}, GPU busy, share of the time", row["gpu_busy"], BUSY_GOAL if model <= decode else None)
+        yield context.goal(
+            f"{name}, GPU busy, share of the time", row["gpu_busy"], BUSY_GOAL if model <= decode else None
+        )
         yield mode(context, name, row)
     yield context.goal(f"{name}, the command with its start, s", row["seconds"], form="{:.0f}")
 
@@ -187,7 +223,9 @@ def written_shards(context: Context) -> Path:
 
     folder, making = context.state / "data", context.work / "data"
     if not folder.exists():  # whole, since it gets its name last
-        training.write_shards(making, photographs(None, DISTINCT[context.device]), IMAGES[context.device]).rename(folder)
+        training.write_shards(
+            making, photographs(None, DISTINCT[context.device]), IMAGES[context.device]
+        ).rename(folder)
     return folder
 
 
@@ -227,7 +265,9 @@ def counted(out: Path, command: str, images: int, copies: int) -> Goal:
     found = {"rows": len(table), "images": len(names), "keys": len({key for _, key in names})}
     wanted = {"rows": images * copies, "images": images * copies, "keys": images}
     if found != wanted or errors or empty:
-        raise CheckFailed(f"{command}: {found} and not {wanted}, {errors} errors, {empty} rows without a prediction")
+        raise CheckFailed(
+            f"{command}: {found} and not {wanted}, {errors} errors, {empty} rows without a prediction"
+        )
     told = f"{len(table):,} rows = {copies} x {images:,} keys, no errors"
     return Goal("each image exactly once", told, "all", True)
 
@@ -242,14 +282,31 @@ def train(context: Context) -> Findings:
     shards = written_shards(context)
     for name, epochs in TRAINED[context.device].items():
         output = context.work / f"model-{name.replace('/', '-')}"
-        command = [sys.executable, "-m", "jobs", "pretrain", str(shards), "--output", str(output), "--lr", "1e-4"]
+        command = [
+            sys.executable,
+            "-m",
+            "wordsworth",
+            "pretrain",
+            str(shards),
+            "--output",
+            str(output),
+            "--lr",
+            "1e-4",
+        ]
         command += ["--variant", name] if name else TINY
-        command += ["--batch-size", str(TRAINED_BATCH[context.device]), "--epochs", str(epochs), "--save-every", "0"]
+        command += [
+            "--batch-size",
+            str(TRAINED_BATCH[context.device]),
+            "--epochs",
+            str(epochs),
+            "--save-every",
+            "0",
+        ]
         command += ["--precision", "bf16" if context.device == "cuda" else "auto", "--device", context.device]
         print(*command, flush=True)
         ran = labeler.run(command)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        row = {"part": "train", "model": name or "tiny", "arm": "jobs pretrain", **trained(lines)}
+        row = {"part": "train", "model": name or "tiny", "arm": "wordsworth pretrain", **trained(lines)}
         row |= {
             "goal": MFU_GOAL,
             "batch_size": TRAINED_BATCH[context.device],
@@ -260,7 +317,9 @@ def train(context: Context) -> Findings:
         yield context.goal(f"{row['model']}, MFU", row["mfu"], MFU_GOAL)
         yield context.goal(f"{row['model']}, images/s", row["images_per_second"], form="{:,.0f}")
         yield context.goal(f"{row['model']}, share of the time without a batch", row["data_wait"])
-        yield context.goal(f"{row['model']}, {row['steps']} steps with their start, s", row["seconds"], form="{:.0f}")
+        yield context.goal(
+            f"{row['model']}, {row['steps']} steps with their start, s", row["seconds"], form="{:.0f}"
+        )
 
 
 def trained(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -273,7 +332,9 @@ def trained(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 # ---- this process ---------------------------------------------------------------------------------------------------------
 
-FUNCTIONS: dict[str, Callable[[Context], Findings]] = {one.__name__: one for one in (tests, forward, gains, label, embed, train)}
+FUNCTIONS: dict[str, Callable[[Context], Findings]] = {
+    one.__name__: one for one in (tests, forward, gains, label, embed, train)
+}
 
 
 def main() -> None:
@@ -287,7 +348,9 @@ def main() -> None:
 
         torch.set_num_threads(1)  # as Ray has it in an actor
     began = time.monotonic()
-    with open(options.state / f"{options.part}.found", "w") as file:  # line by line: what is there stays if the part is ended
+    with open(
+        options.state / f"{options.part}.found", "w"
+    ) as file:  # line by line: what is there stays if the part is ended
         try:
             for found in FUNCTIONS[options.part](Context(options.device, options.state)):
                 line = {"goal": asdict(found)} if isinstance(found, Goal) else {"row": found}

@@ -30,15 +30,25 @@ from PIL import Image
 
 from benchmarks.fuzz import mutant, originals
 from benchmarks.machine import machine, write_rows
-from pipeline.cluster import ray_session
-from pipeline.labeler import label
-from pipeline.plan import LabelRequest
-from pipeline.verify import verify
-from vit_model.checkpoint import Checkpoint
-from vit_model.checkpoint import random as random_model
-from vit_model.config import Preprocessing, ViTConfig
+from wordsworth.pipeline.cluster.session import ray_session
+from wordsworth.pipeline.labeling.labeler import label
+from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.pipeline.verification.verifier import verify
+from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import random as random_model
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
-FIELDS = ("files", "hard", "good", "rows", "errors", "decoded_mutants", "workers_died", "good_predictions_changed", "verified")
+FIELDS = (
+    "files",
+    "hard",
+    "good",
+    "rows",
+    "errors",
+    "decoded_mutants",
+    "workers_died",
+    "good_predictions_changed",
+    "verified",
+)
 FIELDS += ("seconds", "peak_mib", "seed", "machine")
 
 
@@ -49,8 +59,15 @@ WORKER = re.compile(r"worker[_ ]id\W{1,5}([0-9a-f]{56})")
 def png_header(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be of any size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )  # noqa: E731
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 def special() -> dict[str, bytes]:
@@ -198,16 +215,26 @@ def run(hard: int, good: int, seed: int) -> dict:
                 folder = place / name
                 sources = (str(folder / "tars"), str(folder / "loose"))
                 request = LabelRequest(
-                    "label", sources, str(place / f"{name}-out"), "random", top_k=1, precision="fp32", device="cpu"
+                    "label",
+                    sources,
+                    str(place / f"{name}-out"),
+                    "random",
+                    top_k=1,
+                    precision="fp32",
+                    device="cpu",
                 )
                 summary = label(request, checkpoint, _Silent())
                 if name == "mixed":
                     mixed, seconds = summary, time.perf_counter() - start
         died = len(deaths() - before)
         if not _killed_worker_is_counted():
-            raise SystemExit("a worker that was killed on purpose was not counted: the figure of deaths would mean nothing")
+            raise SystemExit(
+                "a worker that was killed on purpose was not counted: the figure of deaths would mean nothing"
+            )
         found, alone = predictions(place / "mixed-out"), predictions(place / "alone-out")
-        changed = sum(found[key][0] != value[0] or abs(found[key][1] - value[1]) > 1e-5 for key, value in alone.items())
+        changed = sum(
+            found[key][0] != value[0] or abs(found[key][1] - value[1]) > 1e-5 for key, value in alone.items()
+        )
         rows = Counter(error or "picture" for key, (_, _, error) in found.items() if key.startswith("hard/"))
         return {
             "files": hard + good,

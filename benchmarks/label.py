@@ -37,15 +37,15 @@ import torch
 
 from benchmarks.decode import SETTINGS, photographs, unit_of
 from benchmarks.machine import machine, write_rows
-from pipeline.cluster import cores
-from pipeline.decode import decode_unit
-from pipeline.guard import Guard, GuardSettings
-from pipeline.resample import start_loops
-from tests.builders import write_tar
-from vit_model.checkpoint import random, save_folder
-from vit_model.config import Preprocessing, ViTConfig
-from vit_model.inference import prepare
-from vit_model.model import VisionTransformer
+from tests.support.builders import write_tar
+from wordsworth.pipeline.cluster.session import cores
+from wordsworth.pipeline.images.decode import decode_unit
+from wordsworth.pipeline.images.resize import start_loops
+from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
+from wordsworth.vit_model.checkpoint import random, save_folder
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.inference import prepare
+from wordsworth.vit_model.model import VisionTransformer
 
 CSV = Path(__file__).with_suffix(".csv")
 SHARDS = 8
@@ -110,7 +110,7 @@ def floor(model: str, images: list[bytes], precision: str) -> float:
 
 def ours(shards: Path, out: Path, model: Path | str, precision: str, command: str = "label") -> list[str]:
     return [
-        *(sys.executable, "-m", "jobs", command, str(shards)),
+        *(sys.executable, "-m", "wordsworth", command, str(shards)),
         *("--output", str(out), "--model", str(model), "--precision", precision),
     ]
 
@@ -137,7 +137,11 @@ def run(command: list[str]) -> dict[str, Any]:
         reader.start()
         looked = 0.0
         while process.poll() is None:
-            memory, now, look = 0, time.monotonic(), time.monotonic() - looked > 10  # to look takes CPU itself
+            memory, now, look = (
+                0,
+                time.monotonic(),
+                time.monotonic() - looked > 10,
+            )  # to look takes CPU itself
             for one in [root, *root.children(recursive=True)]:
                 try:
                     times = one.cpu_times()
@@ -152,12 +156,21 @@ def run(command: list[str]) -> dict[str, Any]:
         last = said.readlines()[-LAST_LINES:]
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(last)}")
-    return {"begin": begin, "seconds": time.time() - begin, "cpu": sum(used.values()), "mib": round(peak), "lines": lines}
+    return {
+        "begin": begin,
+        "seconds": time.time() - begin,
+        "cpu": sum(used.values()),
+        "mib": round(peak),
+        "lines": lines,
+    }
 
 
 def done_by_file(out: Path, begin: float) -> list[tuple[float, int]]:
     """When how many images were done, by the files of a run."""
-    files = sorted((path.stat().st_mtime - begin, pq.read_metadata(path).num_rows) for path in out.glob("predictions/*.parquet"))
+    files = sorted(
+        (path.stat().st_mtime - begin, pq.read_metadata(path).num_rows)
+        for path in out.glob("predictions/*.parquet")
+    )
     images = 0
     return [(at, images := images + rows) for at, rows in files]
 
@@ -208,7 +221,12 @@ class Arms:
 def swept(few: Arms, model: str, name: str) -> Iterator[dict[str, Any]]:
     """Every setting of a peer once."""
     for setting in SWEEPS[name]:
-        yield {"model": model, "arm": f"sweep of {name}", "dtype": "bf16", **few.peer(name, model, setting, "bf16")}
+        yield {
+            "model": model,
+            "arm": f"sweep of {name}",
+            "dtype": "bf16",
+            **few.peer(name, model, setting, "bf16"),
+        }
 
 
 def best(rows: list[dict[str, Any]], model: str, name: str) -> dict[str, Any]:
@@ -218,7 +236,9 @@ def best(rows: list[dict[str, Any]], model: str, name: str) -> dict[str, Any]:
     return json.loads(fastest["settings"]) if fastest else USUAL[name]
 
 
-def measured(options: argparse.Namespace, rows: list[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+def measured(
+    options: argparse.Namespace, rows: list[dict[str, Any]], folder: Path
+) -> Iterator[dict[str, Any]]:
     """rows: all that is known, what is measured here included."""
     images = photographs(options.folder, min(options.images, 1000))
     arms = Arms(folder / "all", images, options.images)
@@ -229,7 +249,11 @@ def measured(options: argparse.Namespace, rows: list[dict[str, Any]], folder: Pa
         for turn in range(options.rounds):
             lowest = floor(model, images, "bf16")
             for name, dtype in ARMS[turn % len(ARMS) :] + ARMS[: turn % len(ARMS)]:
-                found = arms.ours(model, dtype) if name == "ours" else arms.peer(name, model, best(rows, model, name), dtype)
+                found = (
+                    arms.ours(model, dtype)
+                    if name == "ours"
+                    else arms.peer(name, model, best(rows, model, name), dtype)
+                )
                 row = {"model": model, "arm": name, "dtype": dtype, "round": turn, **found}
                 yield row | {"floor_images_per_second": round(lowest, 1)}
 
@@ -240,7 +264,9 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     for model in dict.fromkeys(row["model"] for row in rounds):
         mine = {row["round"]: row for row in rounds if (row["model"], row["arm"]) == (model, "ours")}
         rate = statistics.median(row["steady_images_per_second"] for row in mine.values())
-        share = statistics.median(row["steady_images_per_second"] / row["floor_images_per_second"] for row in mine.values())
+        share = statistics.median(
+            row["steady_images_per_second"] / row["floor_images_per_second"] for row in mine.values()
+        )
         yield f"{model}: ours {rate:.1f} images/s, {share:.2f} of the floor"
         for arm in ARMS[1:]:
             others = [row for row in rounds if (row["model"], row["arm"], row["dtype"]) == (model, *arm)]
@@ -274,7 +300,9 @@ def main() -> None:
     rows = kept(options)
     with tempfile.TemporaryDirectory(prefix="label-") as folder:
         for row in measured(options, rows, Path(folder)):
-            rows.append(row | {"data": options.folder.name if options.folder else "generated", "machine": machine()})
+            rows.append(
+                row | {"data": options.folder.name if options.folder else "generated", "machine": machine()}
+            )
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)
             write_rows(options.output, rows)
     print("\n".join(summary(rows)))

@@ -5,7 +5,8 @@
 FOLDER holds the photographs of signs and clothing (learning_data.py says how); without it these two are left out. Rows of what is
 not measured now stay in the file.
 
-supervised: `pipeline.training.train` on Ray Train, and a PyTorch loop around timm.models.vision_transformer of the same size, for
+supervised: `wordsworth.pipeline.training.trainer.train` on Ray Train, and a PyTorch loop around
+timm.models.vision_transformer of the same size, for
 each seed in turn. Alike: the recipe (AdamW and what decays, warm-up and cosine, batch, epochs, label smoothing, clip, crops and
 flips, all in fp32) and the images. Each has its own initial weights, shuffle and draws of crops. Accuracy is on the same held-out
 pixels. Expected: the mean difference less its 95% interval (t, over the seeds) is above -1 point.
@@ -41,14 +42,23 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.learning_data import PHOTOGRAPHS, SETS, Arrays, LearningSet, read, stratified, write, write_shards
+from benchmarks.learning_data import (
+    PHOTOGRAPHS,
+    SETS,
+    Arrays,
+    LearningSet,
+    read,
+    stratified,
+    write,
+    write_shards,
+)
 from benchmarks.machine import machine, write_rows
-from pipeline.augment import Augmentation
-from pipeline.cluster import ray_session
-from pipeline.recipe import TrainRequest
-from pipeline.training import train
-from vit_model.checkpoint import Checkpoint, load_folder
-from vit_model.config import Preprocessing, ViTConfig
+from wordsworth.pipeline.cluster.session import ray_session
+from wordsworth.pipeline.training.augment import Augmentation
+from wordsworth.pipeline.training.request import TrainRequest
+from wordsworth.pipeline.training.trainer import train
+from wordsworth.vit_model.checkpoint import Checkpoint, load_folder
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
 CSV = Path(__file__).with_suffix(".csv")
 BASELINES = {"supervised": "timm", "pretraining": "scratch"}  # what the other arms are compared with
@@ -86,7 +96,9 @@ class Pretraining:
 
 
 RECIPES = {
-    "digits": Recipe(epochs=30, flip=False, batch_size=64, width=64, depth=4, heads=4, lr=2e-3, crop_scale=0.5),
+    "digits": Recipe(
+        epochs=30, flip=False, batch_size=64, width=64, depth=4, heads=4, lr=2e-3, crop_scale=0.5
+    ),
     "shapes": Recipe(epochs=8, flip=True),
     "signs": Recipe(epochs=24, flip=False, crop_scale=0.7),
     "clothing": Recipe(epochs=24, flip=True, crop_scale=0.7),
@@ -98,7 +110,9 @@ PRETRAINING = {"shapes": Pretraining(share=0.1, epochs=4, fine_epochs=20)}
 # ---- ours -----------------------------------------------------------------------------------------------------------------
 
 
-def ours(found: LearningSet, recipe: Recipe, seed: int, output: Path, **changes: Any) -> tuple[Checkpoint, dict[str, Any]]:
+def ours(
+    found: LearningSet, recipe: Recipe, seed: int, output: Path, **changes: Any
+) -> tuple[Checkpoint, dict[str, Any]]:
     """What training wrote, and its seconds and steps. changes: of the TrainRequest."""
     size = found.image_size, found.patch_size, recipe.width, recipe.depth, recipe.heads, 4 * recipe.width
     names = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "label_smoothing", "clip")
@@ -117,7 +131,11 @@ def ours(found: LearningSet, recipe: Recipe, seed: int, output: Path, **changes:
     train(replace(request, **changes), news.append)
     seconds, images = time.perf_counter() - begin, steps_of(found, recipe, 1) * recipe.batch_size
     epochs = sum(images / told["images_per_second"] for told in news if told["kind"] == "epoch")
-    return load_folder(output), {"training_seconds": epochs, "seconds": seconds, "steps": steps_of(found, recipe, recipe.epochs)}
+    return load_folder(output), {
+        "training_seconds": epochs,
+        "seconds": seconds,
+        "steps": steps_of(found, recipe, recipe.epochs),
+    }
 
 
 def steps_of(found: LearningSet, recipe: Recipe, epochs: int) -> int:
@@ -147,11 +165,20 @@ def timm(found: LearningSet, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Its accuracy, seconds and steps."""
     begin = time.perf_counter()
     torch.manual_seed(seed)
-    size = {"embed_dim": recipe.width, "depth": recipe.depth, "num_heads": recipe.heads, "num_classes": found.classes}
+    size = {
+        "embed_dim": recipe.width,
+        "depth": recipe.depth,
+        "num_heads": recipe.heads,
+        "num_classes": found.classes,
+    }
     model = VisionTransformer(img_size=found.image_size, patch_size=found.patch_size, **size)
     crops = Crops(*read(found.train), found.image_size, recipe)
-    loader = DataLoader(crops, recipe.batch_size, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True)
-    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay())
+    loader = DataLoader(
+        crops, recipe.batch_size, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True
+    )
+    groups = param_groups_weight_decay(
+        model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay()
+    )
     optimizer = torch.optim.AdamW(groups, recipe.lr, fused=True)
     steps = recipe.epochs * len(loader)
     rising = max(1, round(recipe.warmup * steps))
@@ -195,7 +222,11 @@ def accuracy(model: nn.Module, images: np.ndarray, classes: np.ndarray) -> float
 def interval(differences: list[float]) -> float:
     """Half of the 95% interval of their mean."""
     count = len(differences)
-    return float(student.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count) if count > 1 else math.inf
+    return (
+        float(student.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+        if count > 1
+        else math.inf
+    )
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------------------
@@ -204,7 +235,9 @@ def interval(differences: list[float]) -> float:
 def supervised(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Iterator[dict[str, Any]]:
     """A row for each arm, the baseline first."""
     recipe = RECIPES[found.name]
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # a DataLoader forks, which a process that uses Ray should not
+    with ProcessPoolExecutor(
+        1, get_context("spawn")
+    ) as alone:  # a DataLoader forks, which a process that uses Ray should not
         yield {"arm": "timm", **alone.submit(timm, found, recipe, seed).result()}
     saved, trained = ours(found, recipe, seed, folder / "ours")
     yield {"arm": "ours", "accuracy": accuracy(saved.model(), *val), **trained}
@@ -215,7 +248,9 @@ def pretraining(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Ite
     few = labelled(found, asked.share, seed, folder / "few")
     fine = replace(recipe, epochs=asked.fine_epochs)
     steps = steps_of(found, recipe, asked.epochs) + steps_of(few, recipe, asked.fine_epochs)
-    saved, trained = ours(few, replace(recipe, epochs=math.ceil(steps / steps_of(few, recipe, 1))), seed, folder / "scratch")
+    saved, trained = ours(
+        few, replace(recipe, epochs=math.ceil(steps / steps_of(few, recipe, 1))), seed, folder / "scratch"
+    )
     yield {"arm": "scratch", "labelled": few.counts[0], "accuracy": accuracy(saved.model(), *val), **trained}
     for objective in asked.objectives:
         alone = {"objective": objective, "decoder": asked.decoder}
@@ -247,7 +282,9 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
             for row in PARTS[part](found, seed, folder / name / f"{part}-{seed}", val):
                 baseline = row["accuracy"] if baseline is None else baseline
                 row["difference"] = "" if row["arm"] == BASELINES[part] else row["accuracy"] - baseline
-                row = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
+                row = {
+                    key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()
+                }
                 images = {"train_images": found.counts[0], "val_images": found.counts[1]}
                 yield {"part": part, "set": name, "seed": seed, **row, **images, "classes": found.classes}
 
@@ -256,7 +293,10 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The mean of each arm, and of its difference from the baseline."""
     for part, name, arm in dict.fromkeys((row["part"], row["set"], row["arm"]) for row in rows):
         of_it = [row for row in rows if (row["part"], row["set"], row["arm"]) == (part, name, arm)]
-        mean = {key: statistics.mean(float(row[key]) for row in of_it) for key in ("accuracy", "training_seconds", "seconds")}
+        mean = {
+            key: statistics.mean(float(row[key]) for row in of_it)
+            for key in ("accuracy", "training_seconds", "seconds")
+        }
         line = f"{part}, {name}: {arm} {mean['accuracy']:.2f}%, {mean['training_seconds']:.0f} s of {mean['seconds']:.0f} s"
         if arm != BASELINES[part]:
             differences = [float(row["difference"]) for row in of_it]
@@ -270,7 +310,11 @@ def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
     if not options.output.exists():
         return []
     with open(options.output, newline="") as file:
-        return [row for row in csv.DictReader(file) if row["part"] not in options.parts or row["set"] not in options.sets]
+        return [
+            row
+            for row in csv.DictReader(file)
+            if row["part"] not in options.parts or row["set"] not in options.sets
+        ]
 
 
 def main() -> None:

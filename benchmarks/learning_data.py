@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tests.builders import write_tar
+from tests.support.builders import write_tar
 
 SHARD = 1000  # images
 SIDE = 48  # S: pixels a side of a shapes picture
@@ -55,7 +55,10 @@ def write(name: str, folder: Path, seed: int = 0, photographs: Path | None = Non
     load, image_size, patch_size, share = SETS[name]
     images, classes = load(rng, photographs)
     train = np.setdiff1d(np.arange(len(classes)), val := stratified(classes, share, rng))
-    parts = [write_shards(folder / part, images, classes, rng.permutation(at)) for part, at in (("train", train), ("val", val))]
+    parts = [
+        write_shards(folder / part, images, classes, rng.permutation(at))
+        for part, at in (("train", train), ("val", val))
+    ]
     return LearningSet(name, *parts, int(classes.max()) + 1, image_size, patch_size, (len(train), len(val)))
 
 
@@ -72,7 +75,10 @@ def write_shards(folder: Path, images: np.ndarray, classes: np.ndarray, order: n
         for place in order[at : at + SHARD]:
             buffer = io.BytesIO()
             Image.fromarray(images[place]).save(buffer, "PNG", compress_level=1)
-            members |= {f"{place:06d}.png": buffer.getvalue(), f"{place:06d}.cls": str(classes[place]).encode()}
+            members |= {
+                f"{place:06d}.png": buffer.getvalue(),
+                f"{place:06d}.cls": str(classes[place]).encode(),
+            }
         write_tar(folder / f"shard-{at // SHARD:03d}.tar", members)
     return folder
 
@@ -88,7 +94,9 @@ def read(folder: Path, image_size: int | None = None) -> Arrays:
                     classes.append(int(data))
                 else:
                     image = Image.open(io.BytesIO(data))
-                    images.append(np.asarray(image.resize((image_size, image_size), BICUBIC) if image_size else image))
+                    images.append(
+                        np.asarray(image.resize((image_size, image_size), BICUBIC) if image_size else image)
+                    )
     return np.stack(images), np.array(classes, np.int64)
 
 
@@ -99,8 +107,12 @@ def digits(rng: np.random.Generator, photographs: Path | None) -> Arrays:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    small = (Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)) for image in found.images)  # they count from 0 to 16
-    return np.stack([np.asarray(image.resize((32, 32), BICUBIC).convert("RGB")) for image in small]), found.target.astype(np.int64)
+    small = (
+        Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)) for image in found.images
+    )  # they count from 0 to 16
+    return np.stack(
+        [np.asarray(image.resize((32, 32), BICUBIC).convert("RGB")) for image in small]
+    ), found.target.astype(np.int64)
 
 
 def folders(pattern: str, rng: np.random.Generator, photographs: Path | None) -> Arrays:
@@ -109,8 +121,12 @@ def folders(pattern: str, rng: np.random.Generator, photographs: Path | None) ->
     if not files:
         raise ValueError(f"no {pattern}/*.jpg in {photographs}")
     names = sorted({file.parent.name for file in files})
-    images = (ImageOps.exif_transpose(Image.open(file)).convert("RGB").resize((64, 64), BICUBIC) for file in files)
-    return np.stack([np.asarray(image) for image in images]), np.array([names.index(file.parent.name) for file in files])
+    images = (
+        ImageOps.exif_transpose(Image.open(file)).convert("RGB").resize((64, 64), BICUBIC) for file in files
+    )
+    return np.stack([np.asarray(image) for image in images]), np.array(
+        [names.index(file.parent.name) for file in files]
+    )
 
 
 # ---- shapes ---------------------------------------------------------------------------------------------------------------
@@ -151,7 +167,9 @@ TEXTURES: tuple[Callable, ...] = (
     lambda u, v, rng: np.full(u.shape, rng.random()),  # one colour: clutter alone
 )
 KINDS = len(TEXTURES) - 1  # of which there are classes
-PLACES = np.arange(SIDE) + 0.5 + 1j * (np.arange(SIDE)[:, None] + 0.5)  # of the pixels, (S, S): across and down
+PLACES = (
+    np.arange(SIDE) + 0.5 + 1j * (np.arange(SIDE)[:, None] + 0.5)
+)  # of the pixels, (S, S): across and down
 
 
 def shapes(rng: np.random.Generator, photographs: Path | None) -> Arrays:
@@ -162,7 +180,9 @@ def shapes(rng: np.random.Generator, photographs: Path | None) -> Arrays:
 def picture(number: int, rng: np.random.Generator) -> np.ndarray:
     """One of class `number`, uint8 (S, S, 3): clouds, small shapes, the one that counts, small ones over it, noise."""
     texture, shape = divmod(number, len(SHAPES))
-    canvas = sum(weight * cloud(cells, rng) for cells, weight in ((2, 0.3), (5, 0.15), (12, 0.1))) + 0.22  # 0.22 to 0.77
+    canvas = (
+        sum(weight * cloud(cells, rng) for cells, weight in ((2, 0.3), (5, 0.15), (12, 0.1))) + 0.22
+    )  # 0.22 to 0.77
     for _ in range(rng.integers(1, 4)):
         paint(canvas, rng.choice(SHAPES), rng.choice(TEXTURES), rng, rng.uniform(0.08, 0.16), margin=0)
     paint(canvas, SHAPES[shape], TEXTURES[texture], rng, rng.uniform(*RADIUS), MARGIN)
@@ -174,10 +194,22 @@ def picture(number: int, rng: np.random.Generator) -> np.ndarray:
 
 def cloud(cells: int, rng: np.random.Generator) -> np.ndarray:
     """Random colours on a coarse grid, smoothed: (S, S, 3)."""
-    return np.asarray(Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8)).resize((SIDE, SIDE), BICUBIC)) / 255
+    return (
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8)).resize((SIDE, SIDE), BICUBIC)
+        )
+        / 255
+    )
 
 
-def paint(canvas: np.ndarray, shape: Callable, texture: Callable, rng: np.random.Generator, size: float, margin: float) -> None:
+def paint(
+    canvas: np.ndarray,
+    shape: Callable,
+    texture: Callable,
+    rng: np.random.Generator,
+    size: float,
+    margin: float,
+) -> None:
     """A shape of random place, turn and colours onto (S, S, 3). size: its radius as a share of the side. margin: radii from its
     centre to the border, at least."""
     radius = size * SIDE
@@ -201,5 +233,7 @@ PHOTOGRAPHS = ("signs", "clothing")
 
 if __name__ == "__main__":
     chance = np.random.default_rng(0)
-    sheet = np.vstack([np.hstack([picture(number, chance) for _ in range(16)]) for number in range(KINDS * len(SHAPES))])
+    sheet = np.vstack(
+        [np.hstack([picture(number, chance) for _ in range(16)]) for number in range(KINDS * len(SHAPES))]
+    )
     Image.fromarray(sheet).save(sys.argv[1])

@@ -18,14 +18,24 @@ import timm
 import torch
 
 from benchmarks.machine import machine, write_rows
-from vit_model.config import Preprocessing, macs, num_params, variant
-from vit_model.inference import prepare
-from vit_model.model import VisionTransformer
-from vit_model.patches import patchify
+from wordsworth.vit_model.config import Preprocessing, macs, num_params, variant
+from wordsworth.vit_model.inference import prepare
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.patches import patchify
 
 TIMM = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
 TIMM |= {"L/16": "vit_large_patch16_224", "B/32": "vit_base_patch32_224", "R50+B/16": "vit_base_r50_s16_224"}
-FIELDS = ("variant", "arm", "images_per_second", "step_ms", "times_timm_fp32", "batch_size", "rounds", "image_size", "parameters")
+FIELDS = (
+    "variant",
+    "arm",
+    "images_per_second",
+    "step_ms",
+    "times_timm_fp32",
+    "batch_size",
+    "rounds",
+    "image_size",
+    "parameters",
+)
 FIELDS += ("gmacs", "peak_mib", "machine")
 
 
@@ -65,7 +75,9 @@ def measure(name: str, rounds: int, batch_size: int, device: str) -> list[dict]:
             seconds[arm].append(time.perf_counter() - start)
     baseline, config = seconds["timm fp32, images"], variant(name)
     peak = (
-        torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        torch.cuda.max_memory_allocated() / 2**20
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )
     return [
         {
@@ -73,7 +85,9 @@ def measure(name: str, rounds: int, batch_size: int, device: str) -> list[dict]:
             "arm": arm,
             "images_per_second": round(batch_size / statistics.median(times), 2),
             "step_ms": round(1000 * statistics.median(times), 1),
-            "times_timm_fp32": round(statistics.median(b / t for b, t in zip(baseline, times, strict=True)), 3),
+            "times_timm_fp32": round(
+                statistics.median(b / t for b, t in zip(baseline, times, strict=True)), 3
+            ),
             "batch_size": batch_size,
             "rounds": rounds,
             "image_size": 224,

@@ -37,7 +37,18 @@ from benchmarks.machine import machine, write_rows
 
 MiB = 1 << 20
 PAGE = 1000  # shards in a page of the listing
-FIELDS = ("what", "units", "seconds", "cpu_seconds", "peak_mib", "added_mib", "cpu_us_slope", "bytes_slope", "more", "machine")
+FIELDS = (
+    "what",
+    "units",
+    "seconds",
+    "cpu_seconds",
+    "peak_mib",
+    "added_mib",
+    "cpu_us_slope",
+    "bytes_slope",
+    "more",
+    "machine",
+)
 
 
 # ---- memory of this process alone -----------------------------------------------------------------------------------------
@@ -73,17 +84,20 @@ def measured(step: Callable[[], Any]) -> dict[str, Any]:
 
 def make_folder(out: Path, units: int) -> None:
     """The names of a finished run of one unit a shard, and its listing."""
-    from pipeline.done import unit_file
-    from pipeline.listing import About, FrozenListing
-    from pipeline.output import RunFolder, parquet
-    from pipeline.source import Shard, listing_table
+    from wordsworth.pipeline.output.committed import unit_file
+    from wordsworth.pipeline.output.frozen_listing import About, FrozenListing
+    from wordsworth.pipeline.output.run_folder import RunFolder, parquet
+    from wordsworth.pipeline.sources.shards import Shard, listing_table
 
     frozen = FrozenListing(RunFolder(str(out)))
     (out / "predictions").mkdir(parents=True)
     (out / "_run" / "shards").mkdir(parents=True)
     for begin in range(0, units, PAGE):
         end = min(begin + PAGE, units)
-        shards = [Shard("tar", f"s3://bucket/shards/part-{n:07d}.tar", 10240, f"{n:032x}") for n in range(begin, end)]
+        shards = [
+            Shard("tar", f"s3://bucket/shards/part-{n:07d}.tar", 10240, f"{n:032x}")
+            for n in range(begin, end)
+        ]
         if end == units:
             frozen.put(begin // PAGE, shards, True, About())
         else:
@@ -95,15 +109,28 @@ def make_folder(out: Path, units: int) -> None:
 
 def manifest_rows(units: int) -> Iterator[pa.Table]:
     """What tasks give of the footers of so many files."""
-    from pipeline.output import MANIFEST
+    from wordsworth.pipeline.output.run_folder import MANIFEST
 
     for begin in range(0, units, 256):
         rows = [
             {
                 "file": f"part-{number:07d}-{number * 7919:012x}-00000-end.parquet",
                 "shard": f"s3://bucket/shards/part-{number:07d}.tar",
-                **{"unit": 0, "last": True, "rows": 1, "errors": "{}", "skipped": "{}", "bytes_read": 10240, "bytes": 5000},
-                **{"version": f"{number * 104729:032x}", "read": number / 7, "decode": number / 11, "predict": number / 13},
+                **{
+                    "unit": 0,
+                    "last": True,
+                    "rows": 1,
+                    "errors": "{}",
+                    "skipped": "{}",
+                    "bytes_read": 10240,
+                    "bytes": 5000,
+                },
+                **{
+                    "version": f"{number * 104729:032x}",
+                    "read": number / 7,
+                    "decode": number / 11,
+                    "predict": number / 13,
+                },
             }
             for number in range(begin, min(begin + 256, units))
         ]
@@ -112,10 +139,10 @@ def manifest_rows(units: int) -> Iterator[pa.Table]:
 
 def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The steps that the driver takes over this folder, from a resume to the end."""
-    from pipeline.finish import Tally
-    from pipeline.listing import FrozenListing, open_pages
-    from pipeline.output import MANIFEST, Done, RunFolder, parquet_of
-    from pipeline.watch import Totals
+    from wordsworth.pipeline.labeling.progress import Totals
+    from wordsworth.pipeline.output.frozen_listing import FrozenListing, open_pages
+    from wordsworth.pipeline.output.manifest import Tally
+    from wordsworth.pipeline.output.run_folder import MANIFEST, Done, RunFolder, parquet_of
 
     run = RunFolder(out)
     frozen, held = FrozenListing(run), {}
@@ -127,13 +154,19 @@ def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     yield "sweep: LIST of predictions/", measured(run.sweep)
     yield "committed: LIST of predictions/", measured(lambda: keep(done=run.committed()))
-    yield "what is committed, pickled", measured(lambda: keep(bytes=pickle.dumps(held["done"], 5)) or f"{len(held['bytes'])} bytes")
+    yield (
+        "what is committed, pickled",
+        measured(lambda: keep(bytes=pickle.dumps(held["done"], 5)) or f"{len(held['bytes'])} bytes"),
+    )
     yield "what is committed, unpickled", measured(lambda: keep(again=pickle.loads(held["bytes"])))
     totals = Totals(frozen, held["done"])
     yield "totals: every page", measured(lambda: f"{totals.look(every=0)['shards_done']} done")
     yield "totals: looked at again", measured(lambda: totals.look(every=0))
     yield "what was ignored: every page", measured(lambda: keep(ignored=frozen.ignored()))
-    yield "open shards: all are done", measured(lambda: f"{sum(1 for _ in open_pages(frozen, held['done']))} open")
+    yield (
+        "open shards: all are done",
+        measured(lambda: f"{sum(1 for _ in open_pages(frozen, held['done']))} open"),
+    )
     yield "open shards: none is done", measured(lambda: f"{sum(1 for _ in open_pages(frozen, Done()))} open")
     yield "files of the manifest: LIST and sort", measured(lambda: keep(files=run.prediction_files()))
     keep(files=[])
@@ -208,11 +241,11 @@ def tree_cpu() -> float:
 
 def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The labeler over the tars of a folder, or what is left of them to do."""
-    from pipeline.cluster import ray_session
-    from pipeline.labeler import label
-    from pipeline.plan import LabelRequest
-    from vit_model.checkpoint import random
-    from vit_model.config import Preprocessing, ViTConfig
+    from wordsworth.pipeline.cluster.session import ray_session
+    from wordsworth.pipeline.labeling.labeler import label
+    from wordsworth.pipeline.labeling.plan import LabelRequest
+    from wordsworth.vit_model.checkpoint import random
+    from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
     config = ViTConfig(image_size=32, patch_size=16, width=16, depth=1, heads=1, mlp_dim=16, num_classes=2)
     asked = {"precision": "fp32", "device": "cpu", "top_k": 1, "unit_rows": 1}
@@ -223,7 +256,10 @@ def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         before = status("VmRSS")
         label(request, checkpoint, watcher)
         found = {"seconds": time.time() - created, "cpu_seconds": time.process_time()}
-        yield "nothing to do", {**found, "peak_mib": status("VmHWM"), "added_mib": status("VmHWM") - before, "more": None}
+        yield (
+            "nothing to do",
+            {**found, "peak_mib": status("VmHWM"), "added_mib": status("VmHWM") - before, "more": None},
+        )
         return
     what = "one unit is left" if Path(folder, "out").exists() else "label"
     with ray_session():
@@ -238,7 +274,11 @@ def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
             "cpu_seconds": cpu,
             "peak_mib": status("VmHWM"),
             "added_mib": status("VmHWM") - before,
-            "more": {"rows": summary["rows"], "session_seconds": round(ready - created, 2), **about(watcher, ready, end)},
+            "more": {
+                "rows": summary["rows"],
+                "session_seconds": round(ready - created, 2),
+                **about(watcher, ready, end),
+            },
         },
     )
 
@@ -257,7 +297,10 @@ def about(watcher: Watcher, ready: float, end: float) -> dict[str, Any]:
         return found
     cuts = [first + (last - first) * quarter / 4 for quarter in range(5)]
     between = [(low <= np.array(times)) & (np.array(times) < high) for low, high in pairwise(cuts)]
-    held = [[sample for sample in watcher.held if low <= sample[0] <= high] or watcher.held[-1:] for low, high in pairwise(cuts)]
+    held = [
+        [sample for sample in watcher.held if low <= sample[0] <= high] or watcher.held[-1:]
+        for low, high in pairwise(cuts)
+    ]
     return {
         **found,
         "units_per_second": [round(float(within.sum()) * 4 / (last - first), 1) for within in between],
@@ -279,9 +322,15 @@ class Table:
                 self.rows = {(row["what"], int(row["units"])): row for row in csv.DictReader(file)}
 
     def add(self, what: str, units: int, figure: dict[str, Any]) -> None:
-        row = {"what": what, "units": units, "machine": machine(), "more": json.dumps(figure["more"]) if figure["more"] else ""}
+        row = {
+            "what": what,
+            "units": units,
+            "machine": machine(),
+            "more": json.dumps(figure["more"]) if figure["more"] else "",
+        }
         row |= {
-            name: round(figure[name], 3 if "seconds" in name else 1) for name in ("seconds", "cpu_seconds", "peak_mib", "added_mib")
+            name: round(figure[name], 3 if "seconds" in name else 1)
+            for name in ("seconds", "cpu_seconds", "peak_mib", "added_mib")
         }
         self.rows[what, units] = row
         self._slopes(what)
@@ -294,7 +343,10 @@ class Table:
         sizes = sorted(units for name, units in self.rows if name == what)
         for small, large in pairwise(sizes):
             a, b = self.rows[what, small], self.rows[what, large]
-            for slope, name, times in (("cpu_us_slope", "cpu_seconds", 1e6), ("bytes_slope", "added_mib", MiB)):
+            for slope, name, times in (
+                ("cpu_us_slope", "cpu_seconds", 1e6),
+                ("bytes_slope", "added_mib", MiB),
+            ):
                 b[slope] = round((float(b[name]) - float(a[name])) * times / (large - small), 1)
 
     def words(self) -> Iterator[str]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine, write_rows
-from tests.builders import make_model, write_shards
+from tests.support.builders import make_model, write_shards
 
 CSV = Path(__file__).with_suffix(".csv")
 ENV = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -25,23 +25,45 @@ import sys, time
 now = [time.perf_counter()]
 import torch; now.append(time.perf_counter())
 import ray; ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False); now.append(time.perf_counter())
-from vit_model.checkpoint import load_folder; load_folder(sys.argv[1]).model(); now.append(time.perf_counter())
+from wordsworth.vit_model.checkpoint import load_folder; load_folder(sys.argv[1]).model(); now.append(time.perf_counter())
 print(*(after - before for before, after in zip(now, now[1:])))
 """
 
 
 def round_of(source: Path, model: Path, out: Path) -> dict[str, float]:
     begin = time.time()
-    command = [sys.executable, "-m", "jobs", "label", str(source), "--output", str(out), "--model", str(model)]
+    command = [
+        sys.executable,
+        "-m",
+        "wordsworth",
+        "label",
+        str(source),
+        "--output",
+        str(out),
+        "--model",
+        str(model),
+    ]
     subprocess.run(command, capture_output=True, check=True, env=os.environ | ENV)
     seconds = time.time() - begin
     first = min(path.stat().st_mtime for path in out.glob("predictions/*.parquet")) - begin
     said = subprocess.run(
-        [sys.executable, "-c", PARTS, str(model)], capture_output=True, text=True, check=True, env=os.environ | ENV
+        [sys.executable, "-c", PARTS, str(model)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | ENV,
     )
     torch, ray, loading = map(float, said.stdout.split())
-    found = {"first_file": first, "whole": seconds, "import_torch": torch, "ray_init": ray, "load_model": loading}
-    return {name: round(value, 2) for name, value in (found | {"ratio": first / (torch + ray + loading)}).items()}
+    found = {
+        "first_file": first,
+        "whole": seconds,
+        "import_torch": torch,
+        "ray_init": ray,
+        "load_model": loading,
+    }
+    return {
+        name: round(value, 2) for name, value in (found | {"ratio": first / (torch + ray + loading)}).items()
+    }
 
 
 def main() -> None:
@@ -54,10 +76,18 @@ def main() -> None:
         write_shards(folder / "in", shards=4, images=8)
         model = make_model(folder / "model", width=192, depth=12, heads=3, mlp_dim=768)
         for turn in range(options.rounds):
-            rows.append({"round": turn, **round_of(folder / "in", model, folder / f"out-{turn}"), "machine": machine()})
+            rows.append(
+                {
+                    "round": turn,
+                    **round_of(folder / "in", model, folder / f"out-{turn}"),
+                    "machine": machine(),
+                }
+            )
             print({key: value for key, value in rows[-1].items() if key != "machine"}, flush=True)
             write_rows(CSV, rows)
-    print(f"first file / (import torch + ray.init + load): {statistics.median(row['ratio'] for row in rows):.2f}")
+    print(
+        f"first file / (import torch + ray.init + load): {statistics.median(row['ratio'] for row in rows):.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
 Expected: ours is exact at every read error and says every cut. The others read some cut, and Ray and a webdataset told to carry on
 some read error too, short without a word.
 
-The tar (tests/pipeline/faulty.py) has ustar, pax, GNU and base-256 headers. The error is raised by the file system, once, when a
+The tar (tests/support/faulty.py) has ustar, pax, GNU and base-256 headers. The error is raised by the file system, once, when a
 read reaches that byte; what lies before it arrives. It reads as the AWS error that Ray's default settings retry. `buffer` is what a
 reader asks of the store at once: 16 KiB is to this tar what Ray's 32 MiB is to a shard of 240 MB; with 32 MiB the whole tar is one
-read, which no large shard is. Ours asks for 1 MiB whatever happens (tests/pipeline/test_tar_faults.py varies it). Ray is asked at a
+read, which no large shard is. Ours asks for 1 MiB whatever happens (tests/sources/test_tar_faults.py varies it). Ray is asked at a
 random sample of the places. Cuts are made at every 97th byte up to the end of the tar's two end blocks. exact: all samples, equal.
 raised: an error, for ours at a cut the row `shard_truncated`. silently_short: neither.
 """
@@ -30,12 +30,12 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import webdataset
 
 from benchmarks.machine import machine, write_rows
-from pipeline import reader
-from pipeline.reader import ReadSettings, StoreFault, read_units
-from pipeline.source import Shard
-from pipeline.tar import read_samples
-from tests.pipeline.faulty import FaultyFileSystem, multi_format_tar, places
-from tests.pipeline.tars import END
+from tests.support.faulty import FaultyFileSystem, multi_format_tar, places
+from tests.support.tars import END
+from wordsworth.pipeline.sources import reader
+from wordsworth.pipeline.sources.reader import ReadSettings, StoreFault, read_units
+from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.tar import read_samples
 
 FIELDS = ("fault", "reader", "buffer", "places", "exact", "raised", "silently_short", "versions", "machine")
 NEVER = -1
@@ -59,7 +59,13 @@ def ours(fs: FaultyFileSystem, buffer: int) -> Rows:
         for row in unit.samples.to_pylist():
             if row["error"]:
                 raise Said(row["error"])
-            made.append({"__key__": row["key"], "jpg": payload[at : at + row["size"]], "json": row["sidecars"][0].encode()})
+            made.append(
+                {
+                    "__key__": row["key"],
+                    "jpg": payload[at : at + row["size"]],
+                    "json": row["sidecars"][0].encode(),
+                }
+            )
             at += row["size"]
     return made
 
@@ -77,7 +83,9 @@ def webdataset_reader(handler: Callable[[Exception], bool]) -> Callable[[FaultyF
 
     def read(fs: FaultyFileSystem, buffer: int) -> Rows:
         stream = io.BufferedReader(fs.open("s.tar"), buffer)
-        files = webdataset.tariterators.tar_file_expander([{"url": "s.tar", "stream": stream}], handler=handler)
+        files = webdataset.tariterators.tar_file_expander(
+            [{"url": "s.tar", "stream": stream}], handler=handler
+        )
         samples = list(webdataset.tariterators.group_by_keys(files, handler=handler))
         return [{name: value for name, value in sample.items() if name != "__url__"} for sample in samples]
 
@@ -102,7 +110,9 @@ def ray_reader(fs: FaultyFileSystem, buffer: int) -> Rows:
     ]
 
 
-def outcome(read: Callable[[FaultyFileSystem, int], Rows], fs: FaultyFileSystem, buffer: int, whole: Rows) -> str:
+def outcome(
+    read: Callable[[FaultyFileSystem, int], Rows], fs: FaultyFileSystem, buffer: int, whole: Rows
+) -> str:
     try:
         rows = read(fs, buffer)
     except Exception:
@@ -110,15 +120,21 @@ def outcome(read: Callable[[FaultyFileSystem, int], Rows], fs: FaultyFileSystem,
     return "exact" if rows == whole else "silently_short"
 
 
-def measure(name: str, read: Callable, faults: dict[str, list[FaultyFileSystem]], buffer: int, whole: Rows) -> list[dict]:
-    assert read(FaultyFileSystem(multi_format_tar(SAMPLES), NEVER), buffer) == whole, f"{name} does not read the whole tar"
+def measure(
+    name: str, read: Callable, faults: dict[str, list[FaultyFileSystem]], buffer: int, whole: Rows
+) -> list[dict]:
+    assert read(FaultyFileSystem(multi_format_tar(SAMPLES), NEVER), buffer) == whole, (
+        f"{name} does not read the whole tar"
+    )
     made = []
     for fault, systems in faults.items():
         counts = Counter(outcome(read, fs, buffer, whole) for fs in systems)
         row = {"fault": fault, "reader": name, "buffer": buffer, "places": len(systems)}
         row |= {kind: counts[kind] for kind in ("exact", "raised", "silently_short")}
         packages = ("ray", "webdataset")
-        made.append(row | {"versions": ", ".join(f"{one} {version(one)}" for one in packages), "machine": machine()})
+        made.append(
+            row | {"versions": ", ".join(f"{one} {version(one)}" for one in packages), "machine": machine()}
+        )
         print(f"{fault:11} {name:34} {buffer:>9} {dict(counts)}", flush=True)
     return made
 
@@ -128,7 +144,9 @@ def planted(shard: bytes, most: int | None = None) -> dict[str, list[FaultyFileS
     last = list(read_samples(io.BytesIO(shard)))[-1].end + len(END)
     errors, cuts = places(shard), list(range(0, last, 97))
     if most is not None:
-        errors, cuts = (sorted(random.Random(0).sample(all_, min(most, len(all_)))) for all_ in (errors, cuts))
+        errors, cuts = (
+            sorted(random.Random(0).sample(all_, min(most, len(all_)))) for all_ in (errors, cuts)
+        )
     return {
         "read error": [FaultyFileSystem(shard, place) for place in errors],
         "cut": [FaultyFileSystem(shard[:length], NEVER) for length in cuts],
@@ -138,7 +156,13 @@ def planted(shard: bytes, most: int | None = None) -> dict[str, list[FaultyFileS
 def ray_rows(shard: bytes, most: int, whole: Rows) -> list[dict]:
     import ray
 
-    ray.init(num_cpus=4, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        num_cpus=4,
+        object_store_memory=256 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -146,7 +170,11 @@ def ray_rows(shard: bytes, most: int, whole: Rows) -> list[dict]:
         faults = planted(shard, most)
         made = measure("ray.data.read_webdataset", ray_reader, faults, SCALED, whole)
         return made + measure(
-            "ray.data.read_webdataset", ray_reader, {"read error": planted(shard, most // 4)["read error"]}, WHOLE, whole
+            "ray.data.read_webdataset",
+            ray_reader,
+            {"read error": planted(shard, most // 4)["read error"]},
+            WHOLE,
+            whole,
         )
     finally:
         ray.shutdown()
@@ -159,10 +187,15 @@ def main() -> None:
     options = parser.parse_args()
     shard = multi_format_tar(SAMPLES)
     samples = read_samples(io.BytesIO(shard))
-    whole = [{"__key__": sample.key} | {name: member.data for name, member in sample.fields.items()} for sample in samples]
+    whole = [
+        {"__key__": sample.key} | {name: member.data for name, member in sample.fields.items()}
+        for sample in samples
+    ]
     rows = measure("wordsworth", ours, planted(shard), 1 << 20, whole)
     rows += measure("webdataset", webdataset_reader(reraise), planted(shard), SCALED, whole)
-    rows += measure("webdataset, warn_and_continue", webdataset_reader(carry_on), planted(shard), SCALED, whole)
+    rows += measure(
+        "webdataset, warn_and_continue", webdataset_reader(carry_on), planted(shard), SCALED, whole
+    )
     if options.ray_places:
         rows += ray_rows(shard, options.ray_places, whole)
     write_rows(options.output, rows, FIELDS)

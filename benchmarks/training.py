@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.decode import photographs
 from benchmarks.label import MODELS, done_by_line, figures, run
 from benchmarks.machine import machine, write_rows
-from tests.builders import write_tar
+from tests.support.builders import write_tar
 
 CSV = Path(__file__).with_suffix(".csv")
 SHARDS, BATCH, CLASSES = 8, 64, 10
@@ -36,7 +36,10 @@ def write_shards(folder: Path, images: list[bytes], count: int) -> Path:
     for shard in range(SHARDS):
         members = {}
         for number in range(shard, count, SHARDS):
-            members |= {f"{number:06d}.jpg": images[number % len(images)], f"{number:06d}.cls": str(number % CLASSES).encode()}
+            members |= {
+                f"{number:06d}.jpg": images[number % len(images)],
+                f"{number:06d}.cls": str(number % CLASSES).encode(),
+            }
         write_tar(folder / f"part-{shard}.tar", members)
     return folder
 
@@ -54,8 +57,21 @@ def loop(shards: Path, model: str, epochs: int, setting: dict[str, int]) -> dict
 
 
 def ours(shards: Path, model: str, epochs: int, output: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "jobs", "pretrain", str(shards), *size(model), "--patch-size", "16", "--lr", "1e-4"]
-    ran = run([*command, "--epochs", str(epochs), "--precision", "bf16", "--device", "cpu", "--output", str(output)])
+    command = [
+        sys.executable,
+        "-m",
+        "wordsworth",
+        "pretrain",
+        str(shards),
+        *size(model),
+        "--patch-size",
+        "16",
+        "--lr",
+        "1e-4",
+    ]
+    ran = run(
+        [*command, "--epochs", str(epochs), "--precision", "bf16", "--device", "cpu", "--output", str(output)]
+    )
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     done = [(line["time"] - ran["begin"], line["step"] * BATCH) for line in lines]
     last = next(line for line in reversed(lines) if line["kind"] == "epoch")
@@ -67,12 +83,17 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
     shards = write_shards(folder / "all", images, options.images)
     few = write_shards(folder / "few", images, options.images // 4)
     for model in options.models:
-        tried = [{"model": model, "arm": "sweep of loop", **loop(few, model, options.epochs, setting)} for setting in SWEEP]
+        tried = [
+            {"model": model, "arm": "sweep of loop", **loop(few, model, options.epochs, setting)}
+            for setting in SWEEP
+        ]
         yield from tried
         best = json.loads(max(tried, key=lambda row: row["steady_images_per_second"])["settings"])
         for turn in range(options.rounds):
             arms = {
-                "ours": lambda turn=turn, model=model: ours(shards, model, options.epochs, folder / f"{model[:-3]}-{turn}"),
+                "ours": lambda turn=turn, model=model: ours(
+                    shards, model, options.epochs, folder / f"{model[:-3]}-{turn}"
+                ),
                 "loop": lambda model=model, best=best: loop(shards, model, options.epochs, best),
             }
             for name in list(arms)[:: 1 if turn % 2 else -1]:
@@ -103,7 +124,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="training-") as folder:
         for row in measured(options, Path(folder)):
-            rows.append(row | {"data": options.folder.name if options.folder else "generated", "machine": machine()})
+            rows.append(
+                row | {"data": options.folder.name if options.folder else "generated", "machine": machine()}
+            )
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)
             write_rows(options.output, rows)
     print("\n".join(summary(rows)))

@@ -17,8 +17,8 @@ from cyclopts.config import Toml, Yaml
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.errors import UserError, root_cause
-from vit_model.config import ModelError
+from wordsworth.pipeline.errors import UserError, root_cause
+from wordsworth.vit_model.config import ModelError
 
 COMMANDS = {
     "label": "Label every image of the sources, each exactly once, into Parquet.",
@@ -47,8 +47,11 @@ app = App(
     print_error=False,
     result_action="return_value",
 )
-for _name, _help in COMMANDS.items():  # by import path: a command's module is imported when the command is called
-    app.command(f"jobs.{_name}:{_name}", name=_name, help=_help)
+for (
+    _name,
+    _help,
+) in COMMANDS.items():  # by import path: a command's module is imported when the command is called
+    app.command(f"wordsworth.jobs.{_name}:{_name}", name=_name, help=_help)
 
 
 app.meta.suppress_keyboard_interrupt = False  # `run` says how to resume
@@ -57,8 +60,12 @@ app.meta.suppress_keyboard_interrupt = False  # `run` says how to resume
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="TOML or YAML file that gives any option; the command line wins.")] = None,
-    debug: Annotated[bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)] = False,
+    config: Annotated[
+        Path | None, Parameter(help="TOML or YAML file that gives any option; the command line wins.")
+    ] = None,
+    debug: Annotated[
+        bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)
+    ] = False,
 ):
     if config is not None:
         if not config.is_file():
@@ -95,7 +102,11 @@ def run(arguments: list[str]) -> int:
             return _fail(str(cause), cause.exit_code)
         if isinstance(cause, ModelError):
             return _fail(str(cause), 1)
-        again = f"; {AGAIN}" if type(cause).__module__.startswith("ray.") and arguments[:1][0] in RESUMABLE else ""
+        again = (
+            f"; {AGAIN}"
+            if type(cause).__module__.startswith("ray.") and arguments[:1][0] in RESUMABLE
+            else ""
+        )
         return _fail(f"{type(cause).__name__}: {_one_line(cause)} (--debug shows where{again})", 1)
 
 
@@ -114,13 +125,13 @@ def main() -> None:
 
 
 def main_of(name: str) -> None:
-    """`python -m jobs.NAME`."""
-    importlib.import_module(f"jobs.{name}")
+    """`python -m wordsworth.NAME`."""
+    importlib.import_module(f"wordsworth.jobs.{name}")
     _leave(run([name, *sys.argv[1:]]))
 
 
 def _leave(code: int) -> NoReturn:
-    cluster = sys.modules.get("pipeline.cluster")
+    cluster = sys.modules.get("wordsworth.pipeline.cluster.session")
     if cluster and cluster.abandoned:  # Ray's own exit hook would wait a minute, and give another code
         sys.stdout.flush()
         sys.stderr.flush()

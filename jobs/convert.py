@@ -7,35 +7,53 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError
 
 
 def convert(
-    model: Annotated[str, Parameter(help="A model folder or file of weights, timm:NAME, hf:NAME, or a variant such as B/16.")],
+    model: Annotated[
+        str,
+        Parameter(help="A model folder or file of weights, timm:NAME, hf:NAME, or a variant such as B/16."),
+    ],
     /,
     *,
-    output: Annotated[str, Parameter(help="A folder; for npz a file that ends in .npz; for safetensors either.")],
+    output: Annotated[
+        str, Parameter(help="A folder; for npz a file that ends in .npz; for safetensors either.")
+    ],
     format: Annotated[
-        Literal["safetensors", "timm", "hf", "npz"], Parameter(help="safetensors is our own: a model folder, or one file.")
+        Literal["safetensors", "timm", "hf", "npz"],
+        Parameter(help="safetensors is our own: a model folder, or one file."),
     ] = "safetensors",
     weights: Annotated[str | None, Parameter(help="A file in place of the model's own weights.")] = None,
     labels: Annotated[str | None, Parameter(help="A file with the class names, one a line.")] = None,
     allow_random_weights: Annotated[
         bool, Parameter(help="Let a bare variant have random weights.", negative="", show_default=False)
     ] = False,
-    image_size: Annotated[int | None, Parameter(help="Resample the position table for this many pixels a side.")] = None,
+    image_size: Annotated[
+        int | None, Parameter(help="Resample the position table for this many pixels a side.")
+    ] = None,
     lossy: Annotated[
-        bool, Parameter(help="Write also what the form cannot say in full, such as another GELU.", negative="", show_default=False)
+        bool,
+        Parameter(
+            help="Write also what the form cannot say in full, such as another GELU.",
+            negative="",
+            show_default=False,
+        ),
     ] = False,
     storage_options: Annotated[str, Parameter(help="JSON for the fsspec file system.")] = "{}",
 ) -> int:
     """Write a model in another form. Without --lossy it computes the same there, and comes back bit-identical."""
-    from jobs.options import SourceOptions
-    from pipeline.models import load_model
-    from vit_model.config import variant_name
+    from wordsworth.jobs.options import SourceOptions
+    from wordsworth.pipeline.prediction.load_model import load_model
+    from wordsworth.vit_model.config import variant_name
 
-    console, storage = Console(stderr=True, soft_wrap=True, highlight=False), SourceOptions(storage_options=storage_options).storage
-    checkpoint = load_model(model, weights, labels, allow_random_weights, note=console.print, storage_options=storage)
+    console, storage = (
+        Console(stderr=True, soft_wrap=True, highlight=False),
+        SourceOptions(storage_options=storage_options).storage,
+    )
+    checkpoint = load_model(
+        model, weights, labels, allow_random_weights, note=console.print, storage_options=storage
+    )
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
     for note in _write(checkpoint, output, format, lossy, storage):
@@ -51,24 +69,28 @@ def convert(
 
 def _write(checkpoint: Any, output: str, format: str, lossy: bool, storage: dict[str, Any]) -> list[str]:
     """On this disk at once; for a store into a scratch folder first."""
-    from pipeline.models import publish
-    from pipeline.storage import is_local, open_filesystem, public
-    from vit_model.checkpoint import WEIGHT_SUFFIXES
-    from vit_model.convert import convert as write
+    from wordsworth.pipeline.prediction.load_model import publish
+    from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem, public
+    from wordsworth.vit_model.checkpoint import WEIGHT_SUFFIXES
+    from wordsworth.vit_model.foreign.export import convert as write
 
     fs, path = open_filesystem(output, storage)
     if fs.isfile(path) != path.endswith(WEIGHT_SUFFIXES) and fs.exists(path):
-        raise UserError(f"--output {public(output)} is there and is not what {format} would write", exit_code=2)
+        raise UserError(
+            f"--output {public(output)} is there and is not what {format} would write", exit_code=2
+        )
     if is_local(fs):
         return write(checkpoint, path, format, lossy)
     with tempfile.TemporaryDirectory() as scratch:
         one_file = path.endswith(WEIGHT_SUFFIXES)
-        notes = write(checkpoint, Path(scratch, path.rpartition("/")[2]) if one_file else scratch, format, lossy)
+        notes = write(
+            checkpoint, Path(scratch, path.rpartition("/")[2]) if one_file else scratch, format, lossy
+        )
         publish(Path(scratch), output.rpartition("/")[0] if one_file else output, storage)
     return notes
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("convert")

@@ -13,14 +13,12 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cluster import ray_session
-from pipeline.errors import UserError
+from wordsworth.pipeline.cluster.session import ray_session
+from wordsworth.pipeline.errors import UserError
 
 HELD_OUT = 360
 SIZE = "--width 64 --depth 4 --heads 4 --patch-size 4 --image-size 16"
-RECIPE = (
-    "--epochs 40 --batch-size 64 --lr 2e-3 --weight-decay 0.05 --label-smoothing 0.1 --crop-scale 0.5 --no-flip --precision fp32"
-)
+RECIPE = "--epochs 40 --batch-size 64 --lr 2e-3 --weight-decay 0.05 --label-smoothing 0.1 --crop-scale 0.5 --no-flip --precision fp32"
 
 
 def demo(
@@ -36,10 +34,16 @@ def demo(
     write_digits(output / "images", seed)
     for part in ("train", "heldout"):
         size = 300 if part == "train" else 120
-        _run(console, f"pack {output}/images/{part} --output {output}/shards/{part} --shard-size {size} --seed {seed}")
+        _run(
+            console,
+            f"pack {output}/images/{part} --output {output}/shards/{part} --shard-size {size} --seed {seed}",
+        )
     with ray_session():  # one for both
         _run(console, f"pretrain {output}/shards/train --output {output}/model {SIZE} {RECIPE} --seed {seed}")
-        _run(console, f"label {output}/shards/heldout --output {output}/labels --model {output}/model --keep cls")
+        _run(
+            console,
+            f"label {output}/shards/heldout --output {output}/labels --model {output}/model --keep cls",
+        )
     _run(console, f"verify {output}/labels --source")
     accuracy = _show(console, output, time.monotonic() - started)
     return 0 if accuracy >= 0.97 else 1
@@ -50,7 +54,9 @@ def write_digits(folder: Path, seed: int) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("the demo takes its images from scikit-learn: pip install 'wordsworth[dev]'") from error
+        raise UserError(
+            "the demo takes its images from scikit-learn: pip install 'wordsworth[dev]'"
+        ) from error
     import numpy as np
     from PIL import Image
 
@@ -64,7 +70,7 @@ def write_digits(folder: Path, seed: int) -> None:
 
 
 def _run(console: Console, command: str) -> None:
-    from jobs.cli import run
+    from wordsworth.jobs.cli import run
 
     console.print(f"\n[bold]$ wordsworth {command}[/]")
     if code := run(command.split()):  # has said why
@@ -78,7 +84,9 @@ def _show(console: Console, output: Path, seconds: float) -> float:
     rows = pq.read_table(output / "labels" / "predictions").to_pylist()
     summary = json.loads((output / "labels" / "_run" / "summary.json").read_text())
     accuracy = sum(row["label_id"] == int(row["cls"]) for row in rows) / len(rows)
-    first = Table("key", "label", "score", "true class", box=None, title="the first predictions", title_justify="left")
+    first = Table(
+        "key", "label", "score", "true class", box=None, title="the first predictions", title_justify="left"
+    )
     for row in rows[:5]:
         first.add_row(row["key"], row["label"], f"{row['score']:.3f}", row["cls"])
     table = Table(show_header=False, box=None, title="the demo in figures", title_justify="left")
@@ -101,6 +109,6 @@ def _show(console: Console, output: Path, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("demo")

@@ -4,20 +4,25 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from jobs.label import execute
-from jobs.options import ModelOptions, RunOptions, SourceOptions
+from wordsworth.jobs.label import execute
+from wordsworth.jobs.options import ModelOptions, RunOptions, SourceOptions
 
 
 def embed(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str],
+        Parameter(
+            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
+        ),
     ],
     /,
     *,
     output: Annotated[str, Parameter(help="The run folder; the same command again continues it.")],
     model: ModelOptions,
     dtype: Annotated[Literal["float16", "float32"], Parameter(help="Of the vectors in Parquet.")] = "float16",
-    normalize: Annotated[bool, Parameter(help="Scale every vector to length 1.", negative="", show_default=False)] = False,
+    normalize: Annotated[
+        bool, Parameter(help="Scale every vector to length 1.", negative="", show_default=False)
+    ] = False,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
@@ -27,6 +32,6 @@ def embed(
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("embed")

@@ -8,12 +8,15 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from jobs.options import ModelOptions, RunOptions, SourceOptions
+from wordsworth.jobs.options import ModelOptions, RunOptions, SourceOptions
 
 
 def label(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str],
+        Parameter(
+            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
+        ),
     ],
     /,
     *,
@@ -21,7 +24,10 @@ def label(
     model: ModelOptions,
     top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
     embeddings: Annotated[
-        bool, Parameter(help="Keep what enters the final linear head too (float16).", negative="", show_default=False)
+        bool,
+        Parameter(
+            help="Keep what enters the final linear head too (float16).", negative="", show_default=False
+        ),
     ] = False,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
@@ -41,11 +47,11 @@ def execute(
     asked: dict[str, Any],
 ) -> int:
     """Load the model, run the labeler, print the summary: what `label` and `embed` share."""
-    from jobs.progress import RunProgress
+    from wordsworth.jobs.progress import RunProgress
 
     with RunProgress("labelling" if command == "label" else "embedding") as progress:
-        from pipeline.labeler import LabelRequest
-        from pipeline.labeler import label as run_labeler
+        from wordsworth.pipeline.labeling.labeler import LabelRequest
+        from wordsworth.pipeline.labeling.labeler import label as run_labeler
 
         request = LabelRequest(
             command=command,
@@ -78,7 +84,9 @@ def execute(
     _print(summary, output, run.json)
     rate = sum(summary["errors"].values()) / max(1, summary["rows"])
     if rate > run.max_error_rate:
-        Console(stderr=True).print(f"{rate:.2%} of the rows have an error, over --max-error-rate {run.max_error_rate}")
+        Console(stderr=True).print(
+            f"{rate:.2%} of the rows have an error, over --max-error-rate {run.max_error_rate}"
+        )
         return 3
     return 0
 
@@ -94,7 +102,9 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
     rows = {"rows": f"{summary['rows']:,} from {shards}", "errors": errors}
     if speed["images"]:
         spent = f"{speed['images']:,} images in {speed['seconds']:,} s"
-        rows["speed"] = f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
+        rows["speed"] = (
+            f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
+        )
     if gpu := speed.get("gpu"):
         sizes = " and ".join(gpu["batch_sizes"])
         rows["model"] = f"on the GPUs of {gpu['nodes']} nodes" if gpu["nodes"] > 1 else "on a GPU"
@@ -119,6 +129,6 @@ def foretold(images: list, images_per_second: list, bytes_written: list) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("label")

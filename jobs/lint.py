@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.options import RunOptions, SourceOptions
+from wordsworth.jobs.options import RunOptions, SourceOptions
 
 if TYPE_CHECKING:
-    from pipeline.lint import Finding, Report
+    from wordsworth.pipeline.sources.lint import Finding, Report
 
 SHOWN = 50  # rows of the table
 SHOWN_PLACES = 2  # in a row
@@ -20,25 +20,32 @@ SHOWN_PLACES = 2  # in a row
 
 def lint(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str],
+        Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://."),
     ],
     /,
     *,
-    keep: Annotated[str, Parameter(help="Sidecar fields that every sample must have, such as json,txt,cls.")] = "",
+    keep: Annotated[
+        str, Parameter(help="Sidecar fields that every sample must have, such as json,txt,cls.")
+    ] = "",
     source: SourceOptions | None = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
+    json_: Annotated[
+        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
+    ] = False,
 ) -> int:
     """Say what is wrong with shards, without a model. Exit 0 when nothing is, skipped members aside; 3 when something is."""
-    from pipeline.lint import MOST_PLACES
-    from pipeline.lint import lint as run
-    from pipeline.sample import ReadSettings
-    from pipeline.source import expand_sources
+    from wordsworth.pipeline.sources.lint import MOST_PLACES
+    from wordsworth.pipeline.sources.lint import lint as run
+    from wordsworth.pipeline.sources.samples import ReadSettings
+    from wordsworth.pipeline.sources.shards import expand_sources
 
     source = source or SourceOptions()
     kept = RunOptions(keep=keep).kept
     sources = expand_sources(sources, source.storage)
     columns = {"image_column": source.image_column, "key": source.key}
-    settings = ReadSettings(1, image_keys=source.image_keys, keep=kept, storage_options=source.storage, **columns)
+    settings = ReadSettings(
+        1, image_keys=source.image_keys, keep=kept, storage_options=source.storage, **columns
+    )
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("listing") as status:
 
@@ -82,7 +89,12 @@ def _print(report: "Report") -> None:
     before = None
     for finding in report.findings[:SHOWN]:
         shard = "" if finding.shard == before else escape(shown(finding.shard))
-        table.add_row(shard, f"[{_colour(finding)}]{finding.code}[/]", f"{finding.count:,}", escape(shown(_places(finding))))
+        table.add_row(
+            shard,
+            f"[{_colour(finding)}]{finding.code}[/]",
+            f"{finding.count:,}",
+            escape(shown(_places(finding))),
+        )
         before = finding.shard
     if report.findings:
         console.print(table)
@@ -94,7 +106,7 @@ def _print(report: "Report") -> None:
 
 
 def _colour(finding: "Finding") -> str:
-    from pipeline.lint import HARMLESS
+    from wordsworth.pipeline.sources.lint import HARMLESS
 
     return "dim" if finding.code in HARMLESS else "red"
 
@@ -119,7 +131,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _last_line(report: "Report") -> str:
-    from pipeline.lint import HARMLESS
+    from wordsworth.pipeline.sources.lint import HARMLESS
 
     faults = [finding for finding in report.findings if finding.code not in HARMLESS]
     shards = "1 shard" if report.shards == 1 else f"{report.shards:,} shards"
@@ -132,6 +144,6 @@ def _last_line(report: "Report") -> str:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("lint")

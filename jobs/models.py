@@ -11,10 +11,12 @@ from rich.table import Table
 def models(
     *,
     image_size: Annotated[int, Parameter(help="Pixels a side.")] = 224,
-    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
+    json_: Annotated[
+        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
+    ] = False,
 ) -> int:
     """List the variants: layers, width, heads, MLP, parameters and GFLOPs of one forward pass (1000 classes)."""
-    from vit_model.config import HYBRIDS, PATCH_SIZES, VARIANTS, macs, num_params, variant
+    from wordsworth.vit_model.config import HYBRIDS, PATCH_SIZES, VARIANTS, macs, num_params, variant
 
     names = [f"{size}/{patch}" for size in VARIANTS for patch in PATCH_SIZES] + list(HYBRIDS)
     configs = {name: variant(name, image_size) for name in names if image_size % int(name.split("/")[1]) == 0}
@@ -44,6 +46,6 @@ def models(
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("models")

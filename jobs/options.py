@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
 
-from pipeline.errors import UserError
-from pipeline.source import IMAGE_KEYS
-from pipeline.storage import ALLOW_HTTP
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.shards import IMAGE_KEYS
+from wordsworth.pipeline.storage.filesystem import ALLOW_HTTP
 
 if TYPE_CHECKING:
-    from vit_model.checkpoint import Checkpoint
+    from wordsworth.vit_model.checkpoint import Checkpoint
 
 MODEL = Group("Model")
 SOURCE = Group("Source")
@@ -55,9 +55,16 @@ class ModelOptions:
 
     def load(self, note: Callable[[str], None], storage: dict[str, Any]) -> "Checkpoint":
         """The model; `note` gets what the user should know of it."""
-        from pipeline.models import load_model
+        from wordsworth.pipeline.prediction.load_model import load_model
 
-        chosen = (self.model, self.weights, self.labels, self.allow_random_weights, self.seed, self.overrides())
+        chosen = (
+            self.model,
+            self.weights,
+            self.labels,
+            self.allow_random_weights,
+            self.seed,
+            self.overrides(),
+        )
         return load_model(*chosen, note, storage)
 
 

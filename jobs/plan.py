@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from jobs.options import ModelOptions, SourceOptions
-from pipeline.errors import UserError
+from wordsworth.jobs.options import ModelOptions, SourceOptions
+from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.estimate import Forecast, Measured
+    from wordsworth.pipeline.labeling.estimate import Forecast, Measured
 
 NAMES = {"read": "reading", "decode": "decoding", "predict": "the model", "write": "writing", "Ray": "Ray"}
 POSITIVE = validators.Number(gt=0)
@@ -21,37 +21,56 @@ POSITIVE = validators.Number(gt=0)
 
 def plan(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str],
+        Parameter(
+            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
+        ),
     ],
     /,
     *,
     model: ModelOptions,
     top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
-    embeddings: Annotated[bool, Parameter(help="With embeddings (float16).", negative="", show_default=False)] = False,
+    embeddings: Annotated[
+        bool, Parameter(help="With embeddings (float16).", negative="", show_default=False)
+    ] = False,
     output: Annotated[
-        str | None, Parameter(help="The run folder to come: what is said now is kept there, and label says how it turned out.")
+        str | None,
+        Parameter(
+            help="The run folder to come: what is said now is kept there, and label says how it turned out."
+        ),
     ] = None,
     source: SourceOptions | None = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"], Parameter(help="As for label.")] = "auto",
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Parameter(help="auto takes the GPU of this machine, if it has one.")
     ] = "auto",
-    cores: Annotated[float | None, Parameter(help="CPU cores of the run; else those of this machine.", validator=POSITIVE)] = None,
-    gpus: Annotated[float | None, Parameter(help="GPUs of the run; else those of this machine.", validator=POSITIVE)] = None,
-    images_per_gpu_second: Annotated[
-        float | None, Parameter(help="The model's rate on a GPU, where there is none here to measure it on.", validator=POSITIVE)
+    cores: Annotated[
+        float | None, Parameter(help="CPU cores of the run; else those of this machine.", validator=POSITIVE)
     ] = None,
-    price_per_hour: Annotated[float | None, Parameter(help="What all of it costs an hour.", validator=POSITIVE)] = None,
+    gpus: Annotated[
+        float | None, Parameter(help="GPUs of the run; else those of this machine.", validator=POSITIVE)
+    ] = None,
+    images_per_gpu_second: Annotated[
+        float | None,
+        Parameter(
+            help="The model's rate on a GPU, where there is none here to measure it on.", validator=POSITIVE
+        ),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, Parameter(help="What all of it costs an hour.", validator=POSITIVE)
+    ] = None,
     seconds: Annotated[float, Parameter(help="For measuring each stage.", validator=POSITIVE)] = 5.0,
-    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
+    json_: Annotated[
+        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
+    ] = False,
 ) -> int:
     """Say what labelling would cost: a few shards go through every stage on this machine; no prediction is written."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("loading"):
-        from pipeline.cluster import cores as own_cores
-        from pipeline.estimate import forecast, measure
-        from pipeline.output import RunFolder
-        from pipeline.plan import LabelRequest
+        from wordsworth.pipeline.cluster.session import cores as own_cores
+        from wordsworth.pipeline.labeling.estimate import forecast, measure
+        from wordsworth.pipeline.labeling.plan import LabelRequest
+        from wordsworth.pipeline.output.run_folder import RunFolder
 
         source = source or SourceOptions()
         request = LabelRequest(
@@ -85,12 +104,18 @@ def plan(
 
 def _gpus(device: str, gpus: float | None, images_per_gpu_second: float | None) -> tuple[str, float]:
     """Return where the model of the run computes, "cpu" or "cuda", and on how many GPUs."""
-    from pipeline.gpu import own_gpus
+    from wordsworth.pipeline.prediction.gpu import own_gpus
 
-    asked = [name for name, value in (("--gpus", gpus), ("--images-per-gpu-second", images_per_gpu_second)) if value]
+    asked = [
+        name
+        for name, value in (("--gpus", gpus), ("--images-per-gpu-second", images_per_gpu_second))
+        if value
+    ]
     if device == "cpu" or (device == "auto" and not asked and not own_gpus()):
         if asked:
-            raise UserError(f"{asked[0]} is for GPUs and --device cpu for none: leave one of them out", exit_code=2)
+            raise UserError(
+                f"{asked[0]} is for GPUs and --device cpu for none: leave one of them out", exit_code=2
+            )
         return "cpu", 0
     if not own_gpus() and not images_per_gpu_second:
         raise UserError(
@@ -105,7 +130,9 @@ def _print(measured: "Measured", found: "Forecast", cores: float, gpus: float, m
     console = Console(soft_wrap=True, highlight=False)
     stages = Table("stage", "images/s", "of", "busy", box=None, header_style="bold", pad_edge=False)
     for stage, seconds in measured.seconds.items():
-        stages.add_row(NAMES[stage], f"{1 / seconds:,.0f}", _worker(measured, stage), f"{found.busy[stage]:.0%}")
+        stages.add_row(
+            NAMES[stage], f"{1 / seconds:,.0f}", _worker(measured, stage), f"{found.busy[stage]:.0%}"
+        )
     stages.add_row(NAMES["Ray"], "", "a core", f"{found.busy['Ray']:.0%}")
     console.print(stages)
     console.print()
@@ -122,10 +149,14 @@ def _worker(measured: "Measured", stage: str) -> str:
     return "a reader" if stage == "read" else "a core"
 
 
-def _rows(measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None) -> dict[str, str]:
+def _rows(
+    measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None
+) -> dict[str, str]:
     machines = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if measured.device == "cuda" else "")
     shards = "1 shard" if measured.shards == 1 else f"{measured.shards:,} shards"
-    precision = "" if measured.precision == "auto" else f", {measured.precision}"  # of a stated rate nobody said it
+    precision = (
+        "" if measured.precision == "auto" else f", {measured.precision}"
+    )  # of a stated rate nobody said it
     rows = {
         "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({measured.sampled:,} looked at)",
         "speed": f"about {_rate(found.images_per_second)} images/s on {machines}{precision}",
@@ -157,6 +188,6 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("plan")

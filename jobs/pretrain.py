@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from jobs.options import SourceOptions
-from jobs.train_options import RECIPE, DataOptions, RecipeOptions, RunOptions, execute
-from pipeline.errors import UserError
+from wordsworth.jobs.options import SourceOptions
+from wordsworth.jobs.train_options import RECIPE, DataOptions, RecipeOptions, RunOptions, execute
+from wordsworth.pipeline.errors import UserError
 
 ARCHITECTURE = Group("Architecture")
 
@@ -45,13 +45,19 @@ class DecoderOptions:
 
 def pretrain(
     sources: Annotated[
-        list[str], Parameter(help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://.")
+        list[str],
+        Parameter(
+            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
+        ),
     ],
     /,
     *,
-    output: Annotated[str, Parameter(help="The model folder; of an unfinished training, the same command goes on with it.")],
+    output: Annotated[
+        str, Parameter(help="The model folder; of an unfinished training, the same command goes on with it.")
+    ],
     objective: Annotated[
-        Literal["supervised", "masked-patch", "mae"], Parameter(help="The latter two need no classes; their model has no head.")
+        Literal["supervised", "masked-patch", "mae"],
+        Parameter(help="The latter two need no classes; their model has no head."),
     ] = "supervised",
     architecture: ArchitectureOptions | None = None,
     data: DataOptions | None = None,
@@ -64,7 +70,7 @@ def pretrain(
     decoder = decoder or DecoderOptions()
     config = _config(architecture or ArchitectureOptions())
 
-    from vit_model.config import Preprocessing
+    from wordsworth.vit_model.config import Preprocessing
 
     asked = {
         "output": output,
@@ -73,28 +79,38 @@ def pretrain(
         "objective": objective,
         "decoder": (decoder.decoder_width, decoder.decoder_depth, decoder.decoder_heads),
     }
-    return execute(asked, sources, data or DataOptions(), recipe or RecipeOptions(), source or SourceOptions(), run or RunOptions())
+    return execute(
+        asked,
+        sources,
+        data or DataOptions(),
+        recipe or RecipeOptions(),
+        source or SourceOptions(),
+        run or RunOptions(),
+    )
 
 
 def _config(options: ArchitectureOptions):
-    from vit_model.config import ViTConfig, variant
+    from wordsworth.vit_model.config import ViTConfig, variant
 
     free = (options.width, options.depth, options.heads, options.patch_size)
     if options.variant:
         if any(free) or options.mlp_ratio:
             raise UserError(
-                "--variant fixes the size: leave out --width, --depth, --heads, --mlp-ratio and --patch-size", exit_code=2
+                "--variant fixes the size: leave out --width, --depth, --heads, --mlp-ratio and --patch-size",
+                exit_code=2,
             )
         config = variant(options.variant, image_size=options.image_size)
     elif not all(free):
         raise UserError("give --variant, or all of --width, --depth, --heads and --patch-size", exit_code=2)
     else:
         width, depth, heads, patch_size = free
-        config = ViTConfig(options.image_size, patch_size, width, depth, heads, round(width * (options.mlp_ratio or 4)))
+        config = ViTConfig(
+            options.image_size, patch_size, width, depth, heads, round(width * (options.mlp_ratio or 4))
+        )
     return replace(config, num_classes=0, position=options.position, pool=options.pool)
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("pretrain")

@@ -40,10 +40,14 @@ class RunProgress:
     def note(self, message: str) -> None:
         self.console.print(escape(message))
 
-    def planned(self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool = True) -> None:
+    def planned(
+        self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool = True
+    ) -> None:
         done = f", {shards_done:,} of them done before" if shards_done else ""
         more = "" if listed else ", and what else the listing finds"
-        self.note(f"{self.verb} {shards:,} {'shard' if shards == 1 else 'shards'} ({decimal(bytes_total)}){done}{more}")
+        self.note(
+            f"{self.verb} {shards:,} {'shard' if shards == 1 else 'shards'} ({decimal(bytes_total)}){done}{more}"
+        )
         self.total, self.base, self.started = bytes_total, bytes_done, time.monotonic()
         self._thread.start()
 
@@ -78,7 +82,12 @@ class RunProgress:
             while not self._stop.wait(LINE_EVERY):
                 self.console.print(f"{100 * self.share:.0f}%  {self.line()}")
             return
-        columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+        columns = (
+            SpinnerColumn(),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+        )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task("", total=1.0)
             while not self._stop.wait(0.2):

@@ -10,9 +10,9 @@ from cyclopts import Group, Parameter, validators
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from jobs.options import SourceOptions
-from jobs.progress import LINE_EVERY, duration
-from pipeline.errors import UserError
+from wordsworth.jobs.options import SourceOptions
+from wordsworth.jobs.progress import LINE_EVERY, duration
+from wordsworth.pipeline.errors import UserError
 
 DATA = Group("Data")
 RECIPE = Group("Recipe")
@@ -91,12 +91,23 @@ class RecipeOptions:
 
     def asked(self) -> dict[str, Any]:
         """For a TrainRequest."""
-        from pipeline.augment import Augmentation, rand_augment
-        from pipeline.recipe import Mixing
+        from wordsworth.pipeline.training.augment import Augmentation, rand_augment
+        from wordsworth.pipeline.training.request import Mixing
 
         if self.rand_augment:
             rand_augment(self.rand_augment, (128, 128, 128))  # an unknown name is said at once
-        names = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "weight_decay", "beta2", "warmup", "decay", "clip")
+        names = (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "optimizer",
+            "lr",
+            "weight_decay",
+            "beta2",
+            "warmup",
+            "decay",
+            "clip",
+        )
         names += ("layer_decay", "ema", "dropout", "drop_path", "label_smoothing", "loss", "seed")
         return {name: getattr(self, name) for name in names} | {
             "augmentation": Augmentation(self.crop_scale, self.aspect, self.flip, self.rand_augment),
@@ -132,20 +143,40 @@ class RunOptions:
     def asked(self) -> dict[str, Any]:
         """For a TrainRequest."""
         numbers = [part.strip() for part in self.workers.split(",")]
-        if not all(part.isdecimal() and int(part) for part in numbers) or len(numbers) > 2 or int(numbers[0]) > int(numbers[-1]):
-            raise UserError(f"--workers {self.workers}: give a number from 1 on, or LEAST,MOST such as 2,8", exit_code=2)
-        names = ("precision", "device", "sharding", "activation_checkpointing", "compile", "save_every", "keep", "address")
+        if (
+            not all(part.isdecimal() and int(part) for part in numbers)
+            or len(numbers) > 2
+            or int(numbers[0]) > int(numbers[-1])
+        ):
+            raise UserError(
+                f"--workers {self.workers}: give a number from 1 on, or LEAST,MOST such as 2,8", exit_code=2
+            )
+        names = (
+            "precision",
+            "device",
+            "sharding",
+            "activation_checkpointing",
+            "compile",
+            "save_every",
+            "keep",
+            "address",
+        )
         workers = int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
         return {name: getattr(self, name) for name in names} | {"workers": workers}
 
 
 def execute(
-    asked: dict[str, Any], sources: list[str], data: DataOptions, recipe: RecipeOptions, source: SourceOptions, run: RunOptions
+    asked: dict[str, Any],
+    sources: list[str],
+    data: DataOptions,
+    recipe: RecipeOptions,
+    source: SourceOptions,
+    run: RunOptions,
 ) -> int:
     """Train, show it and say the end. asked: what the command itself decides of a TrainRequest."""
-    from pipeline.recipe import TrainRequest
-    from pipeline.survey import class_names
-    from vit_model.config import num_params
+    from wordsworth.pipeline.training.request import TrainRequest
+    from wordsworth.pipeline.training.survey import class_names
+    from wordsworth.vit_model.config import num_params
 
     _refuse_idle(asked.get("objective", "supervised"), recipe)
     request = TrainRequest(
@@ -153,22 +184,32 @@ def execute(
         val=tuple(data.val or ()),
         target=data.target,
         max_error_rate=data.max_error_rate,
-        labels=class_names(data.labels, sources, source.storage) if asked.get("objective", "supervised") == "supervised" else None,
+        labels=class_names(data.labels, sources, source.storage)
+        if asked.get("objective", "supervised") == "supervised"
+        else None,
         **asked,
         **recipe.asked(),
         **run.asked(),
         **source.asked(),
     )
     size = f"{num_params(request.config) / 1e6:.2f} M parameters"
-    with TrainProgress(f"training {size} for {request.epochs} epochs ({request.objective})", request.epochs) as progress:
-        from pipeline.training import train  # Ray Train takes seconds to import: the title stands before that
+    with TrainProgress(
+        f"training {size} for {request.epochs} epochs ({request.objective})", request.epochs
+    ) as progress:
+        from wordsworth.pipeline.training.trainer import (
+            train,  # Ray Train takes seconds to import: the title stands before that
+        )
 
         metrics = train(request, progress.hear)
     if run.json:
         print(json.dumps(metrics, indent=1))
         return 0
     command = "label" if request.classified else "embed"
-    tried = f", validation {_quality(metrics, 4, 'val_')} ({metrics['val_images']:,} images)" if "val_images" in metrics else ""
+    tried = (
+        f", validation {_quality(metrics, 4, 'val_')} ({metrics['val_images']:,} images)"
+        if "val_images" in metrics
+        else ""
+    )
     Console(highlight=False, soft_wrap=True).print(
         f"model in {request.output}: loss {metrics['loss']}, training {_quality(metrics, 4)}{tried}\n"
         f"curves: {request.output}/curves.png\n"
@@ -182,7 +223,10 @@ def _refuse_idle(objective: str, recipe: RecipeOptions) -> None:
     names = ("loss", "label_smoothing", "mixup", "cutmix", "mix_share", "erase")
     idle = [name for name in names if getattr(recipe, name) != getattr(type(recipe)(), name)]
     if idle and objective != "supervised":
-        raise UserError(f"--{idle[0].replace('_', '-')} has no meaning with --objective {objective}: leave it out", exit_code=2)
+        raise UserError(
+            f"--{idle[0].replace('_', '-')} has no meaning with --objective {objective}: leave it out",
+            exit_code=2,
+        )
 
 
 class TrainProgress:
@@ -201,7 +245,9 @@ class TrainProgress:
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.description}"),
         )
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
         self.task = self.bar.add_task("the workers start", total=1.0)
 
     def __enter__(self) -> "TrainProgress":
@@ -213,9 +259,15 @@ class TrainProgress:
         self.bar.stop()
 
     def hear(self, news: dict[str, Any]) -> None:
-        """pipeline.training's Watch."""
+        """wordsworth.pipeline.training.trainer's Watch."""
         with self.lock:
-            hear = {"data": self._data, "begin": self._begin, "note": self._note, "step": self._step, "epoch": self._epoch}
+            hear = {
+                "data": self._data,
+                "begin": self._begin,
+                "note": self._note,
+                "step": self._step,
+                "epoch": self._epoch,
+            }
             hear[news["kind"]](news)
 
     def _data(self, news: dict[str, Any]) -> None:
@@ -226,11 +278,15 @@ class TrainProgress:
 
     def _begin(self, news: dict[str, Any]) -> None:
         if not self.steps:
-            workers = f"{news['workers']} worker{'s' if news['workers'] > 1 else ''} on {news['device'].upper()}"
+            workers = (
+                f"{news['workers']} worker{'s' if news['workers'] > 1 else ''} on {news['device'].upper()}"
+            )
             self.console.print(f"{workers}, batches of {news['batch']:,}: {news['images']:,} images an epoch")
         again = f" from step {news['step']:,} (epoch {news['epoch'] + 1})" if news["step"] else ""
         if again or self.steps:
-            self.console.print(f"{news['workers']} {'worker goes' if news['workers'] == 1 else 'workers go'} on{again}")
+            self.console.print(
+                f"{news['workers']} {'worker goes' if news['workers'] == 1 else 'workers go'} on{again}"
+            )
         self.begin, self.steps = (time.monotonic(), news["step"]), news["steps"]
 
     def _note(self, news: dict[str, Any]) -> None:
@@ -252,7 +308,11 @@ class TrainProgress:
     def _epoch(self, news: dict[str, Any]) -> None:
         self.said = time.monotonic()
         self._line(news)
-        tried = f"  validation loss {news['val_loss']:.3f} {_quality(news, 3, 'val_')}" if "val_loss" in news else ""
+        tried = (
+            f"  validation loss {news['val_loss']:.3f} {_quality(news, 3, 'val_')}"
+            if "val_loss" in news
+            else ""
+        )
         broken = f"  {news['errors']:,} images could not be decoded" if news["errors"] else ""
         self.console.print(f"epoch {news['epoch']:>3}/{self.epochs}  {_figures(news)}{tried}{broken}")
 
@@ -260,7 +320,11 @@ class TrainProgress:
 def _figures(news: dict[str, Any]) -> str:
     parts = [f"loss {news['loss']:.3f}", _quality(news, 3), f"lr {news['lr']:.2g}"]
     if "images_per_second" in news:
-        parts += [f"{news['images_per_second']:,.0f} images/s", f"MFU {news['mfu']:.0%}", f"data wait {news['data_wait']:.0%}"]
+        parts += [
+            f"{news['images_per_second']:,.0f} images/s",
+            f"MFU {news['mfu']:.0%}",
+            f"data wait {news['data_wait']:.0%}",
+        ]
     return "  ".join(parts)
 
 

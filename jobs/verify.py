@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from jobs.options import SourceOptions
+from wordsworth.jobs.options import SourceOptions
 
 SHOWN = 20
 
@@ -17,12 +17,16 @@ def verify(
     output: Annotated[str, Parameter(help="The run folder.")],
     /,
     *,
-    source: Annotated[bool, Parameter(help="Recount the input too, by code of its own.", negative="", show_default=False)] = False,
+    source: Annotated[
+        bool, Parameter(help="Recount the input too, by code of its own.", negative="", show_default=False)
+    ] = False,
     storage: SourceOptions | None = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)] = False,
+    json_: Annotated[
+        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
+    ] = False,
 ) -> int:
     """Prove that every input sample has exactly one row. Exit 0 when it is so, 1 with every fault named when not."""
-    from pipeline.verify import verify as run
+    from wordsworth.pipeline.verification.verifier import verify as run
 
     report = run(output, source, (storage or SourceOptions()).storage)
     if json_:
@@ -36,11 +40,13 @@ def verify(
     recount = "" if report.recounted is None else f", {report.recounted:,} samples counted in the source"
     errors = f" ({sum(report.errors.values()):,} with an error)" if report.errors else ""
     verdict = "[green]exact[/]" if report.ok else "[red]NOT exact[/]"
-    console.print(f"{verdict}: {report.rows:,} rows{errors} in {report.files:,} files of {report.shards:,} shards{recount}")
+    console.print(
+        f"{verdict}: {report.rows:,} rows{errors} in {report.files:,} files of {report.shards:,} shards{recount}"
+    )
     return 0 if report.ok else 1
 
 
 if __name__ == "__main__":
-    from jobs.cli import main_of
+    from wordsworth.jobs.cli import main_of
 
     main_of("verify")

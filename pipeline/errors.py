@@ -27,7 +27,9 @@ def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseExcepti
     while not isinstance(error, meant) and id(error) not in seen:
         seen.add(id(error))
         cause = getattr(error, "cause", None) or error.__cause__ or error
-        error = error if type(cause).__name__ == "SystemException" else cause  # Ray Data hangs that on errors; it says nothing
+        error = (
+            error if type(cause).__name__ == "SystemException" else cause
+        )  # Ray Data hangs that on errors; it says nothing
     while isinstance(cause := getattr(error, "cause", None), meant) and cause is not error:
         error = cause  # Ray's wrapper is of the same kind, and its text is a traceback
     return _of_constructor(error) or error

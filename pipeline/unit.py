@@ -77,7 +77,10 @@ class Unit:
         payload = pa.LargeBinaryArray.from_buffers(
             pa.large_binary(), 1, [None, pa.py_buffer(bounds), pa.py_buffer(self.payload.reshape(-1))]
         )
-        values = [self.seconds.get(name[8:]) if name.startswith("seconds_") else getattr(self, name) for name, _ in _HEADER]
+        values = [
+            self.seconds.get(name[8:]) if name.startswith("seconds_") else getattr(self, name)
+            for name, _ in _HEADER
+        ]
         columns = [pa.array([value], kind) for value, (_, kind) in zip(values, _HEADER, strict=True)]
         schema = pa.schema([*_HEADER, ("samples", samples.type), ("payload", pa.large_binary())])
         return pa.Table.from_arrays([*columns, samples, payload], schema=schema)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import make_model
+from tests.support.builders import make_model
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -16,7 +16,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 def small_model(tmp_path_factory) -> Path:
     """A model folder of 32x32 pixels, 5 classes, every parameter random."""
     return make_model(
-        tmp_path_factory.mktemp("small") / "model", image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64
+        tmp_path_factory.mktemp("small") / "model",
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depth=2,
+        heads=2,
+        mlp_dim=64,
     )
 
 
@@ -24,8 +30,10 @@ def small_model(tmp_path_factory) -> Path:
 def wordsworth():
     """Run the command line in a process of its own; the finished process, its output captured as text."""
 
-    def run(*arguments, env: dict | None = None, timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+    def run(
+        *arguments, env: dict | None = None, timeout: float = 240, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "wordsworth", *map(str, arguments)]
         env = {**os.environ, **(env or {})}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd)
 
@@ -35,13 +43,13 @@ def wordsworth():
 @pytest.fixture(scope="session")
 def local_ray():
     """A local Ray for tests that call the pipeline in this process."""
-    import pipeline  # noqa: F401  (its environment variables stand before Ray is imported)
+    import wordsworth.pipeline  # noqa: F401  (its environment variables stand before Ray is imported)
 
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     import ray
 
-    from pipeline.cluster import without_services
-    from pipeline.driver import on_one_machine
+    from wordsworth.pipeline.cluster.ray_internals import on_one_machine
+    from wordsworth.pipeline.cluster.session import without_services
 
     # 3 GiB to claim are one model actor instead of two: half of what a run here takes is the actors' start.
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -1,7 +1,7 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929) in PyTorch.
 
 This package knows no Ray, no storage and no command line. It imports nothing here, so that light processes can use
-`vit_model.config` and `vit_model.patches` without loading torch.
+`wordsworth.vit_model.config` and `wordsworth.vit_model.patches` without loading torch.
 
     config.py      ViTConfig, Preprocessing, the VARIANTS table
     patches.py     patchify, unpatchify (numpy and torch)

@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
-from vit_model.config import ModelError
-from vit_model.encoder import Attention
-from vit_model.model import VisionTransformer
-from vit_model.position import positions
+from wordsworth.vit_model.config import ModelError
+from wordsworth.vit_model.encoder import Attention
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.position import positions
 
 Result = TypeVar("Result")
 
@@ -39,7 +39,10 @@ def attention_weights(attn: Attention, qkv: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def each_layer(
-    model: VisionTransformer, x: torch.Tensor, measure: Callable[[torch.Tensor], Result], layers: Iterable[int] | None = None
+    model: VisionTransformer,
+    x: torch.Tensor,
+    measure: Callable[[torch.Tensor], Result],
+    layers: Iterable[int] | None = None,
 ) -> list[Result]:
     """Run the model once and measure the attention of one layer after the other; only what `measure` returns is kept.
 
@@ -59,7 +62,9 @@ def each_layer(
     for layer in sorted({depth[i] for i in layers} if layers is not None else depth):
         attn = model.blocks[layer].attn
         hooks.append(
-            attn.qkv.register_forward_hook(lambda _, __, qkv, attn=attn: results.append(measure(attention_weights(attn, qkv))))
+            attn.qkv.register_forward_hook(
+                lambda _, __, qkv, attn=attn: results.append(measure(attention_weights(attn, qkv)))
+            )
         )
     try:
         model.encode(model.embed(x))
@@ -69,7 +74,9 @@ def each_layer(
     return results
 
 
-def attention_maps(model: VisionTransformer, x: torch.Tensor, layers: Iterable[int] | None = None) -> list[torch.Tensor]:
+def attention_maps(
+    model: VisionTransformer, x: torch.Tensor, layers: Iterable[int] | None = None
+) -> list[torch.Tensor]:
     """The attention of the layers asked for, all held at once: a (B, heads, T, T) a layer. See `each_layer`."""
     return each_layer(model, x, lambda attention: attention, layers)
 
@@ -98,7 +105,9 @@ def _rolled(joint: torch.Tensor | None, attention: torch.Tensor, identity: bool)
     a = attention.mean(1)  # (B, T, T)
     if identity:
         a = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    a = a / a.sum(-1, keepdim=True)  # without keepdim it would divide columns by sums of rows, and of other images
+    a = a / a.sum(
+        -1, keepdim=True
+    )  # without keepdim it would divide columns by sums of rows, and of other images
     return a if joint is None else a @ joint
 
 
@@ -124,12 +133,18 @@ def attention_rollout(model: VisionTransformer, x: torch.Tensor, identity: bool 
 
 def patch_distances(grid: tuple[int, int], patch_size: int) -> torch.Tensor:
     """Pixels between the centres of any two patches: (N, N) float64."""
-    centres = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)) * patch_size  # (N, 2)
+    centres = (
+        torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)) * patch_size
+    )  # (N, 2)
     return (centres[:, None] - centres).norm(dim=-1)
 
 
 def attention_distance(
-    attention: torch.Tensor, grid: tuple[int, int], patch_size: int, num_prefix: int = 1, renormalise: bool = False
+    attention: torch.Tensor,
+    grid: tuple[int, int],
+    patch_size: int,
+    num_prefix: int = 1,
+    renormalise: bool = False,
 ) -> torch.Tensor:
     """How far a head looks, in pixels: distance of query to key weighted by attention, averaged over the queries (D.7).
 
@@ -158,7 +173,9 @@ def attention_distances(model: VisionTransformer, x: torch.Tensor, renormalise: 
     """
 
     def measure(attention: torch.Tensor) -> torch.Tensor:
-        return attention_distance(attention, model.config.grid, model.config.patch_size, model.num_prefix, renormalise)
+        return attention_distance(
+            attention, model.config.grid, model.config.patch_size, model.num_prefix, renormalise
+        )
 
     return torch.stack(each_layer(model, x, measure), dim=1)
 
@@ -207,7 +224,9 @@ def rgb_filters(kernel: torch.Tensor, n: int = 28) -> torch.Tensor:
     width, channels, height, across = kernel.shape
     rank = min(width - 1, channels * height * across)  # centred filters span one dimension less
     if channels != 3 or not 1 <= n <= rank:
-        raise ModelError(f"a kernel of {tuple(kernel.shape)} has {rank if channels == 3 else 0} RGB components, not {n}")
+        raise ModelError(
+            f"a kernel of {tuple(kernel.shape)} has {rank if channels == 3 else 0} RGB components, not {n}"
+        )
     filters = kernel.permute(0, 2, 3, 1).flatten(1).double()  # (D, P*P*3)
     components = torch.linalg.svd(filters - filters.mean(0), full_matrices=False).Vh[:n]  # (n, P*P*3)
     components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()

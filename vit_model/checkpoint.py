@@ -21,14 +21,24 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vit_model.config import ModelError, Preprocessing, ViTConfig, variant_name
-from vit_model.model import VisionTransformer
-from vit_model.position import resampled
+from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig, variant_name
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.position import resampled
 
 State = dict[str, torch.Tensor]
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 # What reading bytes that are no tensors may raise.
-UNREADABLE = (SafetensorError, BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError)
+UNREADABLE = (
+    SafetensorError,
+    BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
 HEAD = ("head", "pre_logits")  # what stands behind the encoder, by the first part of its names
 SHOWN = 3  # keys named in a message; the rest are counted
 
@@ -52,7 +62,9 @@ class Checkpoint:
             return
         self.labels = tuple(self.labels)
         if len(self.labels) != self.config.num_classes:
-            raise ModelError(f"{len(self.labels)} labels for {self.config.num_classes} classes; one label a class")
+            raise ModelError(
+                f"{len(self.labels)} labels for {self.config.num_classes} classes; one label a class"
+            )
         if broken := [label for label in self.labels if "\n" in label or "\r" in label]:
             raise ModelError(f"label {broken[0]!r} is not one line")
 
@@ -78,10 +90,18 @@ class Checkpoint:
 
     def with_head(self, classes: int, labels: Iterable[str] | None = None) -> Self:
         """With a new head of zeros for so many classes, as fine-tuning begins (section 3.2): a hidden layer before it goes too."""
-        config = replace(self.config, num_classes=classes, representation_size=0, projection=False, head_bias=True)
+        config = replace(
+            self.config, num_classes=classes, representation_size=0, projection=False, head_bias=True
+        )
         kept = {name: tensor for name, tensor in self.state.items() if name.partition(".")[0] not in HEAD}
-        head = {"head.weight": torch.zeros(classes, config.embedding_dim), "head.bias": torch.zeros(classes)} if classes else {}
-        return type(self)(config, self.preprocessing, tuple(labels) if labels else None, kept | head, dict(self.extra))
+        head = (
+            {"head.weight": torch.zeros(classes, config.embedding_dim), "head.bias": torch.zeros(classes)}
+            if classes
+            else {}
+        )
+        return type(self)(
+            config, self.preprocessing, tuple(labels) if labels else None, kept | head, dict(self.extra)
+        )
 
     def to_bytes(self) -> bytes:
         """One safetensors file with everything else in its metadata, so that it travels as one buffer."""
@@ -116,7 +136,9 @@ def _savable(state: State) -> State:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def random(config: ViTConfig, preprocessing: Preprocessing, seed: int, labels: Iterable[str] | None = None) -> Checkpoint:
+def random(
+    config: ViTConfig, preprocessing: Preprocessing, seed: int, labels: Iterable[str] | None = None
+) -> Checkpoint:
     """An untrained model: the same seed gives the same weights, and torch's own random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -169,7 +191,9 @@ def load_folder(path: str | Path) -> Checkpoint:
         raise ModelError(f"{where} cannot be used: {first_line(error)}") from error
     weights = folder / "model.safetensors"
     state = fit(config, load_weights(weights), weights)
-    return Checkpoint(config, preprocessing, _read_labels(folder / "labels.txt"), state, about.get("extra", {}))
+    return Checkpoint(
+        config, preprocessing, _read_labels(folder / "labels.txt"), state, about.get("extra", {})
+    )
 
 
 def _read_labels(path: Path) -> tuple[str, ...] | None:
@@ -195,7 +219,9 @@ def load_weights(path: str | Path) -> State:
         ModelError: no such file, another format, or a file that holds anything but named tensors.
     """
     path = Path(path)
-    readers = {".safetensors": safetensors.torch.load_file, ".npz": _load_npz} | dict.fromkeys((".pth", ".pt", ".bin"), _load_torch)
+    readers = {".safetensors": safetensors.torch.load_file, ".npz": _load_npz} | dict.fromkeys(
+        (".pth", ".pt", ".bin"), _load_torch
+    )
     if path.suffix not in readers:
         raise ModelError(f"{path}: weights must be a file that ends in {', '.join(readers)}")
     if not path.is_file():
@@ -204,7 +230,9 @@ def load_weights(path: str | Path) -> State:
         state = readers[path.suffix](path)
     except RuntimeError as error:
         if "TorchScript" in str(error):
-            raise ModelError(f"{path} is a TorchScript archive, which holds code; save its state_dict alone") from error
+            raise ModelError(
+                f"{path} is a TorchScript archive, which holds code; save its state_dict alone"
+            ) from error
         raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -245,7 +273,11 @@ def _load_npz(path: Path) -> State:
         for name in arrays.files:
             array = arrays[name]
             bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2
-            state[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if bfloat16 else torch.from_numpy(array)
+            state[name] = (
+                torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+                if bfloat16
+                else torch.from_numpy(array)
+            )
     return state
 
 
@@ -303,13 +335,15 @@ def _some(what: str, items: list[str]) -> str | None:
 
 def timm_config(name: str) -> ViTConfig:
     """The config of a timm model, without its weights."""
-    from vit_model import timm_models
+    from wordsworth.vit_model.foreign import timm as timm_models
 
     return timm_models.config(name)
 
 
-def from_timm(name: str, weights: str | Path | None = None, image_size: int | tuple[int, int] | None = None) -> Checkpoint:
-    """A plain ViT of timm's: see `vit_model.timm_models`, which is imported only when it is asked for."""
-    from vit_model import timm_models
+def from_timm(
+    name: str, weights: str | Path | None = None, image_size: int | tuple[int, int] | None = None
+) -> Checkpoint:
+    """A plain ViT of timm's: see `wordsworth.vit_model.foreign.timm`, which is imported only when it is asked for."""
+    from wordsworth.vit_model.foreign import timm as timm_models
 
     return timm_models.from_timm(name, weights, image_size)

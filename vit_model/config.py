@@ -84,7 +84,9 @@ class ViTConfig:
     num_classes: int = 1000  # 0: no head, the model gives embeddings only
     gelu: str = "exact"  # "exact" (timm, DeiT) | "tanh" (Google's JAX code) | "quick" (OpenAI CLIP)
     norm_eps: float = 1e-6
-    class_position: bool = True  # the learned 1-D table has a row for [class]; else N rows, of the patches only
+    class_position: bool = (
+        True  # the learned 1-D table has a row for [class]; else N rows, of the patches only
+    )
 
     resnet: tuple[int, ...] | None = None  # a hybrid's stem: bottlenecks a stage; () is the root alone
     class_token: bool = True
@@ -102,7 +104,9 @@ class ViTConfig:
     pool: str = "token"
     pool_norm: bool = False  # the final norm comes after pooling (timm's fc_norm), not before
     representation_size: int = 0  # hidden layer of the pre-training head, with tanh; 0: there is none
-    projection: bool = False  # that layer is a matrix and nothing else: CLIP's way into the space it shares with texts
+    projection: bool = (
+        False  # that layer is a matrix and nothing else: CLIP's way into the space it shares with texts
+    )
     head_bias: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; it grows linearly over the depth
@@ -129,7 +133,9 @@ class ViTConfig:
                 raise ModelError(f"{name} is {value!r}; it must be a positive whole number")
         for name in ("num_classes", "registers", "representation_size"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be 0 (there is none) or a positive whole number")
+                raise ModelError(
+                    f"{name} is {getattr(self, name)!r}; it must be 0 (there is none) or a positive whole number"
+                )
         for name in [f.name for f in fields(self) if f.type is bool]:
             if type(getattr(self, name)) is not bool:
                 raise ModelError(f"{name} is {getattr(self, name)!r}; it must be true or false")
@@ -143,22 +149,34 @@ class ViTConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)!r}; it must be at least 0 and below 1")
         if any(side % self.patch_size for side in self.image_size):
-            raise ModelError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise ModelError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
         if self.width % self.heads:
             raise ModelError(f"width {self.width} is not a multiple of heads {self.heads}")
 
     def _check_parts(self) -> None:
         if self.pool == "token" and not self.class_token:
-            raise ModelError("pool is 'token' but class_token is false; pool 'avg' or 'map' needs no class token")
-        if self.pool == "distilled" and not (self.class_token and self.registers and not self.representation_size):
-            raise ModelError("pool 'distilled' needs a class token, a register and no hidden layer in the head")
+            raise ModelError(
+                "pool is 'token' but class_token is false; pool 'avg' or 'map' needs no class token"
+            )
+        if self.pool == "distilled" and not (
+            self.class_token and self.registers and not self.representation_size
+        ):
+            raise ModelError(
+                "pool 'distilled' needs a class token, a register and no hidden layer in the head"
+            )
         if self.projection and not self.representation_size:
             raise ModelError("projection is true but representation_size, its width, is 0")
         divisor = {"learned-2d": 2, "sincos-2d": 4, "sincos-2d-mae": 4}.get(self.position, 1)
         if self.width % divisor:
-            raise ModelError(f"width {self.width} is not a multiple of {divisor}, which position {self.position!r} needs")
+            raise ModelError(
+                f"width {self.width} is not a multiple of {divisor}, which position {self.position!r} needs"
+            )
         if self.patch_size % self.stem_stride:
-            raise ModelError(f"patch_size {self.patch_size} is not a multiple of {self.stem_stride}, the stride of the resnet")
+            raise ModelError(
+                f"patch_size {self.patch_size} is not a multiple of {self.stem_stride}, the stride of the resnet"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -213,7 +231,13 @@ class ViTConfig:
 
 
 OPTIONS = {f.name: f.default for f in fields(ViTConfig)[10:]}
-CHOICES = {"gelu": GELUS, "position": POSITIONS, "position_at": POSITIONS_AT, "pos_interp": POS_INTERP, "pool": POOLS}
+CHOICES = {
+    "gelu": GELUS,
+    "position": POSITIONS,
+    "position_at": POSITIONS_AT,
+    "pos_interp": POS_INTERP,
+    "pool": POOLS,
+}
 
 
 @dataclass(frozen=True)
@@ -288,7 +312,9 @@ def num_params(config: ViTConfig) -> int:
     """How many parameters the model has."""
     d, m, d_h = config.width, config.mlp_dim, config.width // config.heads
     embedding = _patch_embed_inputs(config) * d + config.patch_bias * d
-    embedding += sum(kernel * kernel * i * o + 2 * o for i, o, kernel, _ in _stem_convolutions(config))  # and GroupNorm
+    embedding += sum(
+        kernel * kernel * i * o + 2 * o for i, o, kernel, _ in _stem_convolutions(config)
+    )  # and GroupNorm
     embedding += config.num_prefix * d + _position_numbers(config) + 2 * d * config.norm_pre
     attention = 4 * d * d + 3 * d * config.qkv_bias + d + 4 * d_h * config.qk_norm
     mlp = 2 * d * m + m + d
@@ -296,7 +322,9 @@ def num_params(config: ViTConfig) -> int:
     pool = (d + 4 * d * d + 4 * d + 2 * d + mlp) if config.pool == "map" else 0
     e, r = config.embedding_dim, config.representation_size
     hidden = (d + (not config.projection)) * r
-    return embedding + config.depth * block + 2 * d + pool + hidden + (e + config.head_bias) * config.num_classes
+    return (
+        embedding + config.depth * block + 2 * d + pool + hidden + (e + config.head_bias) * config.num_classes
+    )
 
 
 def _position_numbers(config: ViTConfig) -> int:
@@ -312,7 +340,9 @@ def macs(config: ViTConfig) -> int:
     d, m, n, tokens = config.width, config.mlp_dim, config.num_patches, config.num_patches + config.num_prefix
     area = config.image_size[0] * config.image_size[1]
     embedding = n * _patch_embed_inputs(config) * d
-    embedding += sum(kernel * kernel * i * o * area // stride**2 for i, o, kernel, stride in _stem_convolutions(config))
+    embedding += sum(
+        kernel * kernel * i * o * area // stride**2 for i, o, kernel, stride in _stem_convolutions(config)
+    )
     block = tokens * (4 * d * d + 2 * d * m) + 2 * tokens * tokens * d
     pool = (2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * m) if config.pool == "map" else 0
     head = d * config.representation_size + config.embedding_dim * config.num_classes

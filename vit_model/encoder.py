@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ViTConfig
+from wordsworth.vit_model.config import ViTConfig
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,9 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, config.qkv_bias)  # U_qkv of all heads: [q; k; v] x heads x D_h rows
+        self.qkv = nn.Linear(
+            config.width, 3 * config.width, config.qkv_bias
+        )  # U_qkv of all heads: [q; k; v] x heads x D_h rows
         d_h = config.width // config.heads
         self.q_norm = nn.LayerNorm(d_h, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(d_h, config.norm_eps) if config.qk_norm else nn.Identity()
@@ -177,7 +179,9 @@ class AttentionPool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, D) -> (B, D)"""
         B, N, D = x.shape
-        q = self.q(self.latent).expand(B, -1, -1).reshape(B, 1, self.heads, D // self.heads)  # (B, 1, heads, D_h)
+        q = (
+            self.q(self.latent).expand(B, -1, -1).reshape(B, 1, self.heads, D // self.heads)
+        )  # (B, 1, heads, D_h)
         k, v = self.kv(x).reshape(B, N, 2, self.heads, D // self.heads).unbind(2)  # each (B, N, heads, D_h)
         heads = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))  # (B, heads, 1, D_h)
         y = self.proj(heads.reshape(B, D))  # (B, D)

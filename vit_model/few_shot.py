@@ -108,11 +108,19 @@ def few_shot_accuracy(
     """
     x, labels = _checked(train_features, train_labels)
     x_test, labels_test = _checked(test_features, test_labels)
-    return {k: [_accuracy(x, labels, x_test, labels_test, draw(labels, k, seed), l2) for seed in seeds] for k in shots}
+    return {
+        k: [_accuracy(x, labels, x_test, labels_test, draw(labels, k, seed), l2) for seed in seeds]
+        for k in shots
+    }
 
 
 def _accuracy(
-    x: torch.Tensor, labels: torch.Tensor, x_test: torch.Tensor, labels_test: torch.Tensor, rows: np.ndarray, l2: float
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    x_test: torch.Tensor,
+    labels_test: torch.Tensor,
+    rows: np.ndarray,
+    l2: float,
 ) -> float:
     probe = fit_probe(x[rows], labels[rows], l2)
     return (probe.predict(x_test) == labels_test).double().mean().item()
@@ -125,7 +133,9 @@ def _matrix(features: Features) -> torch.Tensor:
 def _checked(features: Features, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
     x, labels = _matrix(features), torch.as_tensor(labels).detach().cpu()
     if x.ndim != 2 or labels.shape != x.shape[:1] or not len(x):
-        raise ValueError(f"features {tuple(x.shape)} and labels {tuple(labels.shape)}; they must be (N, D) and (N,), N above 0")
+        raise ValueError(
+            f"features {tuple(x.shape)} and labels {tuple(labels.shape)}; they must be (N, D) and (N,), N above 0"
+        )
     bad = (~x.isfinite()).any(1).nonzero()
     if len(bad):
         raise ValueError(f"features of row {bad[0].item()} are not finite")

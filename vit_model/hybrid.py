@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ViTConfig
-from vit_model.encoder import lecun_normal_
-from vit_model.patches import unpatchify
+from wordsworth.vit_model.config import ViTConfig
+from wordsworth.vit_model.encoder import lecun_normal_
+from wordsworth.vit_model.patches import unpatchify
 
 STD_EPS = 1e-5  # beside the standard deviation, as in JAX; timm puts 1e-8 beside the variance: logits move by about 1e-4
 NORM_EPS = 1e-6  # flax's; timm has 1e-5
@@ -84,7 +84,9 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, out: int, stride: int):
         super().__init__()
         inner = out // 4
-        self.downsample = Downsample(channels, out, stride) if (channels, stride) != (out, 1) else nn.Identity()
+        self.downsample = (
+            Downsample(channels, out, stride) if (channels, stride) != (out, 1) else nn.Identity()
+        )
         self.conv1, self.norm1 = StdConv(channels, inner, 1), group_norm(inner)
         self.conv2, self.norm2 = StdConv(inner, inner, 3, stride), group_norm(inner)
         self.conv3, self.norm3 = StdConv(inner, out, 1), group_norm(out)
@@ -159,6 +161,8 @@ def fold_std_convs(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, StdConv):
-                folded = SameConv(child.in_channels, child.out_channels, child.kernel_size[0], child.stride[0])
+                folded = SameConv(
+                    child.in_channels, child.out_channels, child.kernel_size[0], child.stride[0]
+                )
                 folded.weight = nn.Parameter(child.kernel().detach(), requires_grad=False)
                 setattr(module, name, folded)

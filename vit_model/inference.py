@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ModelError, Preprocessing
-from vit_model.encoder import LayerScale
-from vit_model.hybrid import HybridEmbed, fold_std_convs
-from vit_model.model import VisionTransformer
+from wordsworth.vit_model.config import ModelError, Preprocessing
+from wordsworth.vit_model.encoder import LayerScale
+from wordsworth.vit_model.hybrid import HybridEmbed, fold_std_convs
+from wordsworth.vit_model.model import VisionTransformer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86, x86, ARM: as torch.cpu.get_capabilities names them
@@ -33,7 +33,9 @@ def resolve_precision(precision: str, device: str | torch.device) -> str:
 
 def _has_bf16(device_type: str) -> bool:
     if device_type != "cpu":
-        supported = getattr(torch.get_device_module(device_type), "is_bf16_supported", None)  # not every device has the question
+        supported = getattr(
+            torch.get_device_module(device_type), "is_bf16_supported", None
+        )  # not every device has the question
         return supported is not None and supported(including_emulation=False)
     if hasattr(torch.cpu, "get_capabilities"):  # older torch has no public call for it
         return any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ViTConfig
-from vit_model.encoder import AttentionPool, Block, lecun_normal_
-from vit_model.hybrid import HybridEmbed
-from vit_model.patches import patchify
-from vit_model.position import learned_tables, positions
+from wordsworth.vit_model.config import ViTConfig
+from wordsworth.vit_model.encoder import AttentionPool, Block, lecun_normal_
+from wordsworth.vit_model.hybrid import HybridEmbed
+from wordsworth.vit_model.patches import patchify
+from wordsworth.vit_model.position import learned_tables, positions
 
 
 class PatchEmbed(nn.Module):
@@ -23,7 +23,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.patch_size = config.patch_size
-        self.proj = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=config.patch_bias)  # (D, 3, P, P)
+        self.proj = nn.Conv2d(
+            3, config.width, config.patch_size, config.patch_size, bias=config.patch_bias
+        )  # (D, 3, P, P)
 
     def init_weights(self) -> None:
         lecun_normal_(self.proj.weight)
@@ -34,7 +36,9 @@ class PatchEmbed(nn.Module):
         """Normalised floats, either images (B, 3, H, W) or their patches (B, N, P*P*3) -> (B, N, D)."""
         if x.ndim == 4:
             x = patchify(x.permute(0, 2, 3, 1), self.patch_size)  # (B, N, P*P*3)
-        kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, P*P*3), channels fastest as in the patches
+        kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(
+            1
+        )  # (D, P*P*3), channels fastest as in the patches
         return F.linear(x, kernel, self.proj.bias)
 
 
@@ -67,7 +71,9 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config) if config.resnet is None else HybridEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
-        self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
+        self.reg_token = (
+            nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
+        )
         self.pos_embed = learned_tables(config)
         self.pos_drop = nn.Dropout(config.dropout)
         self.norm_pre = self._norm(config.norm_pre)
@@ -76,8 +82,14 @@ class VisionTransformer(nn.Module):
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
         self.fc_norm = self._norm(config.pool_norm)
         self.pre_logits = PreLogits(config) if config.representation_size else nn.Identity()
-        self.head = nn.Linear(config.embedding_dim, config.num_classes, config.head_bias) if config.num_classes else nn.Identity()
-        if not self.patch_embed.proj.weight.is_meta:  # there is nothing to fill, and a normal_ on meta imports 900 modules: seconds
+        self.head = (
+            nn.Linear(config.embedding_dim, config.num_classes, config.head_bias)
+            if config.num_classes
+            else nn.Identity()
+        )
+        if (
+            not self.patch_embed.proj.weight.is_meta
+        ):  # there is nothing to fill, and a normal_ on meta imports 900 modules: seconds
             self.init_weights()
 
     def _norm(self, wanted: bool) -> nn.Module:
@@ -115,11 +127,15 @@ class VisionTransformer(nn.Module):
 
     def replace_head(self, num_classes: int) -> None:
         """For fine-tuning: the whole head goes, and one linear layer that starts at zero comes (appendix B.1.1)."""
-        self.config = replace(self.config, num_classes=num_classes, representation_size=0, projection=False, head_bias=True)
+        self.config = replace(
+            self.config, num_classes=num_classes, representation_size=0, projection=False, head_bias=True
+        )
         like = self.patch_embed.proj.weight
         self.pre_logits, self.head = nn.Identity(), nn.Identity()
         if num_classes:
-            self.head = nn.Linear(self.config.embedding_dim, num_classes, device=like.device, dtype=like.dtype)
+            self.head = nn.Linear(
+                self.config.embedding_dim, num_classes, device=like.device, dtype=like.dtype
+            )
         self._init_head()
 
     @property
@@ -129,7 +145,11 @@ class VisionTransformer(nn.Module):
 
     def prepend(self, patches: torch.Tensor) -> torch.Tensor:
         """z_0 = [x_class; registers; patches] + E_pos (Eq. 1): (B, N, D) -> (B, T, D)."""
-        prefix = [token.expand(len(patches), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [
+            token.expand(len(patches), -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
         z = torch.cat([*prefix, patches], dim=1) + positions(self.config, self.pos_embed, like=patches)
         return self.norm_pre(self.pos_drop(z))
 

@@ -20,16 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ModelError, ViTConfig
-from vit_model.encoder import Block
-from vit_model.model import VisionTransformer
-from vit_model.position import sincos_2d
+from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.encoder import Block
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.position import sincos_2d
 
 Outcome = tuple[torch.Tensor, dict[str, torch.Tensor]]  # the loss and the metrics
 
 LOSSES = ("softmax", "sigmoid")
 COLOURS = 512  # 3 bits for each of red, green and blue
-CELLS = {"mean_colour": 1, "colours_4x4": 4}  # parts of a patch, along one side, whose mean colours are predicted
+CELLS = {
+    "mean_colour": 1,
+    "colours_4x4": 4,
+}  # parts of a patch, along one side, whose mean colours are predicted
 TARGETS = (*CELLS, "pixels")
 ALONE = {"num_classes": (0,), "representation_size": (0,), "pool": ("token", "avg"), "pool_norm": (False,)}
 
@@ -93,7 +96,9 @@ class MaskedPatchPrediction(nn.Module):
         _check_maskable(encoder, "masked patch prediction")
         config = encoder.config
         if config.patch_size % CELLS.get(target, 1):
-            raise ModelError(f"target {target!r} needs a patch_size that 4 divides; it is {config.patch_size}")
+            raise ModelError(
+                f"target {target!r} needs a patch_size that 4 divides; it is {config.patch_size}"
+            )
         self.encoder, self.target = encoder, target
         self.count = _count(round(share * config.num_patches), share, config.num_patches)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
@@ -149,7 +154,14 @@ class MaskedAutoencoder(nn.Module):
         ModelError: an encoder, a share or a decoder that does not fit.
     """
 
-    def __init__(self, encoder: VisionTransformer, share: float = 0.75, width: int = 512, depth: int = 8, heads: int = 16):
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        share: float = 0.75,
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+    ):
         super().__init__()
         _check_maskable(encoder, "a masked autoencoder")
         config = encoder.config
@@ -168,7 +180,9 @@ class MaskedAutoencoder(nn.Module):
         """(B, N, P*P*3) -> the loss; metrics: explained (share of the targets' variance)."""
         order = random_order(patches, generator)  # (B, N): the visible patches, then the masked ones
         visible, masked = order.tensor_split([self.visible], dim=1)  # (B, V), (B, M)
-        painted = self.decoder(self.encode_visible(patches, visible), restore=order.argsort(dim=1))  # (B, N, P*P*3)
+        painted = self.decoder(
+            self.encode_visible(patches, visible), restore=order.argsort(dim=1)
+        )  # (B, N, P*P*3)
         return self.score(painted, patches, masked)
 
     def encode_visible(self, patches: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -188,7 +202,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ViTConfig, latent_width: int, prefix: int):
         super().__init__()
         if config.width % 4:
-            raise ModelError(f"the decoder's width is {config.width}; sines and cosines of x and y need a multiple of 4")
+            raise ModelError(
+                f"the decoder's width is {config.width}; sines and cosines of x and y need a multiple of 4"
+            )
         self.config, self.prefix = config, prefix
         self.embed = nn.Linear(latent_width, config.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
@@ -209,14 +225,18 @@ class Decoder(nn.Module):
             block.init_weights()
         self.norm.reset_parameters()
         positions = sincos_2d(self.config.grid, self.config.width, mae=True)  # (1, N, width)
-        self.positions.copy_(F.pad(positions, (0, 0, self.prefix, 0)))  # zero rows for [class] and the registers
+        self.positions.copy_(
+            F.pad(positions, (0, 0, self.prefix, 0))
+        )  # zero rows for [class] and the registers
 
     def forward(self, latent: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
         """(B, prefix+V, D), and for each place its number among visible and masked, (B, N) -> (B, N, P*P*3)."""
         x = self.embed(latent)
         holes = restore.shape[1] + self.prefix - x.shape[1]
         masks = self.mask_token.to(x.dtype).expand(len(x), holes, -1)
-        patches = take(torch.cat([x[:, self.prefix :], masks], dim=1), restore)  # (B, N, width), in raster order
+        patches = take(
+            torch.cat([x[:, self.prefix :], masks], dim=1), restore
+        )  # (B, N, width), in raster order
         x = torch.cat([x[:, : self.prefix], patches], dim=1) + self.positions
         return self.predict(self.norm(self.blocks(x))[:, self.prefix :])
 
@@ -253,7 +273,9 @@ def colour_classes(pixels: torch.Tensor, cells: int = 1) -> torch.Tensor:
     side = math.isqrt(pixels.shape[-1] // 3) // cells
     parts = pixels.reshape(*pixels.shape[:-1], cells, side, cells, side, 3)
     white = side * side * (1 if pixels.is_floating_point() else 255)
-    levels = (8 * parts.sum((-4, -2))).div(white, rounding_mode="floor").clamp(0, 7).long()  # (..., cells, cells, 3)
+    levels = (
+        (8 * parts.sum((-4, -2))).div(white, rounding_mode="floor").clamp(0, 7).long()
+    )  # (..., cells, cells, 3)
     red, green, blue = levels.unbind(-1)
     return (64 * red + 8 * green + blue).flatten(-2)
 
@@ -284,7 +306,9 @@ def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
 
 def _count(count: int, share: float, most: int) -> int:
     if not 1 <= count <= most:
-        raise ModelError(f"share is {share!r}, which masks {count} patches of an image; it must be 1 to {most}")
+        raise ModelError(
+            f"share is {share!r}, which masks {count} patches of an image; it must be 1 to {most}"
+        )
     return count
 
 
@@ -293,6 +317,10 @@ def _check_maskable(encoder: VisionTransformer, what: str) -> None:
     for name, fitting in ALONE.items():
         if (value := getattr(encoder.config, name)) not in fitting:
             one_of = " or ".join(map(repr, fitting))
-            raise ModelError(f"{what} trains the encoder alone: {name} must be {one_of} in its config, it is {value!r}")
+            raise ModelError(
+                f"{what} trains the encoder alone: {name} must be {one_of} in its config, it is {value!r}"
+            )
     if encoder.config.resnet is not None:
-        raise ModelError(f"{what} needs patches that are embedded one by one: a hybrid's ResNet looks into the masked ones")
+        raise ModelError(
+            f"{what} needs patches that are embedded one by one: a hybrid's ResNet looks into the masked ones"
+        )

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from vit_model.config import ModelError
-from vit_model.encoder import Block
+from wordsworth.vit_model.config import ModelError
+from wordsworth.vit_model.encoder import Block
 
 PARAM_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -49,7 +49,9 @@ def parallelize(
     if precision not in PARAM_DTYPES:
         raise ModelError(f"precision is {precision!r}; it must be one of {', '.join(PARAM_DTYPES)}")
     if mesh is None and precision != "fp32":
-        raise ModelError(f"precision {precision!r} is a policy of sharding and needs a mesh; in one process use torch.autocast")
+        raise ModelError(
+            f"precision {precision!r} is a policy of sharding and needs a mesh; in one process use torch.autocast"
+        )
     if activation_checkpointing:
         for block in _blocks(model):
             block.forward = MethodType(_recomputed, block)  # a wrapper module would rename the parameters
@@ -72,7 +74,9 @@ def _recomputed(block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
 def _compile_blocks(blocks: list[Block], backend: str) -> None:
     """Blocks that differ in a constant can share no graph, and with `fullgraph` the ninth would be an error."""
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 4 * len(blocks))  # training or not, with gradients or not
+    config.recompile_limit = max(
+        config.recompile_limit, 4 * len(blocks)
+    )  # training or not, with gradients or not
     for block in blocks:
         block.compile(backend=backend, fullgraph=True)
 
@@ -83,7 +87,9 @@ def _shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype | None) 
     policy = MixedPrecisionPolicy(param_dtype, reduce_dtype)
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype, reduce_dtype, output_dtype=reduce_dtype))
+    fully_shard(
+        model, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype, reduce_dtype, output_dtype=reduce_dtype)
+    )
 
 
 def gathered_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:

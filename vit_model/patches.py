@@ -18,7 +18,9 @@ def patchify(images: Array, patch_size: int) -> Array:
     p, rows, columns = patch_size, height // patch_size, width // patch_size
     if (rows * p, columns * p) != (height, width):
         raise ValueError(f"an image of {height} x {width} cannot be cut into patches of {p} x {p}")
-    cells = images.reshape(*batch, rows, p, columns, p, channels).swapaxes(-4, -3)  # (..., rows, columns, P, P, C)
+    cells = images.reshape(*batch, rows, p, columns, p, channels).swapaxes(
+        -4, -3
+    )  # (..., rows, columns, P, P, C)
     return cells.reshape(*batch, rows * columns, p * p * channels)
 
 
@@ -34,5 +36,7 @@ def unpatchify(patches: Array, grid: tuple[int, int], patch_size: int) -> Array:
     """
     *batch, _, numbers = patches.shape
     (rows, columns), p, channels = grid, patch_size, numbers // patch_size**2
-    cells = patches.reshape(*batch, rows, columns, p, p, channels).swapaxes(-4, -3)  # (..., rows, P, columns, P, C)
+    cells = patches.reshape(*batch, rows, columns, p, p, channels).swapaxes(
+        -4, -3
+    )  # (..., rows, P, columns, P, C)
     return cells.reshape(*batch, rows * p, columns * p, channels)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.config import ModelError, ViTConfig
 
 Tables = nn.Parameter | nn.ParameterDict | None
 
@@ -21,7 +21,9 @@ def learned_tables(config: ViTConfig) -> Tables:
         return nn.Parameter(torch.empty(tables, config.class_rows + config.num_patches, config.width))
     if config.position == "learned-2d":
         sides = {"y": config.grid[0], "x": config.grid[1]}
-        return nn.ParameterDict({name: torch.empty(tables, side, config.width // 2) for name, side in sides.items()})
+        return nn.ParameterDict(
+            {name: torch.empty(tables, side, config.width // 2) for name, side in sides.items()}
+        )
     return None
 
 
@@ -49,10 +51,14 @@ def positions(config: ViTConfig, tables: Tables, like: torch.Tensor, layer: int 
 def concatenated(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The 2-D embedding of Table 8, half of the width for each axis: (1, h, D/2) and (1, w, D/2) -> (1, h*w, D)."""
     h, w = y.shape[1], x.shape[1]
-    return torch.cat([x[:, None].expand(-1, h, -1, -1), y[:, :, None].expand(-1, -1, w, -1)], dim=-1).flatten(1, 2)
+    return torch.cat([x[:, None].expand(-1, h, -1, -1), y[:, :, None].expand(-1, -1, w, -1)], dim=-1).flatten(
+        1, 2
+    )
 
 
-def sincos_2d(grid: tuple[int, int], width: int, mae: bool = False, device: str | torch.device | None = None) -> torch.Tensor:
+def sincos_2d(
+    grid: tuple[int, int], width: int, mae: bool = False, device: str | torch.device | None = None
+) -> torch.Tensor:
     """[sin x, cos x, sin y, cos y] with omega_i = 10000^(-i / (D/4 - 1)), as MoCo-v3 and big_vision; / (D/4) in MAE.
 
     Computed anew whenever it is wanted: no state, so another image size needs nothing.
@@ -67,7 +73,11 @@ def sincos_2d(grid: tuple[int, int], width: int, mae: bool = False, device: str 
 
 
 def resample(
-    table: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], prefix: int, manner: str = "timm"
+    table: torch.Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    prefix: int,
+    manner: str = "timm",
 ) -> torch.Tensor:
     """2-D interpolation of a table "according to their location in the original image" (section 3.2).
 
@@ -118,4 +128,6 @@ def resampled(state: dict[str, torch.Tensor], old: ViTConfig, new: ViTConfig) ->
         "pos_embed.x": ((1, old.grid[1]), (1, new.grid[1])),
     }
     known = {name: grid for name, grid in grids.items() if name in state}
-    return {name: resample(state[name], *grid, old.class_rows, old.pos_interp) for name, grid in known.items()}
+    return {
+        name: resample(state[name], *grid, old.class_rows, old.pos_interp) for name, grid in known.items()
+    }

@@ -49,7 +49,9 @@ def main() -> None:
             scores += best.values.tolist()
             print(json.dumps({"at": time.perf_counter() - START, "images": len(keys)}), flush=True)
     options.out.mkdir(parents=True)
-    pq.write_table(pa.table({"key": keys, "labels": labels, "scores": scores}), options.out / "predictions.parquet")
+    pq.write_table(
+        pa.table({"key": keys, "labels": labels, "scores": scores}), options.out / "predictions.parquet"
+    )
 
 
 if __name__ == "__main__":

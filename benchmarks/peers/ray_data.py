@@ -19,7 +19,10 @@ def preprocess(batch: dict) -> dict:
     from PIL import Image
 
     transform = timm.data.create_transform((3, 224, 224), interpolation="bicubic", crop_pct=0.9)
-    return {"key": batch["__key__"], "image": np.stack([transform(Image.fromarray(image)).numpy() for image in batch["jpg"]])}
+    return {
+        "key": batch["__key__"],
+        "image": np.stack([transform(Image.fromarray(image)).numpy() for image in batch["jpg"]]),
+    }
 
 
 class Classify:
@@ -69,7 +72,9 @@ def main() -> None:
         )
         .write_parquet(str(options.out))
     )
-    lines = [line.split() for path in log.parent.glob(f"{log.name}-*") for line in path.read_text().splitlines()]
+    lines = [
+        line.split() for path in log.parent.glob(f"{log.name}-*") for line in path.read_text().splitlines()
+    ]
     done = 0
     for at, images in sorted((float(at), int(images)) for at, images in lines):
         done += images

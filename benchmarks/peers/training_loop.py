@@ -35,7 +35,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(param_groups_weight_decay(model, 0.1), lr=1e-4, fused=True)
     transform = v2.Compose(
         [
-            v2.RandomResizedCrop(224, (0.35, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomResizedCrop(
+                224, (0.35, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            ),
             v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
@@ -49,7 +51,9 @@ def main() -> None:
         .to_tuple("jpg", "cls")
         .map_tuple(transform, None)
     )
-    loader = torch.utils.data.DataLoader(dataset, options.batch_size, num_workers=options.workers, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        dataset, options.batch_size, num_workers=options.workers, drop_last=True
+    )
     images = 0
     for _ in range(options.epochs):
         for pixels, classes in loader:
@@ -60,7 +64,12 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             images += len(classes)
-            print(json.dumps({"at": time.perf_counter() - START, "images": images, "loss": float(loss.detach())}), flush=True)
+            print(
+                json.dumps(
+                    {"at": time.perf_counter() - START, "images": images, "loss": float(loss.detach())}
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

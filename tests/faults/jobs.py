@@ -13,29 +13,40 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.decode import DecodeSettings, decode_unit
-from pipeline.models import load_model
-from pipeline.reader import ReadSettings, read_units
-from pipeline.source import find_shards
-from pipeline.verify import verify
-from tests.builders import make_model, write_shards
 from tests.faults.machines import ENV
-from vit_model.inference import prepare
+from tests.support.builders import make_model, write_shards
+from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
+from wordsworth.pipeline.prediction.load_model import load_model
+from wordsworth.pipeline.sources.reader import ReadSettings, read_units
+from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.verification.verifier import verify
+from wordsworth.vit_model.inference import prepare
 
 UNIT_ROWS, TOP_K = 4, 5
 PACE = 0.5  # seconds, of one of several tasks
 AHEAD = 6  # units that a run may write beyond those that are waited for: what is done to it then does not come after its end
-PLUGIN = Path(__file__).with_name("plugin")  # goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers
+PLUGIN = Path(__file__).with_name(
+    "plugin"
+)  # goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers
 
 
 class Job:
     """One run folder over generated shards, labelled by a small ViT; decoding a unit takes PACE seconds, for a fault to meet it."""
 
-    def __init__(self, folder: Path, shards: int = 24, images: int = 8, armed: Path | None = None, out: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        shards: int = 24,
+        images: int = 8,
+        armed: Path | None = None,
+        out: Path | None = None,
+    ):
         self.folder, self.out = folder, out or folder / "out"
         self.source, self.armed = folder / "in", armed or folder / "armed"
         self.keys = write_shards(self.source, shards, images)
-        self.model = make_model(folder / "model", image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64)
+        self.model = make_model(
+            folder / "model", image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64
+        )
         self.units = shards * -(-images // UNIT_ROWS)
         self.armed.mkdir(exist_ok=True)
         self.log = folder / "log"
@@ -71,7 +82,17 @@ class Job:
     def start(self, address: str | None, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen:
         """The labeler's command, in a process of its own; what it says goes to `log`."""
         place = ["--address", address] if address else []
-        command = [sys.executable, "-m", "jobs", "label", str(self.source), "--output", str(self.out), "--model", str(self.model)]
+        command = [
+            sys.executable,
+            "-m",
+            "wordsworth",
+            "label",
+            str(self.source),
+            "--output",
+            str(self.out),
+            "--model",
+            str(self.model),
+        ]
         settings = ["--unit-rows", str(UNIT_ROWS), "--batch-size", str(UNIT_ROWS), "--precision", "fp32"]
         with open(self.log, "ab") as log:
             log.write(f"---- {' '.join(more)}\n".encode())
@@ -106,7 +127,9 @@ class Job:
             assert process.poll() is None, (
                 f"the job ended with {process.returncode} at {self.written()} units: {self.said()[-3000:]}"
             )
-            assert time.monotonic() < deadline, f"{self.written()} of {units} units after {seconds} s: {self.said()[-3000:]}"
+            assert time.monotonic() < deadline, (
+                f"{self.written()} of {units} units after {seconds} s: {self.said()[-3000:]}"
+            )
             time.sleep(0.02)
 
     def finish(self, process: subprocess.Popen, seconds: float = 300) -> int:
@@ -126,7 +149,9 @@ class Job:
         """Key, best classes and their scores of every row of an undisturbed run, by shard and index: without Ray, unit by unit."""
         checkpoint = load_model(str(self.model))
         model = prepare(checkpoint.model(), checkpoint.preprocessing, "fp32", "cpu")
-        settings = DecodeSettings(checkpoint.preprocessing, checkpoint.config.image_size, checkpoint.config.patch_size)
+        settings = DecodeSettings(
+            checkpoint.preprocessing, checkpoint.config.image_size, checkpoint.config.patch_size
+        )
         found = {}
         for shard in find_shards([str(self.source)], None, ("jpg",)).shards:
             for unit in read_units(shard, ReadSettings(UNIT_ROWS, image_keys=("jpg",))):
@@ -169,7 +194,10 @@ def _agrees(row: dict, expected: tuple[str, list[int], list[float]] | None) -> b
         return False
     key, ids, scores = expected
     same = (row["key"], row["label_id"], [entry["label_id"] for entry in row["topk"]]) == (key, ids[0], ids)
-    return same and max(abs(entry["score"] - score) for entry, score in zip(row["topk"], scores, strict=True)) < 1e-5
+    return (
+        same
+        and max(abs(entry["score"] - score) for entry, score in zip(row["topk"], scores, strict=True)) < 1e-5
+    )
 
 
 def fault_env(armed: Path) -> dict[str, str]:

@@ -18,7 +18,12 @@ from typing import Any
 import psutil
 
 TOKEN = "0" * 64
-ENV = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+ENV = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 NODE = {"num_cpus": 2, "memory": 1700 << 20, "object_store_memory": 150 << 20}
 
 
@@ -118,7 +123,7 @@ class _Holder:
         self.cluster = Cluster()
 
     def _machine(self, **arguments: Any) -> Any:
-        from pipeline.cluster import without_services
+        from wordsworth.pipeline.cluster.session import without_services
 
         with without_services():
             return self.cluster.add_node(**arguments)
@@ -137,7 +142,9 @@ class _Holder:
         from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
         reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        accepted, _ = GcsClient(address=self.cluster.address).drain_node(id, reason, "", int((time.time() + seconds) * 1000))
+        accepted, _ = GcsClient(address=self.cluster.address).drain_node(
+            id, reason, "", int((time.time() + seconds) * 1000)
+        )
         return {"accepted": accepted}
 
 

@@ -21,12 +21,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output import RunFolder
-from pipeline.storage import open_filesystem
-from pipeline.verify import verify
 from tests.faults.servers import Backend
 from tests.faults.worker import EXITED, ON_A_DISK, ON_A_STORE, UNIT_ROWS, Fate, Job, work
-from tests.pipeline.runs import finish, pictures, write_tar
+from tests.support.runs import finish, pictures, write_tar
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.storage.filesystem import open_filesystem
+from wordsworth.pipeline.verification.verifier import verify
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = "outside"  # a SIGKILL that comes at no point, but at any moment
@@ -94,7 +94,15 @@ def run_rounds(
             source = _source(backend, f"{root}/in", place, shards, dice)
             job = Job(f"{root}/out", source, backend.options, deed=deed, short=short, pace=pace)
             clean = _undisturbed(Job(str(place / "clean"), source), backend)
-            _round(result, job, backend, clean, _fates(dice, _points(backend, deed), processes, lives), place, dice)
+            _round(
+                result,
+                job,
+                backend,
+                clean,
+                _fates(dice, _points(backend, deed), processes, lives),
+                place,
+                dice,
+            )
     result.seconds = time.monotonic() - start
     return result
 
@@ -114,7 +122,11 @@ def _source(backend: Backend, uri: str, place: Path, shards: int, dice: random.R
 def _undisturbed(job: Job, backend: Backend) -> dict[tuple, dict]:
     """The rows of a run that one worker makes in this process, on this disk; the source is the same."""
     work(Job(job.output, job.source, backend.direct))
-    return {(row["shard"], row["index"]): row for path in Path(job.output, "predictions").iterdir() for row in _rows_of(path)}
+    return {
+        (row["shard"], row["index"]): row
+        for path in Path(job.output, "predictions").iterdir()
+        for row in _rows_of(path)
+    }
 
 
 def _rows_of(path: Path) -> list[dict]:
@@ -137,7 +149,8 @@ def _fates(dice: random.Random, points: list[str], processes: int, lives: int) -
         deck += dice.sample(points, len(points))
     deal = iter(deck)
     return [
-        [*(Fate(next(deal), dice.randrange(1, 3), dice.random() < 0.5) for _ in range(lives - 1)), None] for _ in range(processes)
+        [*(Fate(next(deal), dice.randrange(1, 3), dice.random() < 0.5) for _ in range(lives - 1)), None]
+        for _ in range(processes)
     ]
 
 
@@ -293,7 +306,11 @@ class Watcher(threading.Thread):
 
     def __init__(self, output: str, backend: Backend, clean: dict[tuple, dict]):
         super().__init__(daemon=True)
-        self.run_folder, self.clean, self.pause = RunFolder(output, backend.direct), clean, 0.4 if backend.is_store else 0.02
+        self.run_folder, self.clean, self.pause = (
+            RunFolder(output, backend.direct),
+            clean,
+            0.4 if backend.is_store else 0.02,
+        )
         self.partial: set[str] = set()
         self.doubled: set[tuple] = set()
         self.differing: set[tuple] = set()
@@ -303,7 +320,9 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         took = 0.0
-        while not self.over.wait(max(self.pause, took)):  # not more than half of a core: the workers need theirs
+        while not self.over.wait(
+            max(self.pause, took)
+        ):  # not more than half of a core: the workers need theirs
             start = time.monotonic()
             self.look()
             took = time.monotonic() - start

@@ -107,7 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
             return answer.status, answer.getheaders(), answer.read()
 
     def _refuse(self, status: int, code: str) -> None:
-        self._answer(status, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else ERROR.format(code).encode())
+        self._answer(
+            status,
+            [("Content-Type", "application/xml")],
+            b"" if self.command == "HEAD" else ERROR.format(code).encode(),
+        )
 
     def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
         self.send_response_only(status)

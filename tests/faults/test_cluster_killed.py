@@ -32,7 +32,7 @@ def test_killed_processes_and_machines_cost_no_row(cluster, job):
     chance, expected = random.Random(SEED), job.expected()
     first = job.start(cluster.address)
     job.wait_for(2, first)
-    kill(cluster, "decoder.py", chance=chance)
+    kill(cluster, "codec.py", chance=chance)
     kill(cluster, "decode_stage", "read_stage", chance=chance)
     for point in ("before-link", "after-link"):
         kill_writer(job, first, point)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.output import RunFolder
-from pipeline.storage import ObjectStream, open_filesystem, put_if_absent, replace
 from tests.faults import servers
 from tests.faults.protocol import run_rounds
 from tests.faults.proxy import Faults
 from tests.faults.servers import BUCKET, Backend, MissingServer, through
 from tests.faults.worker import ON_A_DISK
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.storage import filesystem as storage
+from wordsworth.pipeline.storage.filesystem import ObjectStream, open_filesystem, put_if_absent, replace
 
 DATA = bytes(range(251)) * 40
 
@@ -112,7 +112,9 @@ def test_a_store_that_fails_now_and_then_gets_exact_rows(request, server, faults
 def test_a_second_put_meets_the_first_although_a_listing_is_older_than_both(moto):
     fs, path = place(moto, "folder")
     fs.pipe_file(f"{path}/before", b"")
-    assert [name.rpartition("/")[2] for name in fs.ls(path, detail=False)] == ["before"]  # from now on the client knows the folder
+    assert [name.rpartition("/")[2] for name in fs.ls(path, detail=False)] == [
+        "before"
+    ]  # from now on the client knows the folder
     twin, _ = open_filesystem(f"s3://{path}", {**moto.options, "skip_instance_cache": True})
     assert put_if_absent(twin, f"{path}/object", DATA) is True
     assert put_if_absent(fs, f"{path}/object", b"other") is False
@@ -153,7 +155,9 @@ def test_a_put_that_is_forbidden_or_has_no_bucket_says_so_in_one_line(moto, writ
     ):
         write(*place(store, "object"), DATA)
     fs, _ = place(moto, "object")
-    with pytest.raises(UserError, match=r"cannot write s3://no-such-bucket/object: the bucket does not exist: create it"):
+    with pytest.raises(
+        UserError, match=r"cannot write s3://no-such-bucket/object: the bucket does not exist: create it"
+    ):
         write(fs, "no-such-bucket/object", DATA)
 
 
@@ -173,7 +177,11 @@ def test_every_byte_is_read_from_any_place_however_the_object_was_stored(store, 
 
 
 def test_checksums_that_are_not_required_stay_amazons_own(monkeypatch):
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", *(f"AWS_{name.upper()}" for name in storage.CHECKSUMS)):
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        *(f"AWS_{name.upper()}" for name in storage.CHECKSUMS),
+    ):
         monkeypatch.delenv(name, raising=False)
 
     def settings(**options):

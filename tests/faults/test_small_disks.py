@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 
-from pipeline.verify import verify
 from tests.faults.jobs import Job
 from tests.faults.scenarios import small_disks
+from wordsworth.pipeline.verification.verifier import verify
 
 
 def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path):
@@ -18,6 +18,10 @@ def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_ther
         except PermissionError as error:
             pytest.skip(str(error))
         job.check(expected, whole=False)
-        assert {fault.what for fault in verify(str(job.out)).faults} <= {"missing_unit", "missing_end", "not_finished"}
+        assert {fault.what for fault in verify(str(job.out)).faults} <= {
+            "missing_unit",
+            "missing_end",
+            "not_finished",
+        }
         assert job.finish(job.start(machine.address)) == 0, job.said()
         job.check(expected)

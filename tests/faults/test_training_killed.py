@@ -9,16 +9,40 @@ import pytest
 import torch
 
 from tests.faults.machines import machines
-from tests.pipeline.trainings import write_classes
-from vit_model.checkpoint import load_folder
+from tests.support.trainings import write_classes
+from wordsworth.vit_model.checkpoint import load_folder
 
-SIZE = ["--width", "128", "--depth", "4", "--heads", "4", "--patch-size", "8", "--image-size", "64", "--batch-size", "32"]
+SIZE = [
+    "--width",
+    "128",
+    "--depth",
+    "4",
+    "--heads",
+    "4",
+    "--patch-size",
+    "8",
+    "--image-size",
+    "64",
+    "--batch-size",
+    "32",
+]
 
 
 @pytest.mark.long  # a killed worker and a killed driver: test_training_resumed, test_pretrain
 def test_a_machine_that_dies_changes_no_bit_of_what_is_learnt(tmp_path):
     write_classes(tmp_path / "shards", shards=4, images=48)
-    command = [sys.executable, "-m", "jobs", "pretrain", str(tmp_path / "shards"), *SIZE, "--epochs", "60", "--save-every", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "wordsworth",
+        "pretrain",
+        str(tmp_path / "shards"),
+        *SIZE,
+        "--epochs",
+        "60",
+        "--save-every",
+        "4",
+    ]
 
     def start(name: str, cluster) -> subprocess.Popen:
         with open(tmp_path / f"{name}.log", "w") as log:
@@ -33,7 +57,11 @@ def test_a_machine_that_dies_changes_no_bit_of_what_is_learnt(tmp_path):
             assert again.poll() is None, (tmp_path / "again.log").read_text()
             time.sleep(0.05)
         trained = cluster.find("RayTrainWorker")
-        with_it = [node for node in cluster.nodes if trained.pid in {process.pid for process in cluster.machine(node)}]
+        with_it = [
+            node
+            for node in cluster.nodes
+            if trained.pid in {process.pid for process in cluster.machine(node)}
+        ]
         for node in with_it or cluster.nodes[:1]:
             cluster.kill_node(node)
         if not with_it:  # it trained beside the driver

@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import output, reader, tar
-from pipeline.listing import About, FrozenListing, open_shards
-from pipeline.output import RunFolder, commit
-from pipeline.reader import ReadSettings, read_stage
-from pipeline.rows import WriteSettings
-from pipeline.source import find_shards
-from pipeline.storage import is_local, open_filesystem
-from pipeline.unit import Unit
+from wordsworth.pipeline.output import run_folder as output
+from wordsworth.pipeline.output.frozen_listing import About, FrozenListing, open_shards
+from wordsworth.pipeline.output.prediction_rows import WriteSettings
+from wordsworth.pipeline.output.run_folder import RunFolder, commit
+from wordsworth.pipeline.sources import reader, tar
+from wordsworth.pipeline.sources.reader import ReadSettings, read_stage
+from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
+from wordsworth.pipeline.unit import Unit
 
 KEYS = ("jpg", "png")
 UNIT_ROWS = 4
@@ -177,7 +178,9 @@ def arm(job: Job, passing: Callable) -> None:
         fs.pipe_file = around(fs.pipe_file, passing, "appearing", "appeared")
         return
     sync, of_a_file = os.fsync, around(os.fsync, passing, "written", "synced")
-    os.fsync = lambda descriptor: (of_a_file if stat.S_ISREG(os.fstat(descriptor).st_mode) else sync)(descriptor)
+    os.fsync = lambda descriptor: (of_a_file if stat.S_ISREG(os.fstat(descriptor).st_mode) else sync)(
+        descriptor
+    )
     os.link = around(os.link, passing, "appearing", "appeared")
 
 
@@ -247,7 +250,12 @@ def trusting(job: Job, passing: Callable) -> None:
     tar.read_samples, reader.ObjectStream._read = until_it_ends, whatever
 
 
-DEEDS = {"honest": lambda job, passing: None, "random_names": random_names, "in_place": in_place, "trusting": trusting}
+DEEDS = {
+    "honest": lambda job, passing: None,
+    "random_names": random_names,
+    "in_place": in_place,
+    "trusting": trusting,
+}
 
 
 class NoPandas:
@@ -277,7 +285,9 @@ def main(text: str) -> None:
     say("go")
     work(job, say, passing)
     say("end")
-    os._exit(0)  # as Ray ends its workers: Arrow's threads now and then abort an interpreter that is torn down (apache/arrow#34314)
+    os._exit(
+        0
+    )  # as Ray ends its workers: Arrow's threads now and then abort an interpreter that is torn down (apache/arrow#34314)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from jobs.cli import COMMANDS, run
-from tests.builders import make_model, photo, write_shards, write_tar
+from tests.support.builders import make_model, photo, write_shards, write_tar
+from wordsworth.jobs.cli import COMMANDS, run
 
 LIGHT = """
 import sys
-from jobs.cli import run
+from wordsworth.jobs.cli import run
 try:
     run({arguments})
 except SystemExit:
@@ -24,9 +24,13 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"], ["pretrain", "--help"], ["verify", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["label", "--help"], ["pretrain", "--help"], ["verify", "--help"]]
+)
 def test_help_imports_neither_torch_nor_ray(arguments):
-    done = subprocess.run([sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Usage: wordsworth" in done.stdout
 
@@ -35,7 +39,9 @@ def test_help_names_every_command_and_every_module_runs_by_itself(wordsworth):
     text = wordsworth("--help").stdout
     for name in COMMANDS:
         assert f" {name} " in text
-        done = subprocess.run([sys.executable, "-m", f"jobs.{name}", "--help"], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"wordsworth.jobs.{name}", "--help"], capture_output=True, text=True
+        )
         assert done.returncode == 0 and f"Usage: wordsworth {name}" in done.stdout, done.stderr
 
 
@@ -53,23 +59,47 @@ def place(tmp_path_factory, small_model):
 
 MISTAKES = {
     "missing source": ("label {p}/nowhere --output {p}/o --model {p}/model", 1, "nothing found at"),
-    "empty source": ("label {p}/empty --output {p}/o --model {p}/model", 1, "no .tar shards, images or tables in"),
+    "empty source": (
+        "label {p}/empty --output {p}/o --model {p}/model",
+        1,
+        "no .tar shards, images or tables in",
+    ),
     "no images": ("label {p}/text --output {p}/o --model {p}/model", 1, "it holds 1 .txt"),
     "unknown model": ("label {p}/shards --output {p}/o --model nonesuch", 2, "unknown model nonesuch"),
-    "unknown timm model": ("label {p}/shards --output {p}/o --model timm:vit_tinny_patch16_224", 1, "vit_tiny_patch16_224"),
+    "unknown timm model": (
+        "label {p}/shards --output {p}/o --model timm:vit_tinny_patch16_224",
+        1,
+        "vit_tiny_patch16_224",
+    ),
     "no weights": ("label {p}/shards --output {p}/o --model S/16", 2, "--allow-random-weights"),
     "misfitting weights": (
         "label {p}/shards --output {p}/o --model S/16 --weights {p}/model/model.safetensors",
         2,
         "holds the weights of a model 32 wide and 2 deep with patches of 8, not of S/16",
     ),
-    "foreign output": ("label {p}/shards --output {p}/text --model {p}/model", 1, "is not empty and holds no run"),
+    "foreign output": (
+        "label {p}/shards --output {p}/text --model {p}/model",
+        1,
+        "is not empty and holds no run",
+    ),
     "forbidden scheme": ("label pipe:ls --output {p}/o --model {p}/model", 2, "cannot read pipe:ls"),
-    "option typo": ("label {p}/shards --output {p}/o --model {p}/model --precison fp32", 2, "Did you mean --precision?"),
+    "option typo": (
+        "label {p}/shards --output {p}/o --model {p}/model --precison fp32",
+        2,
+        "Did you mean --precision?",
+    ),
     "command typo": ("lable x", 2, 'Did you mean "label"?'),
     "nothing to label": ("label --output {p}/o --model {p}/model", 2, "SOURCES"),
-    "bad batch size": ("label {p}/shards --output {p}/o --model {p}/model --batch-size none", 2, "--batch-size none"),
-    "bad storage options": ("label {p}/shards --output {p}/o --model {p}/model --storage-options {{", 2, "no JSON"),
+    "bad batch size": (
+        "label {p}/shards --output {p}/o --model {p}/model --batch-size none",
+        2,
+        "--batch-size none",
+    ),
+    "bad storage options": (
+        "label {p}/shards --output {p}/o --model {p}/model --storage-options {{",
+        2,
+        "no JSON",
+    ),
     "no run to verify": ("verify {p}/shards", 1, "holds no run"),
     "no run to compact": ("compact {p}/shards", 1, "holds no run"),
     "bad target size": ("compact {p}/shards --target-size much", 2, "--target-size much"),
@@ -90,16 +120,26 @@ def test_a_mistake_gets_one_line_and_no_traceback(place, capsys, mistake):
 
 
 def test_debug_shows_the_traceback(place, wordsworth):
-    done = wordsworth("label", place / "nowhere", "--output", place / "o", "--model", place / "model", "--debug")
+    done = wordsworth(
+        "label", place / "nowhere", "--output", place / "o", "--model", place / "model", "--debug"
+    )
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["toml", pytest.param("yaml", marks=pytest.mark.long)])
 def test_a_config_file_gives_any_option_and_the_command_line_wins(place, tmp_path, wordsworth, kind):
     config = tmp_path / f"run.{kind}"
-    values = {"output": str(tmp_path / "out"), "model": str(place / "model"), "top_k": 4, "precision": "fp32", "json": True}
+    values = {
+        "output": str(tmp_path / "out"),
+        "model": str(place / "model"),
+        "top_k": 4,
+        "precision": "fp32",
+        "json": True,
+    }
     separator = " = " if kind == "toml" else ": "
-    config.write_text("\n".join(f"{name.replace('_', '-')}{separator}{json.dumps(value)}" for name, value in values.items()))
+    config.write_text(
+        "\n".join(f"{name.replace('_', '-')}{separator}{json.dumps(value)}" for name, value in values.items())
+    )
     done = wordsworth("label", place / "shards", "--config", config, "--top-k", 2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 8, "stdout is the JSON and nothing else"
@@ -109,7 +149,16 @@ def test_a_config_file_gives_any_option_and_the_command_line_wins(place, tmp_pat
 def test_a_typo_in_a_config_file_is_wrong_usage(place, tmp_path, wordsworth):
     config = tmp_path / "run.toml"
     config.write_text('modle = "x"\n')
-    done = wordsworth("label", place / "shards", "--output", tmp_path / "out", "--model", place / "model", "--config", config)
+    done = wordsworth(
+        "label",
+        place / "shards",
+        "--output",
+        tmp_path / "out",
+        "--model",
+        place / "model",
+        "--config",
+        config,
+    )
     assert done.returncode == 2 and "modle" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
@@ -125,9 +174,13 @@ def test_over_max_error_rate_exits_3_and_keeps_what_is_good(tmp_path, small_mode
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, wordsworth, name, code):
     write_shards(tmp_path / "shards", shards=12, images=8)
-    model = make_model(tmp_path / "slow", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)
+    model = make_model(
+        tmp_path / "slow", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768
+    )
     arguments = ["label", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--model", str(model)]
-    process = subprocess.Popen([sys.executable, "-m", "jobs", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wordsworth", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
     deadline = time.time() + 120
     while not list((tmp_path / "out").glob("predictions/*.parquet")) and time.time() < deadline:
         time.sleep(0.05)
@@ -143,6 +196,11 @@ def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, w
 
 def test_models_lists_what_the_paper_lists(wordsworth):
     rows = {row["variant"]: row for row in json.loads(wordsworth("models", "--json").stdout)}
-    assert (rows["B/16"]["layers"], rows["B/16"]["width"], rows["B/16"]["heads"], rows["B/16"]["mlp"]) == (12, 768, 12, 3072)
+    assert (rows["B/16"]["layers"], rows["B/16"]["width"], rows["B/16"]["heads"], rows["B/16"]["mlp"]) == (
+        12,
+        768,
+        12,
+        3072,
+    )
     assert [round(rows[name]["parameters"] / 1e6) for name in ("B/16", "L/16", "H/14")] == [87, 304, 632]
     assert abs(rows["B/16"]["gflops"] - 35.2) < 0.5

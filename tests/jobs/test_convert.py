@@ -6,14 +6,20 @@ import timm
 import torch
 import transformers
 
-from jobs.cli import run
-from tests.pipeline.hub import hub
-from tests.vit_model.parity import images
-from vit_model.checkpoint import load_folder, random, save_folder
-from vit_model.config import Preprocessing, ViTConfig
-from vit_model.convert import convert
+from tests.support.hub import hub
+from tests.support.parity import images
+from wordsworth.jobs.cli import run
+from wordsworth.vit_model.checkpoint import load_folder, random, save_folder
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.foreign.export import convert
 
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 @pytest.fixture
@@ -40,7 +46,13 @@ def command(capsys):
 
 
 def test_a_model_goes_through_every_form_and_comes_back_bit_identical(command, tmp_path, small):
-    chain = [("safetensors", "one.safetensors"), ("timm", "timm"), ("hf", "hf"), ("npz", "w.npz"), ("safetensors", "back")]
+    chain = [
+        ("safetensors", "one.safetensors"),
+        ("timm", "timm"),
+        ("hf", "hf"),
+        ("npz", "w.npz"),
+        ("safetensors", "back"),
+    ]
     last = tmp_path / "small"
     for format, name in chain:
         code, told, errors = command("convert", last, "--output", tmp_path / name, "--format", format)
@@ -49,7 +61,9 @@ def test_a_model_goes_through_every_form_and_comes_back_bit_identical(command, t
         last = tmp_path / name
     back = load_folder(last)
     assert all(torch.equal(back.state[name], tensor) for name, tensor in small.state.items())
-    assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).pretrained_cfg["label_names"] == [
+    assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).pretrained_cfg[
+        "label_names"
+    ] == [
         "ant",
         "bee",
         "cat",
@@ -69,20 +83,28 @@ def test_a_loss_is_refused_in_one_line_and_noted_when_accepted(command, tmp_path
 
 
 def test_another_image_size_resamples_the_positions(command, tmp_path, small):
-    code, told, _ = command("convert", tmp_path / "small", "--output", tmp_path / "large", "--image-size", "64")
+    code, told, _ = command(
+        "convert", tmp_path / "small", "--output", tmp_path / "large", "--image-size", "64"
+    )
     assert code == 0 and "at 64x64" in told
     assert load_folder(tmp_path / "large").fingerprint() == small.resized(64).fingerprint()
 
 
 def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(command, tmp_path, small):
-    code, _, errors = command("convert", tmp_path / "small", "--output", tmp_path / "small" / "labels.txt", "--format", "timm")
+    code, _, errors = command(
+        "convert", tmp_path / "small", "--output", tmp_path / "small" / "labels.txt", "--format", "timm"
+    )
     assert code == 2 and "labels.txt is there and is not what timm would write" in errors
-    code, _, errors = command("convert", tmp_path / "small", "--output", tmp_path / "small" / "model.safetensors", "--format", "hf")
+    code, _, errors = command(
+        "convert", tmp_path / "small", "--output", tmp_path / "small" / "model.safetensors", "--format", "hf"
+    )
     assert code == 1 and "the format hf is a folder" in errors
 
 
 def test_models_come_from_the_hub_in_either_form_without_what_is_not_needed(wordsworth, tmp_path, small):
-    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**SIZE, intermediate_size=64, num_labels=3))
+    theirs = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**SIZE, intermediate_size=64, num_labels=3)
+    )
     theirs.save_pretrained(tmp_path / "vit")
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     for useless in ("pytorch_model.bin", "README.md", "flax_model.msgpack"):
@@ -99,6 +121,9 @@ def test_models_come_from_the_hub_in_either_form_without_what_is_not_needed(word
     x = images()
     torch.testing.assert_close(ours.model()(x), theirs.eval()(pixel_values=x).logits, atol=1e-5, rtol=1e-4)
     assert ours.preprocessing.crop_mode == "squash"
-    assert all(torch.equal(load_folder(tmp_path / "timms-ours").state[name], tensor) for name, tensor in small.state.items())
+    assert all(
+        torch.equal(load_folder(tmp_path / "timms-ours").state[name], tensor)
+        for name, tensor in small.state.items()
+    )
     assert missing.returncode == 1 and "hf:tiny/nothing cannot be downloaded" in missing.stderr
     assert missing.stderr.count("\n") == 1

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from jobs.cli import run
-from jobs.lint import shown
-from pipeline.storage import ObjectStream
-from tests.pipeline.tars import make_tar
+from tests.support.tars import make_tar
+from wordsworth.jobs.cli import run
+from wordsworth.jobs.lint import shown
+from wordsworth.pipeline.storage.filesystem import ObjectStream
 
 CLEAN = [("a.jpg", b"1"), ("a.json", b"{}"), ("b.jpg", b"2"), ("b.json", b"{}")]
 
@@ -39,13 +39,22 @@ def test_findings_exit_3_with_shard_code_count_and_place_on_one_line(shards, cap
     assert run(["lint", str(shards)]) == 3
     stdout, stderr = capsys.readouterr()
     (line,) = [line for line in stdout.splitlines() if "missing_image" in line]
-    assert str(shards / "bad.tar") in line and " 5 " in line and "c0 at byte 4096: has only json; c1 at byte" in line
+    assert (
+        str(shards / "bad.tar") in line
+        and " 5 " in line
+        and "c0 at byte 4096: has only json; c1 at byte" in line
+    )
     assert line.endswith("...")
-    assert stdout.splitlines()[-1] == "not clean: 9 samples in 2 shards, 5 findings in 1 of them" and stderr == ""
+    assert (
+        stdout.splitlines()[-1] == "not clean: 9 samples in 2 shards, 5 findings in 1 of them"
+        and stderr == ""
+    )
 
 
 def test_json_has_every_finding_with_its_place(shards, capsys):
-    (shards / "bad.tar").write_bytes(make_tar([*CLEAN, *((f"c{n:03d}.json", b"{}") for n in range(130)), ("d.txt", b"x")]))
+    (shards / "bad.tar").write_bytes(
+        make_tar([*CLEAN, *((f"c{n:03d}.json", b"{}") for n in range(130)), ("d.txt", b"x")])
+    )
     (shards / "other.csv").touch()
     assert run(["lint", str(shards), "--json", "--keep", "json"]) == 3
     told = json.loads(capsys.readouterr().out)
@@ -75,7 +84,9 @@ def test_json_has_every_finding_with_its_place(shards, capsys):
 
 def test_no_name_reaches_the_terminal_as_a_command(shards, capsys):
     evil = "\x1b]0;owned\x07\x1b[31m[bold]\n\u202eb\u2028"
-    (shards / "s.tar").write_bytes(make_tar([("z.jpg", b"1"), (f"../{evil}.json", b"1"), (f"{evil}/README", b"")]))
+    (shards / "s.tar").write_bytes(
+        make_tar([("z.jpg", b"1"), (f"../{evil}.json", b"1"), (f"{evil}/README", b"")])
+    )
     assert run(["lint", str(shards / "s.tar")]) == 3
     stdout = capsys.readouterr().out
     assert "\\x1b]0;owned\\x07\\x1b[31m[bold]\\n\\u202eb\\u2028" in stdout
@@ -124,9 +135,11 @@ def test_a_shard_that_cannot_be_read_exits_1_and_is_named(shards, capsys, monkey
 
 
 def test_the_whole_command_loads_neither_torch_nor_ray(shards):
-    code = f"import sys; from jobs.cli import run; code = run(['lint', {str(shards)!r}]); "
+    code = f"import sys; from wordsworth.jobs.cli import run; code = run(['lint', {str(shards)!r}]); "
     code += "assert not {'torch', 'ray', 'timm'} & set(sys.modules); sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, "-m", "jobs.lint", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "wordsworth.jobs.lint", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "Usage: wordsworth lint" in done.stdout

@@ -13,41 +13,64 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.cli import run
 from tests.jobs.test_resume import end_leftovers
-from tests.pipeline.trainings import write_classes
-from vit_model.checkpoint import load_folder
+from tests.support.trainings import write_classes
+from wordsworth.jobs.cli import run
+from wordsworth.vit_model.checkpoint import load_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SIZE = ["--width", "32", "--depth", "2", "--heads", "2", "--patch-size", "8", "--image-size", "32", "--batch-size", "16"]
+SIZE = [
+    "--width",
+    "32",
+    "--depth",
+    "2",
+    "--heads",
+    "2",
+    "--patch-size",
+    "8",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "16",
+]
 
 
 @pytest.fixture
 def requests(monkeypatch) -> list:
-    """What is asked of pipeline.training.train, which is not done."""
+    """What is asked of wordsworth.pipeline.training.trainer.train, which is not done."""
     asked = []
 
     def train(request, watch):
         asked.append(request)
         return {"kind": "epoch", "epoch": 1, "step": 1, "loss": 0.5, "accuracy": 1.0, "lr": 0.0}
 
-    monkeypatch.setattr("pipeline.training.train", train)
+    monkeypatch.setattr("wordsworth.pipeline.training.trainer.train", train)
     return asked
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.toml") if not path.name.startswith("finetune")))
+@pytest.mark.parametrize(
+    "recipe", sorted(path.name for path in RECIPES.glob("*.toml") if not path.name.startswith("finetune"))
+)
 def test_every_recipe_is_one_that_pretrain_takes(tmp_path, requests, recipe, capsys):
     values = tomllib.loads((RECIPES / recipe).read_text())
     code = run(["pretrain", "SHARDS", "--output", str(tmp_path / "model"), "--config", str(RECIPES / recipe)])
     assert code == 0, capsys.readouterr().err
     (asked,) = requests
-    assert (asked.epochs, asked.batch_size, asked.lr) == (values["epochs"], values["batch-size"], values.get("lr", 1e-3))
+    assert (asked.epochs, asked.batch_size, asked.lr) == (
+        values["epochs"],
+        values["batch-size"],
+        values.get("lr", 1e-3),
+    )
     assert asked.config.width == (values.get("width") or {"B/16": 768, "S/16": 384}[values["variant"]])
-    assert f"--config recipes/{recipe}" in (RECIPES / recipe).read_text(), "its own command stands in the header"
+    assert f"--config recipes/{recipe}" in (RECIPES / recipe).read_text(), (
+        "its own command stands in the header"
+    )
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("finetune*.toml")))
-def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(tmp_path, requests, small_model, recipe, capsys):
+def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(
+    tmp_path, requests, small_model, recipe, capsys
+):
     values = tomllib.loads((RECIPES / recipe).read_text())
     command = ["finetune", "SHARDS", "--model", str(small_model), "--output", str(tmp_path / "model")]
     code = run([*command, "--config", str(RECIPES / recipe)])
@@ -71,9 +94,19 @@ def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(tmp_path, reque
         ("width = 32", ["--rand-augment", "cubism"], "--rand-augment cubism: timm knows no such one"),
     ],
 )
-def test_a_typo_in_a_recipe_is_one_line_with_the_nearest_name(tmp_path, requests, capsys, text, arguments, message):
+def test_a_typo_in_a_recipe_is_one_line_with_the_nearest_name(
+    tmp_path, requests, capsys, text, arguments, message
+):
     (tmp_path / "recipe.toml").write_text(text + "\n")
-    command = ["pretrain", "SHARDS", "--output", str(tmp_path / "o"), *SIZE, "--config", str(tmp_path / "recipe.toml")]
+    command = [
+        "pretrain",
+        "SHARDS",
+        "--output",
+        str(tmp_path / "o"),
+        *SIZE,
+        "--config",
+        str(tmp_path / "recipe.toml"),
+    ]
     assert run([*command, *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line and not requests
@@ -86,8 +119,14 @@ def killed(command: list[str], output: Path, log: Path) -> None:
     """Run the command until it has its second checkpoint, and kill its driver."""
     began = time.time()
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "jobs", *command], stdout=file, stderr=file, start_new_session=True)
-    while len(list((output / "_train").glob("step-*"))) < 2 and process.poll() is None and time.time() < began + 120:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wordsworth", *command], stdout=file, stderr=file, start_new_session=True
+        )
+    while (
+        len(list((output / "_train").glob("step-*"))) < 2
+        and process.poll() is None
+        and time.time() < began + 120
+    ):
         time.sleep(0.02)
     assert process.poll() is None, log.read_text()
     os.kill(process.pid, signal.SIGKILL)
@@ -96,29 +135,53 @@ def killed(command: list[str], output: Path, log: Path) -> None:
     assert not (output / "config.json").exists()
 
 
-@pytest.mark.long  # that a second driver goes on: tests/pipeline/test_training.py, a loss that is not a number
+@pytest.mark.long  # that a second driver goes on: tests/training/test_trainer.py, a loss that is not a number
 @pytest.mark.parametrize("workers", ["1", "1,2"])
 def test_a_command_whose_driver_was_killed_goes_on_where_it_was(tmp_path, wordsworth, workers):
     """Elastic workers too: the second command has as many as there is room for."""
     write_classes(tmp_path / "shards", shards=3, images=64)
-    common = ["pretrain", str(tmp_path / "shards"), *SIZE, "--epochs", str(EPOCHS), "--save-every", "5", "--mixup", "0.2"]
+    common = [
+        "pretrain",
+        str(tmp_path / "shards"),
+        *SIZE,
+        "--epochs",
+        str(EPOCHS),
+        "--save-every",
+        "5",
+        "--mixup",
+        "0.2",
+    ]
     command = [*common, "--output", str(tmp_path / "model")]
     killed(command, tmp_path / "model", tmp_path / "log")
     again = wordsworth(*command, "--workers", workers)
     assert again.returncode == 0, again.stderr
     step = int(re.search(r"workers? goe?s? on from step (\d+)", again.stderr)[1])
     assert 0 < step < EPOCHS * STEPS and (step % 5 == 0 or step % STEPS == 0)
-    assert re.search(r"epoch   8/8  loss \d\.\d+  accuracy .* images/s  MFU \d+%  data wait \d+%", again.stderr), again.stderr
+    assert re.search(
+        r"epoch   8/8  loss \d\.\d+  accuracy .* images/s  MFU \d+%  data wait \d+%", again.stderr
+    ), again.stderr
     assert "model in" in again.stdout and "next: wordsworth label" in again.stdout
     lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(1, EPOCHS + 1)), "none twice, none lost"
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(1, EPOCHS + 1)), (
+        "none twice, none lost"
+    )
     assert load_folder(tmp_path / "model").extra["metrics"]["accuracy"] > 0.5
 
 
-@pytest.mark.long  # the same after the worker was killed: tests/pipeline/test_training_resumed.py
+@pytest.mark.long  # the same after the worker was killed: tests/training/test_training_resumed.py
 def test_a_command_whose_driver_was_killed_changes_no_bit(tmp_path, wordsworth):
     write_classes(tmp_path / "shards", shards=3, images=64)
-    common = ["pretrain", str(tmp_path / "shards"), *SIZE, "--epochs", str(EPOCHS), "--save-every", "5", "--mixup", "0.2"]
+    common = [
+        "pretrain",
+        str(tmp_path / "shards"),
+        *SIZE,
+        "--epochs",
+        str(EPOCHS),
+        "--save-every",
+        "5",
+        "--mixup",
+        "0.2",
+    ]
     killed([*common, "--output", str(tmp_path / "again")], tmp_path / "again", tmp_path / "log")
     for name in ("again", "whole"):
         done = wordsworth(*common, "--output", tmp_path / name)

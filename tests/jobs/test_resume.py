@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.builders import make_model, write_shards
+from tests.support.builders import make_model, write_shards
 
 SHARDS, IMAGES, KILLS = 48, 16, 5
 
@@ -44,16 +44,26 @@ def counted(tmp_path) -> dict[str, str]:
     plugin = tmp_path / "plugin"
     (plugin / "counted_fs-1.dist-info").mkdir(parents=True)
     (plugin / "counted_fs.py").write_text(COUNTED_FS)
-    (plugin / "counted_fs-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: counted-fs\nVersion: 1\n")
-    (plugin / "counted_fs-1.dist-info" / "entry_points.txt").write_text("[fsspec.specs]\ns3 = counted_fs:Counted\n")
+    (plugin / "counted_fs-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: counted-fs\nVersion: 1\n"
+    )
+    (plugin / "counted_fs-1.dist-info" / "entry_points.txt").write_text(
+        "[fsspec.specs]\ns3 = counted_fs:Counted\n"
+    )
     (tmp_path / "opened").touch()
     paths = os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": paths, "COUNTED_ROOT": str(tmp_path / "store"), "COUNTED_LOG": str(tmp_path / "opened")}
+    return {
+        "PYTHONPATH": paths,
+        "COUNTED_ROOT": str(tmp_path / "store"),
+        "COUNTED_LOG": str(tmp_path / "opened"),
+    }
 
 
 def start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen:
     with open(log, "ab") as output:
-        return subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            command, env={**os.environ, **env}, stdout=output, stderr=output, start_new_session=True
+        )
 
 
 def finished_shards(output: Path) -> set[str]:
@@ -64,7 +74,11 @@ def end_leftovers(started_after: float) -> None:
     """Ray's daemons notice that their driver is gone within seconds; end by id whatever is slower."""
     for process in psutil.process_iter(["name", "create_time", "cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
-        if process.info["create_time"] >= started_after and ("ray::" in line or "/ray/" in line) and process.pid != os.getpid():
+        if (
+            process.info["create_time"] >= started_after
+            and ("ray::" in line or "/ray/" in line)
+            and process.pid != os.getpid()
+        ):
             try:
                 process.kill()
             except psutil.NoSuchProcess:
@@ -74,9 +88,21 @@ def end_leftovers(started_after: float) -> None:
 @pytest.mark.long
 def test_killed_run_resumes_without_losing_or_repeating_a_row(tmp_path, counted, wordsworth):
     keys = write_shards(tmp_path / "store" / "bucket", SHARDS, IMAGES)
-    model = make_model(tmp_path / "model", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768)
+    model = make_model(
+        tmp_path / "model", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768
+    )
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "jobs", "label", "s3://bucket", "--output", str(output), "--model", str(model)]
+    command = [
+        sys.executable,
+        "-m",
+        "wordsworth",
+        "label",
+        "s3://bucket",
+        "--output",
+        str(output),
+        "--model",
+        str(model),
+    ]
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 10_000))
     chance = random.Random(seed)
     marks = sorted(chance.sample(range(1, SHARDS - 4), KILLS))
@@ -89,7 +115,9 @@ def test_killed_run_resumes_without_losing_or_repeating_a_row(tmp_path, counted,
         while len(finished_shards(output)) < mark and process.poll() is None and time.time() < began + 120:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 0.5))
-        assert process.poll() is None, f"seed {seed}: ended before kill {kill}: {(tmp_path / 'log').read_text()[-2000:]}"
+        assert process.poll() is None, (
+            f"seed {seed}: ended before kill {kill}: {(tmp_path / 'log').read_text()[-2000:]}"
+        )
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         end_leftovers(began)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from vit_model import analysis
-from vit_model.config import ModelError, ViTConfig
-from vit_model.model import VisionTransformer
+from wordsworth.vit_model import analysis
+from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.model import VisionTransformer
 
 GRID, PATCH = (3, 4), 16
 N = GRID[0] * GRID[1]
@@ -35,9 +35,13 @@ def model(request: pytest.FixtureRequest, tiny: ViTConfig, randomised) -> Vision
     return model
 
 
-def layer_input_and_output(model: VisionTransformer, images: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def layer_input_and_output(
+    model: VisionTransformer, images: torch.Tensor, layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     seen = []
-    hook = model.blocks[layer].attn.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0], out)))
+    hook = model.blocks[layer].attn.register_forward_hook(
+        lambda _, inputs, out: seen.extend((inputs[0], out))
+    )
     with torch.no_grad():
         model(images)
     hook.remove()
@@ -49,7 +53,9 @@ def test_weights_times_values_are_the_output_of_the_layer(model, images, layer):
     x, expected = layer_input_and_output(model, images, layer)
     attn = model.blocks[layer].attn
     with torch.no_grad():
-        v = attn.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, T, D_h)
+        v = (
+            attn.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        )  # (B, heads, T, D_h)
     [weights] = analysis.attention_maps(model, images, [layer])
     found = attn.proj((weights @ v).transpose(1, 2).flatten(2))
     assert (found - expected).abs().max() < 1e-5
@@ -112,7 +118,9 @@ def test_normalising_without_keepdim_would_be_seen():
 
 def test_rollout_order_and_identity_on_hand_made_layers():
     to_next = torch.tensor([[0.0, 1, 0], [0, 1, 0], [0, 1, 0]])[None, None]  # everyone reads token 1 ...
-    to_last = torch.tensor([[0.0, 0, 1], [0, 0, 1], [0, 0, 1]])[None, None]  # ... after everyone has read token 2
+    to_last = torch.tensor([[0.0, 0, 1], [0, 0, 1], [0, 0, 1]])[
+        None, None
+    ]  # ... after everyone has read token 2
     assert torch.equal(analysis.rollout([to_last, to_next], identity=False)[0, 0], torch.tensor([0.0, 0, 1]))
     assert torch.equal(analysis.rollout([to_next, to_last], identity=False)[0, 0], torch.tensor([0.0, 1, 0]))
     # half stays, half is read: 1/4 [class] itself, 1/4 what token 1 was, 1/2 token 2
@@ -144,7 +152,9 @@ def mean_distance_of_uniform() -> float:
     return sum(PATCH * math.dist(a, b) for a in cells for b in cells) / N**2
 
 
-NEIGHBOUR = torch.eye(N, dtype=torch.float64).roll(GRID[1], dims=1)  # the patch below; from the last row the first: 2 up
+NEIGHBOUR = torch.eye(N, dtype=torch.float64).roll(
+    GRID[1], dims=1
+)  # the patch below; from the last row the first: 2 up
 HAND_MADE = {
     "uniform": (torch.full((N, N), 1 / N, dtype=torch.float64), mean_distance_of_uniform()),
     "identity": (torch.eye(N, dtype=torch.float64), 0.0),
@@ -179,7 +189,9 @@ def test_distances_of_a_model_are_per_image_layer_and_head(model, images):
     assert torch.allclose(found[1:], alone, atol=1e-4)
     assert found.min() > 0 and found.max() < 8 * math.hypot(3, 5)  # the diagonal, in pixels
     [last] = analysis.attention_maps(model, images, [2])
-    assert torch.equal(found[:, 2], analysis.attention_distance(last, (4, 6), 8, model.num_prefix, renormalise=True))
+    assert torch.equal(
+        found[:, 2], analysis.attention_distance(last, (4, 6), 8, model.num_prefix, renormalise=True)
+    )
 
 
 @pytest.mark.parametrize("class_position", [True, False])
@@ -189,7 +201,9 @@ def test_position_similarity_leaves_the_class_row_out(tiny, randomised, class_po
     rows = model.pos_embed[0, -24:].detach().numpy()
     for i, j, k, m in [(0, 0, 0, 0), (1, 2, 3, 4), (3, 5, 0, 1)]:
         a, b = rows[i * 6 + j], rows[k * 6 + m]
-        assert found[i, j, k, m].item() == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+        assert found[i, j, k, m].item() == pytest.approx(
+            a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6
+        )
     assert found.shape == (4, 6, 4, 6)
 
 
@@ -201,14 +215,18 @@ def test_position_similarity_of_sines_falls_with_distance_and_of_none_is_refused
 
 
 def test_filters_are_the_principal_components():
-    kernel = torch.randn(50, 3, 4, 4) * torch.linspace(1, 3, 48).reshape(3, 4, 4) + 5  # a mean filter that is not 0
+    kernel = (
+        torch.randn(50, 3, 4, 4) * torch.linspace(1, 3, 48).reshape(3, 4, 4) + 5
+    )  # a mean filter that is not 0
     found = analysis.rgb_filters(kernel, 7)
     assert found.shape == (7, 4, 4, 3)
     components = PCA(7, svd_solver="full").fit(kernel.permute(0, 2, 3, 1).flatten(1).numpy()).components_
     for image, component in zip(found.flatten(1).numpy(), components, strict=True):
         component = component * np.sign(component[np.abs(component).argmax()])
         np.testing.assert_allclose(image, (component - component.min()) / np.ptp(component), atol=1e-4)
-    assert torch.equal(found.flatten(1).amin(1), torch.zeros(7)) and torch.equal(found.flatten(1).amax(1), torch.ones(7))
+    assert torch.equal(found.flatten(1).amin(1), torch.zeros(7)) and torch.equal(
+        found.flatten(1).amax(1), torch.ones(7)
+    )
 
 
 def test_filters_that_do_not_exist_are_refused():

@@ -6,17 +6,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vit_model import checkpoint as checkpoints
-from vit_model.checkpoint import Checkpoint, fit, load_folder, load_weights, save_folder
-from vit_model.config import ModelError, Preprocessing
-from vit_model.model import VisionTransformer
-from vit_model.position import resample
+from wordsworth.vit_model import checkpoint as checkpoints
+from wordsworth.vit_model.checkpoint import Checkpoint, fit, load_folder, load_weights, save_folder
+from wordsworth.vit_model.config import ModelError, Preprocessing
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.position import resample
 
 
 @pytest.fixture
 def checkpoint(tiny, randomised) -> Checkpoint:
     state = randomised(VisionTransformer(tiny)).state_dict()
-    return Checkpoint(tiny, Preprocessing(crop_pct=0.875), ("a", "b", "c", "d", "é, ü"), state, {"objective": "supervised"})
+    return Checkpoint(
+        tiny, Preprocessing(crop_pct=0.875), ("a", "b", "c", "d", "é, ü"), state, {"objective": "supervised"}
+    )
 
 
 def assert_identical(found: Checkpoint, expected: Checkpoint) -> None:
@@ -37,7 +39,9 @@ def test_bytes_round_trip_bit_identical(checkpoint):
     blob = checkpoint.to_bytes()
     assert isinstance(blob, bytes)
     assert_identical(Checkpoint.from_bytes(blob), checkpoint)
-    assert_identical(Checkpoint.from_bytes(replace(checkpoint, labels=None).to_bytes()), replace(checkpoint, labels=None))
+    assert_identical(
+        Checkpoint.from_bytes(replace(checkpoint, labels=None).to_bytes()), replace(checkpoint, labels=None)
+    )
 
 
 def test_the_model_of_a_checkpoint_computes_what_the_saved_one_did(checkpoint, tmp_path):
@@ -90,11 +94,18 @@ def test_any_change_of_weights_config_or_preprocessing_changes_the_fingerprint(c
     seen = {checkpoint.fingerprint()}
     for key, tensor in checkpoint.state.items():
         changed = tensor.clone()
-        changed.view(-1)[-1] = torch.nextafter(changed.view(-1)[-1], torch.tensor(9.0))  # the smallest change there is
+        changed.view(-1)[-1] = torch.nextafter(
+            changed.view(-1)[-1], torch.tensor(9.0)
+        )  # the smallest change there is
         seen.add(replace(checkpoint, state=checkpoint.state | {key: changed}).fingerprint())
     for change in ({"gelu": "tanh"}, {"norm_eps": 1e-5}, {"heads": 8}, {"image_size": (48, 32)}):
         seen.add(replace(checkpoint, config=replace(checkpoint.config, **change)).fingerprint())
-    for change in ({"crop_pct": 1.0}, {"interpolation": "bilinear"}, {"exif": "ignore"}, {"mean": (0.5, 0.5, 0.4)}):
+    for change in (
+        {"crop_pct": 1.0},
+        {"interpolation": "bilinear"},
+        {"exif": "ignore"},
+        {"mean": (0.5, 0.5, 0.4)},
+    ):
         preprocessing = replace(checkpoint.preprocessing, **change)
         seen.add(replace(checkpoint, preprocessing=preprocessing).fingerprint())
     assert len(seen) == 1 + len(checkpoint.state) + 4 + 4
@@ -137,7 +148,9 @@ def test_half_precision_weights_become_float32_and_whole_numbers_are_refused(che
         fit(checkpoint.config, half | {"norm.bias": torch.zeros(32, dtype=torch.int64)}, "w")
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}]
+)
 def test_torch_files_of_tensors_load_wrapped_or_not(checkpoint, tmp_path, wrap):
     torch.save(wrap(checkpoint.state), tmp_path / "w.pth")
     save_file(checkpoint.state, tmp_path / "w.safetensors")

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from vit_model.config import (
+from wordsworth.vit_model.config import (
     PATCH_SIZES,
     VARIANTS,
     ModelError,
@@ -16,13 +16,13 @@ from vit_model.config import (
     variant,
     variant_name,
 )
-from vit_model.model import VisionTransformer
+from wordsworth.vit_model.model import VisionTransformer
 
 NAMES = [f"{size}/{patch}" for size in VARIANTS for patch in PATCH_SIZES]
 
 
 def test_importing_config_and_patches_does_not_import_torch():
-    code = "import sys, vit_model.config, vit_model.patches; sys.exit('torch' in sys.modules)"
+    code = "import sys, wordsworth.vit_model.config, wordsworth.vit_model.patches; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -35,10 +35,13 @@ def test_a_model_of_ones_own_size_has_no_variant_name(tiny):
     assert variant_name(tiny) is None
 
 
-@pytest.mark.parametrize(("wrong", "nearest"), [("s/16", "'S/16'"), ("ViT-B/16", "'B/16'"), ("L/15", "'L/16'"), ("", "/")])
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [("s/16", "'S/16'"), ("ViT-B/16", "'B/16'"), ("L/15", "'L/16'"), ("", "/")]
+)
 def test_an_unknown_variant_is_answered_with_the_nearest_and_all_known_ones(wrong, nearest):
     with pytest.raises(
-        ModelError, match=f"did you mean .*{nearest}.*Ti, S, M, B, L, H, So400m, g, G.*8, 14, 16, 32.*R50\\+B/16"
+        ModelError,
+        match=f"did you mean .*{nearest}.*Ti, S, M, B, L, H, So400m, g, G.*8, 14, 16, 32.*R50\\+B/16",
     ) as error:
         variant(wrong)
     assert "\n" not in str(error.value)
@@ -65,7 +68,9 @@ def test_num_params_agrees_with_the_published_counts(name, classes, millions):
 
 
 @pytest.mark.parametrize("name", ["Ti/16", "B/32", "L/16", "H/14"])
-@pytest.mark.parametrize("switches", [{}, {"class_position": False}, {"num_classes": 0, "image_size": (448, 224)}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"class_position": False}, {"num_classes": 0, "image_size": (448, 224)}]
+)
 def test_num_params_is_the_sum_of_the_real_parameters(name, switches):
     config = ViTConfig.from_dict(variant(name).to_dict() | switches)
     with torch.device("meta"):

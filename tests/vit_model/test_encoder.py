@@ -5,7 +5,7 @@ import torch
 from timm.layers import GELUTanh, QuickGELU
 from torch import nn
 
-from vit_model.encoder import GELU, Attention, Block
+from wordsworth.vit_model.encoder import GELU, Attention, Block
 
 
 def test_attention_is_equations_5_to_8_written_head_by_head(tiny, randomised):
@@ -29,7 +29,9 @@ def test_a_block_normalises_first_and_adds_twice(tiny, randomised):
     torch.testing.assert_close(block(z), block.mlp(block.norm2(z1)) + z1)
 
 
-@pytest.mark.parametrize(("name", "reference"), [("exact", nn.GELU()), ("tanh", GELUTanh()), ("quick", QuickGELU())])
+@pytest.mark.parametrize(
+    ("name", "reference"), [("exact", nn.GELU()), ("tanh", GELUTanh()), ("quick", QuickGELU())]
+)
 def test_each_gelu_is_the_one_it_is_named_after(name, reference):
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
     torch.testing.assert_close(GELU[name](x), reference(x), rtol=0, atol=1e-14)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vit_model.few_shot import draw, dual, few_shot_accuracy, fit_probe, primal, ridge
+from wordsworth.vit_model.few_shot import draw, dual, few_shot_accuracy, fit_probe, primal, ridge
 
 D, K = 12, 4
 
@@ -39,11 +39,13 @@ def test_scores_are_those_of_an_independent_least_squares(features, shots):
 
 @pytest.mark.parametrize("n", [5, 13, 40])
 def test_primal_and_dual_agree_and_the_smaller_is_taken(n, monkeypatch):
-    x = torch.cat([torch.randn(n, D, dtype=torch.float64), torch.full((n, 1), 100.0, dtype=torch.float64)], dim=1)
+    x = torch.cat(
+        [torch.randn(n, D, dtype=torch.float64), torch.full((n, 1), 100.0, dtype=torch.float64)], dim=1
+    )
     y = torch.randn(n, K, dtype=torch.float64)
     assert (primal(x, y, 1024.0) - dual(x, y, 1024.0)).abs().max() < 1e-8
-    monkeypatch.setattr("vit_model.few_shot.primal", lambda *_: "primal")
-    monkeypatch.setattr("vit_model.few_shot.dual", lambda *_: "dual")
+    monkeypatch.setattr("wordsworth.vit_model.few_shot.primal", lambda *_: "primal")
+    monkeypatch.setattr("wordsworth.vit_model.few_shot.dual", lambda *_: "dual")
     assert ridge(x, y, 1024.0) == ("primal" if n >= D + 1 else "dual")
 
 

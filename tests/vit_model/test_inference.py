@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vit_model.config import ModelError, Preprocessing, variant
-from vit_model.inference import fold_normalisation, prepare, resolve_precision
-from vit_model.model import VisionTransformer
-from vit_model.patches import patchify
+from wordsworth.vit_model.config import ModelError, Preprocessing, variant
+from wordsworth.vit_model.inference import fold_normalisation, prepare, resolve_precision
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.patches import patchify
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -28,10 +28,14 @@ def test_folding_is_exact_in_double_precision():
     pixels = torch.randint(256, (5, 8, 8, 3))
     matrix, shift = fold_normalisation(weight, bias, IMAGENET.mean, IMAGENET.std)
     assert matrix.dtype == shift.dtype == torch.float64
-    floats = (pixels.double() / 255 - torch.tensor(IMAGENET.mean).double()) / torch.tensor(IMAGENET.std).double()
+    floats = (pixels.double() / 255 - torch.tensor(IMAGENET.mean).double()) / torch.tensor(
+        IMAGENET.std
+    ).double()
     expected = F.conv2d(floats.permute(0, 3, 1, 2), weight.double(), bias.double()).flatten(1)
     found = (pixels.flatten(1).double() - 128) @ matrix.T + shift
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # mean and std of `expected` are rounded to float32
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=1e-5
+    )  # mean and std of `expected` are rounded to float32
 
 
 def test_centring_on_128_more_than_halves_the_error_of_a_bfloat16_matrix_on_bright_pixels():
@@ -64,7 +68,9 @@ def test_logits_and_embeddings_are_float32_and_the_head_joins_them(tiny, randomi
 
 
 def test_a_model_without_a_head_gives_no_logits(tiny):
-    logits, embedding = prepare(VisionTransformer(replace(tiny, num_classes=0)), IMAGENET, "fp32", "cpu")(uint8_patches(tiny, 2))
+    logits, embedding = prepare(VisionTransformer(replace(tiny, num_classes=0)), IMAGENET, "fp32", "cpu")(
+        uint8_patches(tiny, 2)
+    )
     assert logits is None and embedding.shape == (2, tiny.width)
 
 
@@ -75,7 +81,9 @@ def test_an_images_answer_does_not_depend_on_the_size_of_its_batch(tiny, randomi
     whole = model(patches)[0]
     for size in (1, 2, 5):
         parts = torch.cat([model(part)[0] for part in patches.split(size)])
-        torch.testing.assert_close(parts, whole, **({"atol": 1e-5, "rtol": 1e-4} if precision == "fp32" else BF16))
+        torch.testing.assert_close(
+            parts, whole, **({"atol": 1e-5, "rtol": 1e-4} if precision == "fp32" else BF16)
+        )
     assert model(patches[:0])[0].shape == (0, 5)
 
 

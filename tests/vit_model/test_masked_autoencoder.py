@@ -10,11 +10,11 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import PatchEmbed as TimmPatchEmbed
 from torch import nn
 
-from tests.vit_model.pictures import SMALL_DECODER, picture_patches, seeded
-from vit_model import objectives
-from vit_model.config import ViTConfig
-from vit_model.objectives import MaskedAutoencoder
-from vit_model.patches import unpatchify
+from tests.support.pictures import SMALL_DECODER, picture_patches, seeded
+from wordsworth.vit_model import objectives
+from wordsworth.vit_model.config import ViTConfig
+from wordsworth.vit_model.objectives import MaskedAutoencoder
+from wordsworth.vit_model.patches import unpatchify
 
 TARGETS = ["mean_colour", "colours_4x4", "pixels"]
 
@@ -26,7 +26,10 @@ class PublishedMAE(nn.Module):
         super().__init__()
         self.config, D = config, config.width
         self.patch_embed = TimmPatchEmbed(config.image_size, config.patch_size, 3, D)
-        self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, D)), nn.Parameter(torch.zeros(1, 25, D))
+        self.cls_token, self.pos_embed = (
+            nn.Parameter(torch.zeros(1, 1, D)),
+            nn.Parameter(torch.zeros(1, 25, D)),
+        )
         self.blocks = nn.ModuleList(self.block(D, config.heads, config.mlp_dim) for _ in range(config.depth))
         self.norm = nn.LayerNorm(D, eps=1e-6)
         self.decoder = nn.Module()
@@ -37,7 +40,9 @@ class PublishedMAE(nn.Module):
         self.decoder.register_buffer("positions", torch.tensor(self.sincos(width), dtype=torch.float32)[None])
 
     def block(self, width, heads, mlp_dim):
-        return TimmBlock(width, heads, mlp_ratio=mlp_dim / width, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+        return TimmBlock(
+            width, heads, mlp_ratio=mlp_dim / width, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+        )
 
     def sincos(self, width):
         table = [[0.0] * width]
@@ -74,7 +79,9 @@ class PublishedMAE(nn.Module):
                 target = images[b, :, top : top + p, left : left + p].permute(1, 2, 0).flatten()
                 mean = target.sum() / len(target)
                 variance = ((target - mean) ** 2).sum() / (len(target) - 1)
-                total = total + ((predicted[b, n] - (target - mean) / (variance + 1e-6) ** 0.5) ** 2).sum() / len(target)
+                total = total + (
+                    (predicted[b, n] - (target - mean) / (variance + 1e-6) ** 0.5) ** 2
+                ).sum() / len(target)
                 count += 1
         return total / count
 
@@ -105,7 +112,9 @@ def test_loss_and_every_gradient_are_the_published_algorithms(mae):
     expected = {name: parameter.grad for name, parameter in twin.named_parameters()}
     for name, parameter in mae.named_parameters():
         gradient = expected.pop(name.removeprefix("encoder."))
-        assert gradient.abs().max() > (1e-4 if "qkv.bias" not in name else 0), name  # there is something to compare
+        assert gradient.abs().max() > (1e-4 if "qkv.bias" not in name else 0), (
+            name
+        )  # there is something to compare
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-5, msg=name)
     assert not expected
 

@@ -7,10 +7,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from vit_model.config import Preprocessing, ViTConfig, variant
-from vit_model.inference import prepare
-from vit_model.model import VisionTransformer
-from vit_model.patches import patchify
+from wordsworth.vit_model.config import Preprocessing, ViTConfig, variant
+from wordsworth.vit_model.inference import prepare
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.patches import patchify
 
 TIMM = {"vit_tiny_patch16_224": "Ti/16", "vit_small_patch16_224": "S/16", "vit_base_patch16_224": "B/16"}
 FP32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -28,7 +28,9 @@ def steps(model: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     """What goes into the first block, what comes out of every block, the normalised tokens, the logits."""
     seen = []
     hooks = [model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
-    hooks += [m.register_forward_hook(lambda _, __, out: seen.append(out)) for m in [*model.blocks, model.norm]]
+    hooks += [
+        m.register_forward_hook(lambda _, __, out: seen.append(out)) for m in [*model.blocks, model.norm]
+    ]
     with torch.no_grad():
         seen.append(model(images))
     for hook in hooks:
@@ -58,7 +60,9 @@ def images(batch: int = 2, size: int = 224) -> torch.Tensor:
 def test_every_token_and_logit_is_timms_in_single_and_double_precision(name, reference):
     model = ours_with(reference, variant(TIMM[name]))
     found, expected = steps(model, images()), steps(reference, images())
-    assert expected[-1].abs().min() > 0 and expected[-1].std() > 0.1  # the head is not zero: there is something to see
+    assert (
+        expected[-1].abs().min() > 0 and expected[-1].std() > 0.1
+    )  # the head is not zero: there is something to see
     assert all_close(found, expected, **FP32)
     x = images(batch=1).double()
     assert all_close(steps(model.double(), x), steps(reference.double(), x), **FP64)
@@ -72,7 +76,9 @@ def test_every_gradient_is_timms(name, reference):
     expected_gradients = {key: parameter.grad for key, parameter in reference.named_parameters()}
     for key, parameter in model.named_parameters():
         found, expected = parameter.grad, expected_gradients.pop(key)
-        if key.endswith("qkv.bias"):  # the loss does not depend on k's bias (softmax is shift invariant): only noise
+        if key.endswith(
+            "qkv.bias"
+        ):  # the loss does not depend on k's bias (softmax is shift invariant): only noise
             torch.testing.assert_close(found.chunk(3)[1], expected.chunk(3)[1], atol=1e-6, rtol=0)
             found, expected = (torch.cat([g.chunk(3)[0], g.chunk(3)[2]]) for g in (found, expected))
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), key
@@ -111,7 +117,9 @@ def test_a_table_without_a_class_row_is_timms_no_embed_class_and_the_other_kind_
     assert all_close(steps(ours_with(reference, config), images()), expected, **FP32)
     with pytest.raises(RuntimeError, match="pos_embed"):  # a row too few: cannot even be loaded
         ours_with(reference, variant("Ti/16"))
-    padded = ours_with(reference, config)  # and with the row made up, [class] gets a position that it must not have
+    padded = ours_with(
+        reference, config
+    )  # and with the row made up, [class] gets a position that it must not have
     padded.config = variant("Ti/16")
     padded.pos_embed = torch.nn.Parameter(torch.cat([padded.pos_embed[:, :1], padded.pos_embed], dim=1))
     assert not all_close(steps(padded, images()), expected, **FP32)
@@ -153,7 +161,8 @@ def test_the_model_is_built_and_run_without_memory_on_the_meta_device():
 
 def test_building_on_the_meta_device_does_not_import_the_compiler():
     code = (
-        "import sys, torch; from vit_model.config import variant; from vit_model.model import VisionTransformer\n"
+        "import sys, torch; from wordsworth.vit_model.config import variant\n"
+        "from wordsworth.vit_model.model import VisionTransformer\n"
         "with torch.device('meta'): VisionTransformer(variant('Ti/16'))\n"
         "sys.exit('sympy' in sys.modules)"
     )
@@ -174,7 +183,9 @@ def test_initial_weights_are_those_of_the_original_jax_code():
         expected_std |= {f"blocks.{i}.mlp.fc1.bias": 1e-6, f"blocks.{i}.mlp.fc2.bias": 1e-6}
         for q_k_or_v in state[f"blocks.{i}.attn.qkv.weight"].chunk(3):
             assert q_k_or_v.std().item() == pytest.approx(0.0722, rel=0.02)
-            assert q_k_or_v.abs().max().item() == pytest.approx(0.125, rel=0.001)  # sqrt(3 / D): uniform has an edge
+            assert q_k_or_v.abs().max().item() == pytest.approx(
+                0.125, rel=0.001
+            )  # sqrt(3 / D): uniform has an edge
     for key, std in expected_std.items():
         assert state[key].std().item() == pytest.approx(std, rel=0.15 if key.endswith("bias") else 0.02), key
     edge = 2 * (1 / 768) ** 0.5 / 0.87962566

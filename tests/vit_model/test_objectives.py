@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from tests.vit_model.pictures import SMALL_DECODER, picture_patches, seeded
-from vit_model import objectives
-from vit_model.config import ModelError, ViTConfig
-from vit_model.model import VisionTransformer
-from vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Supervised
-from vit_model.patches import patchify
+from tests.support.pictures import SMALL_DECODER, picture_patches, seeded
+from wordsworth.vit_model import objectives
+from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Supervised
+from wordsworth.vit_model.patches import patchify
 
 TARGETS = ["mean_colour", "colours_4x4", "pixels"]
 
@@ -34,13 +34,19 @@ def loop_cross_entropy(logits, targets, kind, smoothing):
             losses.append(-sum(t * (v - total) for v, t in zip(row, smooth, strict=True)))
         else:
             sigmoids = [1 / (1 + math.exp(-v)) for v in row]
-            losses.append(-sum(t * math.log(p) + (1 - t) * math.log(1 - p) for p, t in zip(sigmoids, smooth, strict=True)))
+            losses.append(
+                -sum(
+                    t * math.log(p) + (1 - t) * math.log(1 - p) for p, t in zip(sigmoids, smooth, strict=True)
+                )
+            )
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_supervised_losses_are_their_formulas_for_ids_and_for_mixed_targets(tiny, randomised, kind, smoothing):
+def test_supervised_losses_are_their_formulas_for_ids_and_for_mixed_targets(
+    tiny, randomised, kind, smoothing
+):
     objective = Supervised(randomised(VisionTransformer(tiny)), loss=kind, label_smoothing=smoothing)
     patches, _ = picture_patches(tiny, batch=4)
     logits = objective.encoder(patches).detach()
@@ -65,7 +71,9 @@ def loop_colour_classes(patch: np.ndarray, cells: int) -> list[int]:
         for left in range(0, side, step):
             label = 0
             for channel in range(3):
-                values = [image[y, x, channel] for y in range(top, top + step) for x in range(left, left + step)]
+                values = [
+                    image[y, x, channel] for y in range(top, top + step) for x in range(left, left + step)
+                ]
                 label = label * 8 + min(7, math.floor(math.fsum(values) / len(values) * 8))
             labels.append(label)
     return labels
@@ -91,7 +99,9 @@ def test_colours_have_three_bits_a_channel_red_first(colour, label):
 
 
 def test_a_mean_on_the_border_of_two_levels_belongs_to_the_upper_one():
-    pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(3).repeat(32)  # mean 127.5, exactly 4 of 8
+    pixels = (
+        torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(3).repeat(32)
+    )  # mean 127.5, exactly 4 of 8
     assert objectives.colour_classes(pixels).tolist() == [4 * 64 + 4 * 8 + 4]
 
 
@@ -102,12 +112,17 @@ def test_colour_classes_are_a_loops_and_those_of_pillows_box_filter(cells):
     assert found.tolist() == [loop_colour_classes(p.numpy() / 255, cells) for p in pixels]
     assert objectives.colour_classes(pixels / 255, cells).tolist() == found.tolist()
     for patch, labels in zip(pixels.view(-1, 16, 16, 3), found, strict=True):
-        channels = [Image.fromarray(patch[..., c].numpy()).convert("F").resize((cells, cells), Image.BOX) for c in range(3)]
+        channels = [
+            Image.fromarray(patch[..., c].numpy()).convert("F").resize((cells, cells), Image.BOX)
+            for c in range(3)
+        ]
         r, g, b = (np.minimum(np.floor(np.asarray(channel) / 255 * 8), 7) for channel in channels)
         assert (64 * r + 8 * g + b).flatten().tolist() == labels.tolist()
 
 
-def kinds_of(objective: MaskedPatchPrediction, embedded: torch.Tensor, generator) -> tuple[list[list[str]], torch.Tensor]:
+def kinds_of(
+    objective: MaskedPatchPrediction, embedded: torch.Tensor, generator
+) -> tuple[list[list[str]], torch.Tensor]:
     """What happened to the embedding at every place, found by comparing values; and the corrupted places."""
     corrupted = objectives.random_order(embedded, generator)[:, : objective.count]
     after = objective.corrupt(embedded, corrupted, generator)
@@ -115,8 +130,12 @@ def kinds_of(objective: MaskedPatchPrediction, embedded: torch.Tensor, generator
     for old, new in zip(embedded, after, strict=True):
         is_mask = (new == objective.mask_token[0]).all(-1)
         source = [[m for m in range(len(old)) if torch.equal(old[m], row)] for row in new]
-        kinds.append(["mask" if is_mask[n] else "kept" if source[n] == [n] else "other" for n in range(len(old))])
-        assert all(is_mask[n] or len(source[n]) == 1 for n in range(len(old)))  # nothing but [mask] and the image's own patches
+        kinds.append(
+            ["mask" if is_mask[n] else "kept" if source[n] == [n] else "other" for n in range(len(old))]
+        )
+        assert all(
+            is_mask[n] or len(source[n]) == 1 for n in range(len(old))
+        )  # nothing but [mask] and the image's own patches
     return kinds, corrupted
 
 
@@ -132,7 +151,9 @@ def test_the_counts_of_corrupted_masked_and_exchanged_patches_are_exact(headless
 
 
 def test_half_of_the_patches_are_corrupted_80_10_10_and_every_place_equally_often():
-    config = ViTConfig(image_size=80, patch_size=8, width=8, depth=1, heads=1, mlp_dim=8, num_classes=0)  # 100 patches
+    config = ViTConfig(
+        image_size=80, patch_size=8, width=8, depth=1, heads=1, mlp_dim=8, num_classes=0
+    )  # 100 patches
     objective = MaskedPatchPrediction(VisionTransformer(config))
     kinds, corrupted = kinds_of(objective, torch.randn(60, 100, 8), seeded())
     flat = [kind for row in kinds for kind in row]
@@ -159,7 +180,10 @@ def test_the_loss_is_a_loop_over_every_corrupted_patch_kept_ones_too(encoder, ra
             answer = objective.predict(tokens[image, 1 + place])
             colours = pixels[image, place].numpy() / 255
             if target == "pixels":
-                losses.append(sum((a - c) ** 2 for a, c in zip(answer.tolist(), colours.tolist(), strict=True)) / len(colours))
+                losses.append(
+                    sum((a - c) ** 2 for a, c in zip(answer.tolist(), colours.tolist(), strict=True))
+                    / len(colours)
+                )
                 continue
             cells = 1 if target == "mean_colour" else 4
             for logits, label in zip(answer.view(-1, 512), loop_colour_classes(colours, cells), strict=True):
@@ -167,7 +191,9 @@ def test_the_loss_is_a_loop_over_every_corrupted_patch_kept_ones_too(encoder, ra
     assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     in_unit_range, _ = objective(patches, pixels=pixels / 255, generator=seeded(7))
     assert in_unit_range.item() == pytest.approx(loss.item(), abs=1e-6)
-    wrong, _ = objective(patches, pixels=patches, generator=seeded(7))  # targets made from the normalised pixels
+    wrong, _ = objective(
+        patches, pixels=patches, generator=seeded(7)
+    )  # targets made from the normalised pixels
     assert abs(wrong.item() - loss.item()) > 1e-2
 
 
@@ -177,7 +203,9 @@ def test_a_mask_token_knows_its_place_and_nothing_of_the_patch(encoder):
     corrupted = torch.arange(12)[None]
     other = patches.clone()
     other[:, :8] += 1  # of 12 corrupted, the first ten are [mask]; none is another's donor here
-    before, after = (objective.corrupt(encoder.patch_embed(p), corrupted, seeded(1)) for p in (patches, other))
+    before, after = (
+        objective.corrupt(encoder.patch_embed(p), corrupted, seeded(1)) for p in (patches, other)
+    )
     assert torch.equal(before[:, :8], after[:, :8])
     z = encoder.prepend(before)[0, 1:]
     assert (z[0] - z[1]).abs().max() > 1e-3  # positions are added after the corruption
@@ -190,13 +218,18 @@ def build(name: str, config: ViTConfig) -> nn.Module:
     if name == "supervised":
         return Supervised(VisionTransformer(replace(config, num_classes=2)))
     encoder = VisionTransformer(replace(config, num_classes=0))
-    return MaskedAutoencoder(encoder, **SMALL_DECODER) if name == "mae" else MaskedPatchPrediction(encoder, name)
+    return (
+        MaskedAutoencoder(encoder, **SMALL_DECODER) if name == "mae" else MaskedPatchPrediction(encoder, name)
+    )
 
 
 def waves(count: int = 16, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 patches (B, 16, 192) of smooth pictures in different colours, and two classes: across or down."""
     generator = seeded(9)
-    colours, phase = torch.rand(count, 1, 1, 3, generator=generator), 6 * torch.rand(count, 1, 1, 1, generator=generator)
+    colours, phase = (
+        torch.rand(count, 1, 1, 3, generator=generator),
+        6 * torch.rand(count, 1, 1, 1, generator=generator),
+    )
     along = torch.arange(size)[:, None, None].expand(size, size, 1)  # (H, W, 1)
     classes = torch.arange(count) % 2
     along = torch.stack([along if c else along.transpose(0, 1) for c in classes.tolist()])
@@ -207,7 +240,13 @@ def waves(count: int = 16, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 # what each must reach: for reference, log 2 = 0.69, log 512 = 6.24, a variance of 0.04, and 1
 @pytest.mark.parametrize(
     ("name", "start", "end"),
-    [("supervised", 0.69, 0.1), ("mean_colour", 6.2, 2.0), ("colours_4x4", 6.2, 3.0), ("pixels", 0.2, 0.03), ("mae", 1.0, 0.5)],
+    [
+        ("supervised", 0.69, 0.1),
+        ("mean_colour", 6.2, 2.0),
+        ("colours_4x4", 6.2, 3.0),
+        ("pixels", 0.2, 0.03),
+        ("mae", 1.0, 0.5),
+    ],
 )
 def test_every_objective_learns(name, start, end):
     config = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64)
@@ -226,7 +265,9 @@ def test_every_objective_learns(name, start, end):
     assert losses[0] > start - 0.01
     assert sum(losses[-5:]) / 5 < end
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
-    assert all(parameter.grad is not None for parameter in objective.parameters())  # a data-parallel trainer waits for each
+    assert all(
+        parameter.grad is not None for parameter in objective.parameters()
+    )  # a data-parallel trainer waits for each
 
 
 @pytest.mark.parametrize("name", ["mean_colour", "mae"])
@@ -291,20 +332,49 @@ def hybrid(config: ViTConfig) -> ViTConfig:
     [
         (lambda c: Supervised(VisionTransformer(c)), "num_classes above 0"),
         (lambda c: Supervised(VisionTransformer(replace(c, num_classes=5)), loss="hinge"), "loss is 'hinge'"),
-        (lambda c: Supervised(VisionTransformer(replace(c, num_classes=5)), label_smoothing=1.0), "label_smoothing is 1.0"),
-        (lambda c: MaskedPatchPrediction(VisionTransformer(replace(c, num_classes=5))), "num_classes must be 0 .* it is 5"),
+        (
+            lambda c: Supervised(VisionTransformer(replace(c, num_classes=5)), label_smoothing=1.0),
+            "label_smoothing is 1.0",
+        ),
+        (
+            lambda c: MaskedPatchPrediction(VisionTransformer(replace(c, num_classes=5))),
+            "num_classes must be 0 .* it is 5",
+        ),
         (lambda c: MaskedPatchPrediction(VisionTransformer(c), "hue"), "target is 'hue'"),
         (lambda c: MaskedPatchPrediction(VisionTransformer(c), share=0.01), "masks 0 patches .* 1 to 24"),
         (lambda c: MaskedPatchPrediction(VisionTransformer(c), share=1.1), "masks 26 patches .* 1 to 24"),
-        (lambda c: MaskedPatchPrediction(VisionTransformer(replace(c, image_size=28, patch_size=14)), "colours_4x4"), "4 divides"),
-        (lambda c: MaskedAutoencoder(VisionTransformer(replace(c, num_classes=5))), "num_classes must be 0 .* it is 5"),
-        (lambda c: MaskedPatchPrediction(VisionTransformer(replace(c, pool="map"))), "pool must be 'token' or 'avg'"),
-        (lambda c: MaskedAutoencoder(VisionTransformer(replace(c, pool="avg", pool_norm=True))), "pool_norm must be False"),
-        (lambda c: MaskedAutoencoder(VisionTransformer(replace(c, representation_size=8))), "representation_size must be 0"),
+        (
+            lambda c: MaskedPatchPrediction(
+                VisionTransformer(replace(c, image_size=28, patch_size=14)), "colours_4x4"
+            ),
+            "4 divides",
+        ),
+        (
+            lambda c: MaskedAutoencoder(VisionTransformer(replace(c, num_classes=5))),
+            "num_classes must be 0 .* it is 5",
+        ),
+        (
+            lambda c: MaskedPatchPrediction(VisionTransformer(replace(c, pool="map"))),
+            "pool must be 'token' or 'avg'",
+        ),
+        (
+            lambda c: MaskedAutoencoder(VisionTransformer(replace(c, pool="avg", pool_norm=True))),
+            "pool_norm must be False",
+        ),
+        (
+            lambda c: MaskedAutoencoder(VisionTransformer(replace(c, representation_size=8))),
+            "representation_size must be 0",
+        ),
         (lambda c: MaskedPatchPrediction(VisionTransformer(hybrid(c))), "ResNet looks into the masked ones"),
         (lambda c: MaskedAutoencoder(VisionTransformer(hybrid(c))), "ResNet looks into the masked ones"),
-        (lambda c: MaskedAutoencoder(VisionTransformer(replace(c, position_at="every-layer"))), "position_at must be 'stem'"),
-        (lambda c: MaskedAutoencoder(VisionTransformer(replace(c, position_at="every-layer-shared"))), "must be 'stem'"),
+        (
+            lambda c: MaskedAutoencoder(VisionTransformer(replace(c, position_at="every-layer"))),
+            "position_at must be 'stem'",
+        ),
+        (
+            lambda c: MaskedAutoencoder(VisionTransformer(replace(c, position_at="every-layer-shared"))),
+            "must be 'stem'",
+        ),
         (lambda c: MaskedAutoencoder(VisionTransformer(c), share=1.0), "masks 24 patches .* 1 to 23"),
         (lambda c: MaskedAutoencoder(VisionTransformer(c), share=0.0), "masks 0 patches .* 1 to 23"),
         (lambda c: MaskedAutoencoder(VisionTransformer(c), width=30, heads=3), "multiple of 4"),
@@ -319,12 +389,16 @@ def test_what_does_not_fit_is_refused_in_one_line(headless, make, message):
 
 def test_the_share_of_visible_patches_is_not_lost_to_rounding():
     config = ViTConfig(image_size=(8, 80), patch_size=8, width=8, depth=1, heads=1, mlp_dim=8, num_classes=0)
-    assert MaskedAutoencoder(VisionTransformer(config), share=0.9, **SMALL_DECODER).visible == 1  # int(10 * (1 - 0.9)) is 0
+    assert (
+        MaskedAutoencoder(VisionTransformer(config), share=0.9, **SMALL_DECODER).visible == 1
+    )  # int(10 * (1 - 0.9)) is 0
 
 
 def test_explained_is_0_for_the_mean_and_1_for_a_perfect_answer():
     target = torch.randn(4, 5, generator=seeded())
-    assert objectives._regression(target.mean().expand_as(target), target)[1]["explained"].item() == pytest.approx(0, abs=1e-6)
+    assert objectives._regression(target.mean().expand_as(target), target)[1][
+        "explained"
+    ].item() == pytest.approx(0, abs=1e-6)
     loss, metrics = objectives._regression(target, target)
     assert (loss.item(), metrics["explained"].item()) == (0, 1)
     assert F.mse_loss(target, torch.zeros_like(target)) > 0

@@ -12,11 +12,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from vit_model.config import ModelError, ViTConfig
-from vit_model.model import VisionTransformer
-from vit_model.parallel import gathered_state_dict, parallelize
+from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.parallel import gathered_state_dict, parallelize
 
-IMAGES, LABELS = torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 3, 1, 4])
+IMAGES, LABELS = (
+    torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(1)),
+    torch.tensor([0, 3, 1, 4]),
+)
 SHARDED = {
     "plain": {},
     "all": {"activation_checkpointing": True, "compile": True, "backend": "aot_eager"},
@@ -27,7 +30,9 @@ TIME_LIMIT = 120  # seconds, for both processes: a collective that waits for eve
 
 @pytest.fixture
 def model(tiny: ViTConfig, randomised) -> VisionTransformer:
-    return randomised(VisionTransformer(replace(tiny, registers=1, dropout=0.1, drop_path=0.2, layer_scale=0.5))).train()
+    return randomised(
+        VisionTransformer(replace(tiny, registers=1, dropout=0.1, drop_path=0.2, layer_scale=0.5))
+    ).train()
 
 
 def loss_and_gradients(model: torch.nn.Module) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -86,10 +91,14 @@ def test_names_stay_and_a_copy_is_a_model_of_its_own(model):
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_one_graph_serves_all_blocks(tiny, randomised, activation_checkpointing):
     torch._dynamo.reset()
-    model = randomised(VisionTransformer(replace(tiny, depth=9))).train()  # dynamo gives up after 8 graphs of one function
+    model = randomised(
+        VisionTransformer(replace(tiny, depth=9))
+    ).train()  # dynamo gives up after 8 graphs of one function
     loss, gradients = loss_and_gradients(copy.deepcopy(model))
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = parallelize(model, compile=True, backend=counter, activation_checkpointing=activation_checkpointing)
+    compiled = parallelize(
+        model, compile=True, backend=counter, activation_checkpointing=activation_checkpointing
+    )
     loss_again, gradients_again = loss_and_gradients(compiled)
     assert counter.frame_count == 1
     torch.testing.assert_close(loss_again, loss, atol=1e-5, rtol=0)
@@ -156,7 +165,9 @@ def sharded_steps(rank: int, folder: Path, config: ViTConfig) -> None:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> dict[str, dict]:
     """What two processes on the loopback device report for each kind, and a plain model after the same step."""
-    config = ViTConfig(image_size=(32, 48), patch_size=8, width=36, depth=2, heads=4, mlp_dim=63, num_classes=5, registers=1)
+    config = ViTConfig(
+        image_size=(32, 48), patch_size=8, width=36, depth=2, heads=4, mlp_dim=63, num_classes=5, registers=1
+    )
     torch.manual_seed(0)
     model, folder = VisionTransformer(config), tmp_path_factory.mktemp("sharded")
     for parameter in model.parameters():
@@ -167,7 +178,9 @@ def sharded(tmp_path_factory) -> dict[str, dict]:
         patch.syspath_prepend(Path(__file__).parents[2])  # the children import this module by its name
         run_to_the_end(mp.spawn(sharded_steps, (folder, config), nprocs=2, join=False))
     reports = {name: torch.load(folder / f"{name}.pt") for name in SHARDED}
-    return reports | {"one process": {"loss": step(model, IMAGES, LABELS), "state": model.state_dict(), "model": model}}
+    return reports | {
+        "one process": {"loss": step(model, IMAGES, LABELS), "state": model.state_dict(), "model": model}
+    }
 
 
 def run_to_the_end(context: mp.ProcessContext) -> None:
@@ -186,7 +199,9 @@ def test_sharded_over_two_processes_a_step_is_that_of_one(sharded, name):
     torch.testing.assert_close(found["loss"], expected["loss"], atol=1e-6, rtol=0)
     torch.testing.assert_close(found["state"], dict(expected["state"]), atol=1e-6, rtol=0)
     start = VisionTransformer(expected["model"].config).state_dict()
-    assert (found["state"]["blocks.0.attn.qkv.weight"] - start["blocks.0.attn.qkv.weight"]).abs().max() > 1e-3  # it moved
+    assert (
+        found["state"]["blocks.0.attn.qkv.weight"] - start["blocks.0.attn.qkv.weight"]
+    ).abs().max() > 1e-3  # it moved
 
 
 def test_a_process_holds_about_half_of_the_parameters(sharded):

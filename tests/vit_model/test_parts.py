@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
-import vit_model.hybrid
-from vit_model.config import Preprocessing, ViTConfig, num_params, variant
-from vit_model.inference import prepare
-from vit_model.model import VisionTransformer
-from vit_model.patches import patchify
-from vit_model.timm_models import config_of, foreign_parts
+import wordsworth.vit_model.hybrid
+from wordsworth.vit_model.config import Preprocessing, ViTConfig, num_params, variant
+from wordsworth.vit_model.foreign.timm import config_of, foreign_parts
+from wordsworth.vit_model.inference import prepare
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.patches import patchify
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -39,7 +39,9 @@ def pair(randomised, **parts):
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, CLOSE), (torch.float64, {"atol": 1e-12, "rtol": 0})])
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float32, CLOSE), (torch.float64, {"atol": 1e-12, "rtol": 0})]
+)
 def test_every_part_is_timms(randomised, part, dtype, close):
     ours, theirs = (model.to(dtype) for model in pair(randomised, **PARTS[part]))
     x, target = torch.randn(3, 3, 32, 32, dtype=dtype), torch.tensor([0, 3, 4])
@@ -60,7 +62,9 @@ def test_a_part_that_is_left_out_is_seen(randomised, part):
     ours, _ = pair(randomised, **PARTS[part])
     plain = VisionTransformer(config_of(TimmViT(**SIZE))).eval()
     state = plain.state_dict()
-    plain.load_state_dict(state | {k: v for k, v in ours.state_dict().items() if k in state and v.shape == state[k].shape})
+    plain.load_state_dict(
+        state | {k: v for k, v in ours.state_dict().items() if k in state and v.shape == state[k].shape}
+    )
     x = torch.randn(3, 3, 32, 32)
     assert not torch.allclose(plain(x), ours(x), atol=1e-5, rtol=1e-4)
 
@@ -72,7 +76,9 @@ def test_prepared_for_inference_a_part_gives_the_same_logits(randomised, part):
     logits, embedding = prepare(ours, Preprocessing(), "fp32", "cpu", batch_size=2)(patchify(images, 8))
     floats = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     torch.testing.assert_close(logits, ours(floats), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(embedding, ours.forward_head(ours.forward_features(floats), pre_logits=True), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        embedding, ours.forward_head(ours.forward_features(floats), pre_logits=True), atol=1e-5, rtol=1e-4
+    )
 
 
 HYBRIDS = {
@@ -93,7 +99,7 @@ def test_a_hybrid_is_timms_but_for_the_documented_eps(randomised, monkeypatch, n
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         difference = (ours(x) - theirs(x)).abs().max()
-        monkeypatch.setattr(vit_model.hybrid.StdConv, "kernel", _timms_standardised)
+        monkeypatch.setattr(wordsworth.vit_model.hybrid.StdConv, "kernel", _timms_standardised)
         torch.testing.assert_close(ours(x), theirs(x), atol=5e-5, rtol=1e-4)
     assert difference < 5e-3, "more than an eps is different"
 
@@ -105,7 +111,10 @@ def _timms_standardised(self) -> torch.Tensor:
 
 def test_a_hybrid_takes_patches_floats_or_uint8_as_well_as_images(randomised):
     config = variant("R26+S/32", image_size=(64, 96), num_classes=7)
-    model, preprocessing = randomised(VisionTransformer(config)), Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.2, 0.3, 0.4))
+    model, preprocessing = (
+        randomised(VisionTransformer(config)),
+        Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.2, 0.3, 0.4)),
+    )
     pixels = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
     floats = (pixels / 255 - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
     with torch.no_grad():
@@ -126,10 +135,14 @@ def test_every_position_of_table_8_runs_learns_and_counts(position, position_at)
     nn.init.normal_(model.head.weight)
     x = torch.randn(2, 3, 32, 32)
     model(x).square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters()
+    )
     shuffled = patchify(x.permute(0, 2, 3, 1), 8)[:, torch.randperm(16)]
     same = torch.allclose(model(shuffled), model(x), atol=1e-5)
-    assert same == (position == "none"), "without positions the order of the patches is unknown, with them it is not"
+    assert same == (position == "none"), (
+        "without positions the order of the patches is unknown, with them it is not"
+    )
 
 
 def test_dropout_and_drop_path_act_in_training_only():
@@ -159,17 +172,30 @@ def std(tensor: torch.Tensor) -> float:
 def test_the_optional_parts_start_as_in_the_jax_code():
     """LeCun's normal has a variance of 1 / fan_in, xavier's uniform an edge of sqrt(6 / (in + out)) for each matrix by itself."""
     config = ViTConfig(
-        64, 16, 192, 1, 4, 768, resnet=(2, 2, 2), pool="map", class_token=False, representation_size=192, registers=4
+        64,
+        16,
+        192,
+        1,
+        4,
+        768,
+        resnet=(2, 2, 2),
+        pool="map",
+        class_token=False,
+        representation_size=192,
+        registers=4,
     )
     model = VisionTransformer(config)
     for name, module in model.patch_embed.backbone.named_modules():
-        if isinstance(module, vit_model.hybrid.StdConv):
+        if isinstance(module, wordsworth.vit_model.hybrid.StdConv):
             assert std(module.weight) == pytest.approx(module.weight[0].numel() ** -0.5, rel=0.06), name
         elif isinstance(module, nn.GroupNorm):
             starts = 0 if name.endswith("norm3") else 1  # the residual branches start switched off
             assert (module.weight == starts).all() and (module.bias == 0).all(), name
     assert std(model.patch_embed.proj.weight) == pytest.approx(config.stem_channels**-0.5, rel=0.02)
-    assert std(model.pre_logits.weight) == pytest.approx(192**-0.5, rel=0.02) and (model.pre_logits.bias == 0).all()
+    assert (
+        std(model.pre_logits.weight) == pytest.approx(192**-0.5, rel=0.02)
+        and (model.pre_logits.bias == 0).all()
+    )
     pool, edge = model.attn_pool, (6 / (192 + 192)) ** 0.5
     for matrix in (pool.q.weight, *pool.kv.weight.chunk(2), pool.proj.weight):
         assert matrix.abs().max() <= edge and std(matrix) == pytest.approx(edge / 3**0.5, rel=0.02)

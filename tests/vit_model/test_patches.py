@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vit_model.patches import patchify, unpatchify
+from wordsworth.vit_model.patches import patchify, unpatchify
 
 
 def test_patches_are_in_raster_order_with_channels_fastest():

@@ -4,10 +4,16 @@ import torch.nn.functional as F
 from scipy.ndimage import zoom
 from timm.layers import resample_abs_pos_embed
 
-from vit_model.config import ModelError, ViTConfig
-from vit_model.position import learned_tables, resample
+from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.position import learned_tables, resample
 
-GRIDS = [((14, 14), (24, 24)), ((14, 14), (7, 7)), ((14, 14), (7, 28)), ((6, 10), (9, 4)), ((24, 24), (14, 20))]
+GRIDS = [
+    ((14, 14), (24, 24)),
+    ((14, 14), (7, 7)),
+    ((14, 14), (7, 28)),
+    ((6, 10), (9, 4)),
+    ((24, 24), (14, 20)),
+]
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
@@ -53,7 +59,9 @@ def test_dinov2s_manner_adds_its_tenth_of_a_patch(old, new):
     assert expected.shape[-2:] == new
     found = resample(table, old, new, 1, "dinov2")
     torch.testing.assert_close(found[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-6, rtol=0)
-    assert (found - resample(table, old, new, 1, "hf")).abs().max() > 0.01, "without the tenth it would be seen"
+    assert (found - resample(table, old, new, 1, "hf")).abs().max() > 0.01, (
+        "without the tenth it would be seen"
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
@@ -61,9 +69,13 @@ def test_googles_manner_is_scipys_zoom_and_hfs_is_bicubic_without_antialiasing(o
     table = torch.randn(1, 1 + old[0] * old[1], 4)
     image = table[0, 1:].reshape(*old, 4)
     zoomed = zoom(image.numpy(), (new[0] / old[0], new[1] / old[1], 1), order=1)
-    google, hf, timm = (resample(table, old, new, 1, manner)[0, 1:].reshape(*new, 4) for manner in ("google", "hf", "timm"))
+    google, hf, timm = (
+        resample(table, old, new, 1, manner)[0, 1:].reshape(*new, 4) for manner in ("google", "hf", "timm")
+    )
     torch.testing.assert_close(google, torch.from_numpy(zoomed), atol=1e-5, rtol=0)
-    bicubic = F.interpolate(image.permute(2, 0, 1)[None], size=new, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+    bicubic = F.interpolate(image.permute(2, 0, 1)[None], size=new, mode="bicubic", align_corners=False)[
+        0
+    ].permute(1, 2, 0)
     torch.testing.assert_close(hf, bicubic, atol=1e-6, rtol=0)
     for one, other in ((google, hf), (google, timm), (hf, timm)):
         assert (one - other).abs().max() > 0.05, "a wrong manner would be seen"

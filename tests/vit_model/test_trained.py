@@ -8,12 +8,22 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from vit_model.config import Preprocessing, ViTConfig
-from vit_model.inference import FixedBatch, InferenceModel, cast, compiled, fold_layer_scale, fold_patch_embed, prepare
-from vit_model.model import VisionTransformer
-from vit_model.patches import patchify
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.inference import (
+    FixedBatch,
+    InferenceModel,
+    cast,
+    compiled,
+    fold_layer_scale,
+    fold_patch_embed,
+    prepare,
+)
+from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.patches import patchify
 
-CONFIG = ViTConfig(image_size=32, patch_size=8, width=64, depth=4, heads=4, mlp_dim=128, num_classes=10, layer_scale=0.1)
+CONFIG = ViTConfig(
+    image_size=32, patch_size=8, width=64, depth=4, heads=4, mlp_dim=128, num_classes=10, layer_scale=0.1
+)
 PREPROCESSING = Preprocessing(mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))
 FP32 = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -92,7 +102,9 @@ def test_compiling_alone_moves_the_rounding_only(digits, trained, expected):
         torch.testing.assert_close(found, wanted, **FP32)
 
 
-def assert_bf16(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:
+def assert_bf16(
+    found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     for f, e in zip(found, expected, strict=True):
         assert f.dtype == torch.float32 and not torch.equal(f, e)
         assert F.cosine_similarity(f, e).min() > 0.999

@@ -47,7 +47,7 @@ def _dying_link(source, target, **options):
 
 
 def _count(module):
-    """Of pipeline.decode: a line in the file `decoded` beside the armed points for every unit, and its time."""
+    """Of wordsworth.pipeline.images.decode: a line in the file `decoded` beside the armed points for every unit, and its time."""
     stage = module.decode_stage
 
     @functools.wraps(stage)  # so that Ray still sends it by its name
@@ -62,7 +62,7 @@ def _count(module):
 
 
 def _spread(module):
-    """Of pipeline.cluster: the little there is to do is worth every worker that there can be."""
+    """Of wordsworth.pipeline.cluster.session: the little there is to do is worth every worker that there can be."""
     module.ACTOR_START = module.TASK_START = 1e-6
 
 
@@ -82,7 +82,7 @@ class _Finder:
         return spec
 
 
-CHANGES = {"pipeline.decode": _count, "pipeline.cluster": _spread}
+CHANGES = {"wordsworth.pipeline.images.decode": _count, "wordsworth.pipeline.cluster.session": _spread}
 if _armed:
     os.link = _dying_link
     sys.meta_path.insert(0, _Finder)

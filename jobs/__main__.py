@@ -1,5 +1,0 @@
-"""`python -m jobs` is `wordsworth`."""
-
-from jobs.cli import main
-
-main()

@@ -1,0 +1,1 @@
+"""Merge the small files of a finished run into large ones."""

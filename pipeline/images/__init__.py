@@ -1,0 +1,1 @@
+"""Judge, decode, resize and cut an image into patches."""

@@ -1,0 +1,20 @@
+"""State what an image may cost before it is refused. Imports nothing heavy: the command line reads its defaults here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """Bound what one image may take.
+
+    Attributes:
+        max_bytes: bytes of the encoded image; a larger one is refused before it is read.
+        max_pixels: pixels by its header; a larger one is refused before it is decoded.
+        max_side: pixels of the longer side, likewise.
+        timeout_s: seconds that decoding may take.
+    """
+
+    max_bytes: int = 256 << 20
+    max_pixels: int = 100_000_000
+    max_side: int = 65_500
+    timeout_s: float = 30.0

@@ -1,0 +1,1 @@
+"""Find, list and read what holds images: tars, folders of images, tables."""

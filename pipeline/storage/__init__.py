@@ -1,0 +1,1 @@
+"""Reach file systems and object stores: open, read, write whole, list."""

@@ -1,0 +1,1 @@
+"""Count a run again, without the code that wrote it."""

@@ -1,0 +1,229 @@
+"""evaluate: every labelled image counts once, and the figures are those of their definitions."""
+
+import contextlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support.builders import photo, write_tar
+from tests.support.labelling import Watcher, label_of
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.labeling import evaluate as evaluation
+from wordsworth.pipeline.labeling.evaluate import BINS, Probes, Tally, Target, evaluate, wilson
+from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.few_shot import few_shot_accuracy
+
+LABELS = ("ant", "bee", "cat", "dog", "elk")
+
+
+def answers(seed: int, images: int = 500, classes: int = 7):
+    """Random true classes, ranked guesses that are right more often than not by chance, and confidences."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, classes, images)
+    ids = np.array([rng.permutation(classes)[:5] for _ in range(images)])
+    right = rng.random(images) < 0.6
+    ids[right, 0] = true[right]
+    return true, ids, rng.random(images).clip(1e-6, 1.0)
+
+
+def test_figures_are_those_of_their_definitions_whatever_the_pieces_they_come_in():
+    true, ids, scores = answers(0)
+    whole, pieces = Tally(), Tally()
+    whole.add(true, ids, scores)
+    for at in range(0, len(true), 37):
+        pieces.add(true[at : at + 37], ids[at : at + 37], scores[at : at + 37])
+    found, of_pieces = whole.figures(None), pieces.figures(None)
+    assert found.pop("worst") == of_pieces.pop("worst") and found.pop("top1_interval") == of_pieces.pop(
+        "top1_interval"
+    )
+    assert found == pytest.approx(of_pieces)
+    assert found["top1"] == np.mean(ids[:, 0] == true)
+    assert found["top5"] == np.mean([one in some for one, some in zip(true, ids, strict=True)])
+    error = 0.0
+    for low in np.arange(BINS) / BINS:
+        inside = (scores >= low) & ((scores < low + 1 / BINS) | (low + 1 / BINS > 1 - 1e-9))
+        if inside.any():
+            error += inside.mean() * abs(scores[inside].mean() - (ids[inside, 0] == true[inside]).mean())
+    assert found["calibration_error"] == pytest.approx(error)
+
+
+def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error():
+    tally = Tally()
+    tally.add(np.array([0] * 8 + [1] * 2), np.zeros((10, 1), int), np.full(10, 0.8))
+    assert tally.figures(None)["calibration_error"] == pytest.approx(0.0)
+    sure = Tally()
+    sure.add(np.array([0] * 5 + [1] * 5), np.zeros((10, 1), int), np.full(10, 1.0))
+    assert sure.figures(None)["calibration_error"] == pytest.approx(0.5)
+
+
+def test_the_worst_classes_come_first_with_what_they_are_taken_for():
+    tally = Tally()
+    said = np.array([0, 0, 0, 1, 1, 2, 0, 0])
+    tally.add(np.array([0, 0, 0, 1, 1, 2, 2, 2]), said[:, None], np.full(8, 0.5))
+    worst, *rest = tally.figures(("ant", "bee", "cat"))["worst"]
+    assert worst == {"class": "cat", "images": 3, "accuracy": pytest.approx(1 / 3), "taken_for": {"ant": 2}}
+    assert [row["accuracy"] for row in rest] == [1.0, 1.0]
+
+
+def test_an_interval_is_wilsons():
+    low, high = wilson(8, 10)
+    assert low == pytest.approx(0.4902, abs=1e-4) and high == pytest.approx(0.9433, abs=1e-4)
+    assert wilson(0, 10)[0] == pytest.approx(0.0, abs=1e-9) and wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+# ---- embeddings -----------------------------------------------------------------------------------------------------------
+
+
+def clouds(seed: int, images: int, classes: int = 4, width: int = 12):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, classes, images)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    return (centres[true] + rng.normal(size=(images, width))).astype(np.float32), true
+
+
+def test_probes_and_neighbours_in_pieces_are_those_of_the_whole(monkeypatch):
+    (x, classes), (x_test, true) = clouds(1, 200), clouds(2, 300)
+    monkeypatch.setattr(evaluation, "BLOCK", 64)
+    probes = Probes(x, classes, (1, 5, 10**6), 4)
+    for at in range(0, 300, 77):
+        probes.add(x_test[at : at + 77], true[at : at + 77])
+    found = probes.figures()
+    assert found["few_shot"] == {
+        str(k): values for k, values in few_shot_accuracy(x, classes, x_test, true, (1, 5)).items()
+    }
+    votes = np.zeros((300, 4))
+    for row, one in enumerate(x_test):
+        cosines = x @ one / np.linalg.norm(x, axis=1) / np.linalg.norm(one)
+        for place in np.argsort(cosines)[-evaluation.NEIGHBOURS :]:
+            votes[row, classes[place]] += np.exp(cosines[place] / evaluation.TEMPERATURE)
+    assert found["neighbours"] == np.mean(votes.argmax(1) == true) > 0.6
+    assert found["train_images"] == 200
+
+
+# ---- classes --------------------------------------------------------------------------------------------------------------
+
+
+def rows(**columns) -> pa.Table:
+    count = len(next(iter(columns.values())))
+    return pa.table({"shard": ["s.tar"] * count, "key": [f"k{n}" for n in range(count)]} | columns)
+
+
+@pytest.mark.parametrize(
+    ("where", "columns"),
+    [
+        ("cls", {"cls": ["4", " 0\n", "bee"]}),
+        ("json:label", {"json": ['{"label": 4}', '{"label": "ant", "x": 1}', '{"label": "1"}']}),
+        ("folder", {"key": ["train/elk/1", "ant/x", "a/b/bee/9.9"]}),
+    ],
+)
+def test_a_class_is_a_number_or_a_label_wherever_it_stands(where, columns):
+    target = Target(where, LABELS, 5)
+    assert target.of(
+        rows(**columns) if "key" not in columns else pa.table({"shard": ["s.tar"] * 3, **columns})
+    ).tolist() == [
+        4,
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "columns", "said"),
+    [
+        (
+            "cls",
+            {"cls": ["1", None]},
+            "s.tar: sample k1 has no class of this model's 5: --target cls gives None",
+        ),
+        ("cls", {"cls": ["5"]}, "sample k0 has no class of this model's 5: --target cls gives '5'"),
+        ("cls", {"cls": ["-1"]}, "gives '-1'"),
+        ("cls", {"cls": ["fox"]}, "gives 'fox'"),
+        ("json:label", {"json": ['{"other": 1}']}, "--target json:label gives None"),
+        ("json:label", {"json": ["[1]"]}, "gives None"),
+        ("json:label", {"json": ["{"]}, "gives None"),
+        ("folder", {}, "--target folder gives None"),
+    ],
+)
+def test_a_sample_without_a_class_of_the_model_is_named(where, columns, said):
+    with pytest.raises(UserError) as refusal:
+        Target(where, LABELS, 5).of(rows(**(columns or {"other": ["x"]})))
+    assert said in str(refusal.value)
+
+
+# ---- the whole ------------------------------------------------------------------------------------------------------------
+
+
+def write(folder, first: int, images: int, model, truth):
+    """Two shards, whose classes the model gets right where `truth` says."""
+    for shard in range(2):
+        members = {}
+        for number in range(first + shard, first + images, 2):
+            said = LABELS.index(label_of(model, photo(number)))
+            members[f"{number:04d}.jpg"] = photo(number)
+            members[f"{number:04d}.cls"] = str(said if truth(number) else (said + 1) % 5).encode()
+        if not shard:
+            members |= {"bad.jpg": b"no picture", "bad.cls": b"0"}
+        write_tar(folder / f"part-{shard}.tar", members)
+    return str(folder)
+
+
+def test_every_image_counts_once_and_what_cannot_be_decoded_is_said(tmp_path, local_ray, small_model):
+    model = load_folder(small_model)
+    source = write(tmp_path / "test", 0, 40, model, lambda number: number % 4 != 0)
+    train = write(tmp_path / "train", 100, 30, model, lambda number: True)
+    request = LabelRequest("label", (source,), str(tmp_path / "out"), "small", precision="fp32", unit_rows=8)
+    watchers = []
+
+    @contextlib.contextmanager
+    def watch(name):
+        watchers.append((name, Watcher()))
+        yield watchers[-1][1]
+
+    found = evaluate(request, model, "cls", watch, (train,), (1, 2, 1000))
+    assert (found["images"], found["errors"]) == (40, 1)
+    assert found["top1"] == 0.75 and found["top5"] == 1.0, "five classes, five guesses"
+    assert [name for name, _ in watchers] == ["train", "test"]
+    assert (
+        found["train_images"] == 30 and set(found["few_shot"]) <= {"1", "2"} and 0 <= found["neighbours"] <= 1
+    )
+    json.dumps(found)
+    again = evaluate(request, model, "cls", watch, (train,), (1, 2, 1000))
+    assert again == found and not watchers[-1][1].receipts, "what is labelled is not labelled again"
+
+
+def test_a_sample_without_a_class_ends_an_evaluation_before_its_unit_is_labelled(
+    tmp_path, small_model, wordsworth
+):
+    members = {
+        f"{number}.{end}": data
+        for number in range(6)
+        for end, data in (("jpg", photo(number)), ("cls", b"1"))
+    }
+    write_tar(tmp_path / "test" / "a.tar", members | {"late.jpg": photo(9)})
+    said = wordsworth(
+        "evaluate", str(tmp_path / "test"), "--model", small_model, "--output", str(tmp_path / "out")
+    )
+    assert (
+        said.returncode == 1
+        and "a.tar: sample late has no class of this model's 5: --target cls gives None" in said.stderr
+    )
+    assert said.stderr.count("\n") < 5 and not list(tmp_path.glob("out/**/predictions/*.parquet")), (
+        said.stderr
+    )
+
+
+def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
+    source = write(tmp_path / "test", 0, 8, load_folder(small_model), lambda number: number < 6)
+    said = wordsworth("evaluate", source, "--model", small_model, "--precision", "fp32")
+    assert said.returncode == 0, said.stderr
+    for words in (
+        "8, and 1 that could not be decoded",
+        "top-1",
+        "75.00% (95% interval 40.93% to 92.85%)",
+        "calibration",
+        "worst classes",
+    ):
+        assert words in said.stdout, said.stdout

@@ -1,0 +1,249 @@
+"""models: what --model, --weights and --labels mean, and one line for each way in which they do not fit."""
+
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.support.stores import s3_bucket
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.prediction.load_model import load_model
+from wordsworth.vit_model import checkpoint as formats
+from wordsworth.vit_model.checkpoint import Checkpoint, save_folder
+from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig, variant
+
+PREPROCESSING = Preprocessing("bilinear", 0.95, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+LABELS = ("ant", "bee", "cat")
+
+
+def make(config: ViTConfig, seed: int = 0, labels: tuple[str, ...] | None = LABELS) -> Checkpoint:
+    """Every parameter random: zeros would hide that one was not loaded."""
+    made = formats.random(config, PREPROCESSING, seed, labels)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in made.state.values():
+        tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def small() -> Checkpoint:
+    return make(ViTConfig((32, 32), 8, 32, 2, 4, 64, num_classes=3))
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    save_folder(tmp_path / "model", small)
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """The weights of a Ti/32 of seven classes, and their file."""
+    made = make(variant("Ti/32", num_classes=7), labels=None)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    safetensors.torch.save_file(made.state, path)
+    return made, path
+
+
+def same(found: Checkpoint, made: Checkpoint) -> bool:
+    assert found.fingerprint() == made.fingerprint()  # config, preprocessing and every weight
+    return found.labels == made.labels
+
+
+def refused(*arguments, **options) -> tuple[str, int]:
+    with pytest.raises((UserError, ModelError)) as refusal:
+        load_model(*arguments, **options)
+    message = str(refusal.value)
+    assert "\n" not in message
+    return message, getattr(refusal.value, "exit_code", 1)
+
+
+# ---- model folders --------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_folder_is_loaded_as_it_was_saved(folder, small, monkeypatch):
+    assert same(load_model(str(folder)), small) and same(load_model(f"file://{folder}/"), small)
+    monkeypatch.chdir(folder.parent)
+    assert same(load_model("model"), small)
+
+
+def test_a_model_folder_may_lie_on_a_store(folder, small):
+    with s3_bucket() as bucket:
+        bucket.objects.update({f"b/models/one/{path.name}": path.read_bytes() for path in folder.iterdir()})
+        bucket.objects["b/w.safetensors"] = (folder / "model.safetensors").read_bytes()
+        assert same(load_model("s3://b/models/one"), small)
+        assert same(load_model("s3://b/models/one/", weights="s3://b/w.safetensors"), small)
+        assert "canary" not in refused("s3://key:canary@b/models/two")[0]
+
+
+def test_weights_replace_those_of_a_folder_and_nothing_else(folder, small, tmp_path):
+    other = replace(small, state=make(small.config, seed=5).state)
+    torch.save(other.state, tmp_path / "other.pth")
+    assert same(load_model(str(folder), weights=str(tmp_path / "other.pth")), other)
+    assert not torch.equal(other.state["head.weight"], small.state["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["nothing", "ViT-B", "X/16", "b/16", "s3://b/nothing"])
+def test_an_unknown_model_is_a_wrong_command_and_says_what_is_known(name):
+    with s3_bucket():
+        message, code = refused(name)
+    assert code == 2 and f"unknown model {name}" in message
+    assert "model folders, files of weights, timm:NAME, hf:NAME, and variants (Ti/16, S/16, " in message
+
+
+def test_an_unknown_patch_size_or_timm_name_shows_the_nearest(tmp_path):
+    assert "did you mean 'S/16'" in refused("S/17", allow_random_weights=True)[0]
+    (tmp_path / "w.pth").write_bytes(b"")
+    message, _ = refused("timm:vit_tinny_patch16_224", weights=str(tmp_path / "w.pth"))
+    assert "vit_tinny_patch16_224" in message and "nearest: 'vit_tiny_patch16_224'" in message
+
+
+def test_a_file_in_timms_names_alone_is_no_model(named):
+    message, _ = refused(str(named[1]))
+    assert "do not tell the GELU" in message and "--model timm:NAME or B/16" in message
+
+
+def test_a_file_of_ours_alone_is_a_model(small, tmp_path):
+    (tmp_path / "one.safetensors").write_bytes(small.to_bytes())
+    assert same(load_model(str(tmp_path / "one.safetensors")), small)
+
+
+def test_weights_of_another_variant_are_refused_by_name(named):
+    message, code = refused("S/32", weights=str(named[1]))
+    assert code == 2 and message.endswith("holds the weights of Ti/32, not of S/32")
+
+
+def test_a_damaged_model_folder_names_its_file(folder):
+    (folder / "config.json").write_text("{")
+    assert str(folder / "config.json") in refused(str(folder))[0]
+
+
+# ---- variants -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_without_weights_is_a_wrong_command():
+    message, code = refused("Ti/32")
+    assert code == 2 and "--model Ti/32 names an architecture but no weights: add --weights FILE" in message
+
+
+def test_random_weights_are_those_of_the_seed_and_are_said_loudly():
+    notes = []
+    first, again, other = (
+        load_model("Ti/32", allow_random_weights=True, seed=seed, note=notes.append) for seed in (1, 1, 2)
+    )
+    assert notes == ["Ti/32 has RANDOM weights: the labels mean nothing"] * 3
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+def test_a_variant_takes_its_classes_from_the_weights(named):
+    made, path = named
+    notes = []
+    found = load_model("Ti/32", weights=str(path), note=notes.append)
+    assert (
+        len(notes) == 1
+        and "does not say how pictures are prepared, so: interpolation bicubic, crop_pct 0.9" in notes[0]
+    )
+    assert found.config == made.config and found.config.num_classes == 7 and found.labels is None
+    assert all(torch.equal(found.state[name], made.state[name]) for name in made.state)
+
+
+def test_a_variant_takes_weights_without_a_head(named, tmp_path):
+    state = {name: tensor for name, tensor in named[0].state.items() if not name.startswith("head.")}
+    safetensors.torch.save_file(state, tmp_path / "headless.safetensors")
+    assert load_model("Ti/32", weights=str(tmp_path / "headless.safetensors")).config.num_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda state: state.pop("norm.bias"), r"1 missing (norm.bias)"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"1 unexpected (extra)"),
+        (
+            lambda state: state.update({"norm.bias": torch.zeros(5)}),
+            "norm.bias is (5,) in the file, (192,) in the model",
+        ),
+        (
+            lambda state: state.update({"norm.bias": torch.zeros(192, dtype=torch.int32)}),
+            "norm.bias is torch.int32 in the file",
+        ),
+        (
+            lambda state: state.update(pos_embed=torch.zeros(1, 50, 191)),
+            "pos_embed is (1, 50, 191) in the file, (1, 50, 192)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_key_by_key(named, tmp_path, change, complaint):
+    state = dict(named[0].state)
+    change(state)
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    message, _ = refused("Ti/32", weights=str(tmp_path / "w.safetensors"))
+    assert f"{tmp_path}/w.safetensors does not fit the model" in message and complaint in message
+
+
+def test_the_weights_of_another_model_name_some_keys_and_count_the_others(named, folder):
+    message, _ = refused(str(folder), weights=str(named[1]))
+    assert "120 unexpected (" in message and "32 misfitting (" in message
+    assert (
+        "cls_token is (1, 1, 192) in the file, (1, 1, 32) in the model" in message
+        and " and 29 more)" in message
+    )
+    assert len(message) < 1500
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_weights_that_would_run_code_are_refused_and_do_not(tmp_path, capsys):
+    torch.save({"head.weight": Payload()}, tmp_path / "evil.pth")
+    message, _ = refused("Ti/32", weights=str(tmp_path / "evil.pth"))
+    assert "holds more than tensors" in message and "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("missing.safetensors", 2), ("w.txt", 1), ("empty.safetensors", 1), ("empty.pth", 1)]
+)
+def test_a_file_that_is_no_weights_is_one_line(tmp_path, name, code):
+    for made in ("w.txt", "empty.safetensors", "empty.pth"):
+        (tmp_path / made).write_bytes(b"")
+    message, exit_code = refused("Ti/32", weights=str(tmp_path / name))
+    assert str(tmp_path / name) in message and exit_code == code
+
+
+# ---- labels and overrides -------------------------------------------------------------------------------------------------
+
+
+def test_a_labels_file_replaces_the_names(folder, tmp_path):
+    (tmp_path / "labels.txt").write_text("eins\nzwei\ndrei, vier\n")
+    assert load_model(str(folder), labels=str(tmp_path / "labels.txt")).labels == (
+        "eins",
+        "zwei",
+        "drei, vier",
+    )
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("a\nb\n", 2), ("a\nb\nc\nd", 4)])
+def test_a_labels_file_of_another_length_is_a_wrong_command(folder, tmp_path, text, count):
+    (tmp_path / "names.txt").write_text(text)
+    message, code = refused(str(folder), labels=str(tmp_path / "names.txt"))
+    assert code == 2 and f"names.txt has {count} names, the model has 3 classes" in message
+
+
+def test_a_missing_labels_file_is_a_wrong_command(folder, tmp_path):
+    message, code = refused(str(folder), labels=str(tmp_path / "nothing.txt"))
+    assert code == 2 and f"--labels {tmp_path}/nothing.txt: no such file" in message
+
+
+def test_overrides_change_the_preprocessing_and_so_the_fingerprint(folder, small):
+    found = load_model(str(folder), overrides={"crop_pct": 0.5, "exif": "ignore"})
+    assert found.preprocessing == replace(PREPROCESSING, crop_pct=0.5, exif="ignore")
+    assert found.fingerprint() != small.fingerprint()
+    assert "crop_pct is 2" in refused(str(folder), overrides={"crop_pct": 2})[0]
+
+
+def test_a_url_that_is_not_allowed_is_refused_wherever_it_stands(folder):
+    for arguments in ({"model": "http://h/m"}, {"model": str(folder), "weights": "http://h/w.pth"}):
+        assert "scheme is not one of" in refused(**arguments)[0]
+    assert "scheme is not one of" in refused(str(folder), labels="pipe:touch x")[0]

@@ -1,0 +1,55 @@
+"""Small trainings: what is asked for, and pictures to learn from."""
+
+from io import BytesIO
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from tests.support.builders import write_tar
+from wordsworth.pipeline.training.augment import Augmentation
+from wordsworth.pipeline.training.request import TrainRequest
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
+
+SIZE = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=0)
+
+
+def request(tmp_path, **changes) -> TrainRequest:
+    given = {
+        "sources": (str(tmp_path / "shards"),),
+        "output": str(tmp_path / "model"),
+        "config": SIZE,
+        "preprocessing": Preprocessing(crop_pct=1.0),
+        "epochs": 3,
+        "batch_size": 16,
+        "precision": "fp32",
+        "device": "cpu",
+        "augmentation": Augmentation(0.8),
+    }
+    return TrainRequest(**(given | changes))
+
+
+def write_classes(folder, shards: int, images: int, classes: int = 2) -> None:
+    """Pictures whose class is how bright they are."""
+    rng = np.random.default_rng(0)
+    for shard in range(shards):
+        members = {}
+        for number in range(images):
+            label = (shard + number) % classes
+            buffer = BytesIO()
+            pixels = rng.integers(0, 100, (24, 24, 3)) + 150 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+            members[f"{shard}-{number}.png"] = buffer.getvalue()
+            members[f"{shard}-{number}.cls"] = str(label).encode()
+        write_tar(folder / f"{shard}.tar", members)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that train."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+        except psutil.Error:
+            continue
+    return found

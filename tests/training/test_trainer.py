@@ -1,0 +1,260 @@
+"""Training: Ray Train workers that end in a model folder which the labeler loads, and go on after what befalls them."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+from tests.support.builders import photo, write_tar
+from tests.support.trainings import SIZE, request, workers, write_classes
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.training.survey import Survey
+from wordsworth.pipeline.training.trainer import _check_size, train
+from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.config import Preprocessing
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads(tmp_path):
+    write_classes(tmp_path / "shards", shards=3, images=64)
+    write_classes(tmp_path / "val", shards=3, images=11)
+    write_tar(tmp_path / "val" / "broken.tar", {"x.png": b"no image", "x.cls": b"0"})
+    seen, killed = [], []
+
+    def watch(news):
+        seen.append(news)
+        if news["kind"] == "epoch" and not killed:
+            killed.extend(workers()[:1])
+            killed[0].kill()
+
+    asked = {
+        "workers": 2,
+        "epochs": 6,
+        "lr": 3e-3,
+        "labels": ("dark", "bright"),
+        "val": (str(tmp_path / "val"),),
+        "ema": 0.9,
+    }
+    last = train(request(tmp_path, **asked, save_every=3), watch)
+    assert seen[0] == {"kind": "data", "samples": 192, "shards": 3, "classes": 2, "val_samples": 34}
+    steps = [news["step"] for news in seen if news["kind"] == "begin"]
+    assert len(steps) == 2 and 0 < steps[1] < 48, "they go on from a checkpoint"
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert all(one["time"] <= other["time"] for one, other in pairwise(lines))
+    journal = [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    epochs = [news for news in journal if news["kind"] == "epoch"]
+    assert [news["epoch"] for news in epochs] == [1, 2, 3, 4, 5, 6] and epochs[-1] == last, (
+        "none twice, none lost"
+    )
+    assert last["accuracy"] > 0.95 and last["loss"] < epochs[0]["loss"]
+    assert 0 <= last["data_wait"] <= 1 and 0 < last["mfu"] < 1.2 and last["lr"] < 3e-3
+
+    checkpoint = load_folder(tmp_path / "model")
+    assert checkpoint.labels == ("dark", "bright") and checkpoint.config.num_classes == 2
+    assert checkpoint.extra["objective"] == "supervised" and checkpoint.extra["recipe"]["seed"] == 0
+    assert checkpoint.extra["data"]["samples"] == 192 and len(checkpoint.extra["data"]["digest"]) == 64
+    assert checkpoint.extra["metrics"]["val_accuracy"] == last["val_accuracy"]
+    assert checkpoint.preprocessing == Preprocessing(crop_pct=1.0)
+    assert (last["val_images"], last["val_errors"]) == (33, 1), (
+        "each once, on workers that have 22 and 12 of them"
+    )
+    right = sum(
+        int(checkpoint.model()(pixels).argmax()) == label for pixels, label in pictures(tmp_path / "val")
+    )
+    assert last["val_accuracy"] == pytest.approx(right / 33, abs=1e-6)
+    losses = [
+        cross_entropy(checkpoint.model()(pixels), torch.tensor([label])).item()
+        for pixels, label in pictures(tmp_path / "val")
+    ]
+    assert last["val_loss"] == pytest.approx(np.mean(losses), abs=2e-4), (
+        "the average is what was tried, and what is saved"
+    )
+    assert last["errors"] == 0
+
+    best = max(epochs, key=lambda news: news["val_accuracy"])
+    (kept,) = (tmp_path / "model").glob("best-epoch-*")
+    assert (
+        kept.name == f"best-epoch-{best['epoch']}"
+        and load_folder(kept).extra["metrics"]["epoch"] == best["epoch"]
+    )
+    with Image.open(tmp_path / "model" / "curves.png") as curves:
+        assert curves.size[0] > 800
+    assert list((tmp_path / "model").glob("events.out.tfevents*"))
+    with pytest.raises(UserError, match="holds a model already"):
+        train(request(tmp_path), seen.append)
+
+
+def test_too_few_gpus_are_said_and_never_replaced_by_cpus(tmp_path):
+    shards = [Shard("tar", f"s{number}.tar", 1, "") for number in range(4)]
+    data = Survey(tuple(shards), dict.fromkeys([shard.name for shard in shards], 64), Counter())
+    asked = request(tmp_path, device="auto", workers=4)
+    with pytest.raises(
+        UserError, match="4 workers need 4 GPUs, Ray has 2: use fewer --workers, or --device cpu"
+    ):
+        _check_size(asked, data, {"CPU": 64, "GPU": 2})
+    assert _check_size(replace(asked, device="cpu"), data, {"CPU": 64, "GPU": 2}) == ("cpu", 4)
+    assert _check_size(replace(asked, workers=(1, 4), batch_size=2), data, {"CPU": 64}) == ("cpu", (1, 2)), (
+        "an image for each"
+    )
+
+
+def pictures(folder):
+    """The pictures of a folder of shards as a model takes them, and their classes."""
+    for path in sorted(folder.glob("[0-9].tar")):
+        with tarfile.open(path) as archive:
+            members = {member.name: archive.extractfile(member).read() for member in archive}
+        for name in members:
+            if name.endswith(".png"):
+                with Image.open(io.BytesIO(members[name])) as image:
+                    pixels = np.asarray(
+                        image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), np.float32
+                    )
+                yield (
+                    torch.from_numpy((pixels / 255 - 0.5) / 0.5).permute(2, 0, 1)[None],
+                    int(members[name[:-3] + "cls"]),
+                )
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("changes", "members", "message"),
+    [
+        ({}, {"a.jpg": photo(1)}, "sample a has no class"),
+        ({}, {"a.jpg": photo(1), "a.cls": b"-1"}, "sample a has no class"),
+        (
+            {"labels": ("one",)},
+            {"a.jpg": photo(1), "a.cls": b"1"},
+            "class 1 occurs, but there are only 1 labels",
+        ),
+        ({}, {"a.jpg": photo(1), "a.cls": b"1"}, "1 of 2 classes have no sample, first class 0"),
+        ({}, {"a.jpg": photo(1), "a.cls": b"0"}, "needs at least 16 samples in a batch and there are 1"),
+        (
+            {"warmup": 10, "batch_size": 1},
+            {"a.jpg": photo(1), "a.cls": b"0"},
+            "--warmup 10: there are 3 steps in all",
+        ),
+        ({"device": "cuda", "batch_size": 1}, {"a.jpg": photo(1), "a.cls": b"0"}, "need 1 GPUs, Ray has 0"),
+        (
+            {"workers": 9, "batch_size": 1},
+            {"a.jpg": photo(1), "a.cls": b"0"},
+            "over 9 workers needs at least 9 samples",
+        ),
+        (
+            {"workers": 3, "batch_size": 3},
+            {f"{n}.{k}": d for n in range(3) for k, d in (("jpg", photo(1)), ("cls", b"0"))},
+            "3 workers",
+        ),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused_before_training(tmp_path, changes, members, message):
+    write_tar(tmp_path / "shards" / "x.tar", members)
+    with pytest.raises(UserError, match=message):
+        train(request(tmp_path, **changes), lambda news: None)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_loss_that_is_not_a_number_stops_with_its_step_and_only_the_same_request_goes_on(tmp_path):
+    write_classes(tmp_path / "shards", shards=1, images=64)
+    asked = request(tmp_path, optimizer="sgd", lr=1e4, warmup=3, clip=1e9, save_every=1)
+    with pytest.raises(
+        UserError, match=r"the (loss|gradient norm) is not a number at step \d+ \(epoch \d\); the last good"
+    ):
+        train(asked, lambda news: None)
+    assert not (tmp_path / "model" / "config.json").exists() and list(
+        (tmp_path / "model" / "_train").glob("step-*")
+    )
+    with pytest.raises(
+        UserError, match=r"an unfinished training with other settings \(lr 10000.0 there, 0.1 here\)"
+    ):
+        train(replace(asked, lr=0.1), lambda news: None)
+    seen = []
+    with pytest.raises(UserError, match=r"is not a number at step \d+"):
+        train(asked, seen.append)
+    assert next(news for news in seen if news["kind"] == "begin")["step"] > 0, (
+        "it goes on from the last good checkpoint"
+    )
+    write_classes(tmp_path / "shards", shards=2, images=64)
+    with pytest.raises(UserError, match=r"other settings .data '"):
+        train(asked, lambda news: None)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.long  # the steps: tests/training/test_step.py
+@pytest.mark.parametrize("objective", ["supervised", "mae"])
+def test_sharded_weights_are_tried_and_saved_whole(tmp_path, objective):
+    """On workers that have three batches and one to try them on: with FSDP all of them must compute as often."""
+    write_classes(tmp_path / "shards", shards=2, images=32)
+    write_classes(tmp_path / "val", shards=1, images=20)
+    asked = {
+        "workers": 2,
+        "val": (str(tmp_path / "val"),),
+        "epochs": 2,
+        "ema": 0.9,
+        "activation_checkpointing": True,
+    }
+    asked |= {"objective": objective, "decoder": (24, 1, 2)}
+    last = {}
+    for sharding in ("fsdp", "ddp"):
+        last[sharding] = train(
+            request(tmp_path, **asked, sharding=sharding, output=str(tmp_path / sharding)), lambda news: None
+        )
+        assert last[sharding]["val_images"] == 20
+    assert last["fsdp"]["val_loss"] == pytest.approx(last["ddp"]["val_loss"], abs=1e-4)
+    whole, sharded = (load_folder(tmp_path / name).state for name in ("ddp", "fsdp"))
+    assert whole.keys() == sharded.keys()
+    for name in whole:
+        torch.testing.assert_close(sharded[name], whole[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.long  # the hybrid itself: tests/vit_model; the stream: the test above
+def test_a_hybrid_trains_from_the_same_stream_of_patches(tmp_path):
+    write_classes(tmp_path / "shards", shards=2, images=16)
+    train(request(tmp_path, config=replace(SIZE, resnet=()), epochs=2), lambda news: None)
+    saved = load_folder(tmp_path / "model")
+    assert saved.config.resnet == () and saved.config.num_classes == 2
+    assert "patch_embed.backbone.conv.weight" in saved.state and saved.state["head.weight"].abs().max() > 0
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.long  # two trainings; their parts, above, are not
+def test_a_model_that_was_trained_without_classes_is_fine_tuned_on_some(tmp_path):
+    """By masked patches; a masked autoencoder goes the same way."""
+    write_tar(tmp_path / "shards" / "a.tar", {f"{n}.jpg": photo(n) for n in range(64)})
+    seen = []
+    asked = request(tmp_path, objective="masked-patch", epochs=8, lr=3e-3, labels=("no", "matter"))
+    last = train(asked, seen.append)
+    assert last["loss"] < next(news for news in seen if news["kind"] == "epoch")["loss"], seen
+    saved = load_folder(tmp_path / "model")
+    assert (
+        saved.config.num_classes == 0 and saved.labels is None and saved.extra["objective"] == "masked-patch"
+    )
+    assert not [name for name in saved.state if name.startswith(("head", "mask", "predict", "encoder"))]
+
+    write_classes(tmp_path / "classes", shards=2, images=48)
+    mine = {
+        "sources": (str(tmp_path / "classes"),),
+        "output": str(tmp_path / "mine"),
+        "labels": ("dark", "bright"),
+        "epochs": 4,
+    }
+    last = train(
+        request(tmp_path, **mine, start=saved, optimizer="sgd", lr=0.05, weight_decay=0.0), seen.append
+    )
+    tuned = load_folder(tmp_path / "mine")
+    assert last["accuracy"] > 0.9, seen
+    assert tuned.labels == ("dark", "bright") and tuned.extra["recipe"]["optimizer"] == "sgd"
+    near = torch.nn.functional.cosine_similarity(
+        saved.state["pos_embed"].flatten(), tuned.state["pos_embed"].flatten(), dim=0
+    )
+    assert near > 0.7, "it began as the other ended: those of chance have nothing to do with each other"

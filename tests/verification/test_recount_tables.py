@@ -1,0 +1,205 @@
+"""The recount of tables and compressed tars: it sees what the reader dropped, and agrees with it on everything damaged."""
+
+import os
+import random
+
+import pyarrow as pa
+import pytest
+import zstandard
+
+from tests.sources.test_compressed import images, squeeze
+from tests.support.runs import KEYS, build, codes, read_rows
+from tests.support.tables import picture, write_csv, write_files, write_jsonl, write_parquet
+from tests.support.tars import make_tar
+from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.verification.recount import Recount
+from wordsworth.pipeline.verification.verifier import verify
+
+
+def write_any(folder, form: str, count: int):
+    if form in ("tar.gz", "tar.zst"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"t.{form}").write_bytes(squeeze(make_tar(images(count)), form.rpartition(".")[2]))
+        return folder / f"t.{form}"
+    if form == "parquet":
+        return write_parquet(
+            folder / "t.parquet", {"image": [picture(n) for n in range(count)]}, rows_in_group=7
+        )
+    rows = [{"url": name, "t": 'a "quote",\n'} for name in write_files(folder / "p", count)]
+    return write_jsonl(folder / "t.jsonl", rows) if form == "jsonl" else write_csv(folder / "t.csv", rows)
+
+
+FORMS = ["parquet", "csv", "jsonl", "tar.gz", "tar.zst"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reader_that_drops_every_tenth_row_is_caught_by_the_recount_and_by_nothing_else(tmp_path, form):
+    path = write_any(tmp_path / "in", form, 40)
+    whole = verify(str(build(tmp_path / "whole", path)), source=True)
+    assert whole.ok and whole.recounted == whole.rows == 40, whole.faults
+    lossy = build(
+        tmp_path / "out",
+        path,
+        reader=lambda shard: [row for n, row in enumerate(read_rows(shard)) if n % 10 != 9],
+    )
+    assert verify(str(lossy)).ok, "the folder alone is consistent: only the input tells"
+    report = verify(str(lossy), source=True)
+    (fault,) = report.faults
+    assert (fault.what, report.rows, report.recounted) == (
+        "missing_sample",
+        36,
+        40,
+    ) and "(4 such here)" in fault.detail
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda rows: [rows[1], rows[0], *rows[2:]], "wrong_key"),
+        (lambda rows: [rows[0], *rows], "extra_row"),
+        (lambda rows: [{**rows[0], "error": "missing_image"}, *rows[1:]], "wrong_error"),
+        (lambda rows: [{**rows[0], "error": "bad_record"}, *rows[1:]], "wrong_error"),
+        (lambda rows: [*rows, {**rows[0], "key": None, "error": "shard_truncated"}], "extra_row"),
+        (lambda rows: [{**rows[0], "offset": 512}, *rows[1:]], "wrong_place"),
+    ],
+    ids=["swapped", "doubled", "no image", "bad", "cut", "a place"],
+)
+def test_rows_that_are_not_the_tables_are_found(tmp_path, form, change, what):
+    path = write_any(tmp_path / "in", form, 6)
+    out = build(tmp_path / "out", path, reader=lambda shard: change(read_rows(shard)))
+    assert codes(verify(str(out), source=True)) == {what}
+
+
+def test_another_size_of_bytes_in_a_table_is_found(tmp_path):
+    path = write_any(tmp_path / "in", "parquet", 6)
+    out = build(
+        tmp_path / "out",
+        path,
+        reader=lambda shard: [{**row, "size": row["size"] + 1} for row in read_rows(shard)],
+    )
+    assert codes(verify(str(out), source=True)) == {"wrong_place"}
+
+
+class _Collector:
+    def __init__(self):
+        self.recounted, self.faults = 0, []
+
+    def add(self, what, where, detail, count=1):
+        self.faults.append((what, detail, count))
+
+
+def differences(path, **asked) -> list:
+    """What the recount finds wrong with the rows that the reader gives."""
+    (shard,) = find_shards([str(path)], None, KEYS).shards
+    report = _Collector()
+    recount = Recount({"asked": {"image-key": list(KEYS), "source": [str(path)]} | asked}, None, report)
+    rows = [(row["key"], row["offset"], row["size"], row["error"]) for row in read_rows(shard)]
+    from wordsworth.pipeline.verification.recount import Sample
+
+    recount.shard(shard, [Sample(*row) for row in rows])
+    return report.faults
+
+
+@pytest.mark.parametrize("form", ["gz", "zst"])
+def test_reader_and_recount_agree_wherever_a_compressed_tar_is_cut_or_damaged(tmp_path, form):
+    tar = make_tar(images(9))
+    parts = [squeeze(tar[at : at + 1500], form) for at in range(0, len(tar), 1500)]
+    path, generator = tmp_path / f"a.tar.{form}", random.Random(0)
+    for whole in (b"".join(parts), squeeze(tar, form)):
+        for end in range(0, len(whole), 331):
+            path.write_bytes(whole[:end])
+            assert differences(path) == [], end
+        for _ in range(40):
+            bad = bytearray(whole)
+            bad[generator.randrange(len(bad))] ^= 1 << generator.randrange(8)
+            path.write_bytes(bad)
+            assert differences(path) == [], bad
+        for tail in (b"x", b"\0", b"\0x", whole):
+            path.write_bytes(whole + tail)
+            assert differences(path) == [], tail
+
+
+def test_reader_and_recount_agree_on_zstd_blocks_that_end_where_members_do(tmp_path):
+    """A block is 128 KiB, and so are four members with their headers: damage in a block must not cost the one before it."""
+    tar = make_tar([(f"{n:02d}.jpg", random.Random(n).randbytes((32 << 10) - 512)) for n in range(16)])
+    whole = zstandard.ZstdCompressor(write_checksum=True).compress(tar)
+    path = tmp_path / "a.tar.zst"
+    for at in range(3, len(whole), 39_119):
+        for bad in (whole[:at], whole[:at] + bytes(16) + whole[at + 16 :]):
+            path.write_bytes(bad)
+            assert differences(path) == [], at
+
+
+def test_reader_and_recount_agree_on_csv_of_random_damage(tmp_path):
+    generator, path = random.Random(5), tmp_path / "t.csv"
+    tokens = ["a", "b.jpg", ",", ",", '"', '""', "\n", "\n", "\r\n", "\r", " ", "é", "\0", ""]
+    for case in range(600):
+        text = "url,t\n" + "".join(generator.choices(tokens, k=generator.randrange(30)))
+        path.write_bytes(text.encode() + (b"\xff,1\n" if case % 7 == 0 else b""))
+        assert differences(path) == [], repr(text)
+
+
+def test_reader_and_recount_agree_on_json_of_random_damage(tmp_path):
+    generator, path = random.Random(6), tmp_path / "t.jsonl"
+    lines = [
+        b'{"url": "a.jpg"}',
+        b'{"url": null}',
+        b"{}",
+        b"[]",
+        b"{",
+        b"",
+        b" ",
+        b'{"url": 7}',
+        b"\xff",
+        b'{"url": "\\ud800"}',
+        b"\r",
+    ]
+    for _ in range(200):
+        path.write_bytes(lines[0] + b"\n" + b"\n".join(generator.choices(lines, k=generator.randrange(9))))
+        assert differences(path) == []
+
+
+def test_reader_and_recount_agree_on_parquet_of_random_damage(tmp_path):
+    generator = random.Random(7)
+    columns = {"image": [generator.randbytes(900) for _ in range(60)], "id": [f"k{n}" for n in range(60)]}
+    options = {
+        "write_page_checksum": True,
+        "data_page_size": 4000,
+        "write_batch_size": 3,
+        "use_dictionary": False,
+    }
+    path = write_parquet(tmp_path / "t.parquet", columns, rows_in_group=25, **options)
+    whole, cut = path.read_bytes(), 0
+    for _ in range(60):
+        bad = bytearray(whole)
+        bad[generator.randrange(len(bad))] ^= 1 << generator.randrange(8)
+        path.write_bytes(bad)
+        found = differences(path)
+        assert found == [] or {what for what, *_ in found} == {"unreadable_source"}, found
+        (shard,) = find_shards([str(path)]).shards
+        cut += read_rows(shard)[-1:] != [] and read_rows(shard)[-1]["error"] == "shard_truncated"
+    assert cut > 30
+    for keep in (0, 8, len(whole) // 2, len(whole) - 1):
+        os.truncate(path.with_suffix(".parquet"), 0)
+        path.write_bytes(whole[:keep])
+        assert differences(path) == [], keep
+
+
+def test_a_key_and_an_image_column_of_the_run_are_those_of_the_recount(tmp_path):
+    path = write_parquet(
+        tmp_path / "t.parquet", {"a": [b"1"], "b": pa.array([None], pa.binary()), "id": ["x"]}
+    )
+    from wordsworth.pipeline.sources.reader import ReadSettings, read_units
+
+    (shard,) = find_shards([str(path)]).shards
+    for column, key in (("a", "id"), ("b", None), ("b", "id")):
+        settings = ReadSettings(9, image_column=column, key=key)
+        rows = [row for unit in read_units(shard, settings) for row in unit.samples.to_pylist()]
+        report = _Collector()
+        asked = {"image-key": list(KEYS), "source": [], "image-column": column, "key": key}
+        from wordsworth.pipeline.verification.recount import Sample
+
+        recount = Recount({"asked": asked}, None, report)
+        recount.shard(shard, [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in rows])
+        assert report.faults == [] and len(rows) == 1

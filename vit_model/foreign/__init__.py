@@ -1,0 +1,1 @@
+"""Read and write other people's weights: timm, Hugging Face, Google, OpenCLIP and others."""

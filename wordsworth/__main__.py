@@ -1,0 +1,5 @@
+"""Run the command line: `python -m wordsworth`."""
+
+from wordsworth.jobs.cli import main
+
+main()

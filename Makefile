@@ -1,7 +1,12 @@
 # make demo       the whole story on real handwriting, in a few minutes
 # make test       everything that needs no GPU and no network
-# make test-long  the checks that take longer
+# make test-fast  the tests that need neither Ray nor a server, in less than 90 seconds
+# make test-long  the checks that take longer than the others together
 # make gpu-check  what a machine with one GPU does with the model and the labeler, in six minutes
+# make bench      labelling against what one would write instead (DATA=folder of photographs, MODEL=Ti/16)
+# make lint       ruff and mypy; changes nothing
+# make format     ruff, which rewrites files
+# make lock       requirements.lock from pyproject.toml
 # make setup      only the environment, in .venv
 
 PYTHON ?= python3
@@ -12,7 +17,7 @@ TYPED  := build/typed/wordsworth#  the packages under the names that they are im
 OTHER  := $(WHEELS)$(filter command,$(origin PYTHON))#  a machine without .venv and without a network: a folder of wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long gpu-check lint lock
+.PHONY: help setup demo test test-fast test-long gpu-check bench lint format lock
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +43,9 @@ test: $(READY)
 	@$(VENV)/bin/python -m pytest -m "not long and not gpu" $(TWO) --durations=30
 	@echo "All passed. Next: make demo, or make test-long."
 
+test-fast: $(READY)
+	@$(VENV)/bin/python -m pytest -q -m "not long and not gpu and not ray and not server and not slow" $(TWO)
+
 test-long: $(READY)
 	@$(VENV)/bin/python -m pytest -m "long and not gpu"
 
@@ -49,6 +57,13 @@ lint: $(READY)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@mkdir -p $(TYPED) && ln -sfn $(CURDIR)/wordsworth/*.py $(foreach name,jobs pipeline vit_model,$(CURDIR)/$(name)) $(TYPED)
 	@$(VENV)/bin/mypy
+
+format: $(READY)
+	@$(VENV)/bin/ruff check --fix --select I . && $(VENV)/bin/ruff format .
+
+bench: $(READY)
+	@test -n "$(DATA)" || { echo "Say where photographs are: make bench DATA=/path/to/images [MODEL=Ti/16]"; exit 2; }
+	@$(VENV)/bin/python -m benchmarks.label $(DATA) --models $(or $(MODEL),Ti/16) $(OPTIONS)
 
 lock:
 	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \

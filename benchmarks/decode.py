@@ -1,13 +1,18 @@
-"""From encoded bytes to the model's input: ours against what others do, the same photographs in turn in one process, one thread.
+"""Measure the way from encoded bytes to the model's input: ours beside that of other code.
 
     python -m benchmarks.decode [FOLDER] [--images 200] [--rounds 9]
 
-FOLDER holds JPEG, PNG or WebP files at any depth; without it, photographs of 500x375 are generated. Expected: ours, with the child,
-at least 2.2 times timm's transform, and at most 1.03 times the CPU of ours without the child. Every round times each arm once, in
-an order that turns; a ratio is the median over the rounds of one arm's CPU divided by the other's in the same round. CPU is that of
-this process and of the child together: what counts where every core is busy. The second came out at 1.20, not 1.03.
+FOLDER holds JPEG, PNG or WebP files at any depth. Without FOLDER, photographs of 500x375 are generated. All
+arms decode the same photographs, in turn in one process with one thread.
 
-difference: mean and largest, of 255, to Pillow's resize-then-crop over all photographs.
+Expected: ours, with the child, at least 2.2 times timm's transform, and at most 1.03 times the CPU of ours
+without the child. The second figure came out at 1.20, not 1.03.
+
+Every round times each arm once, in an order that turns. A ratio is the median over the rounds of one arm's
+CPU divided by the other arm's CPU in the same round. CPU is that of this process and of the child together,
+because this sum counts where every core is busy.
+
+difference: mean and largest difference, of 255, from Pillow's resize-then-crop over all photographs.
 """
 
 import argparse
@@ -29,22 +34,29 @@ from torchvision.transforms import v2
 
 from benchmarks.machine import machine, write_rows
 from tests.support.builders import write_tar
-from wordsworth.pipeline.images.decode import DECODER, DecodeSettings, decode_unit, fit, open_image
-from wordsworth.pipeline.images.resize import start_loops
-from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.images.decode import (
+    DECODER,
+    DecodeSettings,
+    crop_for_evaluation,
+    decode_unit,
+    open_image,
+)
+from wordsworth.pipeline.images.resize import end_warm_up
+from wordsworth.pipeline.images.sandbox import Sandbox
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.config import Preprocessing
 from wordsworth.vit_model.patches import patchify, unpatchify
 
-SETTINGS = DecodeSettings(Preprocessing(), (224, 224), 16)
+SETTINGS = DecodeSettings(preprocessing=Preprocessing(), image_size=(224, 224), patch_size=16)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TIMM, OURS, UNGUARDED = "timm's transform", "ours", "ours without the child"
 
 
 def photographs(folder: Path | None, count: int) -> list[bytes]:
-    """Encoded photographs: a seeded choice from the folder, or generated ones."""
+    """Return encoded photographs: a seeded choice from the folder, or generated ones."""
     if folder is not None:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         return [path.read_bytes() for path in random.Random(0).sample(files, min(count, len(files)))]
@@ -59,15 +71,16 @@ def _generated(seed: int) -> bytes:
 
 
 def unit_of(images: list[bytes]) -> Unit:
-    """The photographs as the reader gives them."""
+    """Return the photographs as the reader gives them."""
     with tempfile.TemporaryDirectory() as folder:
         write_tar(Path(folder, "a.tar"), {f"{number:06d}.jpg": data for number, data in enumerate(images)})
-        (unit,) = read_units(find_shards([folder]).shards[0], ReadSettings(len(images)))
+        (unit,) = read_units(find_shards([folder]).shards[0], ReadSettings(unit_rows=len(images)))
     return unit
 
 
-def arms(images: list[bytes], guard: Guard) -> dict[str, Callable[[], list[np.ndarray]]]:
-    """What is timed, over all photographs: what the model gets of each, and `seen` makes a picture of again."""
+def arms(images: list[bytes], sandbox: Sandbox) -> dict[str, Callable[[], list[np.ndarray]]]:
+    """Return the arms. An arm makes the model's input of every photograph; `seen` turns this input into an
+    image again."""
     unit, side = unit_of(images), SETTINGS.patch_size
     told = SETTINGS.preprocessing
     by_timm = create_transform(
@@ -77,7 +90,7 @@ def arms(images: list[bytes], guard: Guard) -> dict[str, Callable[[], list[np.nd
     by_pillow = create_transform(
         (3, 224, 224), interpolation="bicubic", crop_pct=told.crop_pct, normalize=False
     )
-    by_pillow.transforms.pop()  # the last turns the picture into floats
+    by_pillow.transforms.pop()  # the last one turns the image into floats
 
     def pillow(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data)).convert("RGB")
@@ -87,20 +100,21 @@ def arms(images: list[bytes], guard: Guard) -> dict[str, Callable[[], list[np.nd
         return by_v2(pixels).numpy()
 
     def unguarded(data: bytes) -> np.ndarray:
-        return patchify(fit(open_image(data, SETTINGS), SETTINGS.preprocessing, SETTINGS.image_size), side)
+        pixels = open_image(data, SETTINGS)
+        return patchify(crop_for_evaluation(pixels, SETTINGS.preprocessing, SETTINGS.image_size), side)
 
     return {
         TIMM: lambda: [by_timm(pillow(data)).numpy() for data in images],
         "Pillow, uint8": lambda: [patchify(np.asarray(by_pillow(pillow(data))), side) for data in images],
         "torchvision, uint8": lambda: [torchvision(data) for data in images],
         UNGUARDED: lambda: [unguarded(data) for data in images],
-        OURS: lambda: list(decode_unit(copy(unit), SETTINGS, child=guard).payload),
+        OURS: lambda: list(decode_unit(copy(unit), SETTINGS, sandbox=sandbox).payload),
     }
 
 
 def seen(found: np.ndarray) -> np.ndarray:
-    """What an arm gives, as a picture: float (H, W, 3), 0 to 255."""
-    if found.dtype == np.float32:  # normalised by timm: (3, H, W)
+    """Turn an arm's result into an image: float (H, W, 3), 0 to 255."""
+    if found.dtype == np.float32:  # timm has normalised the image: (3, H, W)
         preprocessing = SETTINGS.preprocessing
         return (found.transpose(1, 2, 0) * preprocessing.std + preprocessing.mean) * 255
     (height, width), side = SETTINGS.image_size, SETTINGS.patch_size
@@ -114,15 +128,16 @@ def seen(found: np.ndarray) -> np.ndarray:
 def measure(
     images: list[bytes], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, tuple[float, float]]]:
-    """CPU-seconds and seconds of every round, by arm; and how far what they give is from Pillow's."""
+    """Return the CPU-seconds and the seconds of every round by arm, and the difference of each arm's
+    images from Pillow's."""
     torch.set_num_threads(1)
-    start_loops()
-    guard = Guard(GuardSettings(SETTINGS.max_pixels, SETTINGS.max_side, SETTINGS.timeout))
-    timed = arms(images, guard)
-    pictures = {arm: [seen(found) for found in run()] for arm, run in timed.items()}  # and all are warm
+    end_warm_up()
+    sandbox = Sandbox(SETTINGS.sandbox_settings)
+    timed = arms(images, sandbox)
+    made = {arm: [seen(found) for found in run()] for arm, run in timed.items()}  # and warms up each arm
     away = {
-        arm: [np.abs(a - b) for a, b in zip(found, pictures["Pillow, uint8"], strict=True)]
-        for arm, found in pictures.items()
+        arm: [np.abs(a - b) for a, b in zip(found, made["Pillow, uint8"], strict=True)]
+        for arm, found in made.items()
     }
     difference = {
         arm: (np.mean([a.mean() for a in found]), max(a.max() for a in found)) for arm, found in away.items()
@@ -132,21 +147,21 @@ def measure(
     for number in range(rounds):
         names = list(timed)
         for arm in names[number % len(names) :] + names[: number % len(names)]:
-            start, used = time.perf_counter(), cpu_seconds(guard)
+            start, used = time.perf_counter(), cpu_seconds(sandbox)
             timed[arm]()
             seconds[arm].append(time.perf_counter() - start)
-            cpu[arm].append(cpu_seconds(guard) - used)
-    guard.close()
+            cpu[arm].append(cpu_seconds(sandbox) - used)
+    sandbox.close()
     return cpu, seconds, difference
 
 
-def cpu_seconds(guard: Guard) -> float:
-    """CPU that this process and the child have used."""
-    return time.process_time() + int(Path(f"/proc/{guard.pid}/schedstat").read_text().split()[0]) / 1e9
+def cpu_seconds(sandbox: Sandbox) -> float:
+    """Return the CPU-seconds that this process and the child have used."""
+    return time.process_time() + int(Path(f"/proc/{sandbox.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def ratio(times: list[float], others: list[float]) -> float:
-    """The median over the rounds: what slows the machine down for a while slows both."""
+    """Return the median over the rounds: a slow moment of the machine slows both arms of a round."""
     return round(statistics.median(a / b for a, b in zip(times, others, strict=True)), 3)
 
 

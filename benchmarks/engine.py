@@ -1,13 +1,18 @@
-"""What the engine itself costs: a model that computes next to nothing, over small pictures.
+"""Measure the cost of the engine itself: a model that computes almost nothing, over small images.
 
     python -m benchmarks.engine [--images 1000000] [--units 3000] [--raylets 1 2 4] [--rounds 1]
 
-Images: one run over so many JPEGs of 64 by 64 in tars of 10,000 (hard links of ten tars, so the disk holds little), on a local Ray;
-CPU-seconds of the command and of all that it starts, and the driver's memory, at marks on the way. Units: one run over tars of four
-pictures, each a unit of its own, on a Ray of 1, 2 and 4 raylets of four logical CPUs, all on this machine: CPU and time of a unit
-from the first quarter on, by the time at which its file was done; the cluster's processes count too.
-Expected: CPU for an image over the last half within 10% of that between 50,000 and 100,000 images; the driver's memory flat; about
-50 CPU-milliseconds a unit, and no fewer units/s with more raylets than the cores allow.
+Images: one run over this many JPEGs of 64 by 64, in tars of 10,000 (hard links of ten tars, so the disk holds
+little), on a local Ray. Measured at marks on the way: the CPU-seconds of the command and of all processes
+that the command starts, and the driver's memory.
+
+Units: one run over tars of four images, each tar one unit, on a Ray of 1, 2 and 4 raylets of four logical
+CPUs, all on this machine. Measured from the first quarter on: CPU and time of a unit, by the time at which
+the unit's file was done. The processes of the cluster count too.
+
+Expected: CPU for an image over the last half within 10% of the CPU between 50,000 and 100,000 images; the
+driver's memory flat; about 50 CPU-milliseconds a unit, and no fewer units/s with more raylets than the cores
+allow.
 """
 
 import argparse
@@ -48,7 +53,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Look:
-    """At a moment: CPU-seconds of all processes so far, and the driver's memory."""
+    """Hold one moment: CPU-seconds of all processes so far, and the driver's memory."""
 
     at: float
     cpu: float
@@ -56,7 +61,8 @@ class Look:
 
 
 def watched(command: list[str], others: list[int]) -> list[Look]:
-    """Run the command; a look every half second at it, at the processes `others`, and at all that they started."""
+    """Run the command, and look every half second at the command, at the processes `others`, and at all
+    processes that these have started."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | ENV
     )
@@ -100,7 +106,7 @@ def label(source: Path, out: Path, model: Path, *more: str) -> list[str]:
 
 
 def files(out: Path) -> list[tuple[float, int]]:
-    """When each file was done, and how many rows were there then."""
+    """Return when each file was done, and the number of rows at that time."""
     done, rows = [], 0
     for at, path in sorted((path.stat().st_mtime, path) for path in out.glob("predictions/*.parquet")):
         rows += pq.read_metadata(path).num_rows
@@ -113,7 +119,7 @@ def at(looks: list[Look], when: float) -> Look:
 
 
 def row(what: str, raylets: int, done: int, first: Look, last: Look, each: int) -> dict[str, Any]:
-    """Between two looks `each` images or units were done."""
+    """Return a row for the time between two looks, in which `each` images or units were done."""
     seconds, cpu = last.at - first.at, last.cpu - first.cpu
     return {
         "what": what,
@@ -128,10 +134,10 @@ def row(what: str, raylets: int, done: int, first: Look, last: Look, each: int) 
 
 
 def of_images(folder: Path, images: int) -> Iterator[dict[str, Any]]:
-    """A row for each mark, of the images since the mark before."""
-    pictures = [photo(seed, (64, 64)) for seed in range(1000)]
+    """Return a row for each mark, of the images since the mark before."""
+    images = [photo(seed, (64, 64)) for seed in range(1000)]
     tars = [
-        write_tar(folder / f"t{n}", {f"{n}/{i:05d}.jpg": pictures[i % 1000] for i in range(SHARD)})
+        write_tar(folder / f"t{n}", {f"{n}/{i:05d}.jpg": images[i % 1000] for i in range(SHARD)})
         for n in range(TARS)
     ]
     (folder / "in").mkdir()
@@ -150,7 +156,7 @@ def of_images(folder: Path, images: int) -> Iterator[dict[str, Any]]:
 
 
 def of_units(folder: Path, units: int, raylets: int) -> Iterator[dict[str, Any]]:
-    """The units behind the first quarter."""
+    """Return a row of the units behind the first quarter."""
     from tests.faults.machines import machines
 
     for number in range(units // 4):

@@ -1,11 +1,14 @@
-"""What --fast-decode changes: how many labels of a trained model, and what decoding costs.
+"""Measure what --fast-decode changes: the labels of a trained model, and the cost of decoding.
 
     python -m benchmarks.fast_decode FOLDER [--image-size 96]
 
-FOLDER has train/CLASS/*.jpg and test/CLASS/*.jpg. A small model is trained on train with the exact decoder; test is labelled twice,
-exactly and fast. libjpeg reduces a picture only where its shorter side is at least twice what the model sees, so a smaller
---image-size reduces more. flips: images whose best class changed; wilson: the 95% interval of their share. decode_ms: of one
-image, in all decoding tasks together. The order is exact, fast, fast, exact; each time the labels of a kind must be the same.
+FOLDER has train/CLASS/*.jpg and test/CLASS/*.jpg. A small model is trained on train with the exact decoder.
+test is labelled twice, exactly and fast. libjpeg reduces an image only where its shorter side is at least
+twice the model's input, so a smaller --image-size reduces more.
+
+flips: images whose best class changed. wilson: the 95% interval of their share. decode_ms: milliseconds of
+one image, in all decoding tasks together. The order is exact, fast, fast, exact; both runs of a kind must
+give the same labels.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine, write_rows
-from wordsworth.pipeline.labeling.evaluate import wilson
+from wordsworth.pipeline.labeling.accuracy import wilson_interval
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZE = ["--width", "128", "--depth", "4", "--heads", "4", "--patch-size", "8"]
@@ -33,7 +36,7 @@ def wordsworth(*arguments: object) -> None:
 
 
 def labelled(source: Path, model: Path, output: Path, fast: bool) -> tuple[dict[str, str], float]:
-    """The label of every image by its key, and the milliseconds that decoding took of one."""
+    """Return the label of every image by its key, and the milliseconds that decoding one image took."""
     wordsworth("label", source, "--output", output, "--model", model, *(["--fast-decode"] if fast else []))
     rows = pq.read_table(output / "predictions", columns=["key", "label"]).to_pylist()
     seconds = json.loads((output / "_run" / "summary.json").read_text())["stage_seconds"]["decode"]
@@ -54,7 +57,7 @@ def measured(folder: Path, image_size: int, work: Path) -> dict[str, Any]:
     right = [
         sum(Path(key).parts[-2] == label for key, label in labels.items()) for labels in (exact[0], fast[0])
     ]
-    low, high = wilson(flips, len(exact[0]))
+    low, high = wilson_interval(flips, len(exact[0]))
     return {
         "images": len(exact[0]),
         "image_size": image_size,

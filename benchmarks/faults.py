@@ -1,14 +1,16 @@
-"""Faults by the hundred: kill processes, machines and disks under a labelling job, start it again, count what is lost or twice.
+"""Kill processes, machines and disks under a labelling job, hundreds of times, and count lost rows.
 
     python -m benchmarks.faults [--sets 2] [--rounds 6] [--seed 1] [--kind KIND ...]
 
-On a head and three raylets, every round labels the same generated shards while one kind of fault happens to it, several times;
-then its rows are held against those of an undisturbed run by place, label and score, and `verify --source` must find nothing.
-Without Ray, several processes go over the shards of a small run on a disk and on stores that fail, and are killed wherever a seeded
-plan says (tests/faults/protocol.py). faults.csv has a row for each kind.
+On a head and three raylets, every round labels the same generated shards while one kind of fault happens to
+the job, several times. A job that ends is started again. Then its rows are compared with those of an
+undisturbed run by place, label and score, and `verify --source` must find nothing.
 
-recovery: seconds from a fault to the next unit that is written, a new start of the command included. repeated: units that were done
-again, for each fault.
+Without Ray, several processes label the shards of a small run, on a disk and on stores that fail, and are
+killed wherever a seeded plan says (tests/faults/protocol.py). faults.csv has a row for each kind.
+
+recovery: seconds from a fault to the next unit that is written, a new start of the command included.
+repeated: units that were done again, for each fault.
 """
 
 import argparse
@@ -35,7 +37,7 @@ CSV = Path(__file__).with_suffix(".csv")
 
 @dataclass
 class Count:
-    """What a kind of fault did, over all its rounds."""
+    """Count what a kind of fault did, over all its rounds."""
 
     rounds: int = 0
     faults: int = 0
@@ -65,7 +67,7 @@ class Count:
 
 
 class Round:
-    """One run under faults of one kind."""
+    """Run one job under faults of one kind."""
 
     def __init__(self, cluster: Machines, job: Job, expected: dict, chance: random.Random, count: Count):
         self.cluster, self.job, self.expected, self.chance, self.count = cluster, job, expected, chance, count
@@ -75,7 +77,7 @@ class Round:
         self.process = self.job.start(self.cluster.address)
 
     def spread(self, fault: Callable[["Round"], None], times: int) -> None:
-        """`times` faults, spread over the units of a run."""
+        """Cause `times` faults, spread over the units of a run."""
         self.job.forget()
         self.start()
         for mark in sorted(self.chance.sample(range(1, self.job.units - 4), times)):
@@ -86,7 +88,7 @@ class Round:
         self.finish()
 
     def once(self, scenario: Callable[[Job, Machines], None], faults: int) -> None:
-        """A scenario that starts jobs itself; then the command once more."""
+        """Run a scenario that starts jobs itself, and then the command once more."""
         self.job.forget()
         scenario(self.job, self.cluster)
         self.count.faults += faults
@@ -105,7 +107,7 @@ class Round:
         self.count.recovery.append(time.monotonic() - begun)
 
     def reach(self, units: int, seconds: float = 400) -> None:
-        """Until so many units are written; a job that gave up is started again."""
+        """Wait until this number of units is written. A job that gave up is started again."""
         deadline = time.monotonic() + seconds
         self.job.allow(units + AHEAD)
         while self.job.written() < units:
@@ -128,12 +130,12 @@ class Round:
         self.count.rounds += 1
         self.count.rows_in += len(self.expected)
         self.count.repeated += self.job.decoded() - self.job.units
-        self.count.findings += len(verify(str(self.job.out), source=True).faults)
+        self.count.findings += len(verify(str(self.job.out), source=True).findings)
         for name, value in self.job.compare(self.expected).items():
             setattr(self.count, name, getattr(self.count, name) + value)
 
 
-# ---- kinds of faults --------------------------------------------------------------------------------------------------------
+# ---- kinds of faults ---------------------------------------------------------------------------------------
 
 
 def kills(*words: str) -> Callable[[Round], None]:
@@ -177,7 +179,7 @@ PROTOCOL: dict[str, Callable[[Path], AbstractContextManager[servers.Backend]]] =
 
 @contextmanager
 def faulty(server: AbstractContextManager[servers.Backend]) -> Iterator[servers.Backend]:
-    """Acknowledgements lost, answers of 503, connections reset."""
+    """Lose acknowledgements, answer 503, and reset connections."""
     with server as backend, servers.through(backend, Faults(lost=0.1, slow=0.05, reset=0.02), 1) as through:
         yield through
 
@@ -211,7 +213,7 @@ def on_small_disks(job: Job, expected: dict, chance: random.Random, count: Count
 
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, Count]]:
-    """Each kind, and what it did so far."""
+    """Yield each kind, and its counts so far."""
     kinds = options.kind or [*PROTOCOL, *SPREAD, *ONCE, DISKS]
     counts = {kind: Count() for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -235,7 +237,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, Count]]:
 
 
 def write(done: dict[str, Count], seed: int) -> None:
-    """Rows of kinds that are not measured now stay in the file."""
+    """Write the rows. Rows of kinds that are not measured now stay in the file."""
     lines = (
         {line["kind"]: line for line in csv.DictReader(CSV.read_text().splitlines())} if CSV.exists() else {}
     )
@@ -264,7 +266,8 @@ def main() -> None:
         write(done, options.seed)
     wrong = sum(count.wrong for count in done.values())
     print(
-        f"{sum(count.faults for count in done.values())} faults; rows lost, doubled, different or partial, and findings: {wrong}"
+        f"{sum(count.faults for count in done.values())} faults; "
+        f"rows lost, doubled, different or partial, and findings: {wrong}"
     )
 
 

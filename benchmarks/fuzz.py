@@ -1,10 +1,12 @@
-"""Damaged images of all seven formats through the guarded decoder: every mutant gives a picture or an error with a name.
+"""Send damaged images of all seven formats through the sandbox.
+
+Every mutant must give an image or an error with a name.
 
     python -m benchmarks.fuzz [--mutants 20000] [--seed 0] [--timeout 10]
 
-Expected: no mutant ends the decoder. One that does is saved to tests/images/regressions/, where a test decodes it from then on.
-Mutant n of a seed is always the same bytes: bits flipped, bytes replaced, cut, blocks swapped, repeated or dropped, numbers in the
-header set to their extremes.
+Expected: no mutant ends the decoder. A mutant that ends the decoder is saved to tests/images/regressions/,
+and a test decodes it from then on. Mutant n of a seed is always the same bytes: bits flipped, bytes replaced,
+cut, blocks swapped, repeated or dropped, numbers in the header set to their extremes.
 """
 
 import argparse
@@ -20,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from wordsworth.pipeline.images.codec import DecodeError
-from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
+from wordsworth.pipeline.images.limits import DecodeLimits
+from wordsworth.pipeline.images.sandbox import Sandbox, SandboxSettings
 
 REGRESSIONS = Path(__file__).parents[1] / "tests" / "images" / "regressions"
 ENDED = ("decoder_crashed", "decoder_timeout")
@@ -28,7 +31,7 @@ EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800000
 
 
 def originals() -> dict[str, bytes]:
-    """Small sound images: every format, in the forms that take other ways through its decoder."""
+    """Return small sound images: every format, in the forms that take different paths through its decoder."""
     coarse = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((61, 47), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -67,11 +70,11 @@ def _encoded(image: Image.Image, kind: str, options: dict) -> bytes:
     return buffer.getvalue()
 
 
-# ---- mutants ----------------------------------------------------------------------------------------------------------------
+# ---- mutants -----------------------------------------------------------------------------------------------
 
 
 def mutant(data: bytes, rng: random.Random) -> bytes:
-    """The image after one to four kinds of damage."""
+    """Return the image after one to four kinds of damage."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
         if len(changed) > 16:
@@ -116,38 +119,39 @@ def _drop(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _header(data: bytearray, rng: random.Random) -> bytearray:
-    """A number near the beginning, where sizes, counts and offsets stand, set to an extreme."""
+    """Set a number near the beginning, where sizes, counts and offsets stand, to an extreme."""
     code, size = rng.choice(((">H", 2), ("<H", 2), (">I", 4), ("<I", 4), ("B", 1)))
     at = rng.randrange(min(len(data), 400) - size)
     data[at : at + size] = struct.pack(code, rng.choice(EXTREMES) & (256**size - 1))
     return data
 
 
-# ---- the run ----------------------------------------------------------------------------------------------------------------
+# ---- the run -----------------------------------------------------------------------------------------------
 
 
-def fuzz(count: int, seed: int, guard: Guard, save: Path | None) -> dict[str, collections.Counter]:
-    """Decode `count` mutants. Counts of the error codes (and "picture") by original; what ended the decoder is saved."""
+def fuzz(count: int, seed: int, sandbox: Sandbox, save: Path | None) -> dict[str, collections.Counter]:
+    """Decode `count` mutants, save those that end the decoder, and return counts of the error codes (and
+    of "image") by original."""
     sound = originals()
     names = list(sound)
     counts = {name: collections.Counter() for name in names}
     for number in range(count):
         name = names[number % len(names)]
         data = mutant(sound[name], random.Random(f"{seed}|{number}"))
-        counts[name][code := outcome(guard, data)] += 1
+        counts[name][code := outcome(sandbox, data)] += 1
         if code in ENDED and save is not None:
             save.mkdir(exist_ok=True)
             (save / f"{name.replace(' ', '_')}-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
     return counts
 
 
-def outcome(guard: Guard, data: bytes) -> str:
-    """ "picture", or the code of the error."""
+def outcome(sandbox: Sandbox, data: bytes) -> str:
+    """Return "image", or the code of the error."""
     try:
-        guard.decode(data)
+        sandbox.decode(data)
     except DecodeError as error:
         return error.code
-    return "picture"
+    return "image"
 
 
 def main() -> None:
@@ -156,16 +160,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=10.0)
     options = parser.parse_args()
-    guard = Guard(GuardSettings(100_000_000, 65_500, options.timeout))
+    sandbox = Sandbox(SandboxSettings(limits=DecodeLimits(timeout_s=options.timeout)))
     start = time.perf_counter()
-    counts = fuzz(options.mutants, options.seed, guard, REGRESSIONS)
+    counts = fuzz(options.mutants, options.seed, sandbox, REGRESSIONS)
     seconds = time.perf_counter() - start
-    guard.close()
+    sandbox.close()
     for name, found in counts.items():
         print(f"{name:18} " + "  ".join(f"{code} {number}" for code, number in found.most_common()))
     ended = sum(found[code] for found in counts.values() for code in ENDED)
     print(
-        f"{options.mutants} mutants in {seconds:.0f} s, {options.mutants / seconds:.0f} a second; {ended} ended the decoder"
+        f"{options.mutants} mutants in {seconds:.0f} s, {options.mutants / seconds:.0f} a second; "
+        f"{ended} ended the decoder"
     )
 
 

@@ -1,27 +1,36 @@
-"""What a CUDA GPU does with the model and with the whole labeler, beside what its matrix units can do.
+"""Measure the model and the whole labeler on a CUDA GPU, beside the rate of its matrix units.
 
-    python -m benchmarks.gpu [FOLDER] [--only peak forward gains label] [--models Ti/16 S/16 B/16 L/16] [--rounds 5]
+    python -m benchmarks.gpu [FOLDER] [--only peak forward gains label] [--models Ti/16 S/16 B/16 L/16]
+        [--rounds 5]
 
-It uses one GPU: of several, let it see one (CUDA_VISIBLE_DEVICES=0). Weights and pixels are random, images 224 by 224.
-`make gpu-check` (benchmarks/gpu_check.py) measures the most important of it, and training, in six minutes.
+The benchmark uses one GPU. On a machine with several, show it only one (CUDA_VISIBLE_DEVICES=0). Weights and
+pixels are random, images 224 by 224. `make gpu-check` (benchmarks/gpu_check.py) measures the most important
+parts, and training, in six minutes.
 
-peak: large bf16 matrix products by CUDA events, medians of 30; the highest is the peak of the other parts.
-forward: `prepare` and `Ladder` as an actor has them: uint8 patches in host memory, in units of 512 from two threads, with one
-CPU thread for torch, to classes and scores in host memory. "no copies" is the model alone. Operations are twice `macs`. Expected:
-B/16 and L/16 at least 0.60 of the peak, with CUDA graphs.
-gains: one step after the other, each with all before it, from host memory to host memory and in the batch size that `Ladder`
-finds. First float32 images in fp32 (no TF32) and in bf16. Then the rungs of the ladder on uint8 patches, the normalisation folded:
-one batch after the other; batches copied while others are computed, from pageable memory, then from pinned memory; CUDA graphs; two
-units at a time, the whole path. Beside that: the whole path with torch.compile, and timm's model in bf16 and channels-last, which
-gets its images like that from pinned memory. Every round times each arm once, in an order that turns; times_beside is the median
-over the rounds of its rate divided by that of the arm `beside`; difference is the largest of the best class's score to that of the
-first arm, as a share of it. Expected: 1.03 of every rung; one that brings less is not worth its lines.
-label: the command on JPEGs of FOLDER, or generated ones, in shards that are linked until three quarters of the images take 20 s.
-floor: the lower of what all cores decode at once, each with its child, and of the forward rate just measured. gpu_busy: the share
-of the steady time, as in benchmarks.label, in which any kernel ran, by `busy_by`. Expected: 0.95 of the floor, for B/16 and Ti/16.
+peak: large bf16 matrix products by CUDA events, medians of 30. The highest rate is the peak of the other
+parts.
 
-Rows that are not measured now, or were on another machine, stay in the file. `--device cpu` tries peak, forward and some of the
-gains without a GPU, in fp32, and writes a file only where --output names one.
+forward: `prepare` and `GpuBatches` as an actor has them: uint8 patches in host memory, in units of 512 from
+two threads, with one CPU thread for torch, to classes and scores in host memory. "no copies" is the model
+alone. Operations are twice `macs`. Expected: B/16 and L/16 at least 0.60 of the peak, with CUDA graphs.
+
+gains: one step after the other, each with all steps before it, from host memory to host memory and in the
+batch size that `GpuBatches` finds. First float32 images in fp32 (no TF32) and in bf16. Then the modes of
+`--gpu-mode`, called the rungs of a ladder, on uint8 patches with the normalisation folded: one batch after
+the other; batches copied while others are computed, from pageable memory, then from pinned memory; CUDA
+graphs; two units at a time, the whole path. Beside these: the whole path with torch.compile, and timm's model
+in bf16 and channels-last, which gets its images in this form from pinned memory. Every round times each arm
+once, in an order that turns. times_beside is the median over the rounds of the arm's rate divided by that of
+the arm `beside`. difference is the largest difference of the best class's score from that of the first arm,
+as a share of it. Expected: 1.03 for every rung; a rung that brings less is not worth its lines.
+
+label: the command on JPEGs of FOLDER, or on generated ones, in shards that are linked until three quarters of
+the images take 20 s. floor: the lower of two rates: all cores decoding at once, each with its child, and the
+forward rate just measured. gpu_busy: the share of the steady time, as in benchmarks.label, in which any
+kernel ran, by `busy_by`. Expected: 0.95 of the floor, for B/16 and Ti/16.
+
+Rows that are not measured now, or were measured on another machine, stay in the file. `--device cpu` tries
+peak, forward and some of the gains without a GPU, in fp32, and writes a file only where --output names one.
 """
 
 import argparse
@@ -49,12 +58,14 @@ import torch
 from torch import nn
 
 from benchmarks.machine import machine, merge_rows
-from wordsworth.pipeline.prediction.gpu_batches import UNITS, Lane
-from wordsworth.pipeline.prediction.gpu_modes import MODES, Ladder
-from wordsworth.vit_model.config import Preprocessing, macs, variant
+from wordsworth.pipeline.prediction.gpu_batches import UNITS_IN_FLIGHT, BatchSlot
+from wordsworth.pipeline.prediction.gpu_modes import MODES, GpuBatches
+from wordsworth.vit_model.config import Preprocessing
+from wordsworth.vit_model.cost import macs
 from wordsworth.vit_model.inference import PRECISIONS, prepare
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.patches import unpatchify
+from wordsworth.vit_model.variants import variant
 
 CSV = Path(__file__).with_suffix(".csv")
 PARTS, MODELS, LABELLED = (
@@ -64,14 +75,14 @@ PARTS, MODELS, LABELLED = (
 )
 GOALS = {"B/16": 0.60, "L/16": 0.60}  # of the peak
 FLOOR_GOAL = 0.95  # of the floor
-GAIN_GOAL = 1.03  # times the rung below
+GAIN_GOAL = 1.03  # the least rate of a rung, in multiples of the rate of the rung below
 SIDES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024)}  # of the matrices
 SHAPE = (196, 768)  # N, P*P*3 of all the models
 UNIT = {"cuda": 512, "cpu": 16}  # images; 512 is what the labeler makes of this shape
-BATCH = {"cuda": None, "cpu": 8}  # None: the fastest is looked for
+BATCH = {"cuda": None, "cpu": 8}  # None: the fastest batch size is searched
 PRECISION = {"cuda": "bf16", "cpu": "fp32"}  # not every CPU computes bf16
 LADDER = {"cuda": MODES, "cpu": MODES[1:]}  # a CPU has no graphs
-SHARD, STEADY = 2048, 25.0  # images in a shard; seconds that the steady part of a run should take
+SHARD, STEADY = 2048, 25.0  # images in a shard; and seconds that the steady part of a run should take
 FIRST, WHOLE = "fp32, images", "two units at a time: the whole path"
 Run = Callable[[int], dict[str, np.ndarray]]  # all images so many times -> the answers of the last time
 Arms = dict[str, Callable[[], Run]]
@@ -91,7 +102,7 @@ def peaks(device: str = "cuda") -> Iterator[dict[str, Any]]:
 
 
 def _times(work: Callable[[], Any], device: str) -> list[float]:
-    """Return seconds of 30 calls, after some that warm up."""
+    """Return the seconds of 30 calls, after some calls that warm up."""
     if device == "cpu":
         marks = []
         for _ in range(36):
@@ -106,11 +117,11 @@ def _times(work: Callable[[], Any], device: str) -> list[float]:
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(events[5:])]
 
 
-# ---- the model ------------------------------------------------------------------------------------------------------------
+# ---- the model ---------------------------------------------------------------------------------------------
 
 
 def top5(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what the actor wants of them."""
+    """Return what the actor takes from the model's outputs: classes and scores of the best five."""
     scores, ids = logits.float().softmax(-1).topk(5)
     return {"ids": ids.to(torch.int32), "scores": scores}
 
@@ -120,7 +131,7 @@ def joined(answers: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def in_turn(whole: torch.Tensor, size: int, answer: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Run:
-    """Make the arm in which a batch comes in, is computed and goes out, then the next one."""
+    """Make the arm in which a batch comes in, is computed and goes out, before the next batch."""
 
     def run(times: int) -> dict[str, np.ndarray]:
         for _ in range(times):
@@ -133,8 +144,8 @@ def in_turn(whole: torch.Tensor, size: int, answer: Callable[[torch.Tensor], dic
     return run
 
 
-def units_of(patches: torch.Tensor, batches: Ladder, threads: int = UNITS) -> Run:
-    """Make the arm that sends two units through the ladder, again and again, so many of them at a time."""
+def units_of(patches: torch.Tensor, batches: GpuBatches, threads: int = UNITS_IN_FLIGHT) -> Run:
+    """Make the arm that sends two units through the ladder, again and again."""
     units, one = [part.numpy() for part in patches.chunk(2)], torch.inference_mode()(batches.__call__)
 
     def run(times: int) -> dict[str, np.ndarray]:
@@ -144,10 +155,16 @@ def units_of(patches: torch.Tensor, batches: Ladder, threads: int = UNITS) -> Ru
     return run
 
 
-def ladder(network: nn.Module, device: str, size: int | None, modes: tuple[str, ...] | None = None) -> Ladder:
-    """Make an actor's ladder of this model. modes: all that the device has, if not given."""
+def ladder(
+    network: nn.Module, device: str, size: int | None, modes: tuple[str, ...] | None = None
+) -> GpuBatches:
+    """Make an actor's ladder of this model.
+
+    Args:
+        modes: the modes that may be taken; None for all that the device has.
+    """
     with torch.inference_mode():
-        return Ladder(
+        return GpuBatches(
             lambda patches: top5(network(patches)[0]),
             SHAPE,
             torch.device(device),
@@ -157,14 +174,14 @@ def ladder(network: nn.Module, device: str, size: int | None, modes: tuple[str, 
 
 
 def rungs(network: nn.Module, patches: torch.Tensor, device: str, size: int) -> Arms:
-    """Return the arms of the ladder from the lowest rung up, each with all before it."""
+    """Return the arms of the ladder from the lowest rung up, each with all steps before it."""
 
     def rung(mode: str, threads: int = 1, pinned: bool = True) -> Callable[[], Run]:
         def build() -> Run:
             with (
                 contextlib.nullcontext()
                 if pinned
-                else patch.object(Lane, "_pinned", lambda lane, tensor: tensor)
+                else patch.object(BatchSlot, "_pinned", lambda lane, tensor: tensor)
             ):
                 return units_of(patches, ladder(network, device, size, (mode,)), threads)
 
@@ -175,23 +192,24 @@ def rungs(network: nn.Module, patches: torch.Tensor, device: str, size: int) -> 
         "overlap, from pageable memory": rung("overlap", pinned=False),
         "overlap, from pinned memory": rung("overlap"),
         "CUDA graphs": rung("graphs"),
-        WHOLE: rung("graphs", UNITS),
+        WHOLE: rung("graphs", UNITS_IN_FLIGHT),
     }
     if device == "cpu":  # where nothing is pinned
         del arms["overlap, from pageable memory"], arms["CUDA graphs"]
-        arms[WHOLE] = rung("overlap", UNITS)
+        arms[WHOLE] = rung("overlap", UNITS_IN_FLIGHT)
     return arms
 
 
 @torch.inference_mode()
 def rates(arms: Arms, images: int, rounds: int, seconds: float) -> tuple[dict, dict]:
-    """Images/s of every round, by arm; and what the arms answer, or the exception of one that cannot run."""
+    """Return the images/s of every round by arm, and the arms' answers, or the exception of an arm that
+    cannot run."""
     times, answers = {}, {}
     for arm, build in arms.items():
         try:
             run = build()
             answers[arm] = run(1)  # warm
-        except Exception as error:  # a compiler's, most often: the other arms go on
+        except Exception as error:  # most often an error of a compiler: the other arms continue
             answers[arm] = error
             continue
         begin = time.perf_counter()
@@ -221,7 +239,7 @@ def figures(part: str, name: str, arm: str, found: list[float], peak: float, siz
     return row | {"share_of_peak": round(tflops / peak, 3), "batch_size": size, "rounds": len(found)}
 
 
-def compared(
+def compared(  # noqa: PLR0913  (each is a column of the table or decides one)
     name: str,
     arms: Arms,
     before: dict[str, str],
@@ -231,7 +249,11 @@ def compared(
     size: int,
     seconds: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
-    """Time arms beside each other, one row each. before: the arm that each is held against."""
+    """Time arms beside each other, one row each.
+
+    Args:
+        before: by arm, the arm that it is compared with.
+    """
     found, answers = rates(arms, images, rounds, seconds)
     first = answers[next(iter(arms))]
     for arm, answer in answers.items():
@@ -282,14 +304,14 @@ def forward(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[s
         | way
     )
     with torch.inference_mode():
-        alone = [batches.way.rate(16) for _ in range(rounds)]
+        alone = [batches.current.rate(16) for _ in range(rounds)]
     yield figures("forward", name, "no copies", alone, peak, batches.batch_size) | way
 
 
 def climbed(
     name: str, device: str, rounds: int, peak: float, seconds: float = 1.0
 ) -> Iterator[dict[str, Any]]:
-    """Measure what each rung of the ladder brings, and nothing else of `gains`."""
+    """Measure the gain of each rung of the ladder, and nothing else of `gains`."""
     patches, folded = pixels(device), prepared(random_model(name, device), device)
     size = ladder(folded, device, BATCH[device]).batch_size
     arms = rungs(folded, patches, device, size)
@@ -297,12 +319,12 @@ def climbed(
 
 
 def one_after_the_other(arms: Arms) -> dict[str, str]:
-    """Return the arm before each."""
+    """Return, for each arm, the arm before it."""
     return {arm: other for other, arm in pairwise(arms)}
 
 
 def gains(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str, Any]]:
-    """Measure what each step brings, from float32 images to the whole path, and what others do."""
+    """Measure the gain of each step, from float32 images to the whole path, and the rates of other code."""
     import timm  # here: what is above needs none
 
     from benchmarks.model import TIMM
@@ -339,37 +361,37 @@ def gains(name: str, device: str, rounds: int, peak: float) -> Iterator[dict[str
     yield from compared(name, arms, before, len(patches), rounds, peak, size)
 
 
-# ---- the labeler ----------------------------------------------------------------------------------------------------------
+# ---- the labeler -------------------------------------------------------------------------------------------
 
 
 def decoding(images: list[bytes], ready: threading.Barrier, seconds: float) -> float:
-    """Images/s of this process and its child, while as many others do the same."""
+    """Return the images/s of this process and its child, while the other processes do the same."""
     from benchmarks.decode import SETTINGS, unit_of
     from wordsworth.pipeline.images.decode import decode_unit
-    from wordsworth.pipeline.images.resize import start_loops
-    from wordsworth.pipeline.images.sandbox import Guard
+    from wordsworth.pipeline.images.resize import end_warm_up
+    from wordsworth.pipeline.images.sandbox import Sandbox
 
-    start_loops()
-    guard, unit, times = Guard(SETTINGS.guard), unit_of(images), 0
-    decode_unit(copy.copy(unit), SETTINGS, child=guard)  # warm
+    end_warm_up()
+    sandbox, unit, times = Sandbox(SETTINGS.sandbox_settings), unit_of(images), 0
+    decode_unit(copy.copy(unit), SETTINGS, sandbox=sandbox)  # warm
     ready.wait()
     begin = time.perf_counter()
     while (spent := time.perf_counter() - begin) < seconds:
-        decode_unit(copy.copy(unit), SETTINGS, child=guard)
+        decode_unit(copy.copy(unit), SETTINGS, sandbox=sandbox)
         times += 1
-    guard.close()
+    sandbox.close()
     return times * len(images) / spent
 
 
 def decode_rate(images: list[bytes], cores: int, seconds: float = 5.0) -> float:
-    """Images/s of all cores at once."""
+    """Return the images/s of all cores at once."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(cores, mp_context=context) as pool:
         return sum(pool.map(decoding, [images] * cores, [manager.Barrier(cores)] * cores, [seconds] * cores))
 
 
 class Busy(threading.Thread):
-    """Looks twice a second for what share of the last moments any kernel ran in: (time, percentage)."""
+    """Look twice a second at the share of the last moments in which any kernel ran: (time, percentage)."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -390,7 +412,7 @@ class Busy(threading.Thread):
             self.seen.append((time.time(), self.look()))
 
     def share(self, begin: float, end: float) -> float:
-        """Between two times; after that it looks no more."""
+        """Return the share between two times. After this call, nobody looks any more."""
         self.ended.set()
         self.join()
         return round(
@@ -402,7 +424,7 @@ class Busy(threading.Thread):
 
 
 def link_shards(shards: Path, folder: Path, copies: int) -> Path:
-    """Make a folder in which every shard stands so many times; the disk holds it once."""
+    """Make a folder with many links to each shard; the disk holds each shard once."""
     folder.mkdir(parents=True)
     for copy_number in range(copies):
         for shard in shards.iterdir():
@@ -411,7 +433,8 @@ def link_shards(shards: Path, folder: Path, copies: int) -> Path:
 
 
 def through_ray(command: list[str], out: Path, floor: float, device: str) -> dict[str, Any]:
-    """Run a labeling command; its rate, that as a share of the floor, and how busy it kept the GPU."""
+    """Run a labeling command, and return its rate, the rate as a share of the floor, and how busy the GPU
+    was."""
     from benchmarks import label as labeler  # here: what is above needs no Ray
 
     busy = Busy() if device == "cuda" else None
@@ -437,9 +460,9 @@ def through_ray(command: list[str], out: Path, floor: float, device: str) -> dic
 def label(
     models: tuple[str, ...], photographs: Path | None, rounds: int, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Measure the command on a GPU, beside what decoding and the model alone can do."""
+    """Measure the command on a GPU, beside the rates of decoding and of the model alone."""
     from benchmarks import label as labeler
-    from wordsworth.vit_model.checkpoint import random, save_folder
+    from wordsworth.vit_model.checkpoint import random_checkpoint, save_folder
 
     images = labeler.photographs(photographs, 1000)
     decoded = decode_rate(images[:64], labeler.cores())
@@ -450,7 +473,7 @@ def label(
         floor = min(decoded, rate)
         source, out, model = (folder / f"{what}-{number}" for what in ("in", "out", "model"))
         link_shards(shards, source, math.ceil(floor * STEADY / 0.75 / (labeler.SHARDS * SHARD)))
-        save_folder(model, random(variant(name), Preprocessing(), 0))
+        save_folder(model, random_checkpoint(variant(name), Preprocessing(), 0))
         command = [*labeler.ours(source, out, model, "bf16"), "--device", "cuda"]
         row = {
             "part": "label",
@@ -462,7 +485,7 @@ def label(
         yield row | {"data": photographs.name if photographs else "generated"}
 
 
-# ---- everything -----------------------------------------------------------------------------------------------------------
+# ---- everything --------------------------------------------------------------------------------------------
 
 
 def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,26 +1,32 @@
 """Check on a machine with one GPU what the model, the labeler and training do there, in six minutes at most.
 
     make gpu-check [PYTHON=python3] [WHEELS=FOLDER] [OPTIONS="--only label train"]
-    python -m benchmarks.gpu_check [--only PART ...] [--again] [--wheels FOLDER] [--state FOLDER] [--limit SECONDS] [--device cpu]
+    python -m benchmarks.gpu_check [--only PART ...] [--again] [--wheels FOLDER] [--state FOLDER]
+        [--limit SECONDS] [--device cpu]
 
-tests, 30 s: every test that is marked gpu. Goal: all pass, none is skipped.
-forward, 40 s: matrix products; the forward pass of B/16, L/16, S/16 and Ti/16. Goal: 0.60 of the matrix peak, by CUDA graphs.
-gains, 50 s: each rung of the ladder of pipeline/prediction/gpu_modes.py, for B/16 and Ti/16. Goal: 1.03 times the rung below.
-label, 75 s: 20,000 JPEGs, linked until they take ten seconds, through `label` with B/16. Goal: each image once, no errors; 0.95 of
-what the slower of decoding and the model alone can do; the GPU busy for 0.95 of the time where the model is the slower one.
-embed, 50 s: the same through `embed` with S/16.
-train, 95 s: `pretrain` of B/16 and L/16. Goal: MFU 0.45.
+* tests, 30 s: every test that is marked gpu. Goal: all pass, none is skipped.
+* forward, 40 s: matrix products; the forward pass of B/16, L/16, S/16 and Ti/16. Goal: 0.60 of the matrix
+  peak, by CUDA graphs.
+* gains, 50 s: each mode of pipeline/prediction/gpu_modes.py, a rung of the ladder, for B/16 and Ti/16. Goal:
+  1.03 times the rung below.
+* label, 75 s: 20,000 JPEGs, linked until they take ten seconds, through `label` with B/16. Goal: each image
+  once, no errors; 0.95 of the slower of two rates, decoding and the model alone; the GPU busy for 0.95 of the
+  time where the model is the slower one.
+* embed, 50 s: the same images through `embed` with S/16.
+* train, 95 s: `pretrain` of B/16 and L/16. Goal: MFU 0.45.
 
-Another 20 s are for the wheels and a first look at the machine; what a part leaves over is the next ones'. Each part is a process
-of its own (benchmarks/gpu_parts.py). A part that fails or takes too long keeps no other from running. A part that lacks a package
-has failed, and its result names the package.
+Another 20 s are for the wheels and a first look at the machine. The time that a part does not use is added to
+the next parts. Each part is a process of its own (benchmarks/gpu_parts.py). A part that fails or takes too
+long does not stop the other parts. A part that lacks a package has failed, and its result names the package.
 
-It needs a Python with torch, and neither a network nor an installed wordsworth: --wheels installs a folder of wheels into the state
-folder. That folder (build/gpu-check) gets a JSON and a log of each part, and summary.md. The same command again runs the parts that
-have not passed on this machine; --only runs these parts, passed or not. Rows go into benchmarks/gpu.csv.
+The check needs a Python with torch, and neither a network nor an installed wordsworth: --wheels installs a
+folder of wheels into the state folder. The state folder (build/gpu-check) gets a JSON and a log of each part,
+and summary.md. The same command again runs the parts that have not passed on this machine; --only runs the
+named parts, passed or not. Rows go into benchmarks/gpu.csv.
 
-`--device cpu` rehearses the same parts with a few images on a machine without a GPU. Its figures mean nothing, so it asks for no
-goal, has a state folder of its own (build/gpu-check-cpu), and writes its rows there.
+`--device cpu` rehearses the same parts with a few images on a machine without a GPU. The figures of a
+rehearsal mean nothing. So a rehearsal has no goals and a state folder of its own (build/gpu-check-cpu), and
+writes its rows there.
 
 Exit codes: 0 every part passed and every goal is met, 1 a part failed, 2 wrong usage, 3 a goal is not met.
 """
@@ -66,8 +72,8 @@ class Part:
     """Name a part of the check.
 
     Attributes:
-        seconds: its budget by device.
-        needs: packages, beside ALWAYS_NEEDED; None for all that wordsworth requires.
+        seconds: the part's budget, by device.
+        needs: packages, beside ALWAYS_NEEDED; None for all packages that wordsworth requires.
     """
 
     name: str
@@ -87,13 +93,13 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Goal:
-    """Hold a figure of a part against what it should be.
+    """Compare a figure of a part with its goal.
 
     Attributes:
-        what: of what it is a figure.
-        figure: with its unit.
-        goal: what it should be; "" where nothing is asked for.
-        met: None where nothing is asked for.
+        what: name of the figure.
+        figure: value with its unit.
+        goal: the value that the figure should have; "" where there is no goal.
+        met: whether the goal is met; None where there is no goal.
     """
 
     what: str
@@ -104,14 +110,14 @@ class Goal:
 
 @dataclass
 class Result:
-    """Keep what became of a part, as a JSON in the state folder.
+    """Keep the result of a part, as a JSON in the state folder.
 
     Attributes:
-        seconds: that it took.
-        limit: seconds that it could have taken.
+        seconds: time that the part took.
+        limit: seconds that the part could have taken.
         machine: as in benchmarks/machine.py.
-        why: the reason, of a part that failed.
-        last_lines: of its log, of a part that failed.
+        why: the reason why a part failed.
+        last_lines: last lines of the log of a part that failed.
         rows: for gpu.csv.
     """
 
@@ -130,7 +136,7 @@ class Result:
 
     @classmethod
     def read(cls, state: Path, part: str) -> "Result | None":
-        """Return the last result of a part, if it was ever run."""
+        """Return the last result of a part; None if the part was never run."""
         path = state / f"{part}.json"
         if not path.exists():
             return None
@@ -168,15 +174,16 @@ def main() -> None:
 
 
 class Check:
-    """Run parts one after the other and keep what becomes of them."""
+    """Run parts one after the other and keep their results."""
 
     def __init__(self, state: Path, device: str, limit: float | None, began: float):
-        """
+        """Open the state folder.
+
         Args:
             state: the folder of results.
             device: "cuda" or "cpu".
-            limit: seconds of every part; None holds to the budgets.
-            began: when the command did, by the monotonic clock.
+            limit: seconds of every part; None keeps the budgets.
+            began: when the command began, by the monotonic clock.
         """
         self.state, self.device, self.limit, self.began = state, device, limit, began
         self.site = state / "site"
@@ -201,9 +208,7 @@ class Check:
             sys.exit(f"{sys.executable} cannot import torch: {asked.stderr.strip().splitlines()[-1]}")
         self.machine, has_gpu = json.loads(asked.stdout.splitlines()[-1])
         if self.device == "cuda" and not has_gpu:
-            sys.exit(
-                "no CUDA GPU that torch can use: run this on a machine with one, or rehearse it with --device cpu"
-            )
+            sys.exit("no CUDA GPU that torch can use: use a machine with one, or rehearse with --device cpu")
         print(f"{self.machine}, Python {sys.version.split()[0]}", flush=True)
         for part in PARTS:
             result = Result.read(self.state, part.name)
@@ -232,7 +237,8 @@ class Check:
         print(f"{len(files)} wheels installed into {self.site}", flush=True)
 
     def _describe_wordsworth(self) -> None:
-        """Let Python know wordsworth's version where it runs from its folder and is not installed: runs write it down."""
+        """Let Python know wordsworth's version where it runs from its folder and is not installed: runs
+        write it down."""
         installed = [
             path for path in sys.path if Path(path or ".").resolve() != ROOT
         ]  # of a build there workers know nothing
@@ -245,7 +251,8 @@ class Check:
         )
 
     def _missing(self, part: Part) -> list[str]:
-        """Return the packages that a part needs and that are not there. Older ones than asked for are noted."""
+        """Return the packages that a part needs and this Python lacks. Packages older than required are
+        noted."""
         required = {re.match(r"[\w-]+", line)[0]: line for line in _project()["dependencies"]}
         missing = []
         for name in dict.fromkeys((*ALWAYS_NEEDED, *(required if part.needs is None else part.needs))):
@@ -266,7 +273,11 @@ class Check:
     # ---- the parts ----
 
     def run(self, parts: list[Part], resume: bool) -> None:
-        """Run parts. resume: leave out those that have passed."""
+        """Run parts.
+
+        Args:
+            resume: leave out the parts that have passed.
+        """
         if resume:
             before = {part.name: Result.read(self.state, part.name) for part in parts}
             done = [name for name, result in before.items() if result and result.passed]
@@ -359,7 +370,8 @@ class Check:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a part and all that it started, if anything of that still runs: a part that was killed leaves a command behind."""
+    """End a part and every process that it started, if one still runs: a part that was killed leaves a
+    command behind."""
     import psutil
 
     process.poll()
@@ -376,7 +388,8 @@ def end(process: subprocess.Popen) -> None:
 
 
 def _started(group: int) -> list[Any]:
-    """Return a part's processes: its group, and what that started in other groups, as Ray does."""
+    """Return a part's processes: its group, and the processes that the group started in other groups, as
+    Ray does."""
     import psutil
 
     found = set()
@@ -391,7 +404,8 @@ def summary(
     results: list[Result], device: str, machine: str, seconds: float, old: list[str]
 ) -> Iterator[str]:
     """Return the page as lines: goals, parts, failures."""
-    yield f"# What {'the GPU does' if device == 'cuda' else 'a rehearsal without a GPU did: its figures mean nothing'}"
+    title = "the GPU does" if device == "cuda" else "a rehearsal without a GPU did: its figures mean nothing"
+    yield f"# What {title}"
     yield f"\n{machine}. This command: {seconds:.0f} s.\n"
     yield "| part | what | figure | goal | met |\n|---|---|---|---|---|"
     for result in results:
@@ -405,7 +419,8 @@ def summary(
         if result is None:
             yield f"| {part.name} | | {budget:.0f} | not run |"
             continue
-        yield f"| {part.name} | {result.seconds:.0f} | {budget:.0f} | {'passed' if result.passed else f'**{result.why}**'} |"
+        verdict = "passed" if result.passed else f"**{result.why}**"
+        yield f"| {part.name} | {result.seconds:.0f} | {budget:.0f} | {verdict} |"
     yield f"| together | {sum(result.seconds for result in results):.0f} | {_budget(device):.0f} | |"
     if old:
         yield f"\nOlder than pyproject.toml asks for: {'; '.join(old)}."

@@ -1,4 +1,4 @@
-"""Run one part of benchmarks/gpu_check.py, which says what each part is and starts this module for it."""
+"""Run one part of benchmarks/gpu_check.py, which describes each part and starts this module for it."""
 
 import argparse
 import json
@@ -27,20 +27,23 @@ DECODE_SECONDS = {"cuda": 3.0, "cpu": 1.0}  # for which decoding alone is measur
 ROUNDS = {"cuda": 3, "cpu": 1}
 ROUND_SECONDS = {"cuda": 0.7, "cpu": 0.3}  # of an arm of the gains
 DIFFERENCE = 0.02  # of a score, as a share of it: bf16 is that far from fp32
-REHEARSED = "a_rate_is_measured or a_named_precision or of_several_threads"  # tests of a CPU, in the files that have some for a GPU
-BUSY_GOAL, MFU_GOAL = 0.95, 0.45
+# Tests that run on a CPU, from the files that have others for a GPU.
+REHEARSED = "a_rate_is_measured or a_named_precision or of_several_threads"
+BUSY_GOAL = 0.95  # share of the time that the GPU works
+MFU_GOAL = 0.45  # share of the GPU's peak operations
 WARM_LINES = 2  # of a training's metrics, a line every two seconds, before it is as fast as it becomes
 
 Findings = Iterator[dict[str, Any] | Goal]
 
 
 class CheckFailed(Exception):
-    """Say what must hold and does not."""
+    """Report a condition that must hold and does not."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Tell a part its device and the state folder, which has a folder `work` that goes away with the part."""
+    """Give a part its device and the state folder, which has a folder `work` that is removed after the
+    part."""
 
     device: str
     state: Path
@@ -61,11 +64,11 @@ class Context:
         return [row[name] for row in (result.rows if result else []) if row["model"] == model and name in row]
 
 
-# ---- tests ----------------------------------------------------------------------------------------------------------------
+# ---- tests -------------------------------------------------------------------------------------------------
 
 
 def tests(context: Context) -> Findings:
-    """Run every test that is marked gpu; in a rehearsal some others of the same files."""
+    """Run every test that is marked gpu; a rehearsal runs other tests of the same files."""
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     chosen = ["-m", "gpu"] if context.device == "cuda" else ["-m", "not gpu", "-k", REHEARSED]
     report = context.work / "tests.xml"
@@ -89,11 +92,11 @@ def tests(context: Context) -> Findings:
     yield Goal(f"tests of {len(files)} files", f"{ran} passed", "all", True)
 
 
-# ---- the model ------------------------------------------------------------------------------------------------------------
+# ---- the model ---------------------------------------------------------------------------------------------
 
 
 def forward(context: Context) -> Findings:
-    """Measure the matrix peak, and of each model the whole path and the forward pass alone."""
+    """Measure the matrix peak, and the whole path and the forward pass alone of each model."""
     from benchmarks import gpu
 
     products = list(gpu.peaks(context.device))
@@ -116,7 +119,7 @@ def forward(context: Context) -> Findings:
 
 
 def mode(context: Context, what: str, row: dict[str, Any]) -> Goal:
-    """Tell by which mode a GPU did its work, and why not by another."""
+    """Return the mode in which a GPU did its work, and the reason why no higher mode was used."""
     told = f"{row['mode']}: {row['note']}" if row["note"] else row["mode"] or "none"
     if context.device == "cpu":
         return Goal(f"{what}, mode", told)
@@ -124,7 +127,7 @@ def mode(context: Context, what: str, row: dict[str, Any]) -> Goal:
 
 
 def gains(context: Context) -> Findings:
-    """Measure what each rung of the ladder brings."""
+    """Measure the gain of each rung of the ladder."""
     from benchmarks import gpu
 
     peak = max(context.known("forward", "tflops", model=""), default=math.nan)
@@ -144,7 +147,7 @@ def gains(context: Context) -> Findings:
                 failed.append(f"{name}, {row['arm']}: {row['note']}")
             if float(row.get("difference", 0)) > DIFFERENCE:
                 failed.append(
-                    f"{name}, {row['arm']}: a score differs by {row['difference']} from that of the lowest rung"
+                    f"{name}, {row['arm']}: a score differs by {row['difference']} from the lowest mode's"
                 )
         gpu.torch.cuda.empty_cache()
     if failed:
@@ -152,7 +155,7 @@ def gains(context: Context) -> Findings:
 
 
 def rung(context: Context, row: dict[str, Any]) -> Goal:
-    """Say of a rung whether it is worth its lines."""
+    """Judge whether a rung is worth its lines."""
     from benchmarks.gpu import GAIN_GOAL
 
     found = context.goal(
@@ -163,7 +166,7 @@ def rung(context: Context, row: dict[str, Any]) -> Goal:
     )
 
 
-# ---- the labeler ----------------------------------------------------------------------------------------------------------
+# ---- the labeler -------------------------------------------------------------------------------------------
 
 
 def label(context: Context) -> Findings:
@@ -177,7 +180,8 @@ def embed(context: Context) -> Findings:
 
 
 def labelled(context: Context, command: str, name: str) -> Findings:
-    """Run a labeling command on all images, count its rows, and hold its rate against what the machine can do."""
+    """Run a labeling command on all images, count its rows, and compare its rate with the rate of the
+    machine."""
     from benchmarks import gpu
     from benchmarks import label as labeler
 
@@ -239,7 +243,7 @@ def decode_rate(context: Context) -> float:
 
 
 def forward_rate(context: Context, name: str) -> float:
-    """Return images/s of the whole path without Ray, measured here where no earlier part has done so."""
+    """Return the images/s of the whole path without Ray; measure them if no earlier part has done so."""
     from benchmarks import gpu
 
     if known := context.known("forward", "images_per_second", name):
@@ -272,11 +276,11 @@ def counted(out: Path, command: str, images: int, copies: int) -> Goal:
     return Goal("each image exactly once", told, "all", True)
 
 
-# ---- training -------------------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------------------------------------
 
 
 def train(context: Context) -> Findings:
-    """Train models for some epochs with Ray Train, and read what it says of itself."""
+    """Train models for some epochs with Ray Train, and read the metrics of each training."""
     from benchmarks import label as labeler
 
     shards = written_shards(context)
@@ -323,14 +327,15 @@ def train(context: Context) -> Findings:
 
 
 def trained(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians of the lines of metrics once training is warm; of a short one those of its last epoch."""
+    """Return the medians of the metrics once training is warm; of a short training those of its last
+    epoch."""
     said = [line for line in lines if line["kind"] == "step"][WARM_LINES:] or lines[-1:]
     names = ("images_per_second", "mfu", "data_wait")
     medians = {name: round(statistics.median(line[name] for line in said), 3) for name in names}
     return medians | {"steps": lines[-1]["step"], "loss": lines[-1]["loss"]}
 
 
-# ---- this process ---------------------------------------------------------------------------------------------------------
+# ---- this process ------------------------------------------------------------------------------------------
 
 FUNCTIONS: dict[str, Callable[[Context], Findings]] = {
     one.__name__: one for one in (tests, forward, gains, label, embed, train)

@@ -1,10 +1,11 @@
-"""Thousands of hard files among good ones, through the whole labeler: a row for every file, and nothing else disturbed.
+"""Label thousands of hard files among good ones: every file gives a row, and no good image is disturbed.
 
     python -m benchmarks.hard_files [--hard 2000] [--good 1000] [--seed 0]
 
-Expected: rows == files; no Ray worker died; the good images have the predictions that they have alone. The files are mutants of
-all seven formats (see benchmarks.fuzz) and what no mutation makes: bombs in headers, wrong names, HTML, cut pictures, odd modes. A
-worker that is killed on purpose shows that a death would be counted.
+Expected: rows == files; no Ray worker died; the good images have the predictions that they have alone. The
+hard files are mutants of all seven formats (see benchmarks.fuzz), and files that no mutation makes: bombs in
+headers, wrong names, HTML, cut images, odd modes. A worker that is killed on purpose shows that a death would
+be counted.
 """
 
 import argparse
@@ -32,10 +33,9 @@ from benchmarks.fuzz import mutant, originals
 from benchmarks.machine import machine, write_rows
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.labeling.labeler import label
-from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import Checkpoint
-from wordsworth.vit_model.checkpoint import random as random_model
+from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
 FIELDS = (
@@ -57,11 +57,12 @@ WORKER = re.compile(r"worker[_ ]id\W{1,5}([0-9a-f]{56})")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be of any size."""
+    """Return a PNG of a few bytes that claims any size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = lambda kind, data: (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )  # noqa: E731
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
@@ -71,7 +72,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def special() -> dict[str, bytes]:
-    """What no mutation makes."""
+    """Return files that no mutation makes."""
     sound = originals()
     jpeg = bytearray(sound["jpeg"])
     at = jpeg.index(b"\xff\xc0")
@@ -111,7 +112,7 @@ def good_files(count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def write(folder: Path, files: list[tuple[str, bytes]], shards: int = 4) -> None:
-    """Half of the files in tars, half as they are, mixed."""
+    """Write half of the files in tars and half as loose files, mixed."""
     mixed = random.Random(1).sample(files, len(files))
     for name, data in mixed[::2]:
         path = folder / "loose" / name
@@ -127,17 +128,17 @@ def write(folder: Path, files: list[tuple[str, bytes]], shards: int = 4) -> None
 
 
 class _Silent:
-    """A progress that shows nothing."""
+    """Stand for a progress display that shows nothing."""
 
     def planned(self, **_): ...
-    def listed(self, *_): ...
+    def listed(self, **_): ...
     def note(self, *_): ...
     def receipt(self, *_): ...
 
 
 @contextlib.contextmanager
 def peak() -> Iterator[list[float]]:
-    """MiB that this process and its children hold at most, by proportional set size."""
+    """Return the most MiB that this process and its children held, by proportional set size."""
     most, done = [0.0], threading.Event()
 
     def watch():
@@ -157,7 +158,7 @@ def peak() -> Iterator[list[float]]:
 
 
 def deaths() -> set[str]:
-    """Ids of the workers of this Ray that died of anything but Ray's own wish, by its logs."""
+    """Return the ids of this Ray's workers that died and were not ended by Ray, by Ray's logs."""
     from ray._private.worker import _global_node
 
     logs = Path(_global_node.get_session_dir_path(), "logs")
@@ -167,7 +168,7 @@ def deaths() -> set[str]:
 
 
 def _killed_worker_is_counted() -> bool:
-    """The control: what kills itself is a death."""
+    """Check the control: a worker that kills itself is counted as a death."""
     import ray
 
     @ray.remote(max_retries=0)
@@ -189,7 +190,7 @@ def _killed_worker_is_counted() -> bool:
 
 def model() -> Checkpoint:
     config = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=50)
-    made = random_model(config, Preprocessing(), 0)
+    made = random_checkpoint(config, Preprocessing(), 0)
     generator = np.random.default_rng(0)
     for tensor in made.state.values():
         tensor.add_(tensor.new_tensor(generator.normal(0, 0.2, tensor.shape)))
@@ -215,10 +216,10 @@ def run(hard: int, good: int, seed: int) -> dict:
                 folder = place / name
                 sources = (str(folder / "tars"), str(folder / "loose"))
                 request = LabelRequest(
-                    "label",
-                    sources,
-                    str(place / f"{name}-out"),
-                    "random",
+                    command="label",
+                    sources=sources,
+                    output=str(place / f"{name}-out"),
+                    model="random",
                     top_k=1,
                     precision="fp32",
                     device="cpu",
@@ -235,14 +236,14 @@ def run(hard: int, good: int, seed: int) -> dict:
         changed = sum(
             found[key][0] != value[0] or abs(found[key][1] - value[1]) > 1e-5 for key, value in alone.items()
         )
-        rows = Counter(error or "picture" for key, (_, _, error) in found.items() if key.startswith("hard/"))
+        rows = Counter(error or "image" for key, (_, _, error) in found.items() if key.startswith("hard/"))
         return {
             "files": hard + good,
             "hard": hard,
             "good": good,
-            "rows": mixed["rows"],
-            "errors": json.dumps(mixed["errors"]),
-            "decoded_mutants": rows["picture"],
+            "rows": mixed.rows,
+            "errors": json.dumps(mixed.errors),
+            "decoded_mutants": rows["image"],
             "workers_died": died,
             "good_predictions_changed": changed,
             "verified": verify(str(place / "mixed-out"), source=True).ok,

@@ -1,19 +1,23 @@
-"""The whole labeler against what one would write instead, on the same shards, in turn, each a command of its own.
+"""Run the whole labeler beside the code that one would write instead.
 
     python -m benchmarks.label [FOLDER] [--images 4000] [--rounds 3] [--models Ti/16 S/16 no-op] [--sweep]
 
-FOLDER holds photographs (.jpg) at any depth, used again until there are enough; without it they are generated. Arms: ours; a torch
-DataLoader with webdataset and timm (peers/loader.py); Ray Data as its documentation teaches it (peers/ray_data.py), which is in
-fp32; and both of them in the dtype that ours chooses. With --sweep
-the peers' workers, threads and batch sizes are tried first, on a quarter of the images; all go into the file, and the best that is
-there is the opponent. Rows of models and of sweeps that are not measured now stay in the file. "no-op" is a model of one layer, 8
-wide, so that the engine is what counts.
+All arms label the same shards, in turn, each by a command of its own. FOLDER holds photographs (.jpg) at any
+depth; they are used again until there are enough. Without FOLDER, photographs are generated.
 
-The steady rate is that between the first quarter of the images and the last one, by the time at which each batch (of ours: each
-file) was done. floor: the cores divided by the CPU-seconds of decoding and of the model's forward pass, measured in the same round
-in one process with one thread. CPU is that of all processes of the command, mib their proportional memory (PSS) at its peak.
-Expected: at least 0.90 of the floor; 1.0 of the loader in the same dtype, 1.5 of it in fp32; 2 of Ray Data's;
-for the no-op 0.75 of the loader.
+Arms: ours; a torch DataLoader with webdataset and timm (peers/loader.py); Ray Data as its documentation
+teaches it (peers/ray_data.py), which is in fp32; and both peers in the dtype that ours chooses. With --sweep
+the peers' workers, threads and batch sizes are tried first, on a quarter of the images. All results go into
+the file, and the best setting in the file is the peer. Rows of models and of sweeps that are not measured now
+stay in the file. "no-op" is a model of one layer, 8 wide, so that the engine is what counts.
+
+The steady rate is the rate between the first quarter of the images and the last one, by the time at which
+each batch (of ours: each file) was done. floor: the cores divided by the CPU-seconds of decoding and of the
+model's forward pass, measured in the same round in one process with one thread. CPU is that of all processes
+of the command, mib their proportional memory (PSS) at its peak.
+
+Expected: at least 0.90 of the floor; 1.0 of the loader in the same dtype, 1.5 of the loader in fp32; 2 of Ray
+Data; for the no-op 0.75 of the loader.
 """
 
 import argparse
@@ -38,11 +42,11 @@ import torch
 from benchmarks.decode import SETTINGS, photographs, unit_of
 from benchmarks.machine import machine, write_rows
 from tests.support.builders import write_tar
-from wordsworth.pipeline.cluster.session import cores
+from wordsworth.pipeline.cluster.resources import cores
 from wordsworth.pipeline.images.decode import decode_unit
-from wordsworth.pipeline.images.resize import start_loops
-from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
-from wordsworth.vit_model.checkpoint import random, save_folder
+from wordsworth.pipeline.images.resize import end_warm_up
+from wordsworth.pipeline.images.sandbox import Sandbox
+from wordsworth.vit_model.checkpoint import random_checkpoint, save_folder
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.model import VisionTransformer
@@ -62,7 +66,7 @@ USUAL = {
 }  # the best for Ti/16
 
 
-# ---- what is labelled -----------------------------------------------------------------------------------------------------
+# ---- what is labelled --------------------------------------------------------------------------------------
 
 
 def write_shards(folder: Path, images: list[bytes], count: int) -> Path:
@@ -79,15 +83,15 @@ def config(model: str) -> ViTConfig:
 
 
 def floor(model: str, images: list[bytes], precision: str) -> float:
-    """Images/s at which all cores do nothing but decode and run the model."""
+    """Return the images/s at which all cores do nothing but decode and run the model."""
     torch.set_num_threads(1)
-    start_loops()
+    end_warm_up()
     sample = images[:64]
-    guard = Guard(GuardSettings(SETTINGS.max_pixels, SETTINGS.max_side, SETTINGS.timeout))
+    sandbox = Sandbox(SETTINGS.sandbox_settings)
     network = prepare(VisionTransformer(config(model)), Preprocessing(), precision, "cpu")
 
     def decode() -> torch.Tensor:
-        return torch.from_numpy(decode_unit(unit_of(sample), SETTINGS, child=guard).payload)
+        return torch.from_numpy(decode_unit(unit_of(sample), SETTINGS, sandbox=sandbox).payload)
 
     @torch.inference_mode()
     def forward() -> None:
@@ -96,16 +100,16 @@ def floor(model: str, images: list[bytes], precision: str) -> float:
 
     patches = decode()
     forward()
-    child = Path(f"/proc/{guard.pid}/schedstat")
+    child = Path(f"/proc/{sandbox.pid}/schedstat")
     before, begin = int(child.read_text().split()[0]), time.process_time()
     decode()
     forward()
     seconds = time.process_time() - begin + (int(child.read_text().split()[0]) - before) / 1e9
-    guard.close()
+    sandbox.close()
     return cores() * len(sample) / seconds
 
 
-# ---- one command ----------------------------------------------------------------------------------------------------------
+# ---- one command -------------------------------------------------------------------------------------------
 
 
 def ours(shards: Path, out: Path, model: Path | str, precision: str, command: str = "label") -> list[str]:
@@ -123,10 +127,14 @@ def peer(name: str, shards: Path, out: Path, model: str, settings: dict[str, Any
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """The command's seconds, CPU-seconds and peak memory with all that it starts, and what it printed.
+    """Run a command.
+
+    Returns:
+        seconds, CPU-seconds and peak memory of the command and of all processes that it starts, and its
+            stdout.
 
     Raises:
-        RuntimeError: the command failed; with the last lines that it said on stderr.
+        RuntimeError: the command failed; the message has the last lines of its stderr.
     """
     begin, used, peak = time.time(), {}, 0.0
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -166,7 +174,7 @@ def run(command: list[str]) -> dict[str, Any]:
 
 
 def done_by_file(out: Path, begin: float) -> list[tuple[float, int]]:
-    """When how many images were done, by the files of a run."""
+    """Return the times at which images were done, with their numbers, by the files of a run."""
     files = sorted(
         (path.stat().st_mtime - begin, pq.read_metadata(path).num_rows)
         for path in out.glob("predictions/*.parquet")
@@ -180,7 +188,7 @@ def done_by_line(lines: list[str]) -> list[tuple[float, int]]:
 
 
 def figures(done: list[tuple[float, int]], ran: dict[str, Any]) -> dict[str, Any]:
-    """The steady rate: between a quarter of the images and the last."""
+    """Return the steady rate: between a quarter of the images and the last."""
     total = done[-1][1]
     at, before = next((at, images) for at, images in done if images >= total / 4)
     return {
@@ -193,11 +201,11 @@ def figures(done: list[tuple[float, int]], ran: dict[str, Any]) -> dict[str, Any
     }
 
 
-# ---- everything -----------------------------------------------------------------------------------------------------------
+# ---- everything --------------------------------------------------------------------------------------------
 
 
 class Arms:
-    """One set of shards, and what is run on it."""
+    """Hold one set of shards, and run the arms on it."""
 
     def __init__(self, folder: Path, images: list[bytes], count: int):
         self.folder, self.number = folder, 0
@@ -213,13 +221,13 @@ class Arms:
 
     def ours(self, model: str, dtype: str) -> dict[str, Any]:
         out, saved = self.out(), self.folder / f"model-{self.number}"
-        save_folder(saved, random(config(model), Preprocessing(), 0))
+        save_folder(saved, random_checkpoint(config(model), Preprocessing(), 0))
         ran = run(ours(self.shards, out, saved, dtype))
         return figures(done_by_file(out, ran["begin"]), ran)
 
 
 def swept(few: Arms, model: str, name: str) -> Iterator[dict[str, Any]]:
-    """Every setting of a peer once."""
+    """Run every setting of a peer once."""
     for setting in SWEEPS[name]:
         yield {
             "model": model,
@@ -230,7 +238,7 @@ def swept(few: Arms, model: str, name: str) -> Iterator[dict[str, Any]]:
 
 
 def best(rows: list[dict[str, Any]], model: str, name: str) -> dict[str, Any]:
-    """The fastest setting of a peer in the sweeps that were measured."""
+    """Return the fastest setting of a peer in the measured sweeps."""
     of_it = [row for row in rows if (row["model"], row["arm"]) == (model, f"sweep of {name}")]
     fastest = max(of_it, key=lambda row: float(row["steady_images_per_second"]), default=None)
     return json.loads(fastest["settings"]) if fastest else USUAL[name]
@@ -239,7 +247,11 @@ def best(rows: list[dict[str, Any]], model: str, name: str) -> dict[str, Any]:
 def measured(
     options: argparse.Namespace, rows: list[dict[str, Any]], folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """rows: all that is known, what is measured here included."""
+    """Run all arms and return their rows.
+
+    Args:
+        rows: all known rows; the new rows are added.
+    """
     images = photographs(options.folder, min(options.images, 1000))
     arms = Arms(folder / "all", images, options.images)
     few = Arms(folder / "few", images, options.images // 4)
@@ -259,7 +271,7 @@ def measured(
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Medians over the rounds of ours divided by the others in the same round."""
+    """Return, as medians over the rounds, our figures divided by the peers' figures of the same round."""
     rounds = [row for row in rows if isinstance(row.get("round"), int)]
     for model in dict.fromkeys(row["model"] for row in rounds):
         mine = {row["round"]: row for row in rounds if (row["model"], row["arm"]) == (model, "ours")}
@@ -277,7 +289,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the file that are not measured again."""
+    """Return the rows of the file that are not measured again."""
     if not options.output.exists():
         return []
     with open(options.output, newline="") as file:

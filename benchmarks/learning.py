@@ -1,21 +1,24 @@
-"""Whether training learns as well as a plain loop around timm's model does, and what pre-training without classes brings.
+"""Compare training with a plain loop around timm's model, and measure pre-training without classes.
 
-    python -m benchmarks.learning [--parts supervised pretraining] [--sets digits shapes signs clothing] [--seeds N] [--data FOLDER]
+    python -m benchmarks.learning [--parts supervised pretraining] [--sets digits shapes signs clothing]
+        [--seeds N] [--data FOLDER]
 
-FOLDER holds the photographs of signs and clothing (learning_data.py says how); without it these two are left out. Rows of what is
-not measured now stay in the file.
+FOLDER holds the photographs of signs and clothing (learning_data.py says how). Without FOLDER these two sets
+are left out. Rows of parts and sets that are not measured now stay in the file.
 
 supervised: `wordsworth.pipeline.training.trainer.train` on Ray Train, and a PyTorch loop around
-timm.models.vision_transformer of the same size, for
-each seed in turn. Alike: the recipe (AdamW and what decays, warm-up and cosine, batch, epochs, label smoothing, clip, crops and
-flips, all in fp32) and the images. Each has its own initial weights, shuffle and draws of crops. Accuracy is on the same held-out
-pixels. Expected: the mean difference less its 95% interval (t, over the seeds) is above -1 point.
+timm.models.vision_transformer of the same size, for each seed in turn. Both have the same recipe (AdamW and
+the parameters that decay, warm-up and cosine, batch, epochs, label smoothing, clip, crops and flips, all in
+fp32) and the same images. Each has its own initial weights, shuffle and random crops. Accuracy is on the same
+held-out pixels. Expected: the mean difference less its 95% interval (t, over the seeds) is above -1 point.
 
-pretraining: `masked-patch` and `mae` on all training images without their classes, then fine-tuning on a share of them with
-classes, drawn anew by each seed; and from random weights on that share alone, for as many optimiser steps as both together.
+pretraining: `masked-patch` and `mae` on all training images without their classes, then fine-tuning on a
+share of the images with classes, drawn anew by each seed. The comparison trains from random weights on that
+share alone, for as many optimiser steps as both parts together.
 
-training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself runs already. The two arms do not do
-the same work: ours reads and decodes every picture in every epoch, timm's loop holds them decoded in memory.
+training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself already runs.
+The two arms do not do the same work: ours reads and decodes every image in every epoch, and timm's loop holds
+decoded images in memory.
 """
 
 import argparse
@@ -55,6 +58,7 @@ from benchmarks.learning_data import (
 from benchmarks.machine import machine, write_rows
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.training.augment import Augmentation
+from wordsworth.pipeline.training.news import EpochNews
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.checkpoint import Checkpoint, load_folder
@@ -67,7 +71,11 @@ PREPROCESSING = Preprocessing(crop_pct=1.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model's size and how it is trained. flip: where a mirrored picture is of the same class."""
+    """Hold a model's size and the settings of its training.
+
+    Attributes:
+        flip: whether a mirrored image has the same class.
+    """
 
     epochs: int
     flip: bool
@@ -86,7 +94,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """share: of the training images, those with a class. epochs: over all of them; fine_epochs: over the share, afterwards."""
+    """Hold the settings of a pre-training.
+
+    Attributes:
+        share: of the training images, those with a class.
+        epochs: over all training images.
+        fine_epochs: over the share, afterwards.
+    """
 
     share: float
     epochs: int
@@ -107,22 +121,34 @@ SEEDS = {"digits": 5, "shapes": 5, "signs": 3, "clothing": 3}
 PRETRAINING = {"shapes": Pretraining(share=0.1, epochs=4, fine_epochs=20)}
 
 
-# ---- ours -----------------------------------------------------------------------------------------------------------------
+# ---- ours --------------------------------------------------------------------------------------------------
 
 
 def ours(
     found: LearningSet, recipe: Recipe, seed: int, output: Path, **changes: Any
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """What training wrote, and its seconds and steps. changes: of the TrainRequest."""
-    size = found.image_size, found.patch_size, recipe.width, recipe.depth, recipe.heads, 4 * recipe.width
+    """Train by Ray Train, and return the model that training wrote, its seconds and its steps.
+
+    Args:
+        changes: of the TrainRequest.
+    """
+    config = ViTConfig(
+        image_size=found.image_size,
+        patch_size=found.patch_size,
+        width=recipe.width,
+        depth=recipe.depth,
+        heads=recipe.heads,
+        mlp_dim=4 * recipe.width,
+        num_classes=0,  # the training takes the number of classes from the shards
+    )
     names = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "label_smoothing", "clip")
     request = TrainRequest(
-        (str(found.train),),
-        str(output),
-        ViTConfig(*size, num_classes=0),  # as many as the shards have
-        PREPROCESSING,
+        sources=(str(found.train),),
+        output=str(output),
+        config=config,
+        preprocessing=PREPROCESSING,
         **{name: getattr(recipe, name) for name in names},
-        augmentation=Augmentation(recipe.crop_scale, recipe.aspect, recipe.flip),
+        augmentation=Augmentation(crop_scale=recipe.crop_scale, aspect=recipe.aspect, flip=recipe.flip),
         seed=seed,
         precision="fp32",
         device="cpu",
@@ -130,7 +156,8 @@ def ours(
     news, begin = [], time.perf_counter()
     train(replace(request, **changes), news.append)
     seconds, images = time.perf_counter() - begin, steps_of(found, recipe, 1) * recipe.batch_size
-    epochs = sum(images / told["images_per_second"] for told in news if told["kind"] == "epoch")
+    rates = [told.rates for told in news if isinstance(told, EpochNews)]
+    epochs = sum(images / rate.images_per_second for rate in rates)
     return load_folder(output), {
         "training_seconds": epochs,
         "seconds": seconds,
@@ -142,11 +169,12 @@ def steps_of(found: LearningSet, recipe: Recipe, epochs: int) -> int:
     return epochs * (found.counts[0] // recipe.batch_size)
 
 
-# ---- timm's model in a plain loop -----------------------------------------------------------------------------------------
+# ---- timm's model in a plain loop --------------------------------------------------------------------------
 
 
 class Crops(Dataset):
-    """Training images in memory, (M, H, W, 3): one is a random crop, uint8 (3, S, S), and its class."""
+    """Hold training images in memory, (M, H, W, 3); an item is a random crop, uint8 (3, S, S), and its
+    class."""
 
     def __init__(self, images: np.ndarray, classes: np.ndarray, image_size: int, recipe: Recipe):
         self.images, self.classes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), classes
@@ -162,7 +190,7 @@ class Crops(Dataset):
 
 
 def timm(found: LearningSet, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Its accuracy, seconds and steps."""
+    """Train timm's model, and return its accuracy, seconds and steps."""
     begin = time.perf_counter()
     torch.manual_seed(seed)
     size = {
@@ -202,17 +230,17 @@ def timm(found: LearningSet, recipe: Recipe, seed: int) -> dict[str, Any]:
     return {"accuracy": said, "training_seconds": end - start, "seconds": end - begin, "steps": steps}
 
 
-# ---- what both are measured by --------------------------------------------------------------------------------------------
+# ---- what both are measured by -----------------------------------------------------------------------------
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> floats from -1 to 1, as PREPROCESSING has them."""
+    """Return floats from -1 to 1, as PREPROCESSING has them, from uint8 (B, 3, H, W)."""
     return (images.float() / 255 - 0.5) / 0.5
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: np.ndarray, classes: np.ndarray) -> float:
-    """The share of images (M, H, W, 3), uint8, whose class (M,) the model says, from 0 to 100."""
+    """Return the share of images (M, H, W, 3), uint8, whose class (M,) the model gives, from 0 to 100."""
     model.eval()
     parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(500)
     said = torch.cat([model(normalised(part)).argmax(-1) for part in parts])
@@ -220,7 +248,7 @@ def accuracy(model: nn.Module, images: np.ndarray, classes: np.ndarray) -> float
 
 
 def interval(differences: list[float]) -> float:
-    """Half of the 95% interval of their mean."""
+    """Return half of the 95% interval of the mean."""
     count = len(differences)
     return (
         float(student.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
@@ -229,11 +257,11 @@ def interval(differences: list[float]) -> float:
     )
 
 
-# ---- the parts ------------------------------------------------------------------------------------------------------------
+# ---- the parts ---------------------------------------------------------------------------------------------
 
 
 def supervised(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Iterator[dict[str, Any]]:
-    """A row for each arm, the baseline first."""
+    """Return a row for each arm, the baseline first."""
     recipe = RECIPES[found.name]
     with ProcessPoolExecutor(
         1, get_context("spawn")
@@ -261,7 +289,7 @@ def pretraining(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Ite
 
 
 def labelled(found: LearningSet, share: float, seed: int, folder: Path) -> LearningSet:
-    """A share of the training images of each class."""
+    """Return a share of the training images of each class."""
     images, classes = read(found.train)
     places = stratified(classes, share, rng := np.random.default_rng([seed, 1]))
     write_shards(folder, images, classes, rng.permutation(places))
@@ -290,23 +318,25 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The mean of each arm, and of its difference from the baseline."""
+    """Return the mean of each arm, and the mean of its difference from the baseline."""
     for part, name, arm in dict.fromkeys((row["part"], row["set"], row["arm"]) for row in rows):
         of_it = [row for row in rows if (row["part"], row["set"], row["arm"]) == (part, name, arm)]
         mean = {
             key: statistics.mean(float(row[key]) for row in of_it)
             for key in ("accuracy", "training_seconds", "seconds")
         }
-        line = f"{part}, {name}: {arm} {mean['accuracy']:.2f}%, {mean['training_seconds']:.0f} s of {mean['seconds']:.0f} s"
+        seconds = f"{mean['training_seconds']:.0f} s of {mean['seconds']:.0f} s"
+        line = f"{part}, {name}: {arm} {mean['accuracy']:.2f}%, {seconds}"
         if arm != BASELINES[part]:
             differences = [float(row["difference"]) for row in of_it]
             middle, half = statistics.mean(differences), interval(differences)
-            line += f"; {middle:+.2f} points to {BASELINES[part]}, 95% from {middle - half:+.2f} to {middle + half:+.2f}"
+            line += f"; {middle:+.2f} points to {BASELINES[part]}, "
+            line += f"95% from {middle - half:+.2f} to {middle + half:+.2f}"
         yield line
 
 
 def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the file that are not measured again."""
+    """Return the rows of the file that are not measured again."""
     if not options.output.exists():
         return []
     with open(options.output, newline="") as file:

@@ -1,11 +1,11 @@
-"""The sets that benchmarks/learning.py learns from, written as WebDataset shards with .cls, split by a fixed seed.
+"""Write the sets that benchmarks/learning.py learns from: WebDataset shards with .cls, split by a fixed seed.
 
     digits     scikit-learn's 1,797 handwritten digits, 8x8, enlarged to 32x32
     shapes     generated: 21 classes, one of seven textures in one of three shapes, among clutter
     signs      hands that show the digits 0 to 9: FOLDER/sign_digits/CLASS/*.jpg
     clothing   photographs of clothes, 10 classes: FOLDER/clothing/{train,test}/CLASS/*.jpg, both together
 
-Photographs are stored at 64x64, squashed, so that decoding costs little. All of it is PNG.
+Photographs are stored at 64x64, squashed, so that decoding costs little. All images are PNG.
 
     python -m benchmarks.learning_data SHEET.png     shows shapes, a row for each class
 """
@@ -25,11 +25,12 @@ from PIL import Image, ImageOps
 from tests.support.builders import write_tar
 
 SHARD = 1000  # images
-SIDE = 48  # S: pixels a side of a shapes picture
+SIDE = 48  # S: pixels a side of an image of shapes
 TRAIN, VAL = 6000, 4000  # shapes
-# What makes them hard: the most that a shape and its texture are turned by (radians), the noise's deviation, the radius as a share
-# of the side, and how near to the border the centre may be, in radii. A model of 96 x 3 is right on 96 of 100 after 1,200 steps of
-# 40. With the triangle for a fourth shape (and five textures) seeds were seven points apart, more than what is to be shown.
+# What makes them hard: the most that a shape and its texture are turned by (radians), the noise's deviation,
+# the radius as a share of the side, and how near to the border the centre may be, in radii. A model of 96 x 3
+# is right on 96 of 100 after 1,200 steps of 40. With the triangle for a fourth shape (and five textures)
+# seeds were seven points apart, more than what is to be shown.
 TURNS, NOISE = np.array([0.2, 0.3]), 0.05
 RADIUS, MARGIN = (0.36, 0.46), 1.06
 BICUBIC = Image.Resampling.BICUBIC
@@ -38,7 +39,11 @@ Arrays = tuple[np.ndarray, np.ndarray]  # uint8 (M, H, W, 3) and classes, int64 
 
 @dataclass(frozen=True)
 class LearningSet:
-    """Where the shards are, and what a model for them looks like. counts: images in train and in val."""
+    """Name the shards of a set, and describe a model for them.
+
+    Attributes:
+        counts: images in train and in val.
+    """
 
     name: str
     train: Path
@@ -50,7 +55,11 @@ class LearningSet:
 
 
 def write(name: str, folder: Path, seed: int = 0, photographs: Path | None = None) -> LearningSet:
-    """Write FOLDER/train and FOLDER/val, the same for the same seed. photographs: the folder that signs and clothing are in."""
+    """Write FOLDER/train and FOLDER/val; the same seed gives the same files.
+
+    Args:
+        photographs: the folder that signs and clothing are in.
+    """
     rng = np.random.default_rng([seed, *name.encode()])
     load, image_size, patch_size, share = SETS[name]
     images, classes = load(rng, photographs)
@@ -63,13 +72,19 @@ def write(name: str, folder: Path, seed: int = 0, photographs: Path | None = Non
 
 
 def stratified(classes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Places of a random share of each class: (M,) -> about (share M,)."""
+    """Return the places of a random share of each class: (M,) -> about (share M,)."""
     of_class = (rng.permutation(np.flatnonzero(classes == number)) for number in range(classes.max() + 1))
     return np.concatenate([places[: round(share * len(places))] for places in of_class])
 
 
 def write_shards(folder: Path, images: np.ndarray, classes: np.ndarray, order: np.ndarray) -> Path:
-    """images uint8 (M, H, W, 3), classes (M,), order: the places that are written."""
+    """Write images into shards.
+
+    Args:
+        images: uint8 (M, H, W, 3).
+        classes: (M,).
+        order: the places that are written, in this order.
+    """
     for at in range(0, len(order), SHARD):
         members = {}
         for place in order[at : at + SHARD]:
@@ -84,7 +99,8 @@ def write_shards(folder: Path, images: np.ndarray, classes: np.ndarray, order: n
 
 
 def read(folder: Path, image_size: int | None = None) -> Arrays:
-    """All images of the shards by Pillow, resized to a square as they are evaluated, or as they are stored."""
+    """Read all images of the shards by Pillow: resized to a square as for evaluation, or in their stored
+    size."""
     images, classes = [], []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -100,7 +116,7 @@ def read(folder: Path, image_size: int | None = None) -> Arrays:
     return np.stack(images), np.array(classes, np.int64)
 
 
-# ---- digits and photographs -----------------------------------------------------------------------------------------------
+# ---- digits and photographs --------------------------------------------------------------------------------
 
 
 def digits(rng: np.random.Generator, photographs: Path | None) -> Arrays:
@@ -116,7 +132,11 @@ def digits(rng: np.random.Generator, photographs: Path | None) -> Arrays:
 
 
 def folders(pattern: str, rng: np.random.Generator, photographs: Path | None) -> Arrays:
-    """pattern: of the class folders; those of one name are one class."""
+    """Read images from class folders.
+
+    Args:
+        pattern: of the class folders; folders of one name are one class.
+    """
     files = sorted(photographs.glob(f"{pattern}/*.jpg")) if photographs else []
     if not files:
         raise ValueError(f"no {pattern}/*.jpg in {photographs}")
@@ -129,7 +149,7 @@ def folders(pattern: str, rng: np.random.Generator, photographs: Path | None) ->
     )
 
 
-# ---- shapes ---------------------------------------------------------------------------------------------------------------
+# ---- shapes ------------------------------------------------------------------------------------------------
 
 
 def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -174,11 +194,12 @@ PLACES = (
 
 def shapes(rng: np.random.Generator, photographs: Path | None) -> Arrays:
     classes = np.arange(TRAIN + VAL) % (KINDS * len(SHAPES))
-    return np.stack([picture(int(number), rng) for number in classes]), classes
+    return np.stack([draw_image(int(number), rng) for number in classes]), classes
 
 
-def picture(number: int, rng: np.random.Generator) -> np.ndarray:
-    """One of class `number`, uint8 (S, S, 3): clouds, small shapes, the one that counts, small ones over it, noise."""
+def draw_image(number: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw an image of class `number`, uint8 (S, S, 3): clouds, small shapes, the shape that counts, small
+    shapes over it, noise."""
     texture, shape = divmod(number, len(SHAPES))
     canvas = (
         sum(weight * cloud(cells, rng) for cells, weight in ((2, 0.3), (5, 0.15), (12, 0.1))) + 0.22
@@ -193,7 +214,7 @@ def picture(number: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def cloud(cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Random colours on a coarse grid, smoothed: (S, S, 3)."""
+    """Return random colours on a coarse grid, smoothed: (S, S, 3)."""
     return (
         np.asarray(
             Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8)).resize((SIDE, SIDE), BICUBIC)
@@ -210,8 +231,12 @@ def paint(
     size: float,
     margin: float,
 ) -> None:
-    """A shape of random place, turn and colours onto (S, S, 3). size: its radius as a share of the side. margin: radii from its
-    centre to the border, at least."""
+    """Paint a shape of random place, turn and colours onto (S, S, 3).
+
+    Args:
+        size: radius of the shape as a share of the side.
+        margin: radii from the shape's centre to the border, at least.
+    """
     radius = size * SIDE
     down, across = rng.uniform(margin * radius, SIDE - margin * radius, 2)
     turns = np.exp(1j * TURNS * rng.uniform(-1, 1, 2))
@@ -222,7 +247,8 @@ def paint(
     canvas += cover * (dark + share * (bright - dark) - canvas)
 
 
-# How a set is loaded, the model's pixels and patch a side, and the share of the images that is kept for evaluation.
+# How a set is loaded, the model's pixels and patch a side, and the share of the images that is kept for
+# evaluation.
 SETS: dict[str, tuple[Callable[[np.random.Generator, Path | None], Arrays], int, int, float]] = {
     "digits": (digits, 16, 4, 0.25),
     "shapes": (shapes, SIDE, 8, VAL / (TRAIN + VAL)),
@@ -234,6 +260,6 @@ PHOTOGRAPHS = ("signs", "clothing")
 if __name__ == "__main__":
     chance = np.random.default_rng(0)
     sheet = np.vstack(
-        [np.hstack([picture(number, chance) for _ in range(16)]) for number in range(KINDS * len(SHAPES))]
+        [np.hstack([draw_image(number, chance) for _ in range(16)]) for number in range(KINDS * len(SHAPES))]
     )
     Image.fromarray(sheet).save(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on, in one line; and the file that figures go into."""
+"""Name the machine that a figure was measured on, and write figures into a CSV file."""
 
 import csv
 import os
@@ -11,7 +11,7 @@ MEASURED = ("part", "model", "arm", "machine")  # columns that say what was meas
 
 
 def machine() -> str:
-    """Such as "AMD EPYC 9B45, 2 cores, 24 GiB, Linux, torch 2.15.0"."""
+    """Return the machine in one line, such as "AMD EPYC 9B45, 2 cores, 24 GiB, Linux, torch 2.15.0"."""
     import torch  # here: who only writes rows needs none
 
     info = Path("/proc/cpuinfo")
@@ -28,11 +28,16 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = names[0] if names else platform.processor() or platform.machine()
-    return f"{cpu}, {cores} cores, {memory:.0f} GiB{gpu}, {platform.system()}, torch {torch.__version__.split('+')[0]}"
+    version = torch.__version__.split("+")[0]
+    return f"{cpu}, {cores} cores, {memory:.0f} GiB{gpu}, {platform.system()}, torch {version}"
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], fields: Iterable[str] | None = None) -> None:
-    """A CSV with a line for each row. fields: its columns, in order; without them all that a row has."""
+    """Write a CSV with a line for each row.
+
+    Args:
+        fields: the columns, in order; None for all columns that a row has.
+    """
     rows = list(rows)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fields or dict.fromkeys(name for row in rows for name in row))
@@ -41,7 +46,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], fields: Iterable[str]
 
 
 def merge_rows(path: Path, measured: Iterable[dict[str, Any]]) -> None:
-    """Write rows into a CSV; those that stand there of the same part, model, arm and machine make room for them."""
+    """Write rows into a CSV. They replace the file's rows of the same part, model, arm and machine."""
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     for row in measured:
         rows = [old for old in rows if any(old[name] != row[name] for name in MEASURED)]

@@ -1,10 +1,12 @@
-"""The model's forward pass beside timm's, in turn within one process.
+"""Measure the model's forward pass beside timm's, in turn within one process.
 
     python -m benchmarks.model [--variants B/16 S/16] [--rounds 15] [--batch-size 8] [--device cpu]
 
-Expected: fp32 at most 1.02 of timm's time (the same products, a linear patch embedding in place of a convolution); uint8
-patches in bf16 at least 1.7 times as fast as timm in fp32 where the CPU has AVX512-BF16. Every round times each arm once,
-in an order that turns; a ratio is the median over the rounds of timm's time divided by the arm's in the same round.
+Expected: fp32 at most 1.02 of timm's time (the same products, a linear patch embedding in place of a
+convolution); uint8 patches in bf16 at least 1.7 times as fast as timm in fp32 where the CPU has AVX512-BF16.
+
+Every round times each arm once, in an order that turns. A ratio is the median over the rounds of timm's time
+divided by the arm's in the same round.
 """
 
 import argparse
@@ -18,10 +20,12 @@ import timm
 import torch
 
 from benchmarks.machine import machine, write_rows
-from wordsworth.vit_model.config import Preprocessing, macs, num_params, variant
+from wordsworth.vit_model.config import Preprocessing
+from wordsworth.vit_model.cost import macs, num_params
 from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.patches import patchify
+from wordsworth.vit_model.variants import variant
 
 TIMM = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
 TIMM |= {"L/16": "vit_large_patch16_224", "B/32": "vit_base_patch32_224", "R50+B/16": "vit_base_r50_s16_224"}
@@ -40,7 +44,7 @@ FIELDS += ("gmacs", "peak_mib", "machine")
 
 
 def arms(name: str, batch_size: int, device: str) -> dict[str, Callable[[], torch.Tensor]]:
-    """What is timed. All have the same weights and get the same pictures."""
+    """Return the arms, which all have the same weights and get the same images."""
     theirs = timm.create_model(TIMM[name]).eval().to(device)
     ours = VisionTransformer(variant(name)).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -112,7 +116,8 @@ def main() -> None:
     for name in options.variants:
         for row in measure(name, options.rounds, options.batch_size, options.device):
             print(
-                f"{row['variant']:9} {row['arm']:26} {row['images_per_second']:8} images/s  {row['times_timm_fp32']:6} x timm fp32"
+                f"{row['variant']:9} {row['arm']:26} {row['images_per_second']:8} images/s  "
+                f"{row['times_timm_fp32']:6} x timm fp32"
             )
             rows.append(row)
     write_rows(options.output, rows, FIELDS)

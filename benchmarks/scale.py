@@ -1,14 +1,18 @@
-"""How a run grows with its units: the driver's memory, the time to resume, and what LIST and the plan cost.
+"""Measure how the driver's memory, the time to resume and the cost of LIST grow with a run's units.
 
     python -m benchmarks.scale [--real 1000 4000 16000] [--simulated 10000 100000 1000000]
 
-Real: as many tars of one small JPEG, the hard case of one unit a shard, labelled by the smallest model on a local Ray; then the
-last unit is removed and the same command resumes; then it finds itself finished. Simulated: a run folder of as many empty files and
-the frozen listing of their shards, and the driver's steps over it. Every size of either is measured in a process of its own.
+Real: this number of tars with one small JPEG each, the hard case of one unit a shard, labelled by the
+smallest model on a local Ray. Then the last unit is removed and the same command resumes. Then the command
+finds the run finished. Simulated: a run folder of this number of empty files and the frozen listing of their
+shards, and the driver's steps over the folder. Every size is measured in a process of its own.
 
-added_mib is what the driver held at most beyond what it held before the step. The slopes are those from the size before: of the
-CPU in microseconds a unit and of that memory in bytes a unit. CPU of a real run is that of Ray and all its workers too. Expected:
-slopes that do not grow with the units, and less than 2 KiB a unit in all. Rows of sizes that are not measured now stay in the file.
+added_mib is the memory that the driver held at most beyond its memory before the step. The slopes are those
+from the size before: CPU in microseconds a unit, and memory in bytes a unit. CPU of a real run is that of Ray
+and all its workers too.
+
+Expected: slopes that do not grow with the units, and less than 2 KiB a unit in all. Rows of sizes that are
+not measured now stay in the file.
 """
 
 import argparse
@@ -51,11 +55,11 @@ FIELDS = (
 )
 
 
-# ---- memory of this process alone -----------------------------------------------------------------------------------------
+# ---- memory of this process alone --------------------------------------------------------------------------
 
 
 def status(name: str) -> float:
-    """MiB by the kernel: VmRSS is held now, VmHWM was held at most."""
+    """Return MiB by the kernel: VmRSS is held now, VmHWM was held at most."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
@@ -65,7 +69,7 @@ def forget_peak() -> None:
 
 
 def measured(step: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds of a step, and what it holds at most beyond what was held before. What it returns is noted."""
+    """Run a step and note its result, its seconds, and its memory at most beyond the memory before."""
     forget_peak()
     before, start, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
     more = step()
@@ -79,14 +83,15 @@ def measured(step: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-# ---- simulated: steps of the driver over a made-up folder -------------------------------------------------------------------
+# ---- simulated: steps of the driver over a made-up folder --------------------------------------------------
 
 
 def make_folder(out: Path, units: int) -> None:
-    """The names of a finished run of one unit a shard, and its listing."""
+    """Make the files' names of a finished run of one unit a shard, and its listing."""
+    from wordsworth.pipeline.output.commit import parquet_bytes
     from wordsworth.pipeline.output.committed import unit_file
-    from wordsworth.pipeline.output.frozen_listing import About, FrozenListing
-    from wordsworth.pipeline.output.run_folder import RunFolder, parquet
+    from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata
+    from wordsworth.pipeline.output.run_folder import RunFolder
     from wordsworth.pipeline.sources.shards import Shard, listing_table
 
     frozen = FrozenListing(RunFolder(str(out)))
@@ -95,21 +100,22 @@ def make_folder(out: Path, units: int) -> None:
     for begin in range(0, units, PAGE):
         end = min(begin + PAGE, units)
         shards = [
-            Shard("tar", f"s3://bucket/shards/part-{n:07d}.tar", 10240, f"{n:032x}")
+            Shard(kind="tar", uri=f"s3://bucket/shards/part-{n:07d}.tar", size=10240, version=f"{n:032x}")
             for n in range(begin, end)
         ]
         if end == units:
-            frozen.put(begin // PAGE, shards, True, About())
+            frozen.put(begin // PAGE, shards, last=True, metadata=PageMetadata())
         else:
             path = out / "_run" / "shards" / f"{begin // PAGE:05d}.parquet"
-            path.write_bytes(parquet(listing_table(shards).replace_schema_metadata({b"wordsworth": b"{}"})))
+            page = listing_table(shards).replace_schema_metadata({b"wordsworth": b"{}"})
+            path.write_bytes(parquet_bytes(page))
         for shard in shards:
             (out / "predictions" / unit_file(shard.name, 0, True)).touch()
 
 
 def manifest_rows(units: int) -> Iterator[pa.Table]:
-    """What tasks give of the footers of so many files."""
-    from wordsworth.pipeline.output.run_folder import MANIFEST
+    """Return the rows that tasks make from the footers of this number of files."""
+    from wordsworth.pipeline.output.records import MANIFEST
 
     for begin in range(0, units, 256):
         rows = [
@@ -138,11 +144,14 @@ def manifest_rows(units: int) -> Iterator[pa.Table]:
 
 
 def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The steps that the driver takes over this folder, from a resume to the end."""
-    from wordsworth.pipeline.labeling.progress import Totals
+    """Run the steps that the driver takes over this folder, from a resume to the end."""
+    from wordsworth.pipeline.labeling.progress import ListingTotals
+    from wordsworth.pipeline.output.commit import parquet_bytes_of
+    from wordsworth.pipeline.output.committed import CommittedUnits
     from wordsworth.pipeline.output.frozen_listing import FrozenListing, open_pages
-    from wordsworth.pipeline.output.manifest import Tally
-    from wordsworth.pipeline.output.run_folder import MANIFEST, Done, RunFolder, parquet_of
+    from wordsworth.pipeline.output.manifest import ManifestTotals
+    from wordsworth.pipeline.output.records import MANIFEST
+    from wordsworth.pipeline.output.run_folder import RunFolder
 
     run = RunFolder(out)
     frozen, held = FrozenListing(run), {}
@@ -159,23 +168,27 @@ def simulated(out: str, units: str) -> Iterator[tuple[str, dict[str, Any]]]:
         measured(lambda: keep(bytes=pickle.dumps(held["done"], 5)) or f"{len(held['bytes'])} bytes"),
     )
     yield "what is committed, unpickled", measured(lambda: keep(again=pickle.loads(held["bytes"])))
-    totals = Totals(frozen, held["done"])
-    yield "totals: every page", measured(lambda: f"{totals.look(every=0)['shards_done']} done")
-    yield "totals: looked at again", measured(lambda: totals.look(every=0))
+    totals = ListingTotals(frozen, held["done"])
+    yield "totals: every page", measured(lambda: totals.refresh(every_s=0) and f"{totals.shards_done} done")
+    yield "totals: looked at again", measured(lambda: totals.refresh(every_s=0))
     yield "what was ignored: every page", measured(lambda: keep(ignored=frozen.ignored()))
     yield (
         "open shards: all are done",
         measured(lambda: f"{sum(1 for _ in open_pages(frozen, held['done']))} open"),
     )
-    yield "open shards: none is done", measured(lambda: f"{sum(1 for _ in open_pages(frozen, Done()))} open")
+    nothing = CommittedUnits()
+    yield (
+        "open shards: none is done",
+        measured(lambda: f"{sum(1 for _ in open_pages(frozen, nothing))} open"),
+    )
     yield "files of the manifest: LIST and sort", measured(lambda: keep(files=run.prediction_files()))
     keep(files=[])
-    tally = Tally()
-    whole = lambda: parquet_of(map(tally.add, manifest_rows(int(units))), MANIFEST)  # noqa: E731
+    tally = ManifestTotals()
+    whole = lambda: parquet_bytes_of(map(tally.add, manifest_rows(int(units))), MANIFEST)  # noqa: E731
     yield "manifest: rows to a file in memory", measured(lambda: f"{whole().size} bytes")
 
 
-# ---- real: the labeler in a process of its own -------------------------------------------------------------------------------
+# ---- real: the labeler in a process of its own -------------------------------------------------------------
 
 
 def make_tars(folder: Path, units: int) -> None:
@@ -191,7 +204,7 @@ def make_tars(folder: Path, units: int) -> None:
 
 
 class Watcher:
-    """A progress that notes when what came, and what this process and Ray's store hold meanwhile."""
+    """Note when each receipt came, and the memory of this process and of Ray's store at that time."""
 
     def __init__(self):
         self.times: list[float] = []  # of receipts, by the clock
@@ -204,7 +217,7 @@ class Watcher:
         self.planned_at = time.time()
         self._thread.start()
 
-    def listed(self, *_): ...
+    def listed(self, **_): ...
     def note(self, *_): ...
 
     def receipt(self, _):
@@ -221,7 +234,7 @@ class Watcher:
 
 
 def store_mib() -> float:
-    """What Ray's object store holds."""
+    """Return the MiB that Ray's object store holds."""
     import ray
 
     with contextlib.suppress(Exception):
@@ -231,7 +244,7 @@ def store_mib() -> float:
 
 
 def tree_cpu() -> float:
-    """CPU-seconds of this process and of all that it started, the dead among them."""
+    """Return the CPU-seconds of this process and of all processes that it started, dead ones included."""
     total, me = 0.0, psutil.Process()
     for process in [me, *me.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
@@ -240,17 +253,19 @@ def tree_cpu() -> float:
 
 
 def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The labeler over the tars of a folder, or what is left of them to do."""
+    """Run the labeler over the tars of a folder, or over the tars that are not labelled yet."""
     from wordsworth.pipeline.cluster.session import ray_session
     from wordsworth.pipeline.labeling.labeler import label
-    from wordsworth.pipeline.labeling.plan import LabelRequest
-    from wordsworth.vit_model.checkpoint import random
+    from wordsworth.pipeline.labeling.request import LabelRequest
+    from wordsworth.vit_model.checkpoint import random_checkpoint
     from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
     config = ViTConfig(image_size=32, patch_size=16, width=16, depth=1, heads=1, mlp_dim=16, num_classes=2)
     asked = {"precision": "fp32", "device": "cpu", "top_k": 1, "unit_rows": 1}
-    request = LabelRequest("label", (f"{folder}/tars",), f"{folder}/out", "random", **asked)
-    checkpoint, watcher = random(config, Preprocessing(), 0), Watcher()
+    request = LabelRequest(
+        command="label", sources=(f"{folder}/tars",), output=f"{folder}/out", model="random", **asked
+    )
+    checkpoint, watcher = random_checkpoint(config, Preprocessing(), 0), Watcher()
     created = psutil.Process().create_time()
     if Path(folder, "out/_run/summary.json").exists():  # nothing to do, which takes no Ray
         before = status("VmRSS")
@@ -275,7 +290,7 @@ def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
             "peak_mib": status("VmHWM"),
             "added_mib": status("VmHWM") - before,
             "more": {
-                "rows": summary["rows"],
+                "rows": summary.rows,
                 "session_seconds": round(ready - created, 2),
                 **about(watcher, ready, end),
             },
@@ -284,7 +299,8 @@ def real(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def about(watcher: Watcher, ready: float, end: float) -> dict[str, Any]:
-    """The parts of a run, by what its watcher noted: seconds from the session on, then rates and memory by quarters."""
+    """Describe the parts of a run by its watcher's notes: seconds from the session on, then rates and
+    memory by quarters."""
     times, (first, last) = watcher.times, (watcher.times[0], watcher.times[-1])
     parts = {
         "planning_seconds": watcher.planned_at - ready,
@@ -309,11 +325,11 @@ def about(watcher: Watcher, ready: float, end: float) -> dict[str, Any]:
     }
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------------
+# ---- rows --------------------------------------------------------------------------------------------------
 
 
 class Table:
-    """The rows of the CSV file; each is written when it is known."""
+    """Hold the rows of the CSV file, and write each row when it is known."""
 
     def __init__(self, path: Path):
         self.path, self.rows = path, {}
@@ -336,7 +352,8 @@ class Table:
         self._slopes(what)
         write_rows(self.path, self.rows.values(), FIELDS)
         print(
-            f"{what:36} {units:8} {row['seconds']:9.2f} s {row['cpu_seconds']:9.2f} CPU-s {row['added_mib']:8.1f} MiB {row['more']}"
+            f"{what:36} {units:8} {row['seconds']:9.2f} s {row['cpu_seconds']:9.2f} CPU-s "
+            f"{row['added_mib']:8.1f} MiB {row['more']}"
         )
 
     def _slopes(self, what: str) -> None:
@@ -350,16 +367,17 @@ class Table:
                 b[slope] = round((float(b[name]) - float(a[name])) * times / (large - small), 1)
 
     def words(self) -> Iterator[str]:
-        """The slope of each step between its two largest sizes."""
+        """Return the slope of each step between its two largest sizes, in words."""
         for what in dict.fromkeys(name for name, _ in self.rows):
             units = max(size for name, size in self.rows if name == what)
             row = self.rows[what, units]
             if row.get("bytes_slope") not in (None, ""):
-                yield f"{what}: {row['cpu_us_slope']} us of CPU and {row['bytes_slope']} bytes a unit, up to {units:,} units"
+                slopes = f"{row['cpu_us_slope']} us of CPU and {row['bytes_slope']} bytes a unit"
+                yield f"{what}: {slopes}, up to {units:,} units"
 
 
 def child(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a process of its own says, a line of JSON for each figure."""
+    """Yield the figures that a process of its own prints, a line of JSON for each."""
     command = [sys.executable, "-m", "benchmarks.scale", "--child", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield from (json.loads(line) for line in process.stdout if line.startswith("["))

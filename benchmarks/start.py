@@ -1,9 +1,11 @@
-"""How long it takes until the first row is written, beside what nobody can do without.
+"""Measure the time until the first row is written, beside the steps that nobody can do without.
 
     python -m benchmarks.start [--rounds 5]
 
-Each round in turn: `wordsworth label` of four small shards by a ViT-Ti/16, to the first file and to its end; and in one process,
-one after the other, import torch, ray.init as it comes, and loading that model. Expected: the first file within twice their sum.
+Each round in turn: `wordsworth label` of four small shards by a ViT-Ti/16, to its first file and to its end;
+and in one process, one after the other, import torch, ray.init without changes, and loading that model.
+
+Expected: the first file within twice the sum of these steps.
 """
 
 import argparse
@@ -24,8 +26,12 @@ PARTS = """
 import sys, time
 now = [time.perf_counter()]
 import torch; now.append(time.perf_counter())
-import ray; ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False); now.append(time.perf_counter())
-from wordsworth.vit_model.checkpoint import load_folder; load_folder(sys.argv[1]).model(); now.append(time.perf_counter())
+import ray
+ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+now.append(time.perf_counter())
+from wordsworth.vit_model.checkpoint import load_folder
+load_folder(sys.argv[1]).model()
+now.append(time.perf_counter())
 print(*(after - before for before, after in zip(now, now[1:])))
 """
 
@@ -85,9 +91,8 @@ def main() -> None:
             )
             print({key: value for key, value in rows[-1].items() if key != "machine"}, flush=True)
             write_rows(CSV, rows)
-    print(
-        f"first file / (import torch + ray.init + load): {statistics.median(row['ratio'] for row in rows):.2f}"
-    )
+    ratio = statistics.median(row["ratio"] for row in rows)
+    print(f"first file / (import torch + ray.init + load): {ratio:.2f}")
 
 
 if __name__ == "__main__":

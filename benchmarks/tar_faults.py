@@ -1,16 +1,19 @@
-"""One read error, and one cut, at many places of a small tar: what each reader makes of it.
+"""Plant one read error, or one cut, at many places of a small tar, and see what each reader makes of it.
 
     python -m benchmarks.tar_faults [--ray-places 60]
 
-Expected: ours is exact at every read error and says every cut. The others read some cut, and Ray and a webdataset told to carry on
-some read error too, short without a word.
+Expected: ours is exact at every read error and reports every cut. The other readers read some cut tars short
+without a word; Ray, and webdataset told to continue, do so at some read errors too.
 
-The tar (tests/support/faulty.py) has ustar, pax, GNU and base-256 headers. The error is raised by the file system, once, when a
-read reaches that byte; what lies before it arrives. It reads as the AWS error that Ray's default settings retry. `buffer` is what a
-reader asks of the store at once: 16 KiB is to this tar what Ray's 32 MiB is to a shard of 240 MB; with 32 MiB the whole tar is one
-read, which no large shard is. Ours asks for 1 MiB whatever happens (tests/sources/test_tar_faults.py varies it). Ray is asked at a
-random sample of the places. Cuts are made at every 97th byte up to the end of the tar's two end blocks. exact: all samples, equal.
-raised: an error, for ours at a cut the row `shard_truncated`. silently_short: neither.
+The tar (tests/support/faulty.py) has ustar, pax, GNU and base-256 headers. The file system raises the error,
+once, when a read reaches that byte; the bytes before it arrive. The error reads like the AWS error that Ray's
+default settings retry. `buffer` is the number of bytes that a reader asks of the store at once: 16 KiB is to
+this tar what Ray's 32 MiB is to a shard of 240 MB. With 32 MiB the whole tar would be one read, which no
+large shard is. Ours always asks for 1 MiB (tests/sources/test_tar_faults.py varies this). Ray is tried at a
+random sample of the places. Cuts are made at every 97th byte up to the end of the tar's two end blocks.
+
+exact: all samples, equal. raised: an error; for ours at a cut, the row `shard_truncated`. silently_short:
+neither.
 """
 
 import argparse
@@ -33,7 +36,8 @@ from benchmarks.machine import machine, write_rows
 from tests.support.faulty import FaultyFileSystem, multi_format_tar, places
 from tests.support.tars import END
 from wordsworth.pipeline.sources import reader
-from wordsworth.pipeline.sources.reader import ReadSettings, StoreFault, read_units
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.tar import read_samples
 
@@ -45,14 +49,15 @@ SAMPLES = 8  # of each of the four kinds
 
 
 class Said(Exception):
-    """The reader said that something is missing."""
+    """Report that the reader said that something is missing."""
 
 
 def ours(fs: FaultyFileSystem, buffer: int) -> Rows:
-    """The labeler's read stage."""
+    """Read by the labeler's reader."""
     reader.open_filesystem = lambda uri, options=None: (fs, uri)
     made = []
-    for unit in read_units(Shard("tar", "s.tar", len(fs.data), "1"), ReadSettings(4, keep=("json",))):
+    shard = Shard(kind="tar", uri="s.tar", size=len(fs.data), version="1")
+    for unit in read_units(shard, ReadSettings(unit_rows=4, keep=("json",))):
         if unit.fault:
             raise StoreFault(unit.fault)
         payload, at = unit.payload.tobytes(), 0
@@ -79,7 +84,8 @@ def carry_on(error: Exception) -> bool:
 
 
 def webdataset_reader(handler: Callable[[Exception], bool]) -> Callable[[FaultyFileSystem, int], Rows]:
-    """webdataset's tar reader; its handlers decide whether an error ends the shard with or without a word."""
+    """Read by webdataset's tar reader; its handlers decide whether an error ends the shard with or without
+    a word."""
 
     def read(fs: FaultyFileSystem, buffer: int) -> Rows:
         stream = io.BufferedReader(fs.open("s.tar"), buffer)
@@ -93,7 +99,7 @@ def webdataset_reader(handler: Callable[[Exception], bool]) -> Callable[[FaultyF
 
 
 def ray_reader(fs: FaultyFileSystem, buffer: int) -> Rows:
-    """ray.data.read_webdataset, without its decoder."""
+    """Read by ray.data.read_webdataset, without its decoder."""
     import ray
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
@@ -140,7 +146,8 @@ def measure(
 
 
 def planted(shard: bytes, most: int | None = None) -> dict[str, list[FaultyFileSystem]]:
-    """Read errors at four places of each block, cuts at every 97th byte before the end blocks are whole; or `most` of each."""
+    """Return read errors at four places of each block, and cuts at every 97th byte before the end blocks
+    are whole; or `most` of each."""
     last = list(read_samples(io.BytesIO(shard)))[-1].end + len(END)
     errors, cuts = places(shard), list(range(0, last, 97))
     if most is not None:

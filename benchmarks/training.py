@@ -1,14 +1,18 @@
-"""A training command against a plain PyTorch loop around timm's model, on the same shards, in turn, each a command of its own.
+"""Run a training command beside a plain PyTorch loop around timm's model.
 
     python -m benchmarks.training [FOLDER] [--images 2000] [--epochs 3] [--rounds 3] [--models Ti/16 S/16]
 
-FOLDER holds photographs (.jpg) at any depth, used again until there are enough; without it they are generated. The loop
-(peers/training_loop.py) has a DataLoader with webdataset, random crops and mirroring by torchvision, AdamW and autocast; its
-threads and workers are tried first, and the fastest is the opponent. Both have one worker, batches of 64, in bf16.
+Both train on the same shards, in turn, each by a command of its own. FOLDER holds photographs (.jpg) at any
+depth; they are used again until there are enough. Without FOLDER, photographs are generated. The loop
+(peers/training_loop.py) has a DataLoader with webdataset, random crops and mirroring by torchvision, AdamW
+and autocast. Its threads and workers are tried first, and the fastest setting is the peer. Both have one
+worker, batches of 64, in bf16.
 
-The steady rate is that between the first quarter of the images and the last one. data_wait: the share of the last epoch in which
-the step waited for its batch; mfu: as in docs/training.md. Expected: at least 0.95 of the loop's rate, and a data wait below 5%:
-the model takes ten times as long as decoding.
+The steady rate is the rate between the first quarter of the images and the last one. data_wait: the share of
+the last epoch in which the step waited for its batch. mfu: as in docs/training.md.
+
+Expected: at least 0.95 of the loop's rate, and a data wait below 5%: the model takes ten times as long as
+decoding.
 """
 
 import argparse
@@ -32,7 +36,7 @@ SWEEP = [{"workers": workers, "threads": threads} for workers, threads in produc
 
 
 def write_shards(folder: Path, images: list[bytes], count: int) -> Path:
-    """JPEGs with a class each, which mean nothing."""
+    """Write JPEGs with a class each; the classes mean nothing."""
     for shard in range(SHARDS):
         members = {}
         for number in range(shard, count, SHARDS):
@@ -101,7 +105,7 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Medians over the rounds."""
+    """Return the medians over the rounds."""
     for model in dict.fromkeys(row["model"] for row in rows):
         of_it = [row for row in rows if row["model"] == model and "round" in row]
         rates = {(row["round"], row["arm"]): row["steady_images_per_second"] for row in of_it}
@@ -109,7 +113,8 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
         ratios = [rates[turn, "ours"] / rates[turn, "loop"] for turn in rounds]
         waits = [row["data_wait"] for row in of_it if row["arm"] == "ours"]
         middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
-        yield f"{model}: ours / loop {middle:.2f} ({least:.2f} to {most:.2f}), data wait {statistics.median(waits):.1%}"
+        ratio = f"ours / loop {middle:.2f} ({least:.2f} to {most:.2f})"
+        yield f"{model}: {ratio}, data wait {statistics.median(waits):.1%}"
 
 
 def main() -> None:

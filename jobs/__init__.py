@@ -1,1 +1,1 @@
-"""The command line: one file a command, each thin: parse, call, print. Nothing heavy is imported until a command runs."""
+"""Run one command a file: parse the options, call the pipeline, print the result."""

@@ -1,9 +1,13 @@
-"""The `wordsworth` command: its sub-commands, --config, and how failures end.
+"""Run the `wordsworth` command: find the sub-command, read --config, and end a failure with one line.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but over --max-error-rate or with findings, 130 and 143 interrupted.
+Exit codes:
+    0: done.
+    1: failed.
+    2: wrong usage.
+    3: done, but over --max-error-rate or with findings.
+    130, 143: interrupted by Ctrl-C or by SIGTERM.
 """
 
-import importlib
 import os
 import signal
 import sys
@@ -25,7 +29,7 @@ COMMANDS = {
     "embed": "Embed every image of the sources, each exactly once, into Parquet.",
     "plan": "Say what labelling would cost: images/s by stage, bottleneck, hours.",
     "verify": "Prove that every input sample of a run has exactly one row.",
-    "compact": "Merge the small files of a finished run into large ones.",
+    "compact": "Write a finished run again, in a new folder of large files.",
     "lint": "Say what is wrong with shards, without a model.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
@@ -66,7 +70,7 @@ def _launch(
     debug: Annotated[
         bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)
     ] = False,
-):
+) -> int | None:
     if config is not None:
         if not config.is_file():
             raise UserError(f"--config {config}: no such file", exit_code=2)
@@ -76,7 +80,7 @@ def _launch(
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception, so that it unwinds like Ctrl-C."""
+    """Report SIGTERM as an exception, so that the command ends like after Ctrl-C."""
 
 
 def _terminate(signum, frame):
@@ -84,7 +88,10 @@ def _terminate(signum, frame):
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; the exit code. Every failure is one line on stderr, and a traceback only with --debug."""
+    """Run one command line and return the exit code.
+
+    A failure is one line on stderr. The traceback comes only with --debug.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return app.meta(arguments) or 0
@@ -102,11 +109,8 @@ def run(arguments: list[str]) -> int:
             return _fail(str(cause), cause.exit_code)
         if isinstance(cause, ModelError):
             return _fail(str(cause), 1)
-        again = (
-            f"; {AGAIN}"
-            if type(cause).__module__.startswith("ray.") and arguments[:1][0] in RESUMABLE
-            else ""
-        )
+        by_ray = type(cause).__module__.startswith("ray.")
+        again = f"; {AGAIN}" if by_ray and arguments[:1][0] in RESUMABLE else ""
         return _fail(f"{type(cause).__name__}: {_one_line(cause)} (--debug shows where{again})", 1)
 
 
@@ -120,19 +124,14 @@ def _fail(message: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line of this process and exit."""
     _leave(run(sys.argv[1:]))
 
 
-def main_of(name: str) -> None:
-    """`python -m wordsworth.NAME`."""
-    importlib.import_module(f"wordsworth.jobs.{name}")
-    _leave(run([name, *sys.argv[1:]]))
-
-
 def _leave(code: int) -> NoReturn:
-    cluster = sys.modules.get("wordsworth.pipeline.cluster.session")
-    if cluster and cluster.abandoned:  # Ray's own exit hook would wait a minute, and give another code
+    from wordsworth.pipeline.cluster.session import abandoned
+
+    if abandoned():  # Ray's own exit hook would wait a minute, and give another code
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""wordsworth compact OUT: merge the small files of a finished run into large ones."""
+"""Run wordsworth compact: write a finished run again, in a new folder of large files."""
 
 import json
 import re
@@ -9,82 +9,69 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import SourceOptions
+from wordsworth.jobs.options import JsonFlag, SourceOptions
 from wordsworth.pipeline.errors import UserError
 
+# Bytes of each unit that --target-size may have.
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
 def compact(
-    output: Annotated[str, Parameter(help="The run folder; the same command again continues it.")],
+    run: Annotated[str, Parameter(help="The folder of a finished run. It is never changed.")],
     /,
     *,
+    output: Annotated[
+        str, Parameter(help="A new folder for the same run in large files. The same command again continues.")
+    ],
     target_size: Annotated[
-        str, Parameter(help="Size of a compacted file, at most: such as 256MB or 1GiB.")
+        str, Parameter(help="Size of a large file, at most: such as 256MB or 1GiB.")
     ] = "256MB",
-    delete_small: Annotated[
-        bool,
-        Parameter(
-            help="Remove the small files once what they hold is in compacted ones.",
-            negative="",
-            show_default=False,
-        ),
-    ] = False,
     address: Annotated[
         str | None, Parameter(help="Join the Ray cluster at this address (or RAY_ADDRESS).")
     ] = None,
     storage: SourceOptions | None = None,
-    json_: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
-    ] = False,
+    json_: JsonFlag = False,
 ) -> int:
-    """Merge the small files of a finished run into large ones, in OUT/compacted."""
+    """Write a finished run again, in a new folder of large files."""
     from wordsworth.jobs.progress import RunProgress
     from wordsworth.pipeline.compaction.compactor import CompactRequest
-    from wordsworth.pipeline.compaction.compactor import compact as run
+    from wordsworth.pipeline.compaction.compactor import compact as write_compacted
 
     request = CompactRequest(
-        output, _bytes(target_size), delete_small, address, (storage or SourceOptions()).storage
+        run=run,
+        output=output,
+        target_size=_to_bytes(target_size),
+        address=address,
+        storage_options=(storage or SourceOptions()).storage,
     )
     with RunProgress("compacting") as progress:
-        summary = run(request, progress)
-    _print(summary, output, json_)
+        summary = write_compacted(request, progress)
+    if json_:
+        print(json.dumps(summary, indent=1))
+    else:
+        _print_summary(summary, run, output.rstrip("/"))
     return 0
 
 
-def _bytes(text: str) -> int:
+def _to_bytes(text: str) -> int:
+    """Return the bytes of a size such as 256MB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?B|)B?", text.strip().upper())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if size < 1:
+    size_bytes = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size_bytes < 1:
         raise UserError(f"--target-size {text}: give a size such as 256MB or 1GiB", exit_code=2)
-    return size
+    return size_bytes
 
 
-def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    table, did, small = Table(show_header=False, box=None), summary["last_command"], summary["small_files"]
+def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
+    did = summary["last_command"]
     files = "1 file" if summary["files"] == 1 else f"{summary['files']:,} files"
-    rows = {
-        "rows": f"{summary['rows']:,} of {summary['units']:,} units, in {files} ({decimal(summary['bytes'])})"
-    }
+    size = decimal(summary["bytes"])
+    rows = {"rows": f"{summary['rows']:,} of {summary['units']:,} units, in {files} ({size})"}
     if did["units"]:
-        rows["merged"] = f"{did['units']:,} files into {did['files']:,} in {did['seconds']:,} s"
-    if did["removed"]:
-        rows["removed"] = f"{did['removed']:,} files of {output.rstrip('/')}/predictions"
-    rows["compacted"] = f"{output.rstrip('/')}/compacted/*.parquet"
-    if small:
-        rows["predictions"] = (
-            f"{small:,} small files are still there, with the same rows: --delete-small removes them"
-        )
-    rows["next"] = f"wordsworth verify {output}"
+        rows["merged"] = f"{did['units']:,} units into {did['files']:,} files in {did['seconds']:,} s"
+    rows["compacted"] = f"{output}/compacted/*.parquet"
+    rows["next"] = f"wordsworth verify {output}; once it is clean, {run} can be deleted"
+    table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True, highlight=False).print(table)
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("compact")

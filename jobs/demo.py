@@ -1,4 +1,4 @@
-"""wordsworth demo: pack, pretrain, label and verify scikit-learn's 1,797 handwritten digits, with the commands shown.
+"""Run `wordsworth demo`: pack, pretrain, label and verify scikit-learn's 1,797 handwritten digits.
 
 Expected: held-out accuracy of at least 0.97 within four minutes on two cores.
 """
@@ -16,9 +16,12 @@ from rich.table import Table
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 
-HELD_OUT = 360
+HELD_OUT = 360  # images that the model does not see in training
 SIZE = "--width 64 --depth 4 --heads 4 --patch-size 4 --image-size 16"
-RECIPE = "--epochs 40 --batch-size 64 --lr 2e-3 --weight-decay 0.05 --label-smoothing 0.1 --crop-scale 0.5 --no-flip --precision fp32"
+RECIPE = (
+    "--epochs 40 --batch-size 64 --lr 2e-3 --weight-decay 0.05 --label-smoothing 0.1 --crop-scale 0.5 "
+    "--no-flip --precision fp32"
+)
 
 
 def demo(
@@ -38,7 +41,7 @@ def demo(
             console,
             f"pack {output}/images/{part} --output {output}/shards/{part} --shard-size {size} --seed {seed}",
         )
-    with ray_session():  # one for both
+    with ray_session():  # one local Ray for both commands
         _run(console, f"pretrain {output}/shards/train --output {output}/model {SIZE} {RECIPE} --seed {seed}")
         _run(
             console,
@@ -50,7 +53,10 @@ def demo(
 
 
 def write_digits(folder: Path, seed: int) -> None:
-    """scikit-learn's digits as 8x8 PNG files: folder/{train,heldout}/DIGIT/NUMBER.png, HELD_OUT of them held out."""
+    """Write scikit-learn's digits as 8x8 PNG files: folder/{train,heldout}/DIGIT/NUMBER.png.
+
+    HELD_OUT of the images, chosen by the seed, go to `heldout`.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -73,12 +79,13 @@ def _run(console: Console, command: str) -> None:
     from wordsworth.jobs.cli import run
 
     console.print(f"\n[bold]$ wordsworth {command}[/]")
-    if code := run(command.split()):  # has said why
+    code = run(command.split())
+    if code:  # the command has said why
         sys.exit(code)
 
 
 def _show(console: Console, output: Path, seconds: float) -> float:
-    """Read the Parquet back, compare it with the classes that travelled along, and print the table."""
+    """Read the Parquet files, compare the labels with the classes in `cls`, and print both tables."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(output / "labels" / "predictions").to_pylist()
@@ -106,9 +113,3 @@ def _show(console: Console, output: Path, seconds: float) -> float:
     console.print(table)
     console.print("\nnext: wordsworth label YOUR_SHARDS --output OUT --model timm:vit_base_patch16_224")
     return accuracy
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("demo")

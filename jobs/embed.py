@@ -1,37 +1,41 @@
-"""wordsworth embed SOURCE... --output OUT --model MODEL: a vector for every image."""
+"""Run `wordsworth embed SOURCE... --output OUT --model MODEL`: write a vector for every image."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from wordsworth.jobs.label import execute
-from wordsworth.jobs.options import ModelOptions, RunOptions, SourceOptions
+from wordsworth.jobs.label import report, run_labeler
+from wordsworth.jobs.options import ModelOptions, RunOptions, RunOutput, SourceOptions, Sources
 
 
 def embed(
-    sources: Annotated[
-        list[str],
-        Parameter(
-            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
-        ),
-    ],
+    sources: Sources,
     /,
     *,
-    output: Annotated[str, Parameter(help="The run folder; the same command again continues it.")],
+    output: RunOutput,
     model: ModelOptions,
-    dtype: Annotated[Literal["float16", "float32"], Parameter(help="Of the vectors in Parquet.")] = "float16",
+    dtype: Annotated[
+        Literal["float16", "float32"], Parameter(help="Type of the vectors in Parquet.")
+    ] = "float16",
     normalize: Annotated[
         bool, Parameter(help="Scale every vector to length 1.", negative="", show_default=False)
     ] = False,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
-    """Embed every image of the sources, each exactly once, into Parquet: what enters the model's final linear head."""
-    asked = {"top_k": 0, "embedding": dtype, "normalize": normalize}
-    return execute("embed", sources, output, model, source or SourceOptions(), run or RunOptions(), asked)
+    """Embed every image of the sources, each exactly once, into Parquet.
+
+    An embedding is the vector that enters the model's final linear head.
+    """
+    from wordsworth.jobs.progress import RunProgress
+
+    source, run = source or SourceOptions(), run or RunOptions()
+    asked = embed_request(dtype, normalize)
+    with RunProgress("embedding") as progress:
+        summary = run_labeler("embed", sources, output, model, source, run, asked, progress)
+    return report(summary, output, run)
 
 
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("embed")
+def embed_request(dtype: str, normalize: bool) -> dict[str, Any]:
+    """Return the fields of a LabelRequest that `embed` asks for."""
+    return {"top_k": 0, "embedding": dtype, "normalize": normalize}

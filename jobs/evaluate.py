@@ -1,8 +1,10 @@
-"""wordsworth evaluate SOURCE... --model MODEL: how often a model is right on images whose class is known."""
+"""Run `wordsworth evaluate SOURCE... --model MODEL`: say how often a model is right."""
 
 import contextlib
 import json
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
@@ -10,24 +12,19 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from wordsworth.jobs.options import ModelOptions, SourceOptions
+from wordsworth.jobs.options import JsonFlag, ModelOptions, SourceOptions, Sources
 from wordsworth.pipeline.errors import UserError
 
 
 def evaluate(
-    sources: Annotated[
-        list[str],
-        Parameter(
-            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
-        ),
-    ],
+    sources: Sources,
     /,
     *,
     model: ModelOptions,
     target: Annotated[
         str,
         Parameter(
-            help="Where a class stands: cls or another sidecar or column, json:FIELD, or folder (the key's last one)."
+            help="Where an image's class stands: cls or another sidecar or column, json:FIELD, or folder."
         ),
     ] = "cls",
     train: Annotated[
@@ -46,13 +43,55 @@ def evaluate(
     address: Annotated[
         str | None, Parameter(help="As for label; needs an --output that every node sees.")
     ] = None,
-    json_: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
-    ] = False,
+    json_: JsonFlag = False,
 ) -> int:
-    """Label images whose class is known, each exactly once, and say how often the model is right."""
+    """Label images whose class is known, and say how often the model is right."""
     from wordsworth.jobs.progress import RunProgress
 
+    console = Console(stderr=True, soft_wrap=True)
+    found = evaluate_sources(
+        sources,
+        model=model,
+        target=target,
+        train=train,
+        shots=shots,
+        output=output,
+        source=source,
+        precision=precision,
+        device=device,
+        address=address,
+        note=lambda message: console.print(message, markup=False),
+        progress_of=lambda name: RunProgress(f"labelling {name}:"),
+    )
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        _print(found)
+    return 0
+
+
+def evaluate_sources(
+    sources: list[str],
+    *,
+    model: ModelOptions,
+    target: str,
+    train: list[str] | None,
+    shots: str,
+    output: str | None,
+    source: SourceOptions | None,
+    precision: str,
+    device: str,
+    address: str | None,
+    note: Callable[[str], None],
+    progress_of: Callable[[str], AbstractContextManager[Any]],
+) -> dict[str, Any]:
+    """Label the sources, in a temporary folder unless `output` is given, and return how often the model is
+    right.
+
+    Args:
+        note: gets what the user should know of the model.
+        progress_of: makes the display of a run from its name.
+    """
     if address and not output:
         raise UserError("--address needs an --output, in a place that every node sees", exit_code=2)
     if not all(part.strip().isdecimal() and int(part) for part in shots.split(",")):
@@ -61,7 +100,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="wordsworth-evaluate-"))
         from wordsworth.pipeline.labeling.evaluate import evaluate as run
-        from wordsworth.pipeline.labeling.plan import LabelRequest
+        from wordsworth.pipeline.labeling.request import LabelRequest
 
         request = LabelRequest(
             command="label",
@@ -73,34 +112,20 @@ def evaluate(
             address=address,
             **source.asked(),
         )
-        checkpoint = model.load(
-            lambda said: Console(stderr=True, soft_wrap=True).print(said, markup=False), source.storage
-        )
+        checkpoint = model.load(note, source.storage)
         chosen = tuple(int(part) for part in shots.split(","))
-        found = run(
-            request,
-            checkpoint,
-            target,
-            lambda name: RunProgress(f"labelling {name}:"),
-            tuple(train or ()),
-            chosen,
-        )
-    if json_:
-        print(json.dumps(found, indent=1))
-    else:
-        _print(found)
-    return 0
+        return run(request, checkpoint, target, progress_of, tuple(train or ()), chosen)
 
 
 def _print(found: dict[str, Any]) -> None:
-    console, table = (
-        Console(soft_wrap=True, highlight=False),
-        Table(show_header=False, box=None, pad_edge=False),
-    )
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     low, high = found["top1_interval"]
+    images = f"{found['images']:,}"
+    if found["errors"]:
+        images += f", and {found['errors']:,} that could not be decoded"
     rows = {
-        "images": f"{found['images']:,}"
-        + (f", and {found['errors']:,} that could not be decoded" if found["errors"] else ""),
+        "images": images,
         "top-1": f"{found['top1']:.2%} (95% interval {low:.2%} to {high:.2%})",
         "top-5": f"{found['top5']:.2%}",
         "calibration": f"expected error {found['calibration_error']:.4f}",
@@ -121,9 +146,3 @@ def _print(found: dict[str, Any]) -> None:
         others = ", ".join(f"{name} ({count:,})" for name, count in row["taken_for"].items())
         worst.add_row(row["class"], f"{row['images']:,}", f"{row['accuracy']:.1%}", others)
     console.print(worst)
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("evaluate")

@@ -1,43 +1,49 @@
-"""wordsworth label SOURCE... --output OUT --model MODEL: a label for every image."""
+"""Run `wordsworth label SOURCE... --output OUT --model MODEL`: write a label for every image."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import ModelOptions, RunOptions, SourceOptions
+from wordsworth.jobs.options import Flag, ModelOptions, RunOptions, RunOutput, SourceOptions, Sources
+
+if TYPE_CHECKING:
+    from wordsworth.pipeline.labeling.progress import Progress
+    from wordsworth.pipeline.output.records import Summary
 
 
 def label(
-    sources: Annotated[
-        list[str],
-        Parameter(
-            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
-        ),
-    ],
+    sources: Sources,
     /,
     *,
-    output: Annotated[str, Parameter(help="The run folder; the same command again continues it.")],
+    output: RunOutput,
     model: ModelOptions,
-    top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
+    top_k: Annotated[int, Parameter(help="Number of classes in a row.")] = 5,
     embeddings: Annotated[
-        bool,
-        Parameter(
-            help="Keep what enters the final linear head too (float16).", negative="", show_default=False
-        ),
+        bool, Flag, Parameter(help="Keep the embedding of each image too (float16).")
     ] = False,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
     """Label every image of the sources, each exactly once, into Parquet."""
-    asked = {"top_k": top_k, "embedding": "float16" if embeddings else None}
-    return execute("label", sources, output, model, source or SourceOptions(), run or RunOptions(), asked)
+    from wordsworth.jobs.progress import RunProgress
+
+    source, run = source or SourceOptions(), run or RunOptions()
+    asked = label_request(top_k, embeddings)
+    with RunProgress("labelling") as progress:
+        summary = run_labeler("label", sources, output, model, source, run, asked, progress)
+    return report(summary, output, run)
 
 
-def execute(
+def label_request(top_k: int, embeddings: bool) -> dict[str, Any]:
+    """Return the fields of a LabelRequest that `label` asks for."""
+    return {"top_k": top_k, "embedding": "float16" if embeddings else None}
+
+
+def run_labeler(
     command: str,
     sources: list[str],
     output: str,
@@ -45,74 +51,83 @@ def execute(
     source: SourceOptions,
     run: RunOptions,
     asked: dict[str, Any],
-) -> int:
-    """Load the model, run the labeler, print the summary: what `label` and `embed` share."""
-    from wordsworth.jobs.progress import RunProgress
+    progress: "Progress",
+) -> "Summary":
+    """Load the model, label the sources and return the run's summary.
 
-    with RunProgress("labelling" if command == "label" else "embedding") as progress:
-        from wordsworth.pipeline.labeling.labeler import LabelRequest
-        from wordsworth.pipeline.labeling.labeler import label as run_labeler
+    Args:
+        command: "label" or "embed"; part of what makes two commands the same run.
+        asked: fields of a LabelRequest that the command decides.
+        progress: is told how the run goes.
+    """
+    from wordsworth.pipeline.labeling.labeler import label as label_sources
+    from wordsworth.pipeline.labeling.request import LabelRequest
 
-        request = LabelRequest(
-            command=command,
-            sources=tuple(sources),
-            output=output,
-            model=model.model,
-            keep=run.kept,
-            precision=run.precision,
-            device=run.device,
-            batch_size=run.batch,
-            gpu_mode=run.gpu_mode,
-            gpus_per_actor=run.gpus_per_actor,
-            unit_rows=run.unit_rows,
-            address=run.address,
-            update=run.update,
-            replace_changed=run.replace_changed,
-            retry_errors=run.retry_errors,
-            on_error=run.on_error,
-            max_image_bytes=run.max_image_bytes,
-            max_pixels=run.max_pixels,
-            max_side=run.max_side,
-            decode_timeout=run.decode_timeout,
-            fast_decode=run.fast_decode,
-            stall_timeout=run.stall_timeout,
-            **source.asked(),
-            **asked,
-        )
-        checkpoint = model.load(progress.note, source.storage)
-        summary = run_labeler(request, checkpoint, progress)
+    request = LabelRequest(
+        command=command,
+        sources=tuple(sources),
+        output=output,
+        model=model.model,
+        keep=run.kept,
+        precision=run.precision,
+        device=run.device,
+        batch_size=run.batch,
+        gpu_mode=run.gpu_mode,
+        gpus_per_actor=run.gpus_per_actor,
+        unit_rows=run.unit_rows,
+        address=run.address,
+        update=run.update,
+        replace_changed=run.replace_changed,
+        retry_errors=run.retry_errors,
+        on_error=run.on_error,
+        limits=run.limits,
+        fast_decode=run.fast_decode,
+        stall_timeout=run.stall_timeout,
+        **source.asked(),
+        **asked,
+    )
+    return label_sources(request, model.load(progress.note, source.storage), progress)
+
+
+def report(summary: "Summary", output: str, run: RunOptions) -> int:
+    """Print the summary and return the exit code: 3 where too many rows have an error, else 0."""
     _print(summary, output, run.json)
-    rate = sum(summary["errors"].values()) / max(1, summary["rows"])
-    if rate > run.max_error_rate:
-        Console(stderr=True).print(
-            f"{rate:.2%} of the rows have an error, over --max-error-rate {run.max_error_rate}"
-        )
-        return 3
-    return 0
+    excess = too_many_errors(summary, run.max_error_rate)
+    if excess is None:
+        return 0
+    Console(stderr=True).print(excess)
+    return 3
 
 
-def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
+def too_many_errors(summary: "Summary", max_error_rate: float) -> str | None:
+    """Return a line for the user where more rows have an error than allowed; None where it is fine."""
+    rate = sum(summary.errors.values()) / max(1, summary.rows)
+    if rate <= max_error_rate:
+        return None
+    return f"{rate:.2%} of the rows have an error, over --max-error-rate {max_error_rate}"
+
+
+def _print(summary: "Summary", output: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary, indent=1))
+        print(json.dumps(summary.to_dict(), indent=1))
         return
     table = Table(show_header=False, box=None)
-    errors = ", ".join(f"{count:,} {code}" for code, count in summary["errors"].items()) or "none"
-    speed = summary["last_command"]
-    shards = "1 shard" if summary["shards"] == 1 else f"{summary['shards']:,} shards"
-    rows = {"rows": f"{summary['rows']:,} from {shards}", "errors": errors}
-    if speed["images"]:
-        spent = f"{speed['images']:,} images in {speed['seconds']:,} s"
-        rows["speed"] = (
-            f"{speed['images_per_second']:,} images/s ({spent}, the start of the workers included)"
-        )
-    if gpu := speed.get("gpu"):
-        sizes = " and ".join(gpu["batch_sizes"])
-        rows["model"] = f"on the GPUs of {gpu['nodes']} nodes" if gpu["nodes"] > 1 else "on a GPU"
-        rows["model"] += f" by --gpu-mode {' and '.join(gpu['modes'])}, batches of {sizes}"
-    if speed.get("bottleneck"):
-        rows["held back by"] = speed["bottleneck"]
-    if summary.get("estimate"):
-        rows["foretold"] = foretold(**summary["estimate"])
+    errors = ", ".join(f"{count:,} {code}" for code, count in summary.errors.items()) or "none"
+    command = summary.last_command
+    shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
+    rows = {"rows": f"{summary.rows:,} from {shards}", "errors": errors}
+    if command.images:
+        spent = f"{command.images:,} images in {command.seconds:,} s"
+        rows["speed"] = f"{command.images_per_second:,} images/s ({spent}, the start of the workers included)"
+    if command.gpu:
+        gpu = command.gpu
+        sizes = " and ".join(gpu.batch_sizes)
+        rows["model"] = f"on the GPUs of {gpu.nodes} nodes" if gpu.nodes > 1 else "on a GPU"
+        rows["model"] += f" by --gpu-mode {' and '.join(gpu.modes)}, batches of {sizes}"
+    if command.stages and command.stages.bottleneck:
+        rows["held back by"] = command.stages.bottleneck
+    if summary.estimate:
+        rows["foretold"] = foretold(**summary.estimate)
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
     for name, value in rows.items():
@@ -120,15 +135,11 @@ def _print(summary: dict[str, Any], output: str, as_json: bool) -> None:
     Console(soft_wrap=True, highlight=False).print(table)
 
 
-def foretold(images: list, images_per_second: list, bytes_written: list) -> str:
-    """What `wordsworth plan` said, and how far off it was."""
+def foretold(images: list[int], images_per_second: list[Any], bytes_written: list[int]) -> str:
+    """Return what `wordsworth plan` had said, and what came of it: each argument is [foretold, found]."""
     rate, found = images_per_second
-    speed = f"{rate:,} images/s" + (f" (it was {found:,}, {found / rate:.0%})" if found else "")
+    speed = f"{rate:,} images/s"
+    if found:
+        speed += f" (it was {found:,}, {found / rate:.0%})"
     size = f"{decimal(bytes_written[0])} of Parquet (it was {decimal(bytes_written[1])})"
     return f"{images[0]:,} images (it was {images[1]:,}), {speed}, {size}"
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("label")

@@ -1,4 +1,4 @@
-"""wordsworth lint SOURCE...: what is wrong with these shards, without a model."""
+"""Run `wordsworth lint SOURCE...`: say what is wrong with shards, without a model."""
 
 import json
 import sys
@@ -9,42 +9,44 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wordsworth.jobs.options import RunOptions, SourceOptions
+from wordsworth.jobs.options import JsonFlag, RunOptions, SourceOptions, Sources
 
 if TYPE_CHECKING:
-    from wordsworth.pipeline.sources.lint import Finding, Report
+    from wordsworth.pipeline.sources.lint_report import LintFinding, LintReport
 
-SHOWN = 50  # rows of the table
-SHOWN_PLACES = 2  # in a row
+SHOWN = 50  # rows of the printed table
+SHOWN_PLACES = 2  # places in one row
 
 
 def lint(
-    sources: Annotated[
-        list[str],
-        Parameter(help="Tar shards or images: files, folders, globs, local or s3://, gs://, az://, hf://."),
-    ],
+    sources: Sources,
     /,
     *,
     keep: Annotated[
         str, Parameter(help="Sidecar fields that every sample must have, such as json,txt,cls.")
     ] = "",
     source: SourceOptions | None = None,
-    json_: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
-    ] = False,
+    json_: JsonFlag = False,
 ) -> int:
-    """Say what is wrong with shards, without a model. Exit 0 when nothing is, skipped members aside; 3 when something is."""
-    from wordsworth.pipeline.sources.lint import MOST_PLACES
+    """Say what is wrong with shards, without a model.
+
+    Exits with 0 if nothing is wrong (skipped members do not count), and with 3 if something is.
+    """
+    from wordsworth.pipeline.sources.finder import expand_sources
     from wordsworth.pipeline.sources.lint import lint as run
+    from wordsworth.pipeline.sources.lint_report import MOST_PLACES
     from wordsworth.pipeline.sources.samples import ReadSettings
-    from wordsworth.pipeline.sources.shards import expand_sources
 
     source = source or SourceOptions()
     kept = RunOptions(keep=keep).kept
     sources = expand_sources(sources, source.storage)
-    columns = {"image_column": source.image_column, "key": source.key}
     settings = ReadSettings(
-        1, image_keys=source.image_keys, keep=kept, storage_options=source.storage, **columns
+        unit_rows=1,
+        image_keys=source.image_keys,
+        keep=kept,
+        storage_options=source.storage,
+        image_column=source.image_column,
+        key=source.key,
     )
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("listing") as status:
@@ -52,22 +54,30 @@ def lint(
         def begun(number: int, shards: int, name: str) -> None:
             status.update(f"{number:,} of {shards:,}: {escape(shown(name))}")
 
-        report = run(sources, settings, source.format, MOST_PLACES if json_ else SHOWN_PLACES, begun)
+        report = run(
+            sources,
+            settings,
+            format=source.format,
+            most_places=MOST_PLACES if json_ else SHOWN_PLACES,
+            on_shard=begun,
+        )
     if json_:
         print(json.dumps(_as_json(report), indent=1))
     else:
         _print(report)
     for shard, error in report.unreadable.items():
         errors.print(f"[red]not read[/] {escape(shown(f'{shard}: {error}'))}")
-    return 1 if report.unreadable else 0 if report.clean else 3
+    if report.unreadable:
+        return 1
+    return 0 if report.clean else 3
 
 
 def shown(text: str) -> str:
-    """The text with nothing in it that a terminal would obey: names in a tar can hold anything."""
+    """Return the text with every control character escaped: a name in a tar can hold anything."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _as_json(report: "Report") -> dict[str, Any]:
+def _as_json(report: "LintReport") -> dict[str, Any]:
     findings = [
         {
             "code": finding.code,
@@ -82,7 +92,7 @@ def _as_json(report: "Report") -> dict[str, Any]:
     return {**totals, "findings": findings, "ignored": dict(report.ignored), "unreadable": report.unreadable}
 
 
-def _print(report: "Report") -> None:
+def _print(report: "LintReport") -> None:
     # In a file or a pipe a finding is one line, whatever its length.
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     table = Table("shard", "finding", "count", "first places", box=None, header_style="bold", pad_edge=False)
@@ -105,13 +115,13 @@ def _print(report: "Report") -> None:
     console.print(_last_line(report))
 
 
-def _colour(finding: "Finding") -> str:
-    from wordsworth.pipeline.sources.lint import HARMLESS
+def _colour(finding: "LintFinding") -> str:
+    from wordsworth.pipeline.sources.lint_report import HARMLESS
 
     return "dim" if finding.code in HARMLESS else "red"
 
 
-def _places(finding: "Finding") -> str:
+def _places(finding: "LintFinding") -> str:
     told = []
     for place in finding.places:
         key = "" if place.key is None else f"{_short(place.key)} "
@@ -130,20 +140,16 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _last_line(report: "Report") -> str:
-    from wordsworth.pipeline.sources.lint import HARMLESS
+def _last_line(report: "LintReport") -> str:
+    from wordsworth.pipeline.sources.lint_report import HARMLESS
 
     faults = [finding for finding in report.findings if finding.code not in HARMLESS]
     shards = "1 shard" if report.shards == 1 else f"{report.shards:,} shards"
     read = f"{report.samples:,} samples in {shards}"
     if report.clean:
         return f"[green]clean[/]: {read}"
-    found = f"{sum(finding.count for finding in faults):,} findings in {len({finding.shard for finding in faults}):,} of them"
+    count = sum(finding.count for finding in faults)
+    faulty_shards = {finding.shard for finding in faults}
+    found = f"{count:,} findings in {len(faulty_shards):,} of them"
     unread = f", {len(report.unreadable):,} not read" if report.unreadable else ""
     return f"[red]not clean[/]: {read}, {found}{unread}"
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("lint")

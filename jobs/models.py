@@ -1,37 +1,22 @@
-"""wordsworth models: the variants, and what they cost."""
+"""Run `wordsworth models`: list the variants and their cost."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from wordsworth.jobs.options import JsonFlag
+
 
 def models(
     *,
     image_size: Annotated[int, Parameter(help="Pixels a side.")] = 224,
-    json_: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
-    ] = False,
+    json_: JsonFlag = False,
 ) -> int:
-    """List the variants: layers, width, heads, MLP, parameters and GFLOPs of one forward pass (1000 classes)."""
-    from wordsworth.vit_model.config import HYBRIDS, PATCH_SIZES, VARIANTS, macs, num_params, variant
-
-    names = [f"{size}/{patch}" for size in VARIANTS for patch in PATCH_SIZES] + list(HYBRIDS)
-    configs = {name: variant(name, image_size) for name in names if image_size % int(name.split("/")[1]) == 0}
-    rows = [
-        {
-            "variant": name,
-            "layers": config.depth,
-            "width": config.width,
-            "heads": config.heads,
-            "mlp": config.mlp_dim,
-            "parameters": num_params(config),
-            "gflops": round(2 * macs(config) / 1e9, 2),
-        }
-        for name, config in configs.items()
-    ]
+    """List the variants: layers, width, heads, MLP, parameters, GFLOPs of a forward pass (1000 classes)."""
+    rows = _rows(image_size)
     if json_:
         print(json.dumps(rows, indent=1))
         return 0
@@ -39,13 +24,34 @@ def models(
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        million = f"{row['parameters'] / 1e6:.1f} M"
-        table.add_row(*map(str, list(row.values())[:5]), million, f"{row['gflops']:.1f}")
+        sizes = [str(row[name]) for name in ("variant", "layers", "width", "heads", "mlp")]
+        table.add_row(*sizes, f"{row['parameters'] / 1e6:.1f} M", f"{row['gflops']:.1f}")
     Console(highlight=False).print(table)
     return 0
 
 
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
+def _rows(image_size: int) -> list[dict[str, Any]]:
+    """Return what --json prints: one dict for each variant whose patch size divides the image size."""
+    from wordsworth.vit_model.cost import macs, num_params
+    from wordsworth.vit_model.variants import HYBRIDS, PATCH_SIZES, VARIANTS, variant
 
-    main_of("models")
+    names: list[str] = []
+    for size in VARIANTS:
+        names += [f"{size}/{patch_size}" for patch_size in PATCH_SIZES]
+    rows = []
+    for name in [*names, *HYBRIDS]:
+        if image_size % int(name.split("/")[1]):
+            continue
+        config = variant(name, image_size)
+        rows.append(
+            {
+                "variant": name,
+                "layers": config.depth,
+                "width": config.width,
+                "heads": config.heads,
+                "mlp": config.mlp_dim,
+                "parameters": num_params(config),
+                "gflops": round(2 * macs(config) / 1e9, 2),
+            }
+        )
+    return rows

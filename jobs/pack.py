@@ -1,4 +1,4 @@
-"""wordsworth pack FOLDER --output SHARDS: images in class folders become WebDataset shards."""
+"""Run `wordsworth pack FOLDER --output SHARDS`: write the images of class folders into WebDataset shards."""
 
 from typing import Annotated
 
@@ -12,13 +12,13 @@ def pack(
     ],
     /,
     *,
-    output: Annotated[str, Parameter(help="Where the shards go.")],
+    output: Annotated[str, Parameter(help="Folder or URL that gets the shards.")],
     shard_size: Annotated[
         int, Parameter(help="Images in a shard.", validator=validators.Number(gte=1))
     ] = 1000,
-    seed: Annotated[int, Parameter(help="Of the order of the images.")] = 0,
+    seed: Annotated[int, Parameter(help="Seed of the order of the images.")] = 0,
 ) -> int:
-    """Pack images into WebDataset shards, with the class of each as `.cls` and the class names in labels.txt."""
+    """Pack images into WebDataset shards: the class of an image in `.cls`, the class names in labels.txt."""
     from wordsworth.pipeline.sources.pack import pack as run
 
     packed = run(folder, output, shard_size, seed)
@@ -29,9 +29,3 @@ def pack(
         f"packed {packed.images:,} images{classes} into {len(packed.shards)} shards in {output}{ignored}"
     )
     return 0
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("pack")

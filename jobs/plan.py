@@ -1,31 +1,26 @@
-"""wordsworth plan SOURCE... --model MODEL: what a run would cost, before it is one."""
+"""Run `wordsworth plan SOURCE... --model MODEL`: say what a run would cost."""
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import ModelOptions, SourceOptions
+from wordsworth.jobs.options import JsonFlag, ModelOptions, SourceOptions, Sources
 from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from wordsworth.pipeline.labeling.estimate import Forecast, Measured
+    from wordsworth.pipeline.labeling.forecast import Forecast, Measurement
 
 NAMES = {"read": "reading", "decode": "decoding", "predict": "the model", "write": "writing", "Ray": "Ray"}
 POSITIVE = validators.Number(gt=0)
 
 
 def plan(
-    sources: Annotated[
-        list[str],
-        Parameter(
-            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
-        ),
-    ],
+    sources: Sources,
     /,
     *,
     model: ModelOptions,
@@ -60,16 +55,15 @@ def plan(
         float | None, Parameter(help="What all of it costs an hour.", validator=POSITIVE)
     ] = None,
     seconds: Annotated[float, Parameter(help="For measuring each stage.", validator=POSITIVE)] = 5.0,
-    json_: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
-    ] = False,
+    json_: JsonFlag = False,
 ) -> int:
-    """Say what labelling would cost: a few shards go through every stage on this machine; no prediction is written."""
+    """Say what labelling would cost. A few shards go through every stage here; no prediction is written."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("loading"):
-        from wordsworth.pipeline.cluster.session import cores as own_cores
-        from wordsworth.pipeline.labeling.estimate import forecast, measure
-        from wordsworth.pipeline.labeling.plan import LabelRequest
+        from wordsworth.pipeline.cluster.resources import cores as own_cores
+        from wordsworth.pipeline.labeling.estimate import measure
+        from wordsworth.pipeline.labeling.forecast import forecast
+        from wordsworth.pipeline.labeling.request import LabelRequest
         from wordsworth.pipeline.output.run_folder import RunFolder
 
         source = source or SourceOptions()
@@ -91,8 +85,13 @@ def plan(
     cores = cores or own_cores()
     found = forecast(measured, cores, gpus)
     money = price_per_hour * found.seconds / 3600 if price_per_hour else None
-    told = {"measured": asdict(measured) | {"images": measured.images}, "forecast": asdict(found)}
-    told |= {"cores": cores, "gpus": gpus, "money": money}
+    told: dict[str, Any] = {
+        "measured": asdict(measured) | {"images": measured.images},
+        "forecast": asdict(found),
+        "cores": cores,
+        "gpus": gpus,
+        "money": money,
+    }
     if output:
         RunFolder(output, source.storage).keep_estimate(told)
     if json_:
@@ -119,14 +118,16 @@ def _gpus(device: str, gpus: float | None, images_per_gpu_second: float | None) 
         return "cpu", 0
     if not own_gpus() and not images_per_gpu_second:
         raise UserError(
-            f"{asked[0] if asked else '--device cuda'}: there is no GPU here to measure the model on: state its rate with "
-            "--images-per-gpu-second, or run plan on a machine with such a GPU",
+            f"{asked[0] if asked else '--device cuda'}: there is no GPU here to measure the model on: "
+            "state its rate with --images-per-gpu-second, or run plan on a machine with such a GPU",
             exit_code=2,
         )
     return "cuda", gpus or own_gpus() or 1
 
 
-def _print(measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None) -> None:
+def _print(
+    measured: "Measurement", found: "Forecast", cores: float, gpus: float, money: float | None
+) -> None:
     console = Console(soft_wrap=True, highlight=False)
     stages = Table("stage", "images/s", "of", "busy", box=None, header_style="bold", pad_edge=False)
     for stage, seconds in measured.seconds.items():
@@ -142,7 +143,7 @@ def _print(measured: "Measured", found: "Forecast", cores: float, gpus: float, m
     console.print(table)
 
 
-def _worker(measured: "Measured", stage: str) -> str:
+def _worker(measured: "Measurement", stage: str) -> str:
     """Name what has the rate of a stage."""
     if stage == "predict" and measured.device == "cuda":
         return "a GPU, as stated" if measured.stated else "a GPU"
@@ -150,18 +151,19 @@ def _worker(measured: "Measured", stage: str) -> str:
 
 
 def _rows(
-    measured: "Measured", found: "Forecast", cores: float, gpus: float, money: float | None
+    measured: "Measurement", found: "Forecast", cores: float, gpus: float, money: float | None
 ) -> dict[str, str]:
     machines = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if measured.device == "cuda" else "")
     shards = "1 shard" if measured.shards == 1 else f"{measured.shards:,} shards"
-    precision = (
-        "" if measured.precision == "auto" else f", {measured.precision}"
-    )  # of a stated rate nobody said it
+    # Where the rate was stated with --images-per-gpu-second, nobody has said the precision.
+    precision = "" if measured.precision == "auto" else f", {measured.precision}"
+    looked_at = f"{measured.sampled:,} looked at"
+    busy = f"{found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}"
     rows = {
-        "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({measured.sampled:,} looked at)",
+        "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({looked_at})",
         "speed": f"about {_rate(found.images_per_second)} images/s on {machines}{precision}",
         "time": f"about {_time(found.seconds)}, the start not counted",
-        "bottleneck": f"{NAMES[found.bottleneck]}: {found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}",
+        "bottleneck": f"{NAMES[found.bottleneck]}: {busy}",
         "output": f"about {decimal(round(found.output_bytes))} of Parquet",
     }
     if found.cores_per_gpu is not None:
@@ -173,7 +175,7 @@ def _rows(
     return rows
 
 
-def _whose(found: "Forecast", measured: "Measured") -> str:
+def _whose(found: "Forecast", measured: "Measurement") -> str:
     return "GPUs" if measured.device == "cuda" and found.bottleneck == "predict" else "cores"
 
 
@@ -185,9 +187,3 @@ def _time(seconds: float) -> str:
     if seconds < 120:
         return f"{max(1, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("plan")

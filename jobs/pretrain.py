@@ -1,13 +1,26 @@
-"""wordsworth pretrain SOURCE... --output MODEL_DIR --variant S/16: a Vision Transformer from scratch."""
+"""wordsworth pretrain SOURCE... --output MODEL_DIR --variant S/16: train a Vision Transformer anew."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from wordsworth.jobs.options import SourceOptions
-from wordsworth.jobs.train_options import RECIPE, DataOptions, RecipeOptions, RunOptions, execute
+from wordsworth.jobs.options import SourceOptions, Sources
+from wordsworth.jobs.train_options import (
+    RECIPE,
+    DataOptions,
+    ModelFolder,
+    RecipeOptions,
+    RunOptions,
+    TrainOptions,
+    run_training,
+    train_request,
+)
 from wordsworth.pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from wordsworth.pipeline.training.request import TrainRequest
+    from wordsworth.vit_model.config import ViTConfig
 
 ARCHITECTURE = Group("Architecture")
 
@@ -15,7 +28,7 @@ ARCHITECTURE = Group("Architecture")
 @Parameter(name="*", group=ARCHITECTURE)
 @dataclass
 class ArchitectureOptions:
-    """A variant, or a size of one's own."""
+    """Choose a variant, or a size of your own."""
 
     variant: str | None = None
     "Such as S/16; or leave it out and give --width, --depth, --heads and --patch-size."
@@ -35,7 +48,7 @@ class ArchitectureOptions:
 @Parameter(name="*", group=RECIPE)
 @dataclass
 class DecoderOptions:
-    """MAE's decoder, which is thrown away afterwards."""
+    """Choose the size of MAE's decoder, which the model folder does not keep."""
 
     decoder_width: int = 512
     "Of the decoder of --objective mae."
@@ -44,17 +57,10 @@ class DecoderOptions:
 
 
 def pretrain(
-    sources: Annotated[
-        list[str],
-        Parameter(
-            help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
-        ),
-    ],
+    sources: Sources,
     /,
     *,
-    output: Annotated[
-        str, Parameter(help="The model folder; of an unfinished training, the same command goes on with it.")
-    ],
+    output: ModelFolder,
     objective: Annotated[
         Literal["supervised", "masked-patch", "mae"],
         Parameter(help="The latter two need no classes; their model has no head."),
@@ -66,51 +72,81 @@ def pretrain(
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
-    """Train a Vision Transformer from scratch; what it writes is what `label` and `embed` load."""
-    decoder = decoder or DecoderOptions()
-    config = _config(architecture or ArchitectureOptions())
+    """Train a Vision Transformer from scratch; `label` and `embed` load what it writes."""
+    run = run or RunOptions()
+    request = pretrain_request(
+        sources,
+        output=output,
+        objective=objective,
+        architecture=architecture,
+        data=data,
+        recipe=recipe,
+        decoder=decoder,
+        source=source,
+        run=run,
+    )
+    return run_training(request, run.json)
 
+
+def pretrain_request(
+    sources: list[str],
+    *,
+    output: str,
+    objective: str,
+    architecture: ArchitectureOptions | None,
+    data: DataOptions | None,
+    recipe: RecipeOptions | None,
+    decoder: DecoderOptions | None,
+    source: SourceOptions | None,
+    run: RunOptions | None,
+) -> "TrainRequest":
+    """Return what `pretrain` asks for; the arguments are those of the command."""
     from wordsworth.vit_model.config import Preprocessing
 
+    decoder = decoder or DecoderOptions()
     asked = {
         "output": output,
-        "config": config,
+        "config": _config(architecture or ArchitectureOptions()),
         "preprocessing": Preprocessing(crop_pct=1.0),
         "objective": objective,
         "decoder": (decoder.decoder_width, decoder.decoder_depth, decoder.decoder_heads),
     }
-    return execute(
-        asked,
-        sources,
-        data or DataOptions(),
-        recipe or RecipeOptions(),
-        source or SourceOptions(),
-        run or RunOptions(),
+    options = TrainOptions(
+        data=data or DataOptions(),
+        recipe=recipe or RecipeOptions(),
+        source=source or SourceOptions(),
+        run=run or RunOptions(),
     )
+    return train_request(sources, asked, options)
 
 
-def _config(options: ArchitectureOptions):
-    from wordsworth.vit_model.config import ViTConfig, variant
+def _config(options: ArchitectureOptions) -> "ViTConfig":
+    """Return the architecture without a head: the data says how many classes there are."""
+    from wordsworth.vit_model.variants import variant
 
-    free = (options.width, options.depth, options.heads, options.patch_size)
     if options.variant:
-        if any(free) or options.mlp_ratio:
+        sizes = (options.width, options.depth, options.heads, options.patch_size, options.mlp_ratio)
+        if any(sizes):
             raise UserError(
                 "--variant fixes the size: leave out --width, --depth, --heads, --mlp-ratio and --patch-size",
                 exit_code=2,
             )
         config = variant(options.variant, image_size=options.image_size)
-    elif not all(free):
-        raise UserError("give --variant, or all of --width, --depth, --heads and --patch-size", exit_code=2)
     else:
-        width, depth, heads, patch_size = free
-        config = ViTConfig(
-            options.image_size, patch_size, width, depth, heads, round(width * (options.mlp_ratio or 4))
-        )
+        config = _own_size(options)
     return replace(config, num_classes=0, position=options.position, pool=options.pool)
 
 
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
+def _own_size(options: ArchitectureOptions) -> "ViTConfig":
+    from wordsworth.vit_model.config import ViTConfig
 
-    main_of("pretrain")
+    if not (options.width and options.depth and options.heads and options.patch_size):
+        raise UserError("give --variant, or all of --width, --depth, --heads and --patch-size", exit_code=2)
+    return ViTConfig(
+        image_size=(options.image_size, options.image_size),
+        patch_size=options.patch_size,
+        width=options.width,
+        depth=options.depth,
+        heads=options.heads,
+        mlp_dim=round(options.width * (options.mlp_ratio or 4)),
+    )

@@ -1,16 +1,15 @@
-"""wordsworth verify OUT [--source]: prove that every input sample has exactly one row."""
+"""Run `wordsworth verify OUT [--source]`: prove that every input sample has exactly one row."""
 
 import json
-from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from wordsworth.jobs.options import SourceOptions
+from wordsworth.jobs.options import JsonFlag, SourceOptions
 
-SHOWN = 20
+SHOWN = 20  # findings that are printed
 
 
 def verify(
@@ -18,35 +17,33 @@ def verify(
     /,
     *,
     source: Annotated[
-        bool, Parameter(help="Recount the input too, by code of its own.", negative="", show_default=False)
+        bool,
+        Parameter(
+            help="Count the input again too, with code that shares nothing with the reader.", negative=""
+        ),
     ] = False,
     storage: SourceOptions | None = None,
-    json_: Annotated[
-        bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)
-    ] = False,
+    json_: JsonFlag = False,
 ) -> int:
-    """Prove that every input sample has exactly one row. Exit 0 when it is so, 1 with every fault named when not."""
+    """Prove that every input sample has exactly one row.
+
+    Exits with 0 if that is so; if not, names every finding and exits with 1.
+    """
     from wordsworth.pipeline.verification.verifier import verify as run
 
     report = run(output, source, (storage or SourceOptions()).storage)
     if json_:
-        print(json.dumps({**asdict(report), "ok": report.ok}, indent=1))
+        print(json.dumps(report.to_dict(), indent=1))
         return 0 if report.ok else 1
     console = Console(soft_wrap=True, highlight=False)
-    for fault in report.faults[:SHOWN]:
-        console.print(f"[red]{fault.what}[/] {escape(f'{fault.where}: {fault.detail}')}")
-    if len(report.faults) > SHOWN:
-        console.print(f"... and {len(report.faults) - SHOWN} more (--json lists all)")
+    for finding in report.findings[:SHOWN]:
+        told = escape(f"{finding.where}: {finding.detail}")
+        console.print(f"[red]{finding.code}[/] {told}")
+    if len(report.findings) > SHOWN:
+        console.print(f"... and {len(report.findings) - SHOWN} more (--json lists all)")
     recount = "" if report.recounted is None else f", {report.recounted:,} samples counted in the source"
     errors = f" ({sum(report.errors.values()):,} with an error)" if report.errors else ""
     verdict = "[green]exact[/]" if report.ok else "[red]NOT exact[/]"
-    console.print(
-        f"{verdict}: {report.rows:,} rows{errors} in {report.files:,} files of {report.shards:,} shards{recount}"
-    )
+    found = f"{report.rows:,} rows{errors} in {report.files:,} files of {report.shards:,} shards"
+    console.print(f"{verdict}: {found}{recount}")
     return 0 if report.ok else 1
-
-
-if __name__ == "__main__":
-    from wordsworth.jobs.cli import main_of
-
-    main_of("verify")

@@ -1,44 +1,58 @@
-"""The one exception that is meant for people."""
+"""Define the exceptions that are meant for people, and find such an exception inside those of Ray."""
 
 import re
 
 
 class UserError(Exception):
-    """Something the user can put right. The message is one line: what, where, what to do.
+    """Report a problem that the user can solve, in one line: what, where, what to do.
 
-    `exit_code` is 1 for a run that failed and 2 for a command that was wrong from the start.
+    Attributes:
+        message: the line.
+        exit_code: 1 for a run that failed, 2 for a command that was wrong from the start.
     """
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
-        self.message, self.exit_code = message, exit_code
+        self.message = message
+        self.exit_code = exit_code
 
     def __str__(self) -> str:
         return self.message  # Ray Data adds lines about its own retries to `args`
 
 
 class ClusterGone(UserError):
-    """There is no Ray any more that could be shut down."""
+    """Report that the Ray cluster is gone, so that nobody tries to shut it down."""
 
 
-def root_cause(error: BaseException, *meant: type[BaseException]) -> BaseException:
-    """Return the first error that is `meant` for people, else the innermost cause: Ray wraps what a task raised several times."""
+# A line of Ray's text about an actor's death: the exception that the actor's constructor raised.
+CONSTRUCTOR_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:UserError|DeviceLost): (.+)$", re.MULTILINE)
+
+
+def root_cause(error: BaseException, *wanted: type[BaseException]) -> BaseException:
+    """Return the first error of the wanted types, or the innermost cause: Ray wraps an error several times.
+
+    Args:
+        error: the outermost error.
+        wanted: types of errors to stop at.
+    """
     seen: set[int] = set()  # Ray's wrappers can be causes of each other
-    while not isinstance(error, meant) and id(error) not in seen:
+    while not isinstance(error, wanted) and id(error) not in seen:
         seen.add(id(error))
-        cause = getattr(error, "cause", None) or error.__cause__ or error
-        error = (
-            error if type(cause).__name__ == "SystemException" else cause
-        )  # Ray Data hangs that on errors; it says nothing
-    while isinstance(cause := getattr(error, "cause", None), meant) and cause is not error:
-        error = cause  # Ray's wrapper is of the same kind, and its text is a traceback
-    return _of_constructor(error) or error
+        cause = getattr(error, "cause", None) or error.__cause__
+        # Ray Data adds an empty SystemException as a cause.
+        if cause is not None and type(cause).__name__ != "SystemException":
+            error = cause
+    # Ray's wrapper of a wanted error has the wanted type too, but its text is a traceback.
+    cause = getattr(error, "cause", None)
+    while isinstance(cause, wanted) and cause is not error:
+        error = cause
+        cause = getattr(error, "cause", None)
+    return _error_of_constructor(error) or error
 
 
-TOLD = re.compile(r"^(?:[\w.]+\.)?(?:UserError|DeviceLost): (.+)$", re.MULTILINE)
-
-
-def _of_constructor(error: BaseException) -> UserError | None:
-    """Return what the constructor of an actor had to tell: of that Ray keeps the text alone."""
-    told = TOLD.findall(str(error)) if getattr(error, "actor_init_failed", False) else []
-    return UserError(told[-1]) if told else None
+def _error_of_constructor(error: BaseException) -> UserError | None:
+    """Return the error that an actor's constructor raised: Ray keeps only its text."""
+    if not getattr(error, "actor_init_failed", False):
+        return None
+    messages = CONSTRUCTOR_ERROR.findall(str(error))
+    return UserError(messages[-1]) if messages else None

@@ -48,13 +48,12 @@ def local_ray():
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     import ray
 
-    from wordsworth.pipeline.cluster.ray_internals import on_one_machine
-    from wordsworth.pipeline.cluster.session import without_services
+    from wordsworth.pipeline.cluster.ray_internals import without_cluster_actors, without_services
 
     # 3 GiB to claim are one model actor instead of two: half of what a run here takes is the actors' start.
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     with without_services():
         ray.init(address="local", num_cpus=4, _memory=3 << 30, object_store_memory=300 << 20, **quiet)
-    with on_one_machine():
+    with without_cluster_actors():
         yield
     ray.shutdown()

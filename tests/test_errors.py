@@ -29,7 +29,8 @@ def test_what_an_actors_constructor_had_to_tell_is_found_in_rays_text():
     from ray.data.exceptions import SystemException
     from ray.exceptions import RayActorError
 
-    text = "The actor died because of an error raised in its creation task\n  File x\npipeline.errors.UserError: no GPU: buy one"
+    task = "The actor died because of an error raised in its creation task"
+    text = f"{task}\n  File x\npipeline.errors.UserError: no GPU: buy one"
     died = RayActorError(error_msg=text, actor_init_failed=True)
     died.__cause__ = SystemException()  # as Ray Data raises what it does not know
     assert str(root_cause(died, UserError)) == "no GPU: buy one" and isinstance(

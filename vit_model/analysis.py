@@ -1,14 +1,16 @@
-"""What a trained ViT has learned: the measurements behind Fig. 6, 7, 11 and 14 of the paper (arXiv 2010.11929).
+"""Measure what a trained ViT has learned: the numbers behind Fig. 6, 7, 11 and 14 of the paper.
 
-Everything comes back as torch tensors, detached, on the model's device; nothing is drawn. The model is used as it is: call
-`model.eval()` first, or dropout is measured too. Attention weights are computed from the queries and keys that pass through
-a forward hook, so the forward itself stays on the fused path that never forms them.
+Results are torch tensors, detached, on the model's device; nothing is drawn. The model is used as it is: call
+`model.eval()` first, or dropout is measured too. Attention weights are computed from the queries and keys
+that pass through a forward hook: the forward itself stays on the fused path, which never forms attention
+weights.
 
-The words of the shapes: B images, L layers, T tokens of which the first `num_prefix` are no patches, N patches, width D.
+The letters of the shapes: B images, L layers, T tokens of which the first `num_prefix` are no patches, N
+patches, width D.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +24,19 @@ Result = TypeVar("Result")
 
 
 def attention_weights(attn: Attention, qkv: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D_h)), Eq. 6, of what the layer's qkv projection gave; at least in float32.
+    """Return softmax(q k^T / sqrt(D_h)), Eq. 6, at least in float32.
 
     Args:
-        qkv: (B, T, 3D)
+        attn: the layer.
+        qkv: (B, T, 3D), the output of the layer's qkv projection.
 
     Returns:
         (B, heads, T, T): [query, key], every row sums to 1.
     """
     B, T, _ = qkv.shape
     q, k, _ = qkv.reshape(B, T, 3, attn.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, D_h)
-    q, k = attn.q_norm(q), attn.k_norm(k)
-    q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
+    dtype = torch.promote_types(qkv.dtype, torch.float32)
+    q, k = attn.q_norm(q).to(dtype), attn.k_norm(k).to(dtype)
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
 
 
@@ -44,28 +47,34 @@ def each_layer(
     measure: Callable[[torch.Tensor], Result],
     layers: Iterable[int] | None = None,
 ) -> list[Result]:
-    """Run the model once and measure the attention of one layer after the other; only what `measure` returns is kept.
+    """Run the model once and measure the attention of one layer after another. Only the results are kept.
 
     Args:
+        model: the model.
         x: normalised floats, (B, 3, H, W) or (B, N, P*P*3).
-        measure: from the attention of a layer, (B, heads, T, T), to anything.
-        layers: which, counted from 0, or from the end if negative; by default all.
+        measure: from the attention of a layer, (B, heads, T, T), to a result.
+        layers: numbers of layers, counted from 0, or from the end if negative. None: all layers.
 
     Returns:
-        One result a layer, in the order of the model.
+        One result for each layer, in the order of the model.
 
     Raises:
         IndexError: there is no such layer.
     """
-    depth = range(len(model.blocks))
-    results, hooks = [], []
-    for layer in sorted({depth[i] for i in layers} if layers is not None else depth):
+    every_layer = range(len(model.blocks))
+    chosen = every_layer if layers is None else sorted({every_layer[i] for i in layers})
+    results: list[Result] = []
+
+    def hook_of(attn: Attention) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, qkv: torch.Tensor) -> None:
+            results.append(measure(attention_weights(attn, qkv)))
+
+        return hook
+
+    hooks = []
+    for layer in chosen:
         attn = model.blocks[layer].attn
-        hooks.append(
-            attn.qkv.register_forward_hook(
-                lambda _, __, qkv, attn=attn: results.append(measure(attention_weights(attn, qkv)))
-            )
-        )
+        hooks.append(attn.qkv.register_forward_hook(hook_of(attn)))
     try:
         model.encode(model.embed(x))
     finally:
@@ -77,65 +86,73 @@ def each_layer(
 def attention_maps(
     model: VisionTransformer, x: torch.Tensor, layers: Iterable[int] | None = None
 ) -> list[torch.Tensor]:
-    """The attention of the layers asked for, all held at once: a (B, heads, T, T) a layer. See `each_layer`."""
+    """Return the attention (B, heads, T, T) of each of the layers, all held at once. See `each_layer`."""
     return each_layer(model, x, lambda attention: attention, layers)
 
 
 def rollout(attentions: Iterable[torch.Tensor], identity: bool = True) -> torch.Tensor:
-    """Attention Rollout (Abnar and Zuidema, arXiv 2005.00928): how much of each input token is in each output token.
+    """Return how much of each input token is in each output token: Attention Rollout (arXiv 2005.00928).
 
     Args:
-        attentions: (B, heads, T, T) a layer, the first layer first. Rows need not sum to 1.
-        identity: add the residual connection, A' = rows of (A + I) normalised, as its authors do; else the plain product
-            that appendix D.8 of the ViT paper words. Heads are averaged in both.
+        attentions: (B, heads, T, T) of each layer, the first layer first. Rows need not sum to 1.
+        identity: add the residual connection, A' = rows of (A + I) normalised, as Abnar and Zuidema do. If
+            false: the plain product, in the words of appendix D.8 of the ViT paper. Heads are averaged in
+            both cases.
 
     Returns:
         (B, T, T): [output token, input token], every row sums to 1.
+
+    Raises:
+        ValueError: there is no layer.
     """
-    joint = None
+    joint = _Rollout(identity)
     for attention in attentions:
-        joint = _rolled(joint, attention, identity)
-    if joint is None:
-        raise ValueError("there is no layer to roll out")
-    return joint
+        joint.add_layer(attention)
+    return joint.result()
 
 
-def _rolled(joint: torch.Tensor | None, attention: torch.Tensor, identity: bool) -> torch.Tensor:
-    """joint_l = A'_l joint_(l-1)"""
-    a = attention.mean(1)  # (B, T, T)
-    if identity:
-        a = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    a = a / a.sum(
-        -1, keepdim=True
-    )  # without keepdim it would divide columns by sums of rows, and of other images
-    return a if joint is None else a @ joint
+class _Rollout:
+    """Multiply the attention of one layer after another: joint_l = A'_l joint_(l-1)."""
+
+    def __init__(self, identity: bool):
+        self.identity = identity
+        self.joint: torch.Tensor | None = None  # (B, T, T)
+
+    def add_layer(self, attention: torch.Tensor) -> None:
+        a = attention.mean(1)  # (B, T, T)
+        if self.identity:
+            a = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        # Without keepdim, columns would be divided by the sums of rows, and of other images.
+        a = a / a.sum(-1, keepdim=True)
+        self.joint = a if self.joint is None else a @ self.joint
+
+    def result(self) -> torch.Tensor:
+        if self.joint is None:
+            raise ValueError("there is no layer to roll out")
+        return self.joint
 
 
 def attention_rollout(model: VisionTransformer, x: torch.Tensor, identity: bool = True) -> torch.Tensor:
-    """Where the [class] state comes from, Fig. 6 and 14: (B, 3, H, W) or (B, N, P*P*3) -> (B, H/P, W/P).
+    """Return where the [class] state comes from, Fig. 6 and 14: images or patches -> (B, H/P, W/P).
 
-    A map is not scaled; it sums to 1 less what is left on the prefix tokens. To show it, divide by its maximum.
+    A map is not scaled: it sums to 1 less the share of the prefix tokens. Divide a map by its maximum to show
+    the map.
 
     Raises:
         ModelError: the model has no [class] token.
     """
     if not model.config.class_token:
         raise ModelError("attention rollout is that of the [class] token; this model has none")
-    joint = None
-
-    def multiply(attention: torch.Tensor) -> None:
-        nonlocal joint
-        joint = _rolled(joint, attention, identity)
-
-    each_layer(model, x, multiply)
-    return joint[:, 0, model.num_prefix :].unflatten(-1, model.config.grid)
+    joint = _Rollout(identity)
+    each_layer(model, x, joint.add_layer)
+    return joint.result()[:, 0, model.num_prefix :].unflatten(-1, model.config.grid)
 
 
 def patch_distances(grid: tuple[int, int], patch_size: int) -> torch.Tensor:
-    """Pixels between the centres of any two patches: (N, N) float64."""
-    centres = (
-        torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)) * patch_size
-    )  # (N, 2)
+    """Return the pixels between the centres of any two patches: (N, N) float64."""
+    rows = torch.arange(grid[0], dtype=torch.float64)
+    columns = torch.arange(grid[1], dtype=torch.float64)
+    centres = torch.cartesian_prod(rows, columns) * patch_size  # (N, 2)
     return (centres[:, None] - centres).norm(dim=-1)
 
 
@@ -146,18 +163,22 @@ def attention_distance(
     num_prefix: int = 1,
     renormalise: bool = False,
 ) -> torch.Tensor:
-    """How far a head looks, in pixels: distance of query to key weighted by attention, averaged over the queries (D.7).
+    """Return how far a head looks: distance of query and key, weighted by attention, over all queries (D.7).
 
-    Prefix tokens are dropped, as queries and as keys. What then remains of a row sums to less than 1 and is left so by
-    default: this is what the published code for the figure does (Kornblith's notebook, also the Keras example), so a head
-    that looks at [class] counts as local. `renormalise` takes the weighted mean over the patches alone; a row that gives
-    nothing to any patch counts as 0.
+    Prefix tokens are dropped, as queries and as keys. The rest of a row sums to less than 1. By default the
+    row stays so, as in the published code for the figure (Kornblith's notebook, also the Keras example): a
+    head that looks at [class] counts as local.
 
     Args:
         attention: (B, heads, T, T)
+        grid: patches (down, across).
+        patch_size: P, in pixels.
+        num_prefix: tokens before the patches.
+        renormalise: take the weighted mean over the patches alone. A row without attention to any patch
+            counts as 0.
 
     Returns:
-        (B, heads)
+        (B, heads), in pixels.
     """
     a = attention[..., num_prefix:, num_prefix:]  # (B, heads, N, N)
     distances = (a * patch_distances(grid, patch_size).to(a)).sum(-1)  # (B, heads, N)
@@ -167,7 +188,7 @@ def attention_distance(
 
 
 def attention_distances(model: VisionTransformer, x: torch.Tensor, renormalise: bool = False) -> torch.Tensor:
-    """`attention_distance` of every layer and head: (B, 3, H, W) or (B, N, P*P*3) -> (B, L, heads).
+    """Return `attention_distance` of every layer and head: (B, 3, H, W) or (B, N, P*P*3) -> (B, L, heads).
 
     The mean over the first axis, of 128 images 224 pixels wide, gives the dots of Fig. 7 (right) and Fig. 11.
     """
@@ -181,17 +202,18 @@ def attention_distances(model: VisionTransformer, x: torch.Tensor, renormalise: 
 
 
 def cosine_tiles(rows: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The cosine of each row with all the others, laid out as tiles: (N, D) -> (H/P, W/P, H/P, W/P), in [-1, 1]."""
+    """Return the cosine of each row with every row, as tiles: (N, D) -> (H/P, W/P, H/P, W/P), in [-1, 1]."""
     unit = F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)  # (N, D)
     return (unit @ unit.T).clamp(-1, 1).reshape(*grid, *grid)
 
 
 @torch.no_grad()
 def position_similarity(model: VisionTransformer, layer: int = 0) -> torch.Tensor:
-    """Fig. 7 (centre) and Fig. 10: tile [i, j] holds the similarity of the position of patch (i, j) with all the others.
+    """Return how similar positions are (Fig. 7, centre): tile [i, j] compares patch (i, j) with every patch.
 
     Args:
-        layer: whose table, where every layer has its own.
+        model: the model.
+        layer: the layer of the table, where every layer has its own table.
 
     Returns:
         (H/P, W/P, H/P, W/P); the row of [class], where the table has one, is left out.
@@ -207,26 +229,28 @@ def position_similarity(model: VisionTransformer, layer: int = 0) -> torch.Tenso
 
 @torch.no_grad()
 def rgb_filters(kernel: torch.Tensor, n: int = 28) -> torch.Tensor:
-    """Fig. 7 (left): the principal components of the patch embedding's filters, as small RGB images.
+    """Return the principal components of the patch embedding's filters as small RGB images, Fig. 7 (left).
 
-    The mean filter is taken off before the SVD. A component has no sign of its own: here its largest number is positive.
+    The mean filter is subtracted before the SVD. A component has no sign of its own: here its largest number
+    is positive.
 
     Args:
         kernel: (D, 3, P, P), `model.patch_embed.proj.weight`.
-        n: how many, the strongest first; the figure shows 28.
+        n: number of components, the strongest first. The figure shows 28.
 
     Returns:
-        (n, P, P, 3), each scaled by itself to [0, 1].
+        (n, P, P, 3), each component scaled by itself to [0, 1].
 
     Raises:
-        ModelError: the filters do not see RGB (a hybrid's see features), or there are no n components.
+        ModelError: the filters do not see RGB (the filters of a hybrid see features), or there are no n
+            components.
     """
     width, channels, height, across = kernel.shape
     rank = min(width - 1, channels * height * across)  # centred filters span one dimension less
-    if channels != 3 or not 1 <= n <= rank:
-        raise ModelError(
-            f"a kernel of {tuple(kernel.shape)} has {rank if channels == 3 else 0} RGB components, not {n}"
-        )
+    if channels != 3:
+        rank = 0
+    if not 1 <= n <= rank:
+        raise ModelError(f"a kernel of {tuple(kernel.shape)} has {rank} RGB components, not {n}")
     filters = kernel.permute(0, 2, 3, 1).flatten(1).double()  # (D, P*P*3)
     components = torch.linalg.svd(filters - filters.mean(0), full_matrices=False).Vh[:n]  # (n, P*P*3)
     components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()

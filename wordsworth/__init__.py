@@ -1,14 +1,298 @@
 """Label image buckets with Vision Transformers, from Python.
 
-The folders pipeline/, vit_model/ and jobs/ are this package's own: installed, they lie in it; in a checkout they lie beside it.
+    import wordsworth
+
+    model = "timm:vit_base_patch16_224"
+    run = wordsworth.label("s3://bucket/shards/", output="s3://bucket/labels", model=model)
+    run.predictions().to_table(columns=["key", "label", "score"])
+
+The functions do what the commands of the same names do. Their options have the names and the defaults of the
+command line, with underscores: `--top-k` is `top_k` here; `wordsworth label --help` lists all. They print
+nothing: what a person should know goes to the logger "wordsworth". Bad input raises
+`wordsworth.pipeline.errors.UserError`, whose text says what is wrong, where, and what to do.
+
+The folders jobs/, pipeline/ and vit_model/ are sub-packages. Installed, they lie in this package; in a
+checkout they lie beside it, and this file adds them to the package's path. So a checkout works without an
+installation, for example as the working directory of a Ray job.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-_BESIDE = Path(__file__).resolve().parents[1]
-if (
-    all((_BESIDE / name / "__init__.py").is_file() for name in ("pipeline", "vit_model", "jobs"))
-    and (_BESIDE / "pyproject.toml").is_file()
-):
-    # A checkout, which may be a Ray job's working directory without an installation.
-    __path__.append(str(_BESIDE))
+import dataclasses
+import inspect
+import json
+import logging
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pyarrow.dataset
+
+    from wordsworth.pipeline.output.records import Receipt, RunPlan, Summary
+    from wordsworth.pipeline.training.news import EpochNews
+    from wordsworth.pipeline.verification.report import Report
+    from wordsworth.vit_model.checkpoint import Checkpoint
+
+__all__ = ["Run", "embed", "evaluate", "label", "load_model", "open_run", "pretrain", "verify"]
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+_BESIDE = [_CHECKOUT / name / "__init__.py" for name in ("jobs", "pipeline", "vit_model")]
+if (_CHECKOUT / "pyproject.toml").is_file() and all(path.is_file() for path in _BESIDE):
+    __path__.append(str(_CHECKOUT))
+
+_LOG = logging.getLogger("wordsworth")
+
+
+def label(sources: str | Sequence[str], *, output: str | Path, model: str | Path, **options: Any) -> Run:
+    """Label every image of the sources into `output`, each exactly once; continue the run if it is there.
+
+    Args:
+        sources: files, folders, globs or URLs of tar shards, images or tables.
+        output: the run folder.
+        model: a model folder or file of weights, timm:NAME, hf:NAME, or a variant such as S/16.
+        options: the options of `wordsworth label`, such as top_k=5, embeddings=True, keep=["json"].
+
+    Raises:
+        UserError: the sources, the model or the output cannot be used, a shard was not read to its end, or
+            more rows have an error than max_error_rate allows.
+        TypeError: there is no option of that name.
+    """
+    from wordsworth.jobs import label as command
+
+    given = _arguments(command.label, output=output, model=model, **options)
+    asked = command.label_request(given["top_k"], given["embeddings"])
+    return _run_labeler("label", sources, given, asked)
+
+
+def embed(sources: str | Sequence[str], *, output: str | Path, model: str | Path, **options: Any) -> Run:
+    """Embed every image of the sources into `output`, each exactly once; continue the run if it is there.
+
+    Args:
+        sources, output, model: as for `label`.
+        options: the options of `wordsworth embed`, such as dtype="float32", normalize=True.
+
+    Raises:
+        UserError, TypeError: as for `label`.
+    """
+    from wordsworth.jobs import embed as command
+
+    given = _arguments(command.embed, output=output, model=model, **options)
+    return _run_labeler("embed", sources, given, command.embed_request(given["dtype"], given["normalize"]))
+
+
+def verify(
+    output: str | Path, *, source: bool = False, storage_options: dict[str, Any] | None = None
+) -> Report:
+    """Count a run again, and with `source` its input too; `report.ok` says whether every sample has one row.
+
+    Raises:
+        UserError: there is no run at `output`, or its files cannot be read.
+    """
+    from wordsworth.pipeline.verification.verifier import verify as count_again
+
+    return count_again(str(output), source, storage_options or {})
+
+
+def evaluate(sources: str | Sequence[str], *, model: str | Path, **options: Any) -> dict[str, Any]:
+    """Label images whose class is known and return how often the model is right.
+
+    Args:
+        sources, model: as for `label`.
+        options: the options of `wordsworth evaluate`, such as target="folder", train=["s3://bucket/train/"].
+
+    Raises:
+        UserError, TypeError: as for `label`.
+    """
+    from wordsworth.jobs import evaluate as command
+
+    given = _arguments(command.evaluate, model=model, **options)
+    given.pop("json_")
+    return command.evaluate_sources(_as_list(sources), **given, note=_LOG.info, progress_of=_QuietProgress)
+
+
+def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any) -> EpochNews:
+    """Train a Vision Transformer from scratch into the model folder `output`, or continue its training.
+
+    Args:
+        sources: as for `label`.
+        output: the model folder, which `label` and `load_model` load.
+        options: the options of `wordsworth pretrain`, such as variant="S/16", epochs=90, val=["val.tar"].
+
+    Returns:
+        The metrics of the last epoch.
+
+    Raises:
+        UserError, TypeError: as for `label`.
+    """
+    from wordsworth.jobs import pretrain as command
+    from wordsworth.pipeline.training.trainer import train
+
+    given = _arguments(command.pretrain, output=output, **options)
+    request = command.pretrain_request(_as_list(sources), **given)
+    return train(request, lambda news: _LOG.info("%s", news))
+
+
+def load_model(model: str | Path, **options: Any) -> Checkpoint:
+    """Return a model: `.model()` is the torch module, `.config`, `.preprocessing` and `.labels` belong to it.
+
+    Args:
+        model: as for `label`.
+        options: the options of the group "Model" of `wordsworth label`, such as weights="w.safetensors".
+
+    Raises:
+        UserError: the model cannot be found or read.
+        TypeError: there is no option of that name.
+    """
+    from wordsworth.jobs.options import ModelOptions
+
+    return ModelOptions(model=str(model), **options).load(_LOG.info, {})
+
+
+def open_run(output: str | Path, *, storage_options: dict[str, Any] | None = None) -> Run:
+    """Return the run in a folder, complete or not.
+
+    Raises:
+        UserError: there is no run.
+    """
+    from wordsworth.pipeline.errors import UserError
+    from wordsworth.pipeline.output.run_folder import RunFolder
+
+    folder = RunFolder(str(output), storage_options)
+    plan = folder.plan()
+    if plan is None:
+        raise UserError(f"{output} holds no run: _run/plan.json is missing")
+    return Run(output=str(output), plan=plan, summary=folder.summary(), storage_options=storage_options or {})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Hold one run: its folder, its plan and, once the run is complete, its summary.
+
+    Attributes:
+        output: the run folder.
+        plan: the frozen settings.
+        summary: the totals; None for a run that is not complete.
+        storage_options: options of the file system.
+    """
+
+    output: str
+    plan: RunPlan
+    summary: Summary | None
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def predictions(self) -> pyarrow.dataset.Dataset:
+        """Return the rows that are there now, each once, as a pyarrow dataset."""
+        import pyarrow.dataset
+
+        from wordsworth.pipeline.output.run_folder import RunFolder
+
+        folder = RunFolder(self.output, self.storage_options)
+        return pyarrow.dataset.dataset(folder.units().row_files(), filesystem=folder.fs, format="parquet")
+
+
+class _QuietProgress:
+    """Follow a run without a display: what the user should know goes to the logger."""
+
+    def __init__(self, title: str = ""):
+        self.title = title
+
+    def __enter__(self) -> _QuietProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Do nothing: there is no display to close."""
+
+    def planned(
+        self, *, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool
+    ) -> None:
+        """Log the size of the run."""
+        _LOG.info("%d shards, %d of them done before", shards, shards_done)
+
+    def listed(self, *, shards: int, bytes_total: int) -> None:
+        """Do nothing: the size of a run that is still being listed is for a display."""
+
+    def note(self, message: str) -> None:
+        """Log what the user should know."""
+        _LOG.info("%s", message)
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Log a shard that the store did not give."""
+        if receipt.fault:
+            _LOG.warning("%s could not be read on: %s", receipt.shard, receipt.fault)
+
+
+def _run_labeler(
+    command: str, sources: str | Sequence[str], given: dict[str, Any], asked: dict[str, Any]
+) -> Run:
+    from wordsworth.jobs.label import run_labeler, too_many_errors
+    from wordsworth.pipeline.errors import UserError
+
+    output, source, options = given["output"], given["source"], given["run"]
+    summary = run_labeler(
+        command, _as_list(sources), output, given["model"], source, options, asked, _QuietProgress()
+    )
+    excess = too_many_errors(summary, options.max_error_rate)
+    if excess:
+        raise UserError(excess, exit_code=3)
+    return open_run(output, storage_options=source.storage)
+
+
+def _arguments(command: Callable[..., int], **options: Any) -> dict[str, Any]:
+    """Return the arguments of a command: its groups of options are made from the options that they declare.
+
+    Raises:
+        TypeError: the command has no option of that name, or needs one that is not given.
+    """
+    if "json" in options:
+        raise TypeError(f"{command.__name__}() has no option 'json': it prints nothing")
+    hints = typing.get_type_hints(command)
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == "sources":
+            continue
+        group = _group_of(hints[name])
+        if group is not None:
+            own = typing.get_type_hints(group)
+            arguments[name] = group(
+                **{key: _as_text(own[key], options.pop(key)) for key in own.keys() & options}
+            )
+        elif name in options:
+            arguments[name] = _as_text(hints[name], options.pop(name))
+        elif parameter.default is not parameter.empty:
+            arguments[name] = parameter.default
+        else:
+            raise TypeError(f"{command.__name__}() needs the option {name!r}")
+    if options:
+        raise TypeError(f"{command.__name__}() has no option {min(options)!r}")
+    return arguments
+
+
+def _group_of(hint: Any) -> Any:
+    """Return the dataclass of a group of options, or None for a single option."""
+    for one in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(one):
+            return one
+    return None
+
+
+def _as_text(hint: Any, value: Any) -> Any:
+    """Return the value of an option that is text on the command line as that text: names are joined by
+    commas."""
+    if isinstance(value, Path):
+        return str(value)
+    if hint is not str or isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _as_list(sources: str | Path | Sequence[str]) -> list[str]:
+    if isinstance(sources, str | Path):
+        return [str(sources)]
+    return [str(source) for source in sources]

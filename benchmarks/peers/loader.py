@@ -1,9 +1,10 @@
-"""A labeler as one writes it today: webdataset, a torch DataLoader, timm's transform and model, one Parquet file at the end.
+"""Label as one writes it today: webdataset, a torch DataLoader, timm's transform and model, one Parquet file.
 
     python -m benchmarks.peers.loader SHARDS OUT --width 192 --depth 12 --heads 3 --workers 2 --threads 1
         --batch-size 8 --dtype bf16
 
-Prints a line of JSON for every batch: seconds since the start of the process, and how many images are done.
+Prints a line of JSON for every batch: seconds since the start of the process, and the number of images that
+are done.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""A labeler as Ray Data's documentation teaches it: read_webdataset, a preprocessing function, an actor, write_parquet.
+"""Label as Ray Data's documentation teaches it: read_webdataset, a function, an actor, write_parquet.
 
-    python -m benchmarks.peers.ray_data SHARDS OUT --width 192 --depth 12 --heads 3 --actors 2 --batch-size 32 --dtype fp32
+    python -m benchmarks.peers.ray_data SHARDS OUT --width 192 --depth 12 --heads 3 --actors 2 --batch-size 32
+        --dtype fp32
 
-Prints a line of JSON for every batch that the actors have done, as loader.py does, in the end: the actors write down when it was.
+Prints a line of JSON for every batch that the actors have done, in the form of loader.py. The lines come at
+the end, because the actors write down when each batch was done.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Training as one writes it today: webdataset, a torch DataLoader, timm's model, AdamW and autocast in a plain loop.
+"""Train as one writes it today: webdataset, a torch DataLoader, timm's model, AdamW and autocast.
 
     python -m benchmarks.peers.training_loop SHARDS --width 192 --depth 12 --heads 3 --workers 1 --threads 2
         --batch-size 64 --epochs 4 --classes 10 --dtype bf16

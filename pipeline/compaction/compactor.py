@@ -1,344 +1,235 @@
-"""compact: the small unit files of a finished run merged into files of a size, in generations that are frozen before they are made.
+"""Compact a finished run: write a new folder that has the same rows in few large files.
 
-    _run/compacted/00000-plan.parquet   first: which unit goes where
-    compacted/00000-00000.parquet ...   whole units one after the other; each file appears whole or not at all
-    _run/compacted/00000.parquet        the commit: from here on the small files are not needed
+The run itself is never changed.
 
-Every name and every row follows from the plan. So a compaction that was killed goes on with the same names, two at once write
-the same files, and there is nothing to clean up. What an update adds later is the next generation.
+    LARGE/_run/compacted/00000-plan.parquet   first: which unit goes where
+    LARGE/compacted/00000-00000.parquet ...   whole units one after the other; each file whole or not at all
+    LARGE/_run/compacted/00000.parquet        the commit: all files are there
+    LARGE/_run/shards/*, manifest.parquet, summary.json
+                                              copies of the run's own records
+    LARGE/_run/plan.json                      last: from here on LARGE is a run
+
+Every name and every row follows from the plan. So the same command continues a compaction that was killed,
+two commands at once write the same files, and there is nothing to clean up.
 """
 
+import json
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.cluster.session import RETRIES, MiB, ray_session
-from wordsworth.pipeline.compaction.compacted_file import parse, sizes_in
-from wordsworth.pipeline.compaction.merge import Identity, check_compacted, merge
+from wordsworth.pipeline.cluster.resources import RETRIES, MiB
+from wordsworth.pipeline.cluster.session import ray_session
+from wordsworth.pipeline.compaction.file_plan import freeze_plan
+from wordsworth.pipeline.compaction.finished_run import FinishedRun
+from wordsworth.pipeline.compaction.merge import merge
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.output.committed import UNIT_NAME
-from wordsworth.pipeline.output.frozen_listing import FrozenListing, open_shards, shard_names
-from wordsworth.pipeline.output.run_folder import PLANNED, RunFolder, parquet
-from wordsworth.pipeline.storage.filesystem import public, put_if_absent
+from wordsworth.pipeline.output.commit import parquet_bytes
+from wordsworth.pipeline.output.compacted_file import PLANNED, CompactionId, runs
+from wordsworth.pipeline.output.records import FOOTER_KEY, JsonObject
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.storage.atomic import put_if_absent
+from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, without_credentials
 
-TARGET = 256_000_000  # bytes of a compacted file
-GROUP_BYTES, GROUP_ROWS = (
-    16 * MiB,
-    1 << 18,
-)  # of units in a row group, at most: what a reader of one unit decodes
-FEW = 1000  # units that are merged in this process, sooner than a Ray has started
-IN_FLIGHT = 2  # tasks for each CPU that Ray has
-NOTE_EVERY = 10.0  # seconds
-DELETED_AT_ONCE = 1000
+TARGET_BYTES = 256_000_000  # bytes of a compacted file, at most
+FEW_UNITS = 1000  # units that this process merges itself, sooner than a Ray has started
+TASKS_PER_CPU = 2  # merges that are submitted before their results are taken, for each CPU of Ray
+NOTE_EVERY_S = 10.0  # seconds between two notes on the progress
+COMMIT = ("_run", "compacted", "00000.parquet")
 
 
 class Notes(Protocol):
-    """What watches a compaction."""
+    """Show what a compaction does."""
 
     def note(self, message: str) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompactRequest:
-    """What the user asked for. target_size: bytes of a compacted file, at most. delete_small: remove what is merged."""
+    """Hold what the user asked for.
 
-    output: str
-    target_size: int = TARGET
-    delete_small: bool = False
-    address: str | None = None
-    storage_options: dict[str, Any] = field(default_factory=dict)
-
-
-def compact(request: CompactRequest, progress: Notes) -> dict[str, Any]:
-    """Merge the small files of a complete run; finish what an earlier compaction began. Returns what is there then.
-
-    Raises UserError for a run that is not complete, and for a small file that is not what the run wrote; nothing is lost by it.
+    Attributes:
+        run: folder of a finished run.
+        output: folder of the compacted run: a new one, or one where the same command was killed.
+        target_size: bytes of a compacted file, at most, unless one unit is larger.
+        address: of a Ray cluster to join; None merges few units here, and starts a local Ray for many.
+        storage_options: for fsspec.
     """
-    run = RunFolder(request.output, request.storage_options)
+
+    run: str
+    output: str
+    target_size: int = TARGET_BYTES
+    address: str | None = None
+    storage_options: StorageOptions = field(default_factory=dict)
+
+
+def compact(request: CompactRequest, progress: Notes) -> JsonObject:
+    """Write a compacted copy of a finished run, or continue one, and return what the copy holds.
+
+    Raises:
+        UserError: the run is not complete, one of its files is not what it wrote, or the output folder
+            holds something else.
+    """
+    source = RunFolder(request.run, request.storage_options)
+    large = RunFolder(request.output, request.storage_options)
+    start = time.perf_counter()
     try:
-        return _compact(run, request, progress)
+        _refuse_overlap(source, large)
+        run = FinishedRun.read(source)
+        did = {"units": 0, "files": 0}
+        large.sweep()
+        planned = freeze_plan(run, large, request.target_size)
+        if large.exists("_run", "plan.json"):
+            progress.note("every unit is in a compacted file already: nothing to merge")
+        else:
+            if not large.exists(*COMMIT):
+                files = _merge_all(run, large, planned, request.address, progress)
+                did = {"units": planned.num_rows, "files": files}
+            _copy_records(run, large, planned)
     except OSError as error:
         raise UserError(
-            f"cannot compact {public(run.uri)}: {type(error).__name__}: {error}. What is done is kept: run the same command again"
+            f"cannot compact {without_credentials(source.uri)} into {without_credentials(large.uri)}: "
+            f"{type(error).__name__}: {error}. What is done is kept: run the same command again"
         ) from error
+    last_command = did | {"seconds": round(time.perf_counter() - start, 2)}
+    return _totals(run.id, large) | {"last_command": last_command}
 
 
-def _compact(run: RunFolder, request: CompactRequest, progress: Notes) -> dict[str, Any]:
-    start = time.perf_counter()
-    identity = _identity(run)
-    manifest = _finished(run)
-    run.sweep()
-    did = {"units": 0, "files": 0, "removed": 0}
-    number = 0
-    while plan := _plan(run, identity, number) or _freeze(
-        run, identity, number, manifest, request.target_size
-    ):
-        if not _is_committed(run, number):
-            merged = _carry_out(run, plan, request.address, progress)
-            did = {name: did[name] + merged.get(name, 0) for name in did}
-        number += 1
-    if not did["units"]:
-        progress.note("every unit is in a compacted file already: nothing to merge")
-    if request.delete_small:
-        did["removed"] = _delete_small(run, identity, progress)
-    return _summary(run, identity) | {
-        "last_command": did | {"seconds": round(time.perf_counter() - start, 2)}
-    }
-
-
-def _identity(run: RunFolder) -> dict[str, str]:
-    plan = run.plan()
-    if plan is None:
-        raise UserError(f"{public(run.uri)} holds no run: _run/plan.json is missing")
-    return {name: plan[name] for name in ("run_id", "fingerprint")}
-
-
-def _finished(run: RunFolder) -> pa.Table:
-    """The manifest of a run that is complete, one row a unit."""
-    summary, frozen, done = run.summary(), FrozenListing(run), run.committed()
-    is_open = (
-        summary is None or not frozen.complete or any(any(open_shards(page, done)) for page in frozen.pages())
-    )
-    if is_open or summary["files"] != done.units:
+def _refuse_overlap(source: RunFolder, large: RunFolder) -> None:
+    """Refuse a folder inside the other: who reads the outer folder would read each row twice."""
+    one = f"{_real_path(source)}/"
+    other = f"{_real_path(large)}/"
+    if one.startswith(other) or other.startswith(one):
         raise UserError(
-            f"{run.uri} is not complete: run its label command to the end first, and then compact it"
+            f"{large.uri} and {source.uri} overlap: choose a new folder beside the run as --output",
+            exit_code=2,
         )
-    manifest = _read(run, "_run", "manifest.parquet")
-    if (
-        manifest is None
-        or manifest.num_rows != summary["files"]
-        or not set(PLANNED.names[:-3]) <= set(manifest.column_names)
-    ):
-        raise UserError(
-            f"_run/manifest.parquet of {run.uri} is not of this run: `wordsworth verify {run.uri}` says what is wrong"
-        )
-    return manifest
 
 
-def _read(run: RunFolder, *parts: str) -> pa.Table | None:
-    """A Parquet file of the run's own records, its pages checked; None where there is none."""
-    run.fs.invalidate_cache()
-    try:
-        table = parse(run.fs.cat_file(run.path(*parts)))
-    except FileNotFoundError:
-        return None
-    if isinstance(table, Exception):
-        raise UserError(
-            f"{run.path(*parts)} is damaged ({table}): restore it; `wordsworth verify {run.uri}` names all that is wrong"
-        )
-    return table
+def _real_path(run: RunFolder) -> str:
+    return os.path.realpath(run.root) if is_local(run.fs) else run.uri
 
 
-# ---- the plan ---------------------------------------------------------------------------------------------------------------
+# ---- merging ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A frozen generation. units: PLANNED, in the order in which they lie in the compacted files."""
-
-    identity: Identity
-    units: pa.Table
-
-    @property
-    def pieces(self) -> list[pa.Table]:
-        """The units of each compacted file."""
-        ends = pc.run_end_encode(self.units["into"].combine_chunks()).run_ends.to_pylist()
-        return [self.units.slice(begin, end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
-
-
-def _plan(run: RunFolder, identity: dict[str, str], number: int) -> Plan | None:
-    """The frozen plan of a generation."""
-    name = f"{number:05d}-plan.parquet"
-    table = _read(run, "_run", "compacted", name)
-    if table is None:
-        return None
-    told = Identity.of(table.schema.metadata)
-    if told != Identity(**identity, generation=number) or table.column_names != PLANNED.names:
-        raise UserError(
-            f"{run.path('_run', 'compacted', name)} is of another run: run `wordsworth verify {run.uri}`"
-        )
-    return Plan(told, table.replace_schema_metadata(None).cast(PLANNED))
-
-
-def _freeze(
-    run: RunFolder, identity: dict[str, str], number: int, manifest: pa.Table, target: int
-) -> Plan | None:
-    """Plan a generation of the units that are in none; None where all are in one. Another command's plan is as good."""
-    merged = run.compacted(["file"])["file"].combine_chunks()
-    units = manifest.filter(pc.invert(pc.is_in(manifest["file"], value_set=merged)))
-    if not units.num_rows:
-        return None
-    units = planned(_in_order(run, units), number, target)
-    about = Identity(**identity, generation=number).metadata(target=target)
-    put_if_absent(
-        run.fs,
-        run.path("_run", "compacted", f"{number:05d}-plan.parquet"),
-        parquet(units.replace_schema_metadata(about)),
-    )
-    return _plan(run, identity, number)
-
-
-def _in_order(run: RunFolder, units: pa.Table) -> pa.Table:
-    """Units in the order of the listing, which is the one that readers of the whole run go by, and then of their numbers."""
-    names = pa.chunked_array(
-        [pa.array(shard_names(page), pa.string()) for page in FrozenListing(run).pages()], pa.string()
-    )
-    shards = pc.struct_field(pc.extract_regex(units["file"], UNIT_NAME.pattern), "shard")
-    place = pc.index_in(shards, value_set=names.combine_chunks())
-    if place.null_count:
-        stray = units["file"].filter(pc.is_null(place))[0]
-        raise UserError(f"{stray} belongs to no shard of the run: run `wordsworth verify {run.uri}`")
-    order = pc.sort_indices(
-        pa.table({"place": place, "unit": units["unit"]}), [("place", "ascending"), ("unit", "ascending")]
-    )
-    return units.take(order)
-
-
-def planned(units: pa.Table, generation: int, target: int) -> pa.Table:
-    """Units in their order, with the file, the row group and the first row of each: greedily, up to the target in bytes."""
-    sizes, rows = (units[name].to_numpy() for name in ("bytes", "rows"))
-    into, groups, first = (np.empty(len(sizes), np.int64) for _ in range(3))
-    file = group = row = file_bytes = group_bytes = group_rows = 0
-    for at, (size, count) in enumerate(zip(sizes.tolist(), rows.tolist(), strict=True)):
-        if file_bytes and file_bytes + size > target:
-            file, group, row, file_bytes, group_bytes, group_rows = file + 1, 0, 0, 0, 0, 0
-        elif group_bytes and (group_bytes + size > GROUP_BYTES or group_rows + count > GROUP_ROWS):
-            group, group_bytes, group_rows = group + 1, 0, 0
-        into[at], groups[at], first[at] = file, group, row
-        row, file_bytes, group_bytes, group_rows = (
-            row + count,
-            file_bytes + size,
-            group_bytes + size,
-            group_rows + count,
-        )
-    names = pa.array([f"{generation:05d}-{number:05d}.parquet" for number in range(file + 1)], pa.string())
-    more = {"into": names.take(pa.array(into)), "row_group": pa.array(groups), "first": pa.array(first)}
-    columns = [more[name] if name in more else units[name] for name in PLANNED.names]
-    return pa.table(columns, names=PLANNED.names).cast(PLANNED)
-
-
-# ---- carrying it out --------------------------------------------------------------------------------------------------------
-
-
-def _is_committed(run: RunFolder, number: int) -> bool:
-    return any(path.endswith(f"/{number:05d}.parquet") for path in run.generations())
-
-
-def _carry_out(run: RunFolder, plan: Plan, address: str | None, progress: Notes) -> dict[str, int]:
-    """Make a generation's files and commit it; what this took."""
-    pieces, number = plan.pieces, plan.identity.generation
-    total = pc.sum(plan.units["bytes"]).as_py() / 1e6
-    progress.note(f"merging {plan.units.num_rows:,} files ({total:,.1f} MB) into {len(pieces):,}")
+def _merge_all(
+    run: FinishedRun, large: RunFolder, planned: pa.Table, address: str | None, progress: Notes
+) -> int:
+    """Make all compacted files, commit the compaction, and return the number of files."""
+    pieces = _pieces(run, planned)
+    total = pc.sum(planned["bytes"]).as_py() / 1e6
+    progress.note(f"merging {planned.num_rows:,} units ({total:,.1f} MB) into {len(pieces):,} files")
     made: dict[int, pa.Table] = {}
     noted = time.monotonic()
-    try:
-        for at, units in _merged(run, plan, pieces, address):
-            made[at] = units
-            if time.monotonic() - noted > NOTE_EVERY:
-                progress.note(
-                    f"{100 * len(made) / len(pieces):.0f}%  {len(made):,} of {len(pieces):,} compacted files are there"
-                )
-                noted = time.monotonic()
-    except Exception:
-        if _is_committed(
-            run, number
-        ):  # another command was faster, and may have removed the small files since
-            return {}
-        raise
-    _commit(run, plan, pa.concat_tables([made[at] for at in range(len(pieces))]))
-    return {"units": plan.units.num_rows, "files": len(pieces)}
+    for number, units in _merged(run, large, pieces, address):
+        made[number] = units
+        if time.monotonic() - noted > NOTE_EVERY_S:
+            share = 100 * len(made) / len(pieces)
+            progress.note(f"{share:.0f}%  {len(made):,} of {len(pieces):,} compacted files are there")
+            noted = time.monotonic()
+    units = pa.concat_tables([made[number] for number in range(len(pieces))])
+    told = {FOOTER_KEY: json.dumps(asdict(run.id)).encode()}
+    _put(large, COMMIT, parquet_bytes(units.replace_schema_metadata(told)))
+    return len(pieces)
+
+
+def _pieces(run: FinishedRun, planned: pa.Table) -> list[tuple[pa.Table, pa.Table]]:
+    """Return the units of each compacted file: where they lie, as COMPACTED, and as PLANNED."""
+    places = run.folder.units().locate(run.units)
+    return [(places[piece], planned[piece]) for piece in runs(planned["into"])]
 
 
 def _merged(
-    run: RunFolder, plan: Plan, pieces: list[pa.Table], address: str | None
+    run: FinishedRun, large: RunFolder, pieces: list[tuple[pa.Table, pa.Table]], address: str | None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Place and units of each compacted file, as they are made: here where there are few, else as Ray tasks."""
-    if plan.units.num_rows <= FEW and address is None:
-        yield from ((at, merge(run, plan.identity, units)) for at, units in enumerate(pieces))
+    """Yield the number and the units of each compacted file as it is made. Ray tasks merge many units."""
+    if run.units.num_rows <= FEW_UNITS and address is None:
+        for number, (places, planned) in enumerate(pieces):
+            yield number, merge(run.folder, large, run.id, places, planned)
         return
     with ray_session(address):
         import ray
 
-        cpus = ray.cluster_resources().get("CPU", 1)
-        task = ray.remote(num_cpus=1, memory=_claim(pieces), **RETRIES)(merge)
-        waiting, flying = iter(enumerate(pieces)), {}
-        while True:
-            while len(flying) < max(1, IN_FLIGHT * cpus) and (piece := next(waiting, None)):
-                flying[task.remote(run, plan.identity, piece[1])] = piece[0]
-            if not flying:
-                return
-            (done,), _ = ray.wait(list(flying), num_returns=1)
-            yield flying.pop(done), ray.get(done)
+        at_most = max(1, TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1))
+        task = ray.remote(num_cpus=1, memory=_memory_claim(pieces), **RETRIES)(merge)
+        running: dict[Any, int] = {}  # number of the file, by the task's reference
+        for number, (places, planned) in enumerate(pieces):
+            if len(running) >= at_most:
+                yield _next_result(running)
+            running[task.remote(run.folder, large, run.id, places, planned)] = number
+        while running:
+            yield _next_result(running)
 
 
-def _claim(pieces: list[pa.Table]) -> int:
-    """Memory that a task may take: the file, while its buffer grows and as the bytes that are sent, and a row group decoded."""
+def _next_result(running: dict[Any, int]) -> tuple[int, pa.Table]:
     import ray
 
-    claim = 512 * MiB + 3 * max(pc.sum(units["bytes"]).as_py() for units in pieces)
-    largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    (done,), _ = ray.wait(list(running), num_returns=1)
+    return running.pop(done), ray.get(done)
+
+
+def _memory_claim(pieces: list[tuple[pa.Table, pa.Table]]) -> int:
+    """Return the bytes of memory that a task may take.
+
+    A task holds its file, which is copied once while the buffer grows and once when it is sent, and a row
+    group decoded.
+    """
+    import ray
+
+    claim = 512 * MiB + 3 * max(pc.sum(planned["bytes"]).as_py() for _, planned in pieces)
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    largest = max(nodes, default=0)
     if claim > largest:
         raise UserError(
-            f"merging takes {claim / 2**30:.1f} GiB of memory in one place, and Ray has {largest / 2**30:.1f}: "
+            f"merging takes {claim / 2**30:.1f} GiB of memory in one place, "
+            f"and Ray has {largest / 2**30:.1f}: "
             "start Ray with more (a smaller --target-size helps only where this compaction was not begun yet)"
         )
     return claim
 
 
-def _commit(run: RunFolder, plan: Plan, units: pa.Table) -> None:
-    name = f"{plan.identity.generation:05d}.parquet"
-    if not put_if_absent(
-        run.fs,
-        run.path("_run", "compacted", name),
-        parquet(units.replace_schema_metadata(plan.identity.metadata())),
-    ):
-        found = _read(run, "_run", "compacted", name)
-        if (
-            found is None
-            or Identity.of(found.schema.metadata) != plan.identity
-            or not found["file"].equals(units["file"])
-        ):
-            raise UserError(
-                f"{run.path('_run', 'compacted', name)} is of another compaction: run `wordsworth verify {run.uri}`"
-            )
+# ---- the end ----------------------------------------------------------------------------------------------
 
 
-# ---- removing what is merged --------------------------------------------------------------------------------------------------
+def _copy_records(run: FinishedRun, large: RunFolder, planned: pa.Table) -> None:
+    """Copy the listing and the records of the run, of which plan.json comes last: it makes the folder a run.
+
+    Raises:
+        UserError: the commit does not name the planned units.
+    """
+    if not large.units().recorded().select(PLANNED.names).equals(planned):
+        raise UserError(f"{large.path(*COMMIT)} is of another compaction: choose a new folder as --output")
+    for path in run.pages:
+        _put(large, ("_run", "shards", path.rpartition("/")[2]), run.folder.fs.cat_file(path))
+    for name, data in run.records.items():
+        _put(large, ("_run", name), data)
 
 
-def _delete_small(run: RunFolder, identity: dict[str, str], progress: Notes) -> int:
-    """Remove the small files that a committed generation names, once their compacted files are seen to be there; how many."""
-    small, units = sizes_in(run, "predictions"), run.compacted(["file", "bytes", "into", "into_bytes"])
-    found = units.join(small, keys="file", right_keys="name", join_type="inner")
-    if stray := found.filter(pc.not_equal(found["bytes"], found["size"])).slice(0, 1).to_pylist():
-        raise UserError(
-            f"{run.path('predictions', stray[0]['file'])} is not the file that was merged ({stray[0]['size']} bytes, not "
-            f"{stray[0]['bytes']}): run `wordsworth verify {run.uri}`; nothing was removed"
-        )
-    for file in found.group_by("into").aggregate([("into_bytes", "max")]).to_pylist():
-        check_compacted(run, identity, file["into"], file["into_bytes_max"])
-    names = sorted(found["file"].to_pylist())
-    if names:
-        progress.note(f"removing {len(names):,} files that are merged")
-    for begin in range(0, len(names), DELETED_AT_ONCE):
-        run.remove([run.path("predictions", name) for name in names[begin : begin + DELETED_AT_ONCE]])
-    return len(names)
+def _put(large: RunFolder, parts: tuple[str, ...], data: bytes) -> None:
+    """Write a record, or find the same record there already.
+
+    Raises:
+        UserError: another record is there.
+    """
+    path = large.path(*parts)
+    if not put_if_absent(large.fs, path, data) and large.fs.cat_file(path) != bytes(data):
+        raise UserError(f"{path} is of another compaction: choose a new folder as --output")
 
 
-def _summary(run: RunFolder, identity: dict[str, str]) -> dict[str, Any]:
-    units = run.compacted(["rows", "into", "into_bytes"])
-    files = units.group_by("into").aggregate([("rows", "sum"), ("into_bytes", "max")])
+def _totals(id: CompactionId, large: RunFolder) -> JsonObject:
+    units = large.units().recorded()
+    files = units.group_by("into").aggregate([("into_bytes", "max")])
     return {
-        **identity,
-        "generations": len(run.generations()),
+        "run_id": id.run_id,
+        "fingerprint": id.fingerprint,
         "units": units.num_rows,
         "rows": pc.sum(units["rows"]).as_py() or 0,
         "files": files.num_rows,
         "bytes": pc.sum(files["into_bytes_max"]).as_py() or 0,
-        "small_files": len(run.prediction_files()),
     }

@@ -1,207 +1,188 @@
-"""One compacted file: the task that makes it of small ones, and the check of one that is there already."""
+"""Make one compacted file: read its units wherever they lie, and write them one after the other."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wordsworth.pipeline.compaction.compacted_file import CompactedFile, Damaged, parse
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.output.committed import UNIT_NAME
-from wordsworth.pipeline.output.run_folder import COMPACTED, FOOTER, RunFolder, read_footer
-from wordsworth.pipeline.storage.filesystem import patiently, put_if_absent
-
-READERS = 8  # small files that are fetched at a time
-OF_A_UNIT = (
-    "shard",
-    "shard_name",
-    "unit",
-    "last",
-    "rows",
-    "errors",
-    "skipped",
-    "bytes_read",
-    "next_offset",
-    "next_index",
-    "seconds",
+from wordsworth.pipeline.output.commit import Damaged, count_errors, refuse_another
+from wordsworth.pipeline.output.committed import shard_name_of
+from wordsworth.pipeline.output.compacted_file import (
+    COMPACTED,
+    PLANNED,
+    CompactedFile,
+    CompactedFooter,
+    CompactionId,
+    runs,
 )
+from wordsworth.pipeline.output.records import FOOTER_KEY, JsonObject, UnitFooter
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.output.unit_store import UnitReader
+from wordsworth.pipeline.storage.atomic import put_if_absent
+from wordsworth.pipeline.storage.filesystem import absolute_uri
+
+READERS = 8  # units that are fetched at a time
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a file of a compaction is of."""
+def merge(
+    source: RunFolder, large: RunFolder, id: CompactionId, places: pa.Table, planned: pa.Table
+) -> pa.Table:
+    """Write one compacted file, or find the file there already, and return its units as COMPACTED.
 
-    run_id: str
-    fingerprint: str
-    generation: int
+    Args:
+        source: the run that is compacted.
+        large: the folder of the compacted run.
+        id: the compaction.
+        places: the units and where they lie in `source`, as `UnitStore.locate` gives them.
+        planned: the same units, as PLANNED.
 
-    def metadata(self, **more: Any) -> dict[bytes, bytes]:
-        return {FOOTER: json.dumps(asdict(self) | more).encode()}
-
-    @classmethod
-    def of(cls, metadata: dict[bytes, bytes] | None) -> "Identity | None":
-        """As a file's own metadata says; None where it does not."""
-        try:
-            told = json.loads((metadata or {})[FOOTER])
-            return cls(told["run_id"], told["fingerprint"], told["generation"])
-        except (KeyError, TypeError, ValueError):
-            return None
-
-
-def merge(run: RunFolder, identity: Identity, units: pa.Table) -> pa.Table:
-    """Write the compacted file that some planned units go to, or meet it. Returns them as COMPACTED.
-
-    Raises UserError for a small file that is not what the manifest says, and where the file that is there is another.
+    Raises:
+        UserError: a unit is not what the manifest says, or the file that is there is another one.
     """
-    name = units["into"][0].as_py()
-    path = run.path("compacted", name)
-    run.fs.invalidate_cache()
-    if run.fs.exists(path):
-        footers, met = _footers(run, units), True
+    reader = UnitReader(source.fs, source.root)
+    name = planned["into"][0].as_py()
+    path = large.path("compacted", name)
+    large.fs.invalidate_cache()
+    if large.fs.exists(path):
+        with ThreadPoolExecutor(READERS) as pool:
+            footers = list(pool.map(partial(_footer, reader), places.to_pylist()))
+        size = _check_twin(large, id, planned)
     else:
-        data, footers = _merged(run, identity, units)
-        met = not put_if_absent(run.fs, path, data)
-    if met:
-        _check_twin(run, identity, name, units)
-    run.fs.invalidate_cache()
-    size = run.fs.info(path)["size"]
-    more = {name: [footer.get(name) for footer in footers] for name in ("next_offset", "next_index")}
-    more["into_bytes"] = [size] * units.num_rows
-    arrays = [
-        pa.array(more[name], COMPACTED.field(name).type) if name in more else units[name]
-        for name in COMPACTED.names
-    ]
-    return pa.table(arrays, schema=COMPACTED)
+        data, footers = _merged(reader, id, places, planned)
+        size = len(data)
+        if not put_if_absent(large.fs, path, data):
+            size = _check_twin(large, id, planned)
+    more = {
+        "next_offset": [footer.next_offset for footer in footers],
+        "next_index": [footer.next_index for footer in footers],
+        "into_bytes": [size] * planned.num_rows,
+    }
+    columns = [planned[name] for name in PLANNED.names]
+    columns += [pa.array(more[field.name], field.type) for field in list(COMPACTED)[len(PLANNED) :]]
+    return pa.table(columns, schema=COMPACTED)
 
 
-def _merged(run: RunFolder, identity: Identity, units: pa.Table) -> tuple[pa.Buffer, list[dict[str, Any]]]:
-    """The file in memory, a row group at a time, and the footers of its units."""
-    sink, writer, footers = pa.BufferOutputStream(), None, []
+def _merged(
+    reader: UnitReader, id: CompactionId, places: pa.Table, planned: pa.Table
+) -> tuple[pa.Buffer, list[UnitFooter]]:
+    """Return the file in memory, made a row group at a time, and the footers of its units."""
+    sink = pa.BufferOutputStream()
+    writer: pq.ParquetWriter | None = None
+    footers: list[UnitFooter] = []
     with ThreadPoolExecutor(READERS) as pool:
-        for group in _row_groups(units):
-            read = list(pool.map(partial(_unit, run, identity), group))
+        for place in runs(planned["row_group"]):
+            group = places[place].to_pylist()
+            read = list(pool.map(partial(_unit, reader, id), group))
             footers += [footer for _, footer in read]
             if writer is None:
                 schema = read[0][0].schema
-                about = _footer(identity, units, footers[0])
+                about = _compacted_footer(id, planned, footers[0]).to_json()
                 writer = pq.ParquetWriter(
-                    sink, schema.with_metadata(about), compression="zstd", write_page_checksum=True
+                    sink,
+                    schema.with_metadata({FOOTER_KEY: about}),
+                    compression="zstd",
+                    write_page_checksum=True,
                 )
-            if strange := next(
-                (row for row, (table, _) in zip(group, read, strict=True) if not table.schema.equals(schema)),
-                None,
-            ):
-                raise _refused(run, strange, "its columns are not those of the other files")
-            table = pa.concat_tables([table for table, _ in read]).unify_dictionaries().combine_chunks()
+            for unit, (rows, _) in zip(group, read, strict=True):
+                if not rows.schema.equals(schema):
+                    raise _refusal(reader, unit, "its columns are not those of the other files")
+            table = pa.concat_tables([rows for rows, _ in read]).unify_dictionaries().combine_chunks()
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-    writer.close()
+    if writer:
+        writer.close()
     return sink.getvalue(), footers
 
 
-def _row_groups(units: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    ends = pc.run_end_encode(units["row_group"].combine_chunks()).run_ends.to_pylist()
-    for begin, end in zip([0, *ends], ends, strict=False):
-        yield units.slice(begin, end - begin).to_pylist()
-
-
-def _unit(run: RunFolder, identity: Identity, row: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows and the footer of a small file, every page's checksum compared, if it is the one that the manifest tells of."""
+def _unit(reader: UnitReader, id: CompactionId, unit: JsonObject) -> tuple[pa.Table, UnitFooter]:
+    """Return the rows and the footer of a unit, if both are what the manifest says."""
     try:
-        data = patiently(lambda: run.fs.cat_file(run.path("predictions", row["file"])))
+        stored = reader.read(unit)
+        footer = stored.footer
     except FileNotFoundError as error:
-        raise _refused(run, row, "it is missing") from error
-    table = parse(data)
-    if isinstance(table, Exception):
-        raise _refused(run, row, f"it is damaged ({type(table).__name__}: {' '.join(str(table).split())})")
-    try:
-        footer = dict(json.loads(table.schema.metadata[FOOTER]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _refused(run, row, "its metadata does not say what it is of") from error
-    told = {"run_id": identity.run_id, "fingerprint": identity.fingerprint}
-    told |= {"shard_name": UNIT_NAME.fullmatch(row["file"])["shard"], "errors": json.loads(row["errors"])}
-    told |= {name: row[name] for name in ("shard", "unit", "last", "rows", "bytes")}
-    there = footer | {
-        "rows": table.num_rows,
-        "errors": dict(Counter(table["error"].drop_null().to_pylist())),
-        "bytes": len(data),
+        raise _refusal(reader, unit, "it is missing") from error
+    except Damaged as error:
+        raise _refusal(reader, unit, f"it is damaged ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise _refusal(reader, unit, "its metadata does not say what it is of") from error
+    wanted = {
+        "run_id": id.run_id,
+        "fingerprint": id.fingerprint,
+        "shard_name": shard_name_of(unit["file"]),
+        "errors": json.loads(unit["errors"]),
     }
-    for name, value in told.items():
-        if there.get(name) != value:
-            raise _refused(run, row, f"its {name} is {there.get(name)}, not {value} as the run has it")
-    return table.replace_schema_metadata(None), footer
+    wanted |= {name: unit[name] for name in ("shard", "unit", "last", "rows", "bytes")}
+    found = (stored.told or {}) | {
+        "rows": stored.rows.num_rows,
+        "errors": count_errors(stored.rows),
+        "bytes": stored.size_bytes,
+    }
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            why = f"its {name} is {found.get(name)}, not {value} as the run has it"
+            raise _refusal(reader, unit, why)
+    return stored.rows, footer
 
 
-def _refused(run: RunFolder, row: dict[str, Any], why: str) -> UserError:
-    path = run.path("predictions", row["file"])
+def _footer(reader: UnitReader, unit: JsonObject) -> UnitFooter:
+    try:
+        return reader.footer(unit)
+    except FileNotFoundError as error:
+        raise _refusal(reader, unit, "it is missing") from error
+
+
+def _refusal(reader: UnitReader, unit: JsonObject, why: str) -> UserError:
+    uri = absolute_uri(reader.fs, reader.root)
     return UserError(
-        f"{path} cannot be merged: {why}. Nothing was removed; `wordsworth verify {run.uri}` names all that is wrong"
+        f"{reader.path(unit)} cannot be merged: {why}. `wordsworth verify {uri}` names all that is wrong"
     )
 
 
-def _footer(identity: Identity, units: pa.Table, first: dict[str, Any]) -> dict[bytes, bytes]:
-    """A compacted file's account of itself, with the provenance that its first unit tells."""
-    errors = sum((Counter(json.loads(text)) for text in units["errors"].to_pylist()), Counter())
-    provenance = {name: value for name, value in first.items() if name not in OF_A_UNIT}
-    counts = {
-        "file": units["into"][0].as_py(),
-        "units": units.num_rows,
-        "rows": pc.sum(units["rows"]).as_py(),
-        "errors": dict(errors),
-    }
-    return {FOOTER: json.dumps(provenance | asdict(identity) | counts).encode()}
+def _compacted_footer(id: CompactionId, planned: pa.Table, first: UnitFooter) -> CompactedFooter:
+    errors: Counter[str] = Counter()
+    for text in planned["errors"].to_pylist():
+        errors.update(json.loads(text))
+    return CompactedFooter(
+        provenance=first.provenance,
+        job=first.job,
+        generation=id.generation,
+        file=planned["into"][0].as_py(),
+        units=planned.num_rows,
+        rows=pc.sum(planned["rows"]).as_py(),
+        errors=dict(errors),
+    )
 
 
-# ---- what is there already ----------------------------------------------------------------------------------------------------
+def _check_twin(large: RunFolder, id: CompactionId, planned: pa.Table) -> int:
+    """Return the bytes of the file that has our name, if it has our rows; it is read to its last page.
 
+    A command that was killed, and a second command at the same time, leave such a file.
 
-def _footers(run: RunFolder, units: pa.Table) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(partial(_small_footer, run), units.select(["file"]).to_pylist()))
-
-
-def _small_footer(run: RunFolder, row: dict[str, Any]) -> dict[str, Any]:
+    Raises:
+        UserError: the file is damaged, or is another one.
+    """
+    name = planned["into"][0].as_py()
+    path = large.path("compacted", name)
+    groups = planned.group_by("row_group", use_threads=False).aggregate([("rows", "sum")])
+    rows = groups["rows_sum"].to_pylist()
     try:
-        return patiently(lambda: read_footer(run.fs, run.path("predictions", row["file"])))
-    except FileNotFoundError as error:
-        raise _refused(run, row, "it is missing") from error
-
-
-def _check_twin(run: RunFolder, identity: Identity, name: str, units: pa.Table) -> None:
-    """Something has our name: our own rows, of a command that was killed or a twin, are success. Read from front to back."""
-    rows = units.group_by("row_group", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_pylist()
-    if differing := _differing(run, name, asdict(identity) | {"rows": sum(rows)}, rows):
-        raise UserError(
-            f"{run.path('compacted', name)} exists and is not what this compaction writes ({differing}): "
-            "move it away and run the same command again"
-        )
-
-
-def check_compacted(run: RunFolder, identity: dict[str, Any], name: str, size: int) -> None:
-    """A compacted file must be there, of this run, and as large as it was when it was committed."""
-    if differing := _differing(run, name, identity, size=size):
-        raise UserError(
-            f"{run.path('compacted', name)} is not what was committed ({differing}): "
-            f"run `wordsworth verify {run.uri}`; nothing was removed"
-        )
-
-
-def _differing(
-    run: RunFolder, name: str, footer: dict[str, Any], rows: list[int] | None = None, size: int | None = None
-) -> str:
-    """What is another in a compacted file. With `rows`, those of each row group, every page is read."""
-    try:
-        file = CompactedFile(run, name)
-        for group in range(len(rows or ())):
+        file = CompactedFile(large.fs, path)
+        for group in range(len(file.group_rows)):
             file.read(group)
-    except (Damaged, FileNotFoundError) as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    wrong = [key for key, value in (footer | {"file": name}).items() if file.footer.get(key) != value]
-    wrong += ["rows"] * (rows not in (None, file.group_rows)) + ["size"] * (size not in (None, file.size))
-    return ", ".join(wrong)
+    except Damaged as error:
+        raise UserError(
+            f"{path} exists and is damaged ({error}): move it away and run the same command again"
+        ) from error
+    wanted = {
+        "run_id": id.run_id,
+        "fingerprint": id.fingerprint,
+        "generation": id.generation,
+        "file": name,
+        "row groups": rows,
+    }
+    refuse_another(path, file.footer | {"row groups": file.group_rows}, wanted)
+    return file.size

@@ -1,19 +1,22 @@
-"""What happens to the bytes of an image: the header is judged, then the picture is decoded to RGB. Also a program of its own.
+"""Judge an image by its header and decode it to RGB. As a program: the decoder process of the sandbox.
 
-`decode` is all there is of judging and decoding, in this process or in another. Run as a program, this file is the guarded child of
-`wordsworth.pipeline.images.sandbox`: it is started by its path, so it imports Pillow, numpy and simplejpeg and nothing of
-this project.
+`decode` does all the judging and decoding, in any process. Run as a program, this file is the decoder process
+of `wordsworth.pipeline.images.sandbox`. The program is started by its path, so it imports Pillow, numpy and
+simplejpeg and nothing of this project.
 
 The conversation, one image after the other; numbers are little-endian:
 
-    start    argv: JSON with the fields of `Start`; descriptor `pixels_fd` is memory shared with the parent, `pixels_bytes` long
-    hello    child -> parent  a reply of kind READY, as soon as the limits stand
-    request  parent -> child  REQUEST: uint64 the number of bytes; then the encoded image
-    reply    child -> parent  REPLY: uint8 kind, orientation, reduced, uint32 width, height, length; a text of that length
-                              PIXELS: shared memory begins with uint8 (height, width, 3), RGB as stored, each side divided by
-                              `reduced` and rounded up; the text is the decoder
-                              REFUSED: the text is the code, a line feed, and the detail
-    end      parent closes the pipe; the child leaves. It leaves too if the parent is gone and the picture takes too long.
+    start    argv[1]: the JSON of `Start`; descriptor `pixels_fd` is memory shared with the parent,
+    `pixels_bytes` long hello    child -> parent  a reply of kind READY, as soon as the limits are set request
+    parent -> child  REQUEST: uint64 number of bytes; then the encoded image reply    child -> parent  REPLY:
+    uint8 kind, orientation, reduced, uint32 width, height, length; a text of this length
+                              PIXELS: shared memory begins with uint8 (height, width, 3), RGB as stored, each
+                                  side divided
+                              by `reduced` and rounded up; the text is the decoder
+                              REFUSED: the text is the error code, a line feed, and the detail
+    end      the parent closes the pipe and the child exits. The child also exits if the parent is gone and
+    the image
+             takes too long.
 """
 
 import contextlib
@@ -26,12 +29,14 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import (  # noqa: F401 - named, so that Pillow never imports its other 36 to look for one that knows the bytes
+
+# Only these plugins are imported: Pillow would import its other 36 to look for one that knows the bytes.
+from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
@@ -45,29 +50,38 @@ from PIL import (  # noqa: F401 - named, so that Pillow never imports its other 
 
 try:
     import simplejpeg
-except ImportError:  # no wheel for this platform: Pillow gives the same pixels, later
+except ImportError:  # this platform has no wheel: Pillow gives the same pixels, more slowly
     simplejpeg = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 PILLOW = f"Pillow {PIL.__version__}"
-TURBO = f"simplejpeg {simplejpeg.__version__}" if simplejpeg else None
-DECODER = f"{TURBO}, {PILLOW}" if TURBO else PILLOW
-# 16 bits are shifted to 8 (Pillow's own conversion clips them); float and 32-bit pictures have no agreed range.
+TURBO = f"simplejpeg {simplejpeg.__version__}" if simplejpeg else ""
+DECODER = f"{TURBO}, {PILLOW}" if TURBO else PILLOW  # part of a run's fingerprint
+# Pillow's modes of 16 bits, which are shifted to 8 bits: Pillow's own conversion would clip the values.
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-UNSUPPORTED = ("F", "I")
-EXIF_ORIENTATION = 0x0112
-STRIP_PIXELS = 4 << 20  # converted at a time: of a large picture a second copy is never needed
+UNSUPPORTED = ("F", "I")  # Pillow's modes of float and 32-bit images, which have no agreed range of values
+EXIF_ORIENTATION = 0x0112  # EXIF tag
+STRIP_PIXELS = 4 << 20  # pixels converted at a time, so that a large image is never in memory twice
+REDUCTIONS = (8, 4, 2)  # what libjpeg can divide the sides of a JPEG by, the largest first
 
 REQUEST = struct.Struct("<Q")
 REPLY = struct.Struct("<BBBIII")
-PIXELS, REFUSED, READY = range(3)
-MAX_TEXT = 4096
+PIXELS, REFUSED, READY = range(3)  # kinds of a reply
+MAX_TEXT = 4096  # bytes of a reply's text
+MAX_OPEN_FILES = 32  # of the child
+MAX_FILE_BYTES = 1 << 20  # of a file that the child may write
 
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+# Options of Linux's prctl.
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
 
 
 class DecodeError(Exception):
-    """An image that gives no pixels. `code` is what the column `error` says, the message is `error_detail`."""
+    """Report an image that gives no pixels. The message is the column `error_detail`.
+
+    Attributes:
+        code: the column `error`.
+    """
 
     def __init__(self, code: str, detail: str):
         super().__init__(detail)
@@ -75,17 +89,30 @@ class DecodeError(Exception):
 
 
 class Limits(NamedTuple):
-    """A picture with more pixels, or with a longer side, is refused by its header. cover: a JPEG is decoded at a half, a quarter or
-    an eighth where both sides stay as long as this; 0: never."""
+    """Bound what an image may be by its header.
+
+    Attributes:
+        max_pixels: pixels; an image with more is refused.
+        max_side: pixels of the longer side; a longer image is refused.
+        keep_side: pixels that both sides of a JPEG keep when the JPEG is decoded at a half, a quarter or an
+            eighth of its size; 0 decodes every JPEG at its full size.
+    """
 
     max_pixels: int
     max_side: int
-    cover: int = 0
+    keep_side: int = 0
 
 
 class Decoded(NamedTuple):
-    """width, height: as stored, before any turn. orientation: EXIF's, 1 to 8. decoder: the library that gave the pixels. reduced:
-    there is a pixel for so many in a row of the file, and for so many rows."""
+    """Describe the pixels of an image.
+
+    Attributes:
+        width: pixels of a row of the file, before any turn.
+        height: rows of the file, before any turn.
+        orientation: EXIF orientation, 1 to 8.
+        decoder: name and version of the library that decoded the image.
+        reduced: what both sides were divided by: 1, 2, 4 or 8.
+    """
 
     width: int
     height: int
@@ -95,42 +122,60 @@ class Decoded(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return shape(self.width, self.height, self.reduced)
+        """Return (rows, columns, 3) of the pixels."""
+        return reduced_shape(self.width, self.height, self.reduced)
 
 
-def shape(width: int, height: int, reduced: int) -> tuple[int, int, int]:
-    """Of the pixels that a JPEG gives at a fraction of its size: libjpeg rounds up."""
+Allocate = Callable[[int], memoryview]  # returns memory of this many bytes for the pixels
+
+
+def reduced_shape(width: int, height: int, reduced: int) -> tuple[int, int, int]:
+    """Return (rows, columns, 3) of a JPEG decoded at a fraction of its size: libjpeg rounds up."""
     return -(-height // reduced), -(-width // reduced), 3
 
 
-Room = Callable[[int], memoryview]
+# ---- judging and decoding ----------------------------------------------------------------------------------
 
 
-# ---- judging and decoding -------------------------------------------------------------------------------------------------
+def decode(data: bytes, limits: Limits, allocate: Allocate) -> Decoded:
+    """Decode an image to RGB.
 
+    Args:
+        data: the encoded image.
+        limits: bounds for the header.
+        allocate: called with a number of bytes; the pixels are written into the memory that the last call
+            returned, as uint8 `Decoded.shape`.
 
-def decode(data: bytes, limits: Limits, room: Room) -> Decoded:
-    """Bytes -> RGB, uint8 `Decoded.shape`, written into what `room(bytes)` gives. Raises DecodeError and nothing else."""
+    Raises:
+        DecodeError: the image is refused. Nothing else is raised.
+    """
     if not data:
         raise DecodeError("empty", "0 bytes")
-    with _named_refusals(data), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what we judge ourselves
+    with _only_decode_errors(data), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about sizes that `_judge` decides on
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _judge(image, limits)
-        for reduced in sorted({_reduced(image, limits.cover), 1}, reverse=True):
-            rows, columns, _ = shape(*image.size, reduced)
-            if _turbo(data, image, room(rows * columns * 3), (rows, columns)):
-                return Decoded(*image.size, _orientation(image), TURBO, reduced)
-        return Decoded(*image.size, _orientation(image), _pillow(image, room(image.width * image.height * 3)))
+        width, height = image.size
+        for reduced in _reductions(image, limits.keep_side):
+            rows, columns, _ = reduced_shape(width, height, reduced)
+            if _decode_turbo(data, image, allocate(rows * columns * 3), (rows, columns)):
+                return Decoded(width, height, _orientation(image), TURBO, reduced)
+        orientation = _orientation(image)
+        _decode_pillow(image, allocate(width * height * 3))
+        return Decoded(width, height, orientation, PILLOW)
 
 
-def _reduced(image: Image.Image, cover: int) -> int:
-    return next((by for by in (8, 4, 2) if cover and min(image.size) // by >= cover), 1)
+def _reductions(image: Image.Image, keep_side: int) -> list[int]:
+    """Return the reductions to try with libjpeg-turbo: the largest allowed one, then none."""
+    for reduced in REDUCTIONS:
+        if keep_side and min(image.size) // reduced >= keep_side:
+            return [reduced, 1]
+    return [1]
 
 
 @contextlib.contextmanager
-def _named_refusals(data: bytes) -> Iterator[None]:
-    """Whatever a decoder raises, as a DecodeError with a short, stable code."""
+def _only_decode_errors(data: bytes) -> Iterator[None]:
+    """Turn everything that a decoder raises into a DecodeError with a short, stable code."""
     try:
         yield
     except DecodeError:
@@ -141,17 +186,16 @@ def _named_refusals(data: bytes) -> Iterator[None]:
         raise DecodeError("too_many_pixels", str(error)) from error
     except MemoryError as error:
         raise DecodeError(
-            "out_of_memory", "the picture needs more memory than its size accounts for"
+            "out_of_memory", "the image needs more memory than its size accounts for"
         ) from error
     except Exception as error:  # a decoder may raise anything: struct.error, KeyError, SyntaxError, ...
-        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
-        raise DecodeError(
-            "truncated" if truncated else "corrupt", f"{type(error).__name__}: {error}"
-        ) from error
+        is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        code = "truncated" if is_cut else "corrupt"
+        raise DecodeError(code, f"{type(error).__name__}: {error}") from error
 
 
 def _judge(image: Image.Image, limits: Limits) -> None:
-    """The header alone: size and mode."""
+    """Refuse an image by its header alone: size and mode."""
     width, height = image.size
     if width * height > limits.max_pixels:
         raise DecodeError("too_many_pixels", f"{width}x{height}, the limit is {limits.max_pixels} pixels")
@@ -167,40 +211,48 @@ def _judge(image: Image.Image, limits: Limits) -> None:
         )
 
 
-def _turbo(data: bytes, image: Image.Image, target: memoryview, size: tuple[int, int]) -> bool:
-    """libjpeg-turbo straight into the target, at a size (rows, columns) that is a fraction of the picture's or its own; False
-    where it is not asked or refuses, which it does for any irregularity.
+def _decode_turbo(data: bytes, image: Image.Image, target: memoryview, size: tuple[int, int]) -> bool:
+    """Decode a JPEG with libjpeg-turbo, straight into memory.
 
-    Inverse DCT and upsampling are the ones that Pillow uses: the pixels are the same. CMYK is not asked: the conversion differs.
+    Inverse DCT and upsampling are those of Pillow, so the pixels are the same. CMYK is left to Pillow: its
+    conversion differs.
+
+    Args:
+        data: the encoded image.
+        image: the same image, opened by Pillow.
+        target: memory for the pixels.
+        size: (rows, columns) to decode at: the size of the image, or a fraction that libjpeg can decode at.
+
+    Returns:
+        Whether the pixels are there. libjpeg-turbo refuses every irregular file.
     """
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return False
     pixels = np.frombuffer(target, np.uint8).reshape(*size, 3)
-    smaller = {} if size == (image.height, image.width) else {"min_height": size[0], "min_width": size[1]}
+    options: dict[str, int] = {"fastdct": False, "fastupsample": False}
+    if size != (image.height, image.width):
+        options |= {"min_height": size[0], "min_width": size[1]}
     try:
-        found = simplejpeg.decode_jpeg(
-            data, "RGB", fastdct=False, fastupsample=False, buffer=pixels, **smaller
-        )
-        return found.shape == pixels.shape
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=pixels, **options).shape == pixels.shape
     except ValueError:
         return False
 
 
-def _pillow(image: Image.Image, target: memoryview) -> str:
+def _decode_pillow(image: Image.Image, target: memoryview) -> None:
+    """Decode an image with Pillow, and copy the pixels into memory strip by strip."""
     image.load()
     width, height = image.size
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        bottom = min(height, top + rows)
+    strip_rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, strip_rows):
+        bottom = min(height, top + strip_rows)
         strip = image if bottom - top == height else image.crop((0, top, width, bottom))
         target[top * width * 3 : bottom * width * 3] = _rgb(strip).tobytes()
-    return PILLOW
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -211,90 +263,136 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-# ---- the child ------------------------------------------------------------------------------------------------------------
+# ---- messages between parent and child ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Start:
-    """What the parent says once. memory: bytes that the child may allocate, its libraries and the shared memory not counted.
-    seconds: for one image; the parent enforces it, the child only if the parent is gone. parent: the process to die with, or 0."""
+    """Tell a new child everything that holds for all images.
 
-    max_pixels: int
-    max_side: int
-    memory: int
-    seconds: float
+    Attributes:
+        limits: bounds for the header of an image.
+        timeout_s: seconds for one image. The parent ends a late child; the child ends itself only if the
+            parent is gone.
+        memory_bytes: bytes that the child may allocate, its libraries and the shared memory not counted.
+        pixels_fd: descriptor of the shared memory.
+        pixels_bytes: bytes of the shared memory.
+        parent: id of the process to die with, or 0.
+    """
+
+    limits: Limits
+    timeout_s: float
+    memory_bytes: int
     pixels_fd: int
     pixels_bytes: int
     parent: int
-    cover: int = 0
+
+    def to_json(self) -> str:
+        """Return the child's first argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Start":
+        """Return what `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**fields | {"limits": Limits(*fields["limits"])})
+
+
+class Reply(NamedTuple):
+    """Answer a request. The fields of the pixels are those of Decoded.
+
+    Attributes:
+        kind: PIXELS, REFUSED or READY.
+        text: the decoder, or the error code and the detail, a line each.
+    """
+
+    kind: int
+    orientation: int = 1
+    reduced: int = 1
+    width: int = 0
+    height: int = 0
+    text: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Return the reply as it is sent."""
+        *numbers, text = self
+        encoded = text.encode(errors="replace")[:MAX_TEXT]
+        return REPLY.pack(*numbers, len(encoded)) + encoded
+
+
+# ---- the child ---------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     """Serve one image after the other until the parent closes the pipe."""
-    start = Start(**json.loads(sys.argv[1]))
+    start = Start.from_json(sys.argv[1])
     pixels = memoryview(mmap.mmap(start.pixels_fd, start.pixels_bytes))
     os.close(start.pixels_fd)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a worker for every core already
     _confine(start)
-    requests, replies = os.fdopen(0, "rb"), os.fdopen(1, "wb")
+    requests = os.fdopen(0, "rb")
+    replies = os.fdopen(1, "wb")
+    # The parent reads stderr only to tell why a start failed. From here on, complaints of libraries go
+    # nowhere.
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # what libraries complain about goes nowhere: the parent only reads why a start failed
+    os.dup2(null, 2)
     os.close(null)
-    _reply(replies, READY, text=DECODER)
-    limits = Limits(start.max_pixels, start.max_side, start.cover)
+    _send(replies, Reply(READY, text=DECODER))
     try:
         while header := requests.read(REQUEST.size):
-            signal.setitimer(signal.ITIMER_REAL, 2 * start.seconds + 5)  # kills: there is no handler
-            _serve(requests.read(*REQUEST.unpack(header)), limits, pixels, replies)
+            # The timer ends this process, because nothing handles its signal.
+            signal.setitimer(signal.ITIMER_REAL, 2 * start.timeout_s + 5)
+            _send(replies, _serve(requests.read(*REQUEST.unpack(header)), start.limits, pixels))
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except MemoryError:  # not in the picture but around it; the parent starts another child
-        _reply(replies, REFUSED, text="out_of_memory\nthere is no memory for the file")
+    except MemoryError:  # not inside `decode` but around it; the parent starts another child
+        _send(replies, Reply(REFUSED, text="out_of_memory\nthere is no memory for the file"))
 
 
-def _serve(data: bytes, limits: Limits, pixels: memoryview, replies: BinaryIO) -> None:
+def _serve(data: bytes, limits: Limits, pixels: memoryview) -> Reply:
     try:
-        width, height, orientation, decoder, reduced = decode(data, limits, lambda count: pixels[:count])
+        width, height, orientation, decoder, reduced = decode(data, limits, lambda size: pixels[:size])
     except DecodeError as error:
-        _reply(replies, REFUSED, text=f"{error.code}\n{error}")
-    else:
-        _reply(replies, PIXELS, orientation, reduced, width, height, decoder)
+        return Reply(REFUSED, text=f"{error.code}\n{error}")
+    return Reply(PIXELS, orientation, reduced, width, height, decoder)
 
 
-def _reply(
-    replies: BinaryIO,
-    kind: int,
-    orientation: int = 1,
-    reduced: int = 1,
-    width: int = 0,
-    height: int = 0,
-    text: str = "",
-) -> None:
-    said = text.encode(errors="replace")[:MAX_TEXT]
-    replies.write(REPLY.pack(kind, orientation, reduced, width, height, len(said)) + said)
+def _send(replies: BinaryIO, reply: Reply) -> None:
+    replies.write(reply.to_bytes())
     replies.flush()
 
 
 def _confine(start: Start) -> None:
-    """Memory, files and privileges; what a system does not have is left out, the parent's deadline stays."""
+    """Limit this process's memory, files and privileges, as far as the system can."""
     import resource
 
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 32, resource.RLIMIT_FSIZE: 1 << 20}
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
+        resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
+    }
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm") as file:
-            limits[resource.RLIMIT_AS] = int(file.read().split()[0]) * resource.getpagesize() + start.memory
+            used_pages = int(file.read().split()[0])
+        limits[resource.RLIMIT_AS] = used_pages * resource.getpagesize() + start.memory_bytes
     for name, value in limits.items():
         _, hard = resource.getrlimit(name)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
         resource.setrlimit(name, (value, value))
     if sys.platform.startswith("linux"):
-        import ctypes
+        _confine_linux(start.parent)
 
-        prctl = ctypes.CDLL(None).prctl
-        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        if start.parent:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != start.parent:  # it died before we asked
-                sys.exit(1)
+
+def _confine_linux(parent: int) -> None:
+    """Give up new privileges, and die with the process `parent` unless that is 0."""
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if parent:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent died before the call
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Encoded bytes -> checked pixels -> patches: the decode stage. Every refusal has a short, stable name.
+"""Turn encoded images into patches: the decode stage. Every refusal has a short, stable name.
 
-Images are untrusted: the header is judged before a pixel is decoded, and whatever a decoder raises becomes a row.
+Images are untrusted: the header is judged before a pixel is decoded, and whatever a decoder raises becomes a
+row.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from wordsworth.pipeline.images import codec as decoder
-from wordsworth.pipeline.images.codec import DecodeError, Limits, decode
-from wordsworth.pipeline.images.resize import window
-from wordsworth.pipeline.images.sandbox import Guard, GuardSettings, guard
+from wordsworth.pipeline.images import codec
+from wordsworth.pipeline.images.codec import DecodeError, decode
+from wordsworth.pipeline.images.limits import DecodeLimits
+from wordsworth.pipeline.images.resize import resize_and_crop
+from wordsworth.pipeline.images.sandbox import Sandbox, SandboxSettings, header_limits, process_sandbox
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.config import Preprocessing
 from wordsworth.vit_model.patches import patchify
@@ -24,17 +27,19 @@ __all__ = [
     "FAST_DECODER",
     "DecodeError",
     "DecodeSettings",
+    "crop_for_evaluation",
     "decode_stage",
     "decode_unit",
-    "fit",
     "open_image",
 ]
 
-# What decides the pixels, for fingerprints: the number goes up when `wordsworth.pipeline.images.resize_numba` gives others.
-DECODER = f"{decoder.DECODER}, loops 1"
-FAST_DECODER = f"{DECODER}, JPEG reduced"
+# Name all that decides the pixels, for a run's fingerprint. The number goes up when `images.resize_numba`
+# gives other pixels.
+DECODER = f"{codec.DECODER}, loops 1"
+FAST_DECODER = f"{DECODER}, JPEG reduced"  # with DecodeSettings.fast
+MAX_DETAIL = 500  # characters of the column `error_detail`
 Crop = Callable[[np.ndarray], np.ndarray]
-# EXIF 2.32, 4.6.4: which side of the scene the stored picture's first row and first column are.
+# By EXIF orientation, how an image as stored becomes upright (EXIF 2.32, 4.6.4).
 UPRIGHT: dict[int, Crop] = {
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
@@ -46,145 +51,209 @@ UPRIGHT: dict[int, Crop] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """image_size: (height, width) that the model takes. max_pixels, max_side: a larger picture is refused by its header.
-    timeout: seconds that decoding one image may take. fast: a large JPEG is decoded at a half, a quarter or an eighth of its
-    size, never smaller than what it is resized to; the pixels are then not quite timm's."""
+    """Tell the decode stage how to make patches.
+
+    Attributes:
+        preprocessing: how the model's images are cropped and resized.
+        image_size: (height, width) that the model takes, pixels.
+        patch_size: side of a patch, pixels.
+        limits: what one image may take.
+        fast: decode a large JPEG at a half, a quarter or an eighth of its size, but never smaller than what
+            the image is resized to. The pixels are then not quite timm's.
+    """
 
     preprocessing: Preprocessing
     image_size: tuple[int, int]
     patch_size: int
-    max_pixels: int = 100_000_000
-    max_side: int = 65_500
-    timeout: float = 30.0
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     fast: bool = False
 
     @property
-    def guard(self) -> GuardSettings:
-        cover = math.floor(max(self.image_size) / self.preprocessing.crop_pct) if self.fast else 0
-        return GuardSettings(self.max_pixels, self.max_side, self.timeout, cover=cover)
+    def sandbox_settings(self) -> SandboxSettings:
+        """Return the settings of the sandbox that decodes."""
+        keep_side = 0
+        if self.fast:
+            keep_side = math.floor(max(self.image_size) / self.preprocessing.crop_pct)
+        return SandboxSettings(limits=self.limits, keep_side=keep_side)
 
     @property
     def patches_shape(self) -> tuple[int, int]:
-        """(N, P*P*3) of one image."""
-        (height, width), side = self.image_size, self.patch_size
+        """Return (N, P*P*3) of one image."""
+        height, width = self.image_size
+        side = self.patch_size
         return (height // side) * (width // side), side * side * 3
 
 
 def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
-    """Ray Data's function: a unit of encoded images in, the same unit with patches out."""
+    """Decode a unit, as Ray Data calls it: a table of one unit in, a table of one unit out."""
     return decode_unit(Unit.from_arrow(table), settings).to_arrow()
 
 
 def decode_unit(
-    unit: Unit, settings: DecodeSettings, crop: Crop | None = None, child: Guard | None = None
+    unit: Unit, settings: DecodeSettings, crop: Crop | None = None, sandbox: Sandbox | None = None
 ) -> Unit:
-    """Encoded images in, patches out: uint8 [M, N, P*P*3] of the M samples that could be decoded; the others get an error.
+    """Decode a unit: its payload becomes the patches of the M samples that could be decoded.
 
-    crop: uint8 (h, w, 3) -> (H, W, 3); the evaluation crop `fit` unless training brings its own. child: where images are decoded;
-    this process's own unless a test brings another. Raises UserError if the child cannot be started.
+    The other samples get an error.
+
+    Args:
+        unit: encoded images; changed in place.
+        settings: how to make patches.
+        crop: uint8 (h, w, 3) -> uint8 (H, W, 3); None is the crop for evaluation.
+        sandbox: where images are decoded; None is the sandbox of this process.
+
+    Raises:
+        UserError: the sandbox cannot start its child.
     """
-    child = child or guard(settings.guard)
+    sandbox = sandbox or process_sandbox(settings.sandbox_settings)
     start = time.perf_counter()
-    samples = unit.samples.to_pydict()
-    count, side = len(samples["key"]), settings.patch_size
-    patches = np.empty((count, *settings.patches_shape), np.uint8)
-    widths, heights = [None] * count, [None] * count
-    filled = begin = 0
-
-    def take(pixels: np.ndarray, orientation: int, stored: tuple[int, int]) -> None:
-        """From the child's memory into the unit, in one go."""
-        exif = settings.preprocessing.exif
-        pixels, size = upright(pixels, orientation, exif), _turned(stored, orientation, exif)
-        widths[row], heights[row] = size
-        image = crop(pixels) if crop else fit(pixels, settings.preprocessing, settings.image_size, size)
-        patches[filled] = patchify(image, side)
-
-    for row in range(count):
-        if samples["error"][row] is not None:
+    sizes = unit.samples["size"].to_pylist()
+    errors = unit.samples["error"].to_pylist()
+    details = unit.samples["error_detail"].to_pylist()
+    images = _PatchedImages(len(errors), settings, crop)
+    begin = 0
+    for row, error in enumerate(errors):
+        if error is not None:
             continue
-        end = begin + samples["size"][row]
+        end = begin + sizes[row]
         try:
-            child.decode(unit.payload[begin:end], take)
-            filled += 1
-        except DecodeError as error:
-            samples["error"][row], samples["error_detail"][row] = error.code, str(error)[:500]
+            sandbox.decode(unit.payload[begin:end].data, partial(images.add, row))
+        except DecodeError as refusal:
+            errors[row] = refusal.code
+            details[row] = str(refusal)[:MAX_DETAIL]
         begin = end
-    unit.samples = _with_columns(unit.samples, samples, widths, heights)
-    unit.payload = patches[:filled]
+    unit.samples = _with_columns(unit.samples, errors, details, images)
+    unit.payload = images.patches[: images.num_good]
     unit.seconds["decode"] = time.perf_counter() - start
     return unit
 
 
-def _with_columns(table: pa.Table, samples: dict, widths: list, heights: list) -> pa.Table:
-    for name in ("error", "error_detail"):
-        table = table.set_column(
-            table.schema.get_field_index(name), name, pa.array(samples[name], pa.string())
-        )
-    return table.append_column("width", pa.array(widths, pa.int32())).append_column(
-        "height", pa.array(heights, pa.int32())
-    )
+class _PatchedImages:
+    """Collect the patches and the sizes of a unit's images.
+
+    Attributes:
+        patches: uint8 [rows of the unit, N, P*P*3]; the first `num_good` are filled.
+        widths, heights: pixels of each row's image when it is upright; None for a row without an image.
+    """
+
+    def __init__(self, num_rows: int, settings: DecodeSettings, crop: Crop | None):
+        self.settings = settings
+        self.crop = crop
+        self.num_good = 0
+        self.patches = np.empty((num_rows, *settings.patches_shape), np.uint8)
+        self.widths: list[int | None] = [None] * num_rows
+        self.heights: list[int | None] = [None] * num_rows
+
+    def add(self, row: int, pixels: np.ndarray, orientation: int, stored_size: tuple[int, int]) -> None:
+        """Crop an image and cut it into patches, straight from the sandbox's memory."""
+        settings = self.settings
+        exif = settings.preprocessing.exif
+        upright = turn_upright(pixels, orientation, exif)
+        size = _upright_size(stored_size, orientation, exif)
+        self.widths[row], self.heights[row] = size
+        if self.crop is None:
+            image = crop_for_evaluation(upright, settings.preprocessing, settings.image_size, size)
+        else:
+            image = self.crop(upright)
+        self.patches[self.num_good] = patchify(image, settings.patch_size)
+        self.num_good += 1
+
+
+def _with_columns(
+    samples: pa.Table, errors: list[str | None], details: list[str | None], images: _PatchedImages
+) -> pa.Table:
+    """Return the samples with new errors, and with the columns `width` and `height`."""
+    for name, values in (("error", errors), ("error_detail", details)):
+        column = pa.array(values, pa.string())
+        samples = samples.set_column(samples.schema.get_field_index(name), name, column)
+    samples = samples.append_column("width", pa.array(images.widths, pa.int32()))
+    return samples.append_column("height", pa.array(images.heights, pa.int32()))
 
 
 def open_image(data: bytes, settings: DecodeSettings) -> np.ndarray:
-    """Bytes -> uint8 (h, w, 3), upright if EXIF orientation is applied, decoded in this process: for images that are trusted.
+    """Decode an image in this process: for images that are trusted.
 
-    Raises DecodeError and nothing else.
+    Returns:
+        uint8 (h, w, 3), upright if the settings apply EXIF orientation.
+
+    Raises:
+        DecodeError: the image is refused. Nothing else is raised.
     """
     pixels = np.empty(0, np.uint8)
 
-    def room(count: int) -> memoryview:
+    def allocate(num_bytes: int) -> memoryview:
         nonlocal pixels
-        pixels = np.empty(count, np.uint8)
-        return memoryview(pixels)
+        pixels = np.empty(num_bytes, np.uint8)
+        return pixels.data
 
-    width, height, orientation, *_ = decode(data, Limits(settings.max_pixels, settings.max_side), room)
-    return upright(pixels.reshape(height, width, 3), orientation, settings.preprocessing.exif)
-
-
-def upright(pixels: np.ndarray, orientation: int, exif: str) -> np.ndarray:
-    """A view of the picture turned as EXIF orientation (1 to 8) says, unless `exif` is "ignore"."""
-    turn = UPRIGHT.get(orientation) if exif != "ignore" else None
-    return pixels if turn is None else turn(pixels)
+    decoded = decode(data, header_limits(settings.limits), allocate)
+    return turn_upright(pixels.reshape(decoded.shape), decoded.orientation, settings.preprocessing.exif)
 
 
-def _turned(size: tuple[int, int], orientation: int, exif: str) -> tuple[int, int]:
-    """The (width, height) of an upright picture."""
-    return size[::-1] if orientation >= 5 and exif != "ignore" else size
+def turn_upright(pixels: np.ndarray, orientation: int, exif: str) -> np.ndarray:
+    """Return a view of an image turned as its EXIF orientation (1 to 8) says, unless `exif` is "ignore"."""
+    if exif == "ignore" or orientation not in UPRIGHT:
+        return pixels
+    return UPRIGHT[orientation](pixels)
 
 
-def fit(
+def _upright_size(size: tuple[int, int], orientation: int, exif: str) -> tuple[int, int]:
+    """Return (width, height) of an image when it is upright. Orientations from 5 on exchange the sides."""
+    width, height = size
+    return (height, width) if orientation >= 5 and exif != "ignore" else (width, height)
+
+
+def crop_for_evaluation(
     image: np.ndarray,
     preprocessing: Preprocessing,
     image_size: tuple[int, int],
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Resize so that the crop covers `image_size` / crop_pct, crop the centre: uint8 (H, W, 3), as timm evaluates.
+    """Resize an image until the crop covers `image_size` / crop_pct, and crop the centre, as timm evaluates.
 
-    size: (width, height) that the picture has in its file, where `image` was decoded at a fraction of it.
+    Args:
+        image: uint8 (h, w, 3), or a Pillow image.
+        preprocessing: how to crop and resize.
+        image_size: (height, width) of the crop, pixels.
+        size: (width, height) of the image in its file, where `image` was decoded at a fraction of that; None
+            is the size of `image`.
+
+    Returns:
+        uint8 (H, W, 3).
     """
     pixels = np.asarray(image)
     height, width = image_size
-    resized = _resized(size or pixels.shape[1::-1], image_size, preprocessing)
+    if size is None:
+        size = (pixels.shape[1], pixels.shape[0])
+    resized = _resized(size, image_size, preprocessing)
     corner = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
-    return window(pixels, resized, corner, image_size, preprocessing.interpolation)
+    return resize_and_crop(pixels, resized, corner, image_size, preprocessing.interpolation)
 
 
 def _resized(
     source: tuple[int, int], image_size: tuple[int, int], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """(width, height) that covers image_size / crop_pct with the source's aspect ratio, or squashed: to the pixel as timm has it.
+    """Return (width, height) of a resized image, to the pixel as timm has it.
 
-    The tight side is the target itself: 427 * (235 / 427) is 234.99..., and a picture one pixel smaller is another crop.
+    The image covers image_size / crop_pct with its own aspect ratio, or is squashed to exactly that size. The
+    tight side is the target itself: 427 * (235 / 427) is 234.99..., and an image one pixel smaller is another
+    crop.
+
+    Args:
+        source: (width, height) of the image.
+        image_size: (height, width) of the crop.
+        preprocessing: crop_pct and crop_mode.
     """
-    (source_width, source_height), (height, width) = (
-        source,
-        (math.floor(side / preprocessing.crop_pct) for side in image_size),
-    )
+    source_width, source_height = source
+    height = math.floor(image_size[0] / preprocessing.crop_pct)
+    width = math.floor(image_size[1] / preprocessing.crop_pct)
     if preprocessing.crop_mode == "squash":
         return width, height
-    whole = math.floor if width == height else round  # torchvision's Resize; timm's own for other shapes
+    # Square sizes are torchvision's Resize, which rounds down; other sizes are timm's own transform, which
+    # rounds.
+    to_pixels = math.floor if width == height else round
     if source_width * height >= source_height * width:
-        return whole(source_width * height / source_height), height
-    return width, whole(source_height * width / source_width)
+        return to_pixels(source_width * height / source_height), height
+    return width, to_pixels(source_height * width / source_width)

@@ -1,4 +1,7 @@
-"""State what an image may cost before it is refused. Imports nothing heavy: the command line reads its defaults here."""
+"""Define what an image may cost before it is refused.
+
+This module imports nothing heavy, because the command line reads its defaults here.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +12,7 @@ class DecodeLimits:
 
     Attributes:
         max_bytes: bytes of the encoded image; a larger one is refused before it is read.
-        max_pixels: pixels by its header; a larger one is refused before it is decoded.
+        max_pixels: pixels by the image's header; an image with more is refused before it is decoded.
         max_side: pixels of the longer side, likewise.
         timeout_s: seconds that decoding may take.
     """

@@ -1,10 +1,11 @@
-"""Pillow's antialiased resampling of a region, straight from the decoder's memory: bit for bit, in a third of the time.
+"""Resize images as Pillow does, bit for bit, in a third of the time, straight from the decoder's memory.
 
-Every output pixel is a weighted sum of the input pixels under a filter that is stretched with the scale when it shrinks, and cut
-off at the picture's edge: one pass along the rows and one along the columns, with weights of 22 bits, rounded to uint8 in between.
-Pillow's C code takes a pixel at a time, in four bytes; here a tile of rows is turned first, so that 192 sums run side by side in
-the processor's vectors. Numba compiles the loops once a machine and keeps them; to load them takes a process 1.5 CPU-seconds, which
-is why `wordsworth.pipeline.images.resize` does without them at first.
+Every output pixel is a weighted sum of input pixels. The weights are a filter's, which is stretched with the
+scale when the image shrinks, and cut off at the edge of the image. One pass goes along the rows and one along
+the columns, with weights of 22 bits, and values are rounded to uint8 in between. Pillow's C code computes one
+pixel at a time, in four bytes. Here a tile of rows is transposed first, so that 192 sums run side by side in
+the processor's vectors. Numba compiles the loops once per machine and caches the
+code on disk. A process takes 1.5 CPU-seconds to load the code, so `images.resize` begins with Pillow.
 """
 
 import functools
@@ -14,11 +15,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-TILE = 64  # rows at a time: three colours of them are twelve vectors of 16 sums
-BITS = 22  # of a weight; 8 of a pixel, and 2 for the sum, make an int32
-HALF = np.int32(1 << (BITS - 1))
+TILE = 64  # rows computed at a time: with three colours, twelve vectors of 16 sums
+BITS = 22  # bits of a weight; with 8 bits of a pixel and 2 for the sum they fill an int32
+HALF = np.int32(1 << (BITS - 1))  # added before the shift, so that sums are rounded
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 def _box(x: np.ndarray) -> np.ndarray:
@@ -34,9 +35,11 @@ def _hamming(x: np.ndarray) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -0.5."""
+    """Return Keys' cubic with a = -0.5."""
     x = np.abs(x)
-    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+    inner = (1.5 * x - 2.5) * x * x + 1
+    outer = ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
 
 
 def _lanczos(x: np.ndarray) -> np.ndarray:
@@ -44,8 +47,16 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
 
 
 class Filter(NamedTuple):
+    """Hold a filter.
+
+    Attributes:
+        weight: the weight at a distance from the centre.
+        support: distance beyond which the weight is 0. One unit is a pixel of the input, or of the output if
+            that is coarser.
+    """
+
     weight: Callable[[np.ndarray], np.ndarray]
-    support: float  # beyond so many pixels of the coarser side the weight is 0
+    support: float
 
 
 FILTERS = {
@@ -58,16 +69,31 @@ FILTERS = {
 
 
 class Axis(NamedTuple):
-    """first, taps: int32 (n,), the input pixels of each output pixel. weights: int32 (n, most taps), whose rows sum to 2**BITS."""
+    """Say how each output pixel of one side is summed up.
+
+    Attributes:
+        first: int32 (n,), the first input pixel of each output pixel.
+        taps: int32 (n,), number of input pixels of each output pixel.
+        weights: int32 (n, largest number of taps); each row sums to 2**BITS.
+    """
 
     first: np.ndarray
     taps: np.ndarray
     weights: np.ndarray
 
 
-@functools.lru_cache(maxsize=256)  # pictures of one size come in rows; an entry has some kilobytes
+@functools.lru_cache(maxsize=256)  # images of one size often follow each other; an entry has some kilobytes
 def axis(size: int, begin: float, scale: float, first_out: int, count: int, method: str) -> Axis:
-    """How `count` output pixels from `first_out` on draw on the `size` of a side; each is `scale` long, the 0th at `begin`."""
+    """Return how the output pixels of one side are summed up.
+
+    Args:
+        size: input pixels of the side.
+        begin: where output pixel 0 begins, in input pixels.
+        scale: length of an output pixel, in input pixels.
+        first_out: the first output pixel that is wanted.
+        count: number of output pixels that are wanted.
+        method: a key of FILTERS.
+    """
     stretch = max(scale, 1.0)
     support = FILTERS[method].support * stretch
     centres = begin + (np.arange(first_out, first_out + count) + 0.5) * scale
@@ -83,32 +109,53 @@ def axis(size: int, begin: float, scale: float, first_out: int, count: int, meth
     )
 
 
-def window(
+def resize_and_crop(
     pixels: np.ndarray, resized: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], method: str
 ) -> np.ndarray:
-    """As `wordsworth.pipeline.images.resize.window`. method: a key of FILTERS."""
-    (height, width), (rows, columns) = pixels.shape[:2], size
+    """Return a rectangle of the resized image: `images.resize.resize_and_crop` for the keys of FILTERS."""
+    height, width = pixels.shape[:2]
+    rows, columns = size
     across = axis(width, 0.0, width / resized[0], corner[0], columns, method)
     down = axis(height, 0.0, height / resized[1], corner[1], rows, method)
     return _resample(pixels, across, down, resized)
 
 
-def region(pixels: np.ndarray, box: Box, size: tuple[int, int], method: str = "bicubic") -> np.ndarray:
-    """The region `box` (left, top, right, bottom in pixels) of uint8 (h, w, 3), resized: uint8 (height, width, 3).
+def resize_region(pixels: np.ndarray, box: Box, size: tuple[int, int], method: str = "bicubic") -> np.ndarray:
+    """Return a region of the image, resized.
 
-    size: (height, width). method: a key of FILTERS, or "nearest".
+    Args:
+        pixels: uint8 (h, w, 3).
+        box: the region.
+        size: (height, width) to resize to.
+        method: a key of FILTERS, or "nearest".
+
+    Returns:
+        uint8 (height, width, 3).
     """
-    (height, width), (rows, columns), (left, top, right, bottom) = pixels.shape[:2], size, box
+    height, width = pixels.shape[:2]
+    rows, columns = size
+    left, top, right, bottom = box
     if method == "nearest":
         return pixels[_nearest(height, top, bottom, rows)][:, _nearest(width, left, right, columns)]
-    to_x, to_y = (right - left) / columns, (bottom - top) / rows
-    across, down = axis(width, left, to_x, 0, columns, method), axis(height, top, to_y, 0, rows, method)
+    to_x = (right - left) / columns
+    to_y = (bottom - top) / rows
+    across = axis(width, left, to_x, 0, columns, method)
+    down = axis(height, top, to_y, 0, rows, method)
     return _resample(pixels, across, down, (round(width / to_x), round(height / to_y)))
 
 
 def _resample(pixels: np.ndarray, across: Axis, down: Axis, resized: tuple[int, int]) -> np.ndarray:
-    """Both passes. resized: (width, height) of the whole picture at this scale."""
-    pixels, rows, columns = np.ascontiguousarray(pixels), len(down.first), len(across.first)
+    """Return the pixels after both passes.
+
+    Args:
+        pixels: uint8 (h, w, 3).
+        across: the sums along the rows.
+        down: the sums along the columns.
+        resized: (width, height) of the whole image at this scale.
+    """
+    pixels = np.ascontiguousarray(pixels)
+    rows = len(down.first)
+    columns = len(across.first)
     out = np.empty((rows, columns, 3), np.uint8)
     if _columns_first(pixels.shape[1], pixels.shape[0], *resized):
         begin, end = _reach(across)
@@ -124,41 +171,48 @@ def _resample(pixels: np.ndarray, across: Axis, down: Axis, resized: tuple[int, 
 
 
 def _nearest(size: int, begin: float, end: float, count: int) -> np.ndarray:
+    """Return the input pixel of each output pixel of one side."""
     step = (end - begin) / count
-    places = np.add.accumulate(
-        np.r_[begin + step * 0.5, np.full(count - 1, step)]
-    )  # Pillow adds up, and so rounds
+    # Pillow adds the steps up one by one, with the rounding errors of this.
+    places = np.add.accumulate(np.r_[begin + step * 0.5, np.full(count - 1, step)])
     return np.minimum(places.astype(np.int64), size - 1)
 
 
 def _columns_first(width: int, height: int, to_width: int, to_height: int) -> bool:
-    """Whether Pillow shrinks the height of a whole picture first (found by trying): rounding in between depends on it."""
+    """Return whether Pillow shrinks the height of a whole image first, and rounds in between.
+
+    The rule was found by trying.
+    """
     return height > to_height and height - to_height > 2 * (width - to_width)
 
 
 def _reach(along: Axis) -> tuple[int, int]:
+    """Return the first input pixel that is needed, and the one behind the last."""
     return int(along.first[0]), int((along.first + along.taps).max())
 
 
 _options = {"error_model": "numpy", "nogil": True, "cache": True}
-_picture, _line, _table = numba.uint8[:, :, ::1], numba.int32[::1], numba.int32[:, ::1]
+_image = numba.uint8[:, :, ::1]
+_line = numba.int32[::1]
+_table = numba.int32[:, ::1]
 _read_only = numba.types.Array(numba.uint8, 3, "C", readonly=True)
-_pass = numba.njit([(_read_only, numba.int64, numba.int64, _line, _line, _table, _picture)], **_options)
+_pass = numba.njit([(_read_only, numba.int64, numba.int64, _line, _line, _table, _image)], **_options)
 _part = numba.njit(**_options)
 
 
 @_part
-def _swap(a, b, shift, mask):
-    """Exchange the bytes of `a` that are `shift` bits above those of `b` in the mask."""
+def _swap(a: np.uint64, b: np.uint64, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
+    """Exchange the masked bytes of `b` with the bytes of `a` that are `shift` bits higher."""
     other = ((a >> shift) ^ b) & mask
     return a ^ (other << shift), b ^ other
 
 
 @_part
-def _turn(source, top, left, rows, columns, target):
-    """target[x, y] = source[top + y, left + x], both uint8; rows beyond `rows` repeat the last.
+def _transpose(source: np.ndarray, top: int, left: int, rows: int, columns: int, target: np.ndarray) -> None:
+    """Set target[x, y] to source[top + y, left + x], both uint8. Rows beyond `rows` repeat the last one.
 
-    Eight by eight bytes are turned in eight words: three times, halves of them change places (Hacker's Delight, 7-3).
+    Eight by eight bytes are transposed in eight words: halves of the words change places three times
+    (Hacker's Delight, 7-3).
     """
     four, two, one = np.uint64(0xFFFFFFFF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00FF00FF00FF00FF)
     b4, b2, b1 = np.uint64(32), np.uint64(16), np.uint64(8)
@@ -190,8 +244,19 @@ def _turn(source, top, left, rows, columns, target):
 
 
 @_pass
-def _rows(source, skip, origin, first, taps, weights, out):
-    """Along the rows, of which `skip` are left out; `origin`: the first column of `source`, as `first` counts columns."""
+def _rows(  # noqa: PLR0913 - a compiled loop takes plain arrays and numbers
+    source: np.ndarray,
+    skip: int,
+    origin: int,
+    first: np.ndarray,
+    taps: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Sum up along the rows.
+
+    `skip` rows of `source` are left out. `origin` is the first column of `source`, as `first` counts columns.
+    """
     height, width = out.shape[0], out.shape[1]
     begin = 3 * (first[0] - origin)
     length = 3 * (first[width - 1] + taps[width - 1] - origin) - begin
@@ -203,7 +268,7 @@ def _rows(source, skip, origin, first, taps, weights, out):
     sums = np.empty(3 * TILE, np.int32)
     for top in range(0, height, TILE):
         count = min(TILE, height - top)
-        _turn(lines, skip + top, begin, count, length, tile)
+        _transpose(lines, skip + top, begin, count, length, tile)
         for x in range(width):
             at = (3 * (first[x] - origin) - begin) * TILE
             sums[:] = HALF
@@ -215,14 +280,25 @@ def _rows(source, skip, origin, first, taps, weights, out):
             put = result[3 * TILE * x : 3 * TILE * (x + 1)]
             for n in range(3 * TILE):
                 put[n] = np.uint8(min(max(sums[n] >> BITS, 0), 255))
-        _turn(done, 0, 0, done.shape[0], TILE, back)
+        _transpose(done, 0, 0, done.shape[0], TILE, back)
         for y in range(count):
             target[top + y] = back[y, : 3 * width]
 
 
 @_pass
-def _columns(source, skip, origin, first, taps, weights, out):
-    """Along the columns, of which `skip` are left out; `origin`: the first row of `source`, as `first` counts rows."""
+def _columns(  # noqa: PLR0913 - a compiled loop takes plain arrays and numbers
+    source: np.ndarray,
+    skip: int,
+    origin: int,
+    first: np.ndarray,
+    taps: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Sum up along the columns.
+
+    `skip` columns of `source` are left out. `origin` is the first row of `source`, as `first` counts rows.
+    """
     height, length = out.shape[0], 3 * out.shape[1]
     sums = np.empty(length, np.int32)
     for y in range(height):

@@ -1,108 +1,131 @@
-"""Decoding where a crash, a hang or a flood of memory costs one image: in a child process that is killed and started again.
+"""Decode images where a crash, a hang or a flood of memory costs one image.
 
-The child is `wordsworth.pipeline.images.codec`, run by a fresh interpreter without this process's environment, descriptors
-or memory: it knows no
-credentials and imports neither Ray nor torch. Bytes go in through a pipe, pixels come back through shared memory; `decoder.py` says
-how. The child contains accidents. It is no boundary against an attacker who runs code in it: for that, take network and rights from
-the whole worker.
+Images are decoded in a child process, which is ended and started again when it misbehaves. The sandbox
+contains accidents. It is no boundary against an attacker who runs code in the child: for that, take network
+and rights from the whole worker.
 """
 
 import atexit
 import contextlib
 import fcntl
-import json
 import math
 import mmap
 import os
-import select
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import PIL
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.images import codec as decoder
-from wordsworth.pipeline.images.codec import MAX_TEXT, PIXELS, READY, REFUSED, REPLY, REQUEST, DecodeError
+from wordsworth.pipeline.images import codec
+from wordsworth.pipeline.images.codec import PIXELS, REFUSED, DecodeError, Limits, Reply, Start
+from wordsworth.pipeline.images.decoder_process import (
+    DecoderProcess,
+    ProcessEnded,
+    ReplyLate,
+    StartFailed,
+)
+from wordsworth.pipeline.images.limits import DecodeLimits
 
 MiB = 1 << 20
-# A pixel takes at most 8 bytes where a decoder holds it twice, 6 as coefficients of a progressive JPEG; the base is for the file.
-BYTES_PER_PIXEL, BASE_BYTES = 16, 1024 * MiB
-STARTS = 3  # in a row, before the machine is to blame
-START_SECONDS = 60
-KEEP_BYTES = 32 * MiB  # shared memory that stays allocated between pictures
-PIPE_BYTES = MiB
-# Where an interpreter finds its shared libraries; nothing else of the environment reaches the child.
-PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-FIXED = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-BOOT = "import runpy, sys; sys.path += sys.argv[3:]; runpy.run_path(sys.argv[2], run_name='__main__')"
+# Bytes of the child's memory per pixel: 8 where a decoder holds an image twice, 6 as coefficients of a
+# progressive JPEG.
+BYTES_PER_PIXEL = 16
+BASE_BYTES = 1024 * MiB  # of the child's memory, for the encoded image
+STARTS = 3  # attempts to start a child, before the machine is to blame
+KEEP_BYTES = 32 * MiB  # of shared memory that stay allocated between two images
 
-Take = Callable[[np.ndarray, int, tuple[int, int]], Any]
+# Gets the pixels as stored, uint8 (height, width, 3), the EXIF orientation (1 to 8) and the (width, height)
+# in the file. The pixels stand in shared memory, which the next image overwrites: keep no view of them.
+OnPixels = Callable[[np.ndarray, int, tuple[int, int]], Any]
 
 
-class _Gone(Exception):
-    """The child closed its end."""
+@dataclass(frozen=True, kw_only=True)
+class SandboxSettings:
+    """Tell a sandbox how to decode.
 
+    Attributes:
+        limits: what one image may take.
+        keep_side: as in `codec.Limits`.
+        script: the program of the child.
+        memory_bytes: bytes that the child may allocate; None: what `limits.max_pixels` can need.
+    """
 
-class _Late(Exception):
-    """The child did not answer in time."""
-
-
-@dataclass(frozen=True)
-class GuardSettings:
-    """max_pixels, max_side, cover: as in `decoder.Limits`. timeout: seconds for one image. script: the program of the child."""
-
-    max_pixels: int
-    max_side: int
-    timeout: float
-    script: Path = Path(decoder.__file__)
-    cover: int = 0
-    memory: int | None = None  # bytes that the child may allocate; None: what `max_pixels` can need
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    keep_side: int = 0
+    script: Path = Path(codec.__file__)
+    memory_bytes: int | None = None
 
     @property
-    def child_memory(self) -> int:
-        return self.memory or BASE_BYTES + BYTES_PER_PIXEL * self.max_pixels
+    def child_memory_bytes(self) -> int:
+        """Return the bytes that the child may allocate."""
+        return self.memory_bytes or BASE_BYTES + BYTES_PER_PIXEL * self.limits.max_pixels
+
+    def start_message(self, pixels_fd: int, pixels_bytes: int) -> Start:
+        """Return what a new child is told."""
+        # Linux ends the child with the thread that started it: only the main thread lives as long as the
+        # process.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        return Start(
+            limits=header_limits(self.limits, self.keep_side),
+            timeout_s=self.limits.timeout_s,
+            memory_bytes=self.child_memory_bytes,
+            pixels_fd=pixels_fd,
+            pixels_bytes=pixels_bytes,
+            parent=os.getpid() if in_main_thread else 0,
+        )
 
 
-class Guard:
-    """A decoder in a child process. One image at a time; threads take turns."""
+def header_limits(limits: DecodeLimits, keep_side: int = 0) -> Limits:
+    """Return the part of the limits that an image's header is judged by."""
+    return Limits(limits.max_pixels, limits.max_side, keep_side)
 
-    def __init__(self, settings: GuardSettings):
+
+def copy_pixels(pixels: np.ndarray, orientation: int, size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Return a copy of the pixels, and the orientation."""
+    return pixels.copy(), orientation
+
+
+class Sandbox:
+    """Hold a decoder in a child process. One image at a time; threads take turns.
+
+    Attributes:
+        settings: how to decode.
+        owner: id of the process that made the sandbox.
+        restarts: children that were started.
+    """
+
+    def __init__(self, settings: SandboxSettings):
         self.settings = settings
         self.owner = os.getpid()
         self.restarts = 0
         self._lock = threading.Lock()
-        self._child: subprocess.Popen | None = None
-        self._fd, self._pixels = _shared_memory(3 * settings.max_pixels)
+        self._process: DecoderProcess | None = None
+        self._pixels_fd, self._pixels = _shared_memory(3 * settings.limits.max_pixels)
 
-    def decode(
-        self, data: bytes, take: Take = lambda pixels, orientation, _: (pixels.copy(), orientation)
-    ) -> Any:
-        """What `take` makes of the picture as stored, uint8 (height, width, 3), its EXIF orientation (1 to 8) and the (width,
-        height) that it has in the file: a copy of the former two unless told. The pixels stand in shared memory, which the next
-        picture is written over: `take` keeps no view of them.
+    def decode(self, data: bytes | memoryview, on_pixels: OnPixels = copy_pixels) -> Any:
+        """Decode an image, and return what `on_pixels` returns.
 
-        Raises DecodeError: what `decoder.decode` raises, `decoder_crashed` or `decoder_timeout`; and UserError if no child can be
-        started.
+        Raises:
+            DecodeError: an error of `codec.decode`, or `decoder_crashed`, or `decoder_timeout`.
+            UserError: no child can be started.
         """
         with self._lock:
             try:
-                return self._decode(data, take)
-            except _Gone as gone:
-                if str(gone) != "SIGKILL":
-                    raise DecodeError("decoder_crashed", f"the decoder ended with {gone}") from gone
-            try:  # no picture does that: the kernel did, for want of memory, or a person; once may be an accident
-                return self._decode(data, take)
-            except _Gone as gone:
-                raise DecodeError("decoder_crashed", f"the decoder ended with {gone}, twice") from gone
+                return self._decode(data, on_pixels)
+            except ProcessEnded as ended:
+                if str(ended) != "SIGKILL":
+                    raise DecodeError("decoder_crashed", f"the decoder ended with {ended}") from ended
+            # No image sends SIGKILL: the kernel did, because memory was short, or a person did. Once may be
+            # an accident.
+            try:
+                return self._decode(data, on_pixels)
+            except ProcessEnded as ended:
+                raise DecodeError("decoder_crashed", f"the decoder ended with {ended}, twice") from ended
 
     def close(self) -> None:
         """End the child and give the shared memory back."""
@@ -110,245 +133,133 @@ class Guard:
             self._stop()
             with contextlib.suppress(BufferError):
                 self._pixels.close()
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            if self._pixels_fd >= 0:
+                os.close(self._pixels_fd)
+                self._pixels_fd = -1
 
     @property
     def pid(self) -> int | None:
-        """The child, if one runs."""
-        return self._child.pid if self._child else None
+        """Return the id of the child, or None if there is none."""
+        return self._process.pid if self._process else None
 
-    # ---- one image --------------------------------------------------------------------------------------------------------
-
-    def _decode(self, data: bytes, take: Take) -> Any:
-        if (
-            self._child is None or self._child.poll() is not None
-        ):  # it may have died between two images, which is no image's fault
-            self._stop()
-            self._start()
-        try:
-            kind, orientation, reduced, width, height, text = self._ask(data)
-        except _Gone:
-            raise _Gone(self._ending()) from None
-        except _Late:
-            self._stop()
-            raise DecodeError(
-                "decoder_timeout", f"no pixels after {self.settings.timeout:g} seconds"
-            ) from None
-        if kind == REFUSED:
-            code, _, detail = text.partition("\n")
-            if code == "out_of_memory":
-                self._stop()  # what is left of its memory may be in pieces
-            raise DecodeError(code, detail)
-        shape = decoder.shape(width, height, reduced or 1)
-        count = math.prod(shape)
-        if kind != PIXELS or not 0 < count <= len(self._pixels):
+    def _decode(self, data: bytes | memoryview, on_pixels: OnPixels) -> Any:
+        reply = self._ask(data)
+        shape = codec.reduced_shape(reply.width, reply.height, reply.reduced or 1)
+        num_bytes = math.prod(shape)
+        if reply.kind != PIXELS or not 0 < num_bytes <= len(self._pixels):
             self._stop()
             raise DecodeError("decoder_crashed", "the decoder answered nonsense")
+        pixels = np.frombuffer(self._pixels, np.uint8, num_bytes).reshape(shape)
         try:
-            return take(
-                np.frombuffer(self._pixels, np.uint8, count).reshape(shape), orientation, (width, height)
-            )
+            return on_pixels(pixels, reply.orientation, (reply.width, reply.height))
         finally:
-            if count > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
+            if num_bytes > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
                 self._pixels.madvise(mmap.MADV_REMOVE, KEEP_BYTES)
 
-    def _ask(self, data: bytes) -> tuple[int, int, int, int, int, str]:
-        """Send an image and wait for the reply. The child may refuse to read on, or hang before it has read everything."""
-        deadline = time.monotonic() + self.settings.timeout
-        poll = select.poll()
-        poll.register(self._child.stdout, select.POLLIN)
-        poll.register(self._child.stdin, select.POLLOUT)
-        unsent = _send(self._child.stdin.fileno(), [REQUEST.pack(len(data)), memoryview(data)])
-        while unsent:
-            if self._child.stdout.fileno() in dict(
-                _wait(poll, deadline)
-            ):  # a reply or the end before everything was read
-                break
-            unsent = _send(self._child.stdin.fileno(), unsent)
-        return self._receive(deadline)
+    def _ask(self, data: bytes | memoryview) -> Reply:
+        """Return the child's reply.
 
-    def _receive(self, deadline: float) -> tuple[int, int, int, int, int, str]:
-        """One reply: kind, orientation, reduced, width, height, text; of the kind -1 where the child does not keep to the
-        protocol."""
-        file = self._child.stdout
-        poll = select.poll()
-        poll.register(file, select.POLLIN)
-        said, needed, numbers = b"", REPLY.size, []
-        while len(said) < needed:
-            _wait(poll, deadline)
-            more = os.read(file.fileno(), REPLY.size + MAX_TEXT)
-            if not more:
-                raise _Gone
-            said += more
-            if len(said) >= REPLY.size:
-                *numbers, length = REPLY.unpack_from(said)
-                needed = REPLY.size + length
-                if length > MAX_TEXT or not 1 <= numbers[1] <= 8:
-                    return -1, 1, 1, 0, 0, ""
-        return (
-            (*numbers, said[REPLY.size :].decode(errors="replace"))
-            if len(said) == needed
-            else (-1, 1, 1, 0, 0, "")
-        )
+        Raises:
+            ProcessEnded: the child ended; the message tells how.
+            DecodeError: the child refused the image, or is late.
+        """
+        process = self._running_process()
+        try:
+            reply = process.ask(data)
+        except ProcessEnded:
+            ending = process.ending()
+            self._stop()
+            raise ProcessEnded(ending) from None
+        except ReplyLate:
+            self._stop()
+            timeout_s = self.settings.limits.timeout_s
+            raise DecodeError("decoder_timeout", f"no pixels after {timeout_s:g} seconds") from None
+        if reply.kind == REFUSED:
+            code, _, detail = reply.text.partition("\n")
+            if code == "out_of_memory":
+                self._stop()  # what is left of the child's memory may be in pieces
+            raise DecodeError(code, detail)
+        return reply
 
-    # ---- the child --------------------------------------------------------------------------------------------------------
+    def _running_process(self) -> DecoderProcess:
+        # A child may have died between two images, which is no image's fault.
+        if self._process is None or not self._process.is_running():
+            self._stop()
+            self._process = self._start()
+        return self._process
 
-    def _start(self) -> None:
+    def _start(self) -> DecoderProcess:
+        reason = ""
         for _ in range(STARTS):
-            with tempfile.TemporaryFile() as complaints:
-                self._child = self._spawn(complaints)
-                try:
-                    if self._receive(time.monotonic() + START_SECONDS)[0] == READY:
-                        os.set_blocking(self._child.stdin.fileno(), False)
-                        self.restarts += 1
-                        return
-                    reason = "it answered nonsense"
-                except _Late:
-                    reason = f"no answer after {START_SECONDS} seconds"
-                except _Gone:
-                    reason = _last_line(complaints) or f"it ended with {self._ending()}"
-                self._stop()
+            start = self.settings.start_message(self._pixels_fd, len(self._pixels))
+            try:
+                process = DecoderProcess(self.settings.script, start)
+            except StartFailed as failure:
+                reason = str(failure)
+                continue
+            self.restarts += 1
+            return process
         raise UserError(f"the process that decodes images does not start ({STARTS} attempts): {reason}")
 
-    def _spawn(self, complaints: BinaryIO) -> subprocess.Popen:
-        settings = self.settings
-        # The kernel's signal follows the thread that started the child: only the main one lives as long as the process.
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        start = decoder.Start(
-            max_pixels=settings.max_pixels,
-            max_side=settings.max_side,
-            memory=settings.child_memory,
-            seconds=settings.timeout,
-            pixels_fd=self._fd,
-            pixels_bytes=len(self._pixels),
-            parent=parent,
-            cover=settings.cover,
-        )
-        command = [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            BOOT,
-            json.dumps(vars(start)),
-            str(settings.script),
-            *_libraries(),
-        ]
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            pass_fds=(self._fd,),
-            env=FIXED | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
-            cwd="/",
-            start_new_session=True,  # an interrupt at the keyboard is the parent's to handle
-            bufsize=0,
-        )
-        with contextlib.suppress(
-            AttributeError, OSError
-        ):  # a picture in one piece, where the system allows it
-            fcntl.fcntl(child.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        return child
-
     def _stop(self) -> None:
-        child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
-
-    def _ending(self) -> str:
-        """How the child ended: the name of its signal, or its exit code. It is over, or about to be."""
-        try:
-            code = self._child.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # it closed the pipe and goes on
-            code = None
-        self._stop()
-        if code is None:
-            return "a closed pipe"
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-        return f"exit code {code}"
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
 
 
-def _shared_memory(size: int) -> tuple[int, mmap.mmap]:
-    """A nameless file of `size` bytes, mapped. It takes no memory before it is written to, and nobody can change its length."""
+def _shared_memory(num_bytes: int) -> tuple[int, mmap.mmap]:
+    """Return a nameless file, mapped. It takes no memory before it is written to."""
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-        os.ftruncate(fd, size)
-        return fd, mmap.mmap(fd, size)
-    fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd, mmap.mmap(fd, size)
+            descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, num_bytes)
+        return descriptor, mmap.mmap(descriptor, num_bytes)
+    descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, num_bytes)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return descriptor, mmap.mmap(descriptor, num_bytes)
 
 
-def _libraries() -> list[str]:
-    """Where the child finds what it imports, and nothing else."""
-    modules = [PIL, np, decoder.simplejpeg]
-    return list(
-        dict.fromkeys(str(Path(module.__file__).resolve().parents[1]) for module in modules if module)
-    )
+# ---- the sandbox of this process ---------------------------------------------------------------------------
 
 
-def _wait(poll: select.poll, deadline: float) -> list[tuple[int, int]]:
-    left = deadline - time.monotonic()
-    if left <= 0 or not (ready := poll.poll(1000 * left)):
-        raise _Late
-    return ready
+class _ProcessSandbox:
+    """Keep one sandbox for this process: Ray uses a process for many tasks, and its child with it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sandbox: Sandbox | None = None
+
+    def get(self, settings: SandboxSettings) -> Sandbox:
+        """Return the sandbox with these settings; one with other settings is closed."""
+        with self._lock:
+            if self._sandbox is not None and self._sandbox.owner != os.getpid():
+                self._sandbox = (
+                    None  # a forked process has its parent's pipes, and must not talk to its parent's child
+                )
+            if self._sandbox is not None and self._sandbox.settings != settings:
+                self._sandbox.close()
+                self._sandbox = None
+            if self._sandbox is None:
+                self._sandbox = Sandbox(settings)
+            return self._sandbox
+
+    def close(self) -> None:
+        """End the child of this process, if there is one."""
+        if self._sandbox is not None and self._sandbox.owner == os.getpid():
+            self._sandbox.close()
+        self._sandbox = None
 
 
-def _send(file: int, parts: list) -> list:
-    """What is left of the parts after as much as the pipe takes. A closed pipe takes everything: the reply will say why."""
-    try:
-        sent = os.writev(file, parts)
-    except BlockingIOError:
-        return parts
-    except BrokenPipeError:
-        return []
-    left = []
-    for part in parts:
-        if sent < len(part):
-            left.append(memoryview(part)[sent:])
-        sent = max(0, sent - len(part))
-    return left
+_process_sandbox = _ProcessSandbox()
 
 
-def _last_line(complaints: BinaryIO) -> str:
-    complaints.seek(0)
-    lines = complaints.read(65536).decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
-
-
-# ---- one guard a process --------------------------------------------------------------------------------------------------
-
-_guard: Guard | None = None
-_turns = threading.Lock()
-
-
-def guard(settings: GuardSettings) -> Guard:
-    """This process's guard: Ray uses a process for many tasks, and its child with it. Other settings start another child."""
-    global _guard
-    with _turns:
-        if _guard is not None and _guard.owner != os.getpid():
-            _guard = None  # a fork has its parent's pipes, and its parent's child is not its own
-        if _guard is None or _guard.settings != settings:
-            if _guard is not None:
-                _guard.close()
-            _guard = Guard(settings)
-        return _guard
+def process_sandbox(settings: SandboxSettings) -> Sandbox:
+    """Return the sandbox of this process. Other settings start another child."""
+    return _process_sandbox.get(settings)
 
 
 @atexit.register
-def close() -> None:
-    """End this process's child, if there is one. Without this it would end too: its pipe closes."""
-    global _guard
-    if _guard is not None and _guard.owner == os.getpid():
-        _guard.close()
-    _guard = None
+def close_process_sandbox() -> None:
+    """End the child of this process, if there is one. Else it exits a little later, when its pipe closes."""
+    _process_sandbox.close()

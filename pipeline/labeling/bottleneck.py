@@ -1,75 +1,104 @@
-"""Which stage holds a run back, measured as it runs, and what to change."""
+"""Find the stage that holds a run back, while the run goes on, and say what to change."""
 
 import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
+from wordsworth.pipeline.output.records import Receipt, StageUse
 from wordsworth.pipeline.unit import STAGES
 
-BUSY = 0.85  # a model that works so much of the time is what holds the run back
-ENOUGH = 3  # units for each actor, before anything is said,
-LEAST = 20.0  # and seconds
+BUSY_SHARE = 0.85  # share of the time: a model that is busy for longer holds the run back
+MIN_UNITS_PER_ACTOR = 3  # units of each actor before anything is said
+MIN_SECONDS = 20.0  # seconds between the first and the last receipt before anything is said
+MIN_SHARE = (
+    0.01  # share of the time that the model is taken to be busy at least, where something is divided by it
+)
 
 
 @dataclass
-class Balance:
-    """Sums what receipts say of each stage's seconds, from the first receipt on: the start is no matter of balance.
+class BottleneckFinder:
+    """Sum the seconds of each stage over the receipts of a run, without the first, which takes the start.
 
-    actors: of the model. device: "cpu" or "cuda".
+    Attributes:
+        num_actors: model actors of the run.
+        device: "cpu" or "cuda".
+        clock: returns seconds.
+        num_units: receipts so far.
+        num_images: images of the receipts behind the first.
+        bytes_read: bytes of the source of the receipts behind the first.
+        stage_seconds: seconds of each stage over the receipts behind the first.
+        first_at: time of the first receipt.
+        last_at: time of the last receipt.
     """
 
-    actors: int
+    num_actors: int
     device: str
     clock: Callable[[], float] = time.monotonic
-    units: int = 0
-    seconds: Counter = field(default_factory=Counter)
-    bytes: int = 0
-    images: int = 0
-    began: float = 0.0
-    ended: float = 0.0
+    num_units: int = 0
+    num_images: int = 0
+    bytes_read: int = 0
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    first_at: float = 0.0
+    last_at: float = 0.0
 
-    def receipt(self, receipt: dict[str, Any]) -> None:
-        self.ended, self.units = self.clock(), self.units + 1
-        if self.units == 1:
-            self.began = self.ended
+    def add(self, receipt: Receipt) -> None:
+        """Count a receipt."""
+        self.num_units += 1
+        self.last_at = self.clock()
+        if self.num_units == 1:
+            self.first_at = self.last_at
             return
-        self.bytes += receipt["bytes_read"]
-        self.images += receipt["rows"]
-        self.seconds.update({stage: receipt[stage] or 0.0 for stage in STAGES})
+        self.num_images += receipt.rows
+        self.bytes_read += receipt.bytes_read
+        self.stage_seconds.update(receipt.seconds)
 
     @property
-    def rate(self) -> float | None:
-        """Images/s without the start; None for a single unit."""
-        return round(self.images / (self.ended - self.began), 1) if self.ended > self.began else None
+    def seconds(self) -> float:
+        """Return the seconds between the first and the last receipt."""
+        return self.last_at - self.first_at
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Return images/s from the first receipt on; None for a single unit."""
+        return round(self.num_images / self.seconds, 1) if self.seconds > 0 else None
 
     @property
     def busy(self) -> dict[str, float]:
-        """How many workers of each stage were busy on average; {} as long as that cannot be said."""
-        window = self.ended - self.began
-        if self.units <= ENOUGH * self.actors or window < LEAST:
+        """Return how many workers of each stage were busy on average; {} while it is too early to say."""
+        if self.num_units <= MIN_UNITS_PER_ACTOR * self.num_actors or self.seconds < MIN_SECONDS:
             return {}
-        return {stage: round(self.seconds[stage] / window, 2) for stage in STAGES}
+        return {stage: round(self.stage_seconds[stage] / self.seconds, 2) for stage in STAGES}
 
     @property
-    def share(self) -> float:
-        """Of the time that the model's actors were busy."""
-        return min(1.0, self.busy["predict"] / self.actors)
+    def model_share(self) -> float:
+        """Return the share of the time that the model's actors were busy."""
+        return min(1.0, self.busy["predict"] / self.num_actors)
 
     def advice(self) -> str | None:
-        """One line for a person: what holds the run back, and what would help."""
-        busy = self.busy
-        if not busy:
+        """Return a line that names the stage that holds the run back, and what would help; None at first."""
+        if not self.busy:
             return None
-        what = "GPU" if self.device == "cuda" else "actor"
-        actors = f"its {what}" if self.actors == 1 else f"its {self.actors} {what}s"
-        if self.share >= BUSY:
-            return f"the model, {actors} busy {self.share:.0%}: more {'GPUs' if self.device == 'cuda' else 'cores'} make it faster"
-        waiting = f"the model was busy {self.share:.0%}"
-        if busy["decode"] >= busy["read"]:
-            more = math.ceil(busy["decode"] * (1 / max(self.share, 0.01) - 1))
-            return f"decoding, {waiting}: {more} more cores to decode would keep it busy"
-        rate = f"the source gave {self.bytes / 1e6 / (self.ended - self.began):,.0f} MB/s"
-        return f"reading, {waiting}: {rate}; a nearer store or larger shards help, or more CPUs, for more readers"
+        if self.model_share >= BUSY_SHARE:
+            return self._more_for_the_model()
+        waiting = f"the model was busy {self.model_share:.0%}"
+        if self.busy["decode"] >= self.busy["read"]:
+            more_cores = math.ceil(self.busy["decode"] * (1 / max(self.model_share, MIN_SHARE) - 1))
+            return f"decoding, {waiting}: {more_cores} more cores to decode would keep it busy"
+        rate = f"the source gave {self.bytes_read / 1e6 / self.seconds:,.0f} MB/s"
+        help = "a nearer store or larger shards help, or more CPUs, for more readers"
+        return f"reading, {waiting}: {rate}; {help}"
+
+    def _more_for_the_model(self) -> str:
+        on_gpu = self.device == "cuda"
+        worker = "GPU" if on_gpu else "actor"
+        workers = f"its {worker}" if self.num_actors == 1 else f"its {self.num_actors} {worker}s"
+        wanted = "GPUs" if on_gpu else "cores"
+        return f"the model, {workers} busy {self.model_share:.0%}: more {wanted} make it faster"
+
+    def to_stage_use(self) -> StageUse:
+        """Return what the summary says of the stages."""
+        return StageUse(
+            steady_images_per_second=self.images_per_second, busy=self.busy, bottleneck=self.advice()
+        )

@@ -1,124 +1,181 @@
-"""What watches a run: receipts and the frozen listing drive the progress, and nothing else."""
+"""Follow a run: receipts and the frozen listing drive the display and the summary of a command."""
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling.bottleneck import Balance
-from wordsworth.pipeline.output.committed import Done
-from wordsworth.pipeline.output.frozen_listing import FrozenListing, shard_names, without
+from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
+from wordsworth.pipeline.output.committed import CommittedUnits
+from wordsworth.pipeline.output.frozen_listing import FrozenListing, drop_shards, shard_names
+from wordsworth.pipeline.output.records import GpuUse, LastCommand, Receipt
+from wordsworth.pipeline.unit import GpuCall
+
+REFRESH_S = 5.0  # seconds between two looks at a listing that goes on
+MAX_KINDS_NAMED = 5  # extensions of ignored files that a note names
 
 
 class Progress(Protocol):
-    """What watches a run. Receipts drive it and nothing else."""
+    """Show a person how a run goes."""
 
     def planned(
-        self, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool
-    ) -> None: ...
-    def listed(self, shards: int, bytes_total: int) -> None: ...
-    def note(self, message: str) -> None: ...
-    def receipt(self, receipt: dict[str, Any]) -> None: ...
+        self, *, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool
+    ) -> None:
+        """Begin: the size of the run as far as it is listed, and whether the listing is complete."""
+
+    def listed(self, *, shards: int, bytes_total: int) -> None:
+        """Show the size of the run after more shards were listed."""
+
+    def note(self, message: str) -> None:
+        """Show a line that the user should know."""
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Count a unit that is done, or one that the store did not give."""
 
 
 @dataclass
-class Totals:
-    """What the frozen pages say there is to do; looked at again while the listing goes on."""
+class ListingTotals:
+    """Add up the frozen pages of a run, again and again while the listing goes on.
+
+    Attributes:
+        frozen: the pages.
+        committed: the units that were committed when the command began.
+        shards: shards of the run, as far as they are listed.
+        shards_done: shards that were complete when the command began.
+        bytes_total: bytes of all shards.
+        bytes_done: bytes of the complete shards.
+    """
 
     frozen: FrozenListing
-    done: Done
-    counts: Counter = field(
-        default_factory=lambda: Counter(shards=0, shards_done=0, bytes_total=0, bytes_done=0)
-    )
-    pages: int = 0
-    looked: float = 0.0
+    committed: CommittedUnits
+    shards: int = 0
+    shards_done: int = 0
+    bytes_total: int = 0
+    bytes_done: int = 0
+    _num_pages: int = 0
+    _refreshed_at: float = 0.0
 
-    def look(self, every: float = 5.0) -> dict[str, int] | None:
-        """The counts, where there are new pages; None where there are none or it was looked at a moment ago."""
-        if time.monotonic() - self.looked < every:
-            return None
-        files, self.looked = self.frozen.files(), time.monotonic()
-        fresh, self.pages = files[self.pages :], len(files)
-        gone = self.frozen.replaced() if fresh else set()
-        for path in fresh:
-            self._add(without(self.frozen.read(path)[0], gone))
-        return dict(self.counts) if fresh else None
+    def refresh(self, every_s: float = REFRESH_S) -> bool:
+        """Add the pages that are new, and return whether there are any; at most once in `every_s` seconds."""
+        if time.monotonic() - self._refreshed_at < every_s:
+            return False
+        self._refreshed_at = time.monotonic()
+        files = self.frozen.files()
+        new_pages = files[self._num_pages :]
+        self._num_pages = len(files)
+        if not new_pages:
+            return False
+        replaced = self.frozen.replaced()
+        for path in new_pages:
+            self._add(drop_shards(self.frozen.read(path), replaced))
+        return True
 
     def _add(self, page: pa.Table) -> None:
-        complete, sizes = self.done.complete(shard_names(page)), page["size"].to_numpy()
-        self.counts.update(shards=len(sizes), shards_done=int(complete.sum()))
-        self.counts.update(bytes_total=int(sizes.sum()), bytes_done=int(sizes[complete].sum()))
+        complete = self.committed.complete(shard_names(page))
+        sizes = page["size"].to_numpy()
+        self.shards += len(sizes)
+        self.shards_done += int(complete.sum())
+        self.bytes_total += int(sizes.sum())
+        self.bytes_done += int(sizes[complete].sum())
 
 
 @dataclass
-class Watch:
-    """Counts receipts, and keeps those of shards that the store did not give."""
+class ReceiptCounter:
+    """Count the receipts of one command, and hand each to the display.
+
+    Attributes:
+        progress: the display.
+        bottleneck: gets every receipt too; None where nothing is left to do.
+        began: when the command began, by time.perf_counter.
+        num_images: images of all receipts.
+        num_twins: files that another job had written.
+        faults: receipts of units that could not be read.
+        gpus: names of GPUs with the names of their nodes.
+        gpu_modes: units by the mode in which a GPU predicted them.
+        gpu_batch_sizes: units by the images in one forward pass.
+        gpu_notes: why a mode or a batch size is not the fastest one.
+    """
 
     progress: Progress
+    bottleneck: BottleneckFinder | None = None
     began: float = field(default_factory=time.perf_counter)
-    balance: Balance | None = None
-    images: int = 0
-    twins: int = 0
-    faults: list[dict[str, Any]] = field(default_factory=list)
-    gpu_nodes: set[str] = field(default_factory=set)  # their GPUs' names with those of the nodes
-    modes: Counter = field(default_factory=Counter)  # units by how GPUs predicted them
-    batch_sizes: Counter = field(default_factory=Counter)
+    num_images: int = 0
+    num_twins: int = 0
+    faults: list[Receipt] = field(default_factory=list)
+    gpus: set[str] = field(default_factory=set)
+    gpu_modes: Counter[str] = field(default_factory=Counter)
+    gpu_batch_sizes: Counter[str] = field(default_factory=Counter)
     gpu_notes: list[str] = field(default_factory=list)
 
-    def receipt(self, receipt: dict[str, Any]) -> None:
-        self.images += receipt["rows"]
-        if receipt["prediction"]:
-            self._predicted(**json.loads(receipt["prediction"]))
-        self.faults += [receipt] if receipt["fault"] else []
+    def add(self, receipt: Receipt) -> None:
+        """Count a receipt."""
+        self.num_images += receipt.rows
+        if receipt.prediction:
+            self._add_gpu_call(GpuCall.from_json(receipt.prediction))
+        if receipt.fault:
+            self.faults.append(receipt)
         self.progress.receipt(receipt)
-        if self.balance:
-            self.balance.receipt(receipt)
-        self.twins += receipt["twin"]
-        if self.twins == 1 and receipt["twin"]:
+        if self.bottleneck:
+            self.bottleneck.add(receipt)
+        if receipt.twin:
+            self._add_twin()
+
+    def _add_twin(self) -> None:
+        self.num_twins += 1
+        if self.num_twins == 1:
             self.progress.note(
-                "another job is at work on this output: harmless, each unit stays once, but what both do is done twice over"
+                "another job is at work on this output: harmless, each unit stays once, but what both do is "
+                "done twice over"
             )
 
-    def _predicted(self, gpu: str, mode: str, batch_size: int, notes: list[str]) -> None:
-        self.gpu_nodes.add(gpu)
-        self.modes[mode] += 1
-        self.batch_sizes[str(batch_size)] += 1
-        for note in notes:
+    def _add_gpu_call(self, call: GpuCall) -> None:
+        self.gpus.add(call.gpu)
+        self.gpu_modes[call.mode] += 1
+        self.gpu_batch_sizes[str(call.batch_size)] += 1
+        for note in call.notes:
             if note not in self.gpu_notes:
                 self.gpu_notes.append(note)
                 self.progress.note(note)
 
-    def figures(self) -> dict[str, Any]:
-        """What this command did, for the summary. steady: without the start. busy: workers of each stage, on average. bottleneck:
-        for a person, or None. gpu: units by mode and by batch size, and why they are not others."""
-        seconds = time.perf_counter() - self.began
-        balance = {}
-        if one := self.balance:
-            balance = {"steady_images_per_second": one.rate, "busy": one.busy, "bottleneck": one.advice()}
-        rate = round(self.images / max(seconds, 1e-9), 1)
-        if self.gpu_nodes:
-            modes, sizes = dict(self.modes), dict(self.batch_sizes)
-            balance["gpu"] = {
-                "nodes": len(self.gpu_nodes),
-                "modes": modes,
-                "batch_sizes": sizes,
-                "notes": self.gpu_notes,
-            }
-        return {"images": self.images, "seconds": round(seconds, 2), "images_per_second": rate, **balance}
-
     def refuse_faults(self) -> None:
+        """Check that every shard was read to its end.
+
+        Raises:
+            UserError: the store did not give one.
+        """
         if self.faults:
+            first = self.faults[0]
             raise UserError(
-                f"{len(self.faults)} shards could not be read to their end, first {self.faults[0]['shard']}: "
-                f"{self.faults[0]['fault']}. What is done is kept: run the same command again"
+                f"{len(self.faults)} shards could not be read to their end, first {first.shard}: "
+                f"{first.fault}. What is done is kept: run the same command again"
             )
+
+    def to_last_command(self) -> LastCommand:
+        """Return what the summary says of this command."""
+        seconds = time.perf_counter() - self.began
+        return LastCommand(
+            images=self.num_images,
+            seconds=round(seconds, 2),
+            images_per_second=round(self.num_images / max(seconds, 1e-9), 1),
+            stages=self.bottleneck.to_stage_use() if self.bottleneck else None,
+            gpu=self._gpu_use() if self.gpus else None,
+        )
+
+    def _gpu_use(self) -> GpuUse:
+        return GpuUse(
+            nodes=len(self.gpus),
+            modes=dict(self.gpu_modes),
+            batch_sizes=dict(self.gpu_batch_sizes),
+            notes=self.gpu_notes,
+        )
 
 
 def note_ignored(frozen: FrozenListing, progress: Progress) -> None:
-    if ignored := frozen.ignored():
-        names = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5))
-        progress.note(f"ignored {sum(ignored.values())} files of other kinds: {names}")
+    """Tell the user how many files of the sources are neither shards nor images, if there are any."""
+    ignored = frozen.ignored()
+    if ignored:
+        kinds = ", ".join(f"{count} {name}" for name, count in ignored.most_common(MAX_KINDS_NAMED))
+        progress.note(f"ignored {ignored.total()} files of other kinds: {kinds}")

@@ -1,177 +1,254 @@
-"""--retry-errors: images that failed are fetched again by their place, and a unit's file is replaced whole, under its name.
+"""Try again the images that failed: `--retry-errors`. A unit's file is replaced as a whole, under its name.
 
-The same decode and predict stages run between `fetch_stage` and `merge_stage`; a unit here holds only the samples that failed.
+The chain of `dataset.label_failed` runs `fetch_failed` first and `replace_rows` last. Between the two, a unit
+holds only the samples that failed.
 """
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wordsworth.pipeline.labeling.unit_begin import unit_begin
+from wordsworth.pipeline.output.commit import count_errors, make_receipt, parquet_bytes, read_footer
 from wordsworth.pipeline.output.committed import UNIT_NAME, unit_file
 from wordsworth.pipeline.output.frozen_listing import FrozenListing
 from wordsworth.pipeline.output.prediction_rows import WriteSettings, prediction_table
-from wordsworth.pipeline.output.run_folder import FOOTER, RunFolder, parquet, read_footer, receipt_of
-from wordsworth.pipeline.sources.reader import ReadSettings, StoreFault, read_image, read_units
+from wordsworth.pipeline.output.records import FOOTER_KEY, Receipt
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.reader import read_image, read_units
+from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import LISTING, Shard
-from wordsworth.pipeline.storage.filesystem import open_filesystem, patiently, replace
+from wordsworth.pipeline.storage.atomic import overwrite
+from wordsworth.pipeline.storage.filesystem import open_filesystem
+from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.unit import SAMPLE, Unit
 
-LASTING = ("shard_truncated", "missing_image")  # reading the same bytes again cannot change these
-RETRY = pa.schema([*LISTING, ("file", pa.string())])
-PREDICTED = ("width", "height", "label_id", "label", "score", "topk", "embedding", "error", "error_detail")
+LASTING_ERRORS = ("shard_truncated", "missing_image")  # reading the same bytes again cannot end these
+FAILED_FILE = pa.schema([*LISTING, ("file", pa.string())])  # a shard, and the name of one of its files
+PREDICTED_COLUMNS = (  # the columns of a row that another try replaces
+    "width",
+    "height",
+    "label_id",
+    "label",
+    "score",
+    "topk",
+    "embedding",
+    "error",
+    "error_detail",
+)
 
 
 def failed_units(run: RunFolder, frozen: FrozenListing) -> Iterator[pa.Table]:
-    """One row for each file with errors that another try might end: its shard and its name. Reads the manifest."""
+    """Yield a row of FAILED_FILE for each file with errors that another try may end. Reads the manifest."""
     with run.fs.open(run.path("_run", "manifest.parquet"), "rb") as file:
         manifest = pq.read_table(file, columns=["file", "errors"])
-    files: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}  # by the shard's name
     for row in manifest.filter(pc.not_equal(manifest["errors"], "{}")).to_pylist():
-        if json.loads(row["errors"]).keys() - set(LASTING):
-            files.setdefault(UNIT_NAME.fullmatch(row["file"])["shard"], []).append(row["file"])
+        codes = json.loads(row["errors"]).keys()
+        name = UNIT_NAME.fullmatch(row["file"])
+        if name and codes - set(LASTING_ERRORS):
+            files.setdefault(name["shard"], []).append(row["file"])
     for shard in frozen.shards():
-        for name in files.get(shard.name, ()):
-            yield pa.Table.from_pylist([{**shard.to_row(), "file": name}], schema=RETRY)
+        for file in files.get(shard.name, ()):
+            yield pa.Table.from_pylist([{**shard.to_row(), "file": file}], schema=FAILED_FILE)
 
 
-# ---- fetch ----------------------------------------------------------------------------------------------------------------
+# ---- fetch ----------------------------------------------------------------------------------------------
 
 
-def fetch_stage(table: pa.Table, settings: ReadSettings, output: str) -> pa.Table:
-    """Ray Data's function: a file of the run in, a unit of its failed samples out, their images fetched again."""
-    (row,) = table.to_pylist()
-    shard, start = Shard.from_row(row), time.perf_counter()
-    fs, root = open_filesystem(output, settings.storage_options)
-    path = f"{root.rstrip('/')}/predictions/{row['file']}"
-    footer = read_footer(fs, path)
-    with fs.open(path, "rb") as file:
-        rows = pq.read_table(file, columns=["key", "index", "offset", "size", "error"]).to_pylist()
-    failed = [row for row in rows if row["error"] and row["error"] not in LASTING]
-    fault, encoded = None, {}
+@dataclass(frozen=True, kw_only=True)
+class FailedSample:
+    """Hold what a row with an error says of its sample; the fields are columns of the row.
+
+    Attributes:
+        key: key of the sample.
+        index: number of the sample in its shard.
+        offset: byte in the shard where the image begins; None where no range read finds the image.
+        size: bytes of the encoded image; None where the image was not found.
+        error: code of the error.
+    """
+
+    key: str
+    index: int
+    offset: int | None
+    size: int | None
+    error: str
+
+
+def fetch_failed(run: RunFolder, shard: Shard, file: str, settings: ReadSettings) -> Unit:
+    """Return a unit of the samples of a file that failed, with their images fetched again.
+
+    Args:
+        run: the run folder.
+        shard: the shard that the file is of.
+        file: name of the file.
+        settings: of the read stage.
+
+    Returns:
+        A unit with a fault, and without samples, where the store does not give the images.
+    """
+    start = time.perf_counter()
+    footer = read_footer(run.fs, run.path("predictions", file))
+    failed = _failed_samples(run, file)
+    images: dict[int, bytes] = {}
+    fault = None
     try:
-        encoded = dict(
-            _fetched(shard, failed, settings, lambda: _read_again(shard, footer, settings, fs, root))
-        )
+        images = _fetch_images(run, shard, footer.unit, failed, settings)
     except (OSError, StoreFault) as error:
-        fault, failed = f"{type(error).__name__}: {error}", []
-    unit = Unit(
+        fault = f"{type(error).__name__}: {error}"
+        failed = []
+    fetched = [images[sample.index] for sample in failed if sample.index in images]
+    return Unit(
         shard_uri=shard.uri,
         shard_name=shard.name,
-        number=footer["unit"],
-        last=footer["last"],
-        next_offset=footer["next_offset"],
-        next_index=footer["next_index"],
-        bytes_read=sum(map(len, encoded.values())),
-        samples=_samples(failed, encoded, len(settings.keep)),
-        payload=np.frombuffer(b"".join(encoded.get(row["index"], b"") for row in failed), np.uint8),
+        number=footer.unit,
+        last=footer.last,
+        next_offset=footer.next_offset,
+        next_index=footer.next_index,
+        bytes_read=sum(map(len, fetched)),
+        samples=_sample_table(failed, images, num_sidecars=len(settings.keep)),
+        payload=np.frombuffer(b"".join(fetched), np.uint8),
         seconds={"read": time.perf_counter() - start},
         fault=fault,
     )
-    return unit.to_arrow()
 
 
-def _samples(failed: list[dict], encoded: dict[int, bytes], sidecars: int) -> pa.Table:
-    """What could not be fetched keeps the error that it had."""
-    rows = [
-        {
-            **{name: row[name] for name in ("key", "index", "offset")},
-            "size": len(encoded[row["index"]]) if row["index"] in encoded else row["size"],
-            "sidecars": [None] * sidecars,
-            "error": None if row["index"] in encoded else row["error"],
-            "error_detail": None if row["index"] in encoded else "could not be fetched again",
+def _failed_samples(run: RunFolder, file: str) -> list[FailedSample]:
+    with run.fs.open(run.path("predictions", file), "rb") as opened:
+        rows = pq.read_table(opened, columns=[field.name for field in fields(FailedSample)])
+    lasting = pc.is_in(rows["error"], pa.array(LASTING_ERRORS))
+    worth_a_try = pc.and_(pc.is_valid(rows["error"]), pc.invert(lasting))
+    return [FailedSample(**row) for row in rows.filter(worth_a_try).to_pylist()]
+
+
+def _sample_table(failed: list[FailedSample], images: dict[int, bytes], num_sidecars: int) -> pa.Table:
+    """Return the samples as SAMPLE. A sample that could not be fetched keeps its error."""
+    rows = []
+    for sample in failed:
+        row = {
+            "key": sample.key,
+            "index": sample.index,
+            "offset": sample.offset,
+            "size": sample.size,
+            "sidecars": [None] * num_sidecars,
+            "error": sample.error,
+            "error_detail": "could not be fetched again",
         }
-        for row in failed
-    ]
+        if sample.index in images:
+            row |= {"size": len(images[sample.index]), "error": None, "error_detail": None}
+        rows.append(row)
     return pa.Table.from_pylist(rows, schema=SAMPLE)
 
 
-def _fetched(
-    shard: Shard, failed: list[dict], settings: ReadSettings, again: Any
-) -> Iterator[tuple[int, bytes]]:
-    """Index and bytes of each failed image that is small enough: one range read, one object, or its unit read again."""
-    fs, root = open_filesystem(shard.uri, settings.storage_options)
+def _fetch_images(
+    run: RunFolder, shard: Shard, number: int, failed: list[FailedSample], settings: ReadSettings
+) -> dict[int, bytes]:
+    """Return the encoded images of failed samples by index; images that are still too large are left out.
+
+    A loose image is an object of its own, and an image in a tar is one range. Samples of compressed tars and
+    of tables have no range: their whole unit is read again.
+    """
     if shard.kind == "images":
-        members = {member["key"]: member for member in shard.members}
-        for row in failed:
-            if row["size"] <= settings.max_bytes:
-                yield row["index"], read_image(fs, f"{root.rstrip('/')}/{row['key']}", members[row["key"]])
-    elif all(row["offset"] is not None for row in failed):
-        for row in failed:
-            if row["size"] <= settings.max_bytes and row["error"] != "sparse_member":
-                begin, end = row["offset"], row["offset"] + row["size"]
-                yield (
-                    row["index"],
-                    patiently(lambda begin=begin, end=end: fs.cat_file(root, start=begin, end=end)),
-                )
-    else:
-        wanted = {row["index"] for row in failed}
-        yield from ((index, data) for index, data in again() if index in wanted)
+        return _fetch_objects(shard, failed, settings)
+    if all(sample.offset is not None for sample in failed):
+        return _fetch_ranges(shard, failed, settings)
+    wanted = {sample.index for sample in failed}
+    unit = _read_unit_again(run, shard, number, settings)
+    return {index: image for index, image in _images_of(unit) if index in wanted}
 
 
-def _read_again(
-    shard: Shard, footer: dict, settings: ReadSettings, fs: Any, root: str
-) -> Iterator[tuple[int, bytes]]:
-    """The encoded images of one unit by index, from where the unit before it ended."""
-    number, position, index = footer["unit"], 0, 0
-    if number:
-        before = read_footer(
-            fs, f"{root.rstrip('/')}/predictions/{unit_file(shard.name, number - 1, last=False)}"
-        )
-        position, index = before["next_offset"], before["next_index"]
-    unit = next(read_units(shard, settings, number, position, index))
+def _fetch_objects(shard: Shard, failed: list[FailedSample], settings: ReadSettings) -> dict[int, bytes]:
+    fs, root = open_filesystem(shard.uri, settings.storage_options)
+    members = {member["key"]: member for member in shard.members}
+    images = {}
+    for sample in failed:
+        if sample.size is not None and sample.size <= settings.max_bytes:
+            path = f"{root.rstrip('/')}/{sample.key}"
+            images[sample.index] = read_image(fs, path, members[sample.key])
+    return images
+
+
+def _fetch_ranges(shard: Shard, failed: list[FailedSample], settings: ReadSettings) -> dict[int, bytes]:
+    fs, path = open_filesystem(shard.uri, settings.storage_options)
+
+    def fetch(begin: int, size: int) -> bytes:
+        return with_retries(lambda: fs.cat_file(path, start=begin, end=begin + size))
+
+    images = {}
+    for sample in failed:
+        if sample.offset is None or sample.size is None or sample.size > settings.max_bytes:
+            continue
+        if sample.error != "sparse_member":  # the bytes of a sparse member are not one range
+            images[sample.index] = fetch(sample.offset, sample.size)
+    return images
+
+
+def _read_unit_again(run: RunFolder, shard: Shard, number: int, settings: ReadSettings) -> Unit:
+    begin = unit_begin(run, shard.name, number)
+    unit = next(read_units(shard, settings, number, begin.position, begin.index))
     if unit.fault:
         raise StoreFault(unit.fault)
+    return unit
+
+
+def _images_of(unit: Unit) -> Iterator[tuple[int, bytes]]:
+    """Yield index and encoded image of every good sample of a unit from the reader."""
     begin = 0
-    for row in unit.samples.to_pylist():
-        if row["error"] is None:
-            yield row["index"], unit.payload[begin : begin + row["size"]].tobytes()
-            begin += row["size"]
+    for sample in unit.samples.to_pylist():
+        if sample["error"] is None:
+            end = begin + sample["size"]
+            yield sample["index"], unit.payload[begin:end].tobytes()
+            begin = end
 
 
-# ---- merge ----------------------------------------------------------------------------------------------------------------
+# ---- merge ----------------------------------------------------------------------------------------------
 
 
-def merge_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:
-    """Ray Data's function: a predicted unit of retried samples in; its rows take the place of those in the unit's file."""
-    unit, start = Unit.from_arrow(table), time.perf_counter()
+def replace_rows(unit: Unit, settings: WriteSettings) -> Receipt:
+    """Replace the rows of a unit of retried samples in the unit's file, and return the receipt.
+
+    The file is left alone where every sample failed again.
+
+    Raises:
+        UserError: some units lie in files that are never changed.
+    """
     if unit.fault:
-        return receipt_of(unit, settings, 0, {}, written=False)
+        return make_receipt(unit, rows=0, errors={}, written=False)
+    start = time.perf_counter()
     run = RunFolder(settings.output, settings.storage_options)
-    run.refuse_compacted("--retry-errors")  # again: compact may have begun since
-    fs, path = run.fs, run.path("predictions", unit_file(unit.shard_name, unit.number, unit.last))
-    footer = read_footer(fs, path)
-    with fs.open(path, "rb") as file:
-        old = pq.read_table(file)
-    fresh = prediction_table(unit, settings)
-    merged = merge(old, fresh)
-    errors = dict(Counter(code for code in merged["error"].to_pylist() if code))
-    written = pc.count(fresh["error"]).as_py() < fresh.num_rows  # something got better
+    run.units().refuse_change("--retry-errors")  # checked again: fetching the images took its time
+    path = run.path("predictions", unit_file(unit.shard_name, unit.number, unit.last))
+    retried = prediction_table(unit, settings)
+    written = pc.count(retried["error"]).as_py() < retried.num_rows
     if written:
-        merged = merged.replace_schema_metadata({FOOTER: json.dumps(footer | {"errors": errors}).encode()})
-        replace(fs, path, parquet(merged).to_pybytes())
+        footer = read_footer(run.fs, path)
+        with run.fs.open(path, "rb") as file:
+            merged = merge_rows(pq.read_table(file), retried)
+        footer = replace(footer, errors=count_errors(merged))
+        merged = merged.replace_schema_metadata({FOOTER_KEY: footer.to_json()})
+        overwrite(run.fs, path, parquet_bytes(merged).to_pybytes())
     unit.seconds["write"] = time.perf_counter() - start
-    still = dict(Counter(code for code in fresh["error"].to_pylist() if code))
-    return receipt_of(unit, settings, fresh.num_rows, still, written)
+    return make_receipt(unit, rows=retried.num_rows, errors=count_errors(retried), written=written)
 
 
-def merge(old: pa.Table, fresh: pa.Table) -> pa.Table:
-    """`old` with the predictions of `fresh` in the rows of the same index; all else of a row stays."""
-    place = {index: number for number, index in enumerate(old["index"].to_pylist())}
-    places = [place[index] for index in fresh["index"].to_pylist()]
-    kept = old.take(places)
-    columns = [
-        fresh[name].cast(kind) if name in PREDICTED else kept[name]
-        for name, kind in zip(old.column_names, old.schema.types, strict=True)
-    ]
-    both = pa.concat_tables([old, pa.Table.from_arrays(columns, schema=old.schema)]).unify_dictionaries()
-    order = list(range(old.num_rows))
-    for number, at in enumerate(places):
-        order[at] = old.num_rows + number
-    return both.take(order).combine_chunks().cast(old.schema)
+def merge_rows(rows: pa.Table, retried: pa.Table) -> pa.Table:
+    """Return rows of a file, with the predictions of retried rows in place of those of the same index."""
+    row_of_index = {index: row for row, index in enumerate(rows["index"].to_pylist())}
+    replaced = [row_of_index[index] for index in retried["index"].to_pylist()]
+    kept = rows.take(replaced)
+    columns = []
+    for field in rows.schema:
+        column = retried[field.name].cast(field.type) if field.name in PREDICTED_COLUMNS else kept[field.name]
+        columns.append(column)
+    new = pa.Table.from_arrays(columns, schema=rows.schema)
+    both = pa.concat_tables([rows, new]).unify_dictionaries()
+    order = list(range(rows.num_rows))
+    for number, row in enumerate(replaced):
+        order[row] = rows.num_rows + number
+    return both.take(order).combine_chunks().cast(rows.schema)

@@ -1,375 +1,283 @@
-"""The frozen listing: pages of shards in _run/shards/, each written once, in order, while the source is being listed.
+"""Freeze the listing of a run: pages of shards in _run/shards/, written in order while the source is listed.
 
     00000.parquet  00001.parquet  ...  00007-end.parquet        `-end` says that the listing is complete
-    00008-end.parquet                                           what `--update` found later
+    00008-end.parquet                                           found later, by `--update`
 
-A page's own metadata says which files were ignored and which earlier shards it replaces. A listing that was killed goes on
-behind the last file of its last page; two jobs that list at once write the same pages, or go on behind each other's.
+The metadata of a page say which files were ignored and which earlier shards the page replaces. A listing
+that was killed begins again behind the last file of its last page. Two jobs that list at once write the
+same pages, or list on behind each other's pages.
 """
 
-import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.output.committed import Done
-from wordsworth.pipeline.output.run_folder import RunFolder, parquet
-from wordsworth.pipeline.sources.shards import LISTING, PAGE, Finder, Place, Shard, listing_table, unit_stem
-from wordsworth.pipeline.storage.filesystem import public, put_if_absent
+from wordsworth.pipeline.output.commit import parquet_bytes
+from wordsworth.pipeline.output.committed import CommittedUnits
+from wordsworth.pipeline.output.records import FOOTER_KEY
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.finder import Finder, ListingCursor
+from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table, unit_stem
+from wordsworth.pipeline.storage.atomic import put_if_absent
 
-SHARDS_IN_PAGE, MEMBERS_IN_PAGE = 1000, 65536  # a page of the listing holds at most so many
-PAGE_SECONDS = 2.0  # and a slow store's page is written after so long, for labelling to begin
-ABOUT = b"wordsworth"
+SHARDS_IN_PAGE = 1000  # shards in a page, at most
+MEMBERS_IN_PAGE = 65536  # loose images in a page, at most, before the last shard is added
+PAGE_SECONDS = (
+    2.0  # seconds after which a page of a slow store is written as it is, so that labelling can begin
+)
+SHORT_PAGES = 8  # pages in a listing that is cheap to compare with the source
 
 
-@dataclass
-class About:
-    """What a page says beside its shards. ignored: files of other kinds by extension; replaces: ids of earlier shards."""
+@dataclass(frozen=True, kw_only=True)
+class PageMetadata:
+    """Hold what a page says beside its shards.
+
+    Attributes:
+        ignored: files of the sources that are neither shards nor images, by extension.
+        replaces: ids of shards in earlier pages that are no longer part of the run.
+    """
 
     ignored: dict[str, int] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, schema: pa.Schema) -> Self:
+        """Return the metadata of a page with this schema."""
+        return cls(**json.loads((schema.metadata or {}).get(FOOTER_KEY, b"{}")))
+
 
 class FrozenListing:
-    """The pages of a run."""
+    """Read and write the pages of a run."""
 
     def __init__(self, run: RunFolder):
         self.run = run
 
     def files(self) -> list[str]:
-        return sorted(
-            path
-            for path in self.run.parquet_files("_run", "shards")
-            if not path.rpartition("/")[2].startswith("_")
-        )
+        """Return the paths of the pages, in order."""
+        paths = self.run.parquet_files("_run", "shards")
+        return sorted(path for path in paths if not path.rpartition("/")[2].startswith("_"))
 
     @property
     def complete(self) -> bool:
         return _is_end(self.files()[-1:])
 
     def is_short(self) -> bool:
-        """Whether listing the source again costs no more than a few answers of the store."""
+        """Return whether listing the source again costs no more than a few answers of the store."""
         files = self.files()
-        pages = (self.read(path)[0] for path in files) if len(files) <= 8 else ()
-        return bool(files) and len(files) <= 8 and sum(_objects_in(page) for page in pages) <= MEMBERS_IN_PAGE
+        if not files or len(files) > SHORT_PAGES:
+            return False
+        return sum(_count_objects(self.read(path)) for path in files) <= MEMBERS_IN_PAGE
 
     def close_update(self) -> bool:
-        """End an update that was interrupted while it was listing: what it found counts, the next update finds the rest."""
+        """End an update that was interrupted while it was listing, and return whether there was one.
+
+        The shards that the update found belong to the run. The next update finds the rest.
+        """
         files = self.files()
         interrupted = not _is_end(files[-1:]) and any(_is_end([file]) for file in files)
-        return interrupted and self.put(len(files), [], True, About())
+        return interrupted and self.put(len(files), [], last=True, metadata=PageMetadata())
 
-    def read(self, path: str) -> tuple[pa.Table, About]:
+    def read(self, path: str) -> pa.Table:
+        """Return the shards of a page, as LISTING."""
         with self.run.fs.open(path, "rb") as file:
             table = pq.read_table(file)
-        return table.replace_schema_metadata(None).cast(LISTING), _about(table.schema)
+        return table.replace_schema_metadata(None).cast(LISTING)
 
-    def about(self, path: str) -> About:
-        """Without reading the shards."""
+    def metadata(self, path: str) -> PageMetadata:
+        """Return the metadata of a page; no shard is read."""
         with self.run.fs.open(path, "rb") as file:
-            return _about(pq.read_schema(file))
+            return PageMetadata.of(pq.read_schema(file))
 
     def replaced(self) -> set[str]:
-        """Ids of shards that a later page replaces. Only updates do, so a run without one reads nothing here."""
+        """Return the ids of shards that a later page replaces.
+
+        Only updates replace shards, so only their pages are read.
+        """
         files = self.files()
-        first_end = next((number for number, file in enumerate(files) if _is_end([file])), len(files))
-        return {name for path in files[first_end + 1 :] for name in self.about(path).replaces}
+        ids: set[str] = set()
+        first_listing_ended = False
+        for path in files:
+            if first_listing_ended:
+                ids.update(self.metadata(path).replaces)
+            first_listing_ended = first_listing_ended or _is_end([path])
+        return ids
 
     def pages(self) -> Iterator[pa.Table]:
-        """The shards that count, page by page, in the order in which they were found."""
+        """Yield the shards of the run, page by page, in the order in which they were found."""
         gone = self.replaced()
         for path in self.files():
-            yield without(self.read(path)[0], gone)
+            yield drop_shards(self.read(path), gone)
 
     def shards(self) -> Iterator[Shard]:
+        """Yield the shards of the run, in the order in which they were found."""
         for page in self.pages():
             yield from map(Shard.from_row, page.to_pylist())
 
-    def ignored(self) -> Counter:
-        return sum((Counter(self.about(path).ignored) for path in self.files()), Counter())
-
-    def place(self) -> Place:
-        """Behind the last file that is frozen."""
-        place = Place()
+    def ignored(self) -> Counter[str]:
+        """Return the number of files that are neither shards nor images, by extension."""
+        total: Counter[str] = Counter()
         for path in self.files():
-            place.passed(map(Shard.from_row, self.read(path)[0].to_pylist()))
-        return place
+            total.update(self.metadata(path).ignored)
+        return total
 
-    def put(self, number: int, shards: list[Shard], last: bool, about: About) -> bool:
-        """Freeze a page. False: this number is taken, by other shards."""
+    def cursor(self) -> ListingCursor:
+        """Return the cursor behind the last file that is frozen."""
+        cursor = ListingCursor()
+        for path in self.files():
+            cursor.advance(map(Shard.from_row, self.read(path).to_pylist()))
+        return cursor
+
+    def put(self, number: int, shards: list[Shard], *, last: bool, metadata: PageMetadata) -> bool:
+        """Freeze a page.
+
+        Returns:
+            False if a page of this number has other shards.
+        """
         table = listing_table(shards)
-        path = self.run.path("_run", "shards", f"{number:05d}{'-end' if last else ''}.parquet")
-        taken = [
-            file
-            for file in self.files()
-            if file.rpartition("/")[2].startswith(f"{number:05d}") and file != path
-        ]
-        if taken:
-            return False
-        written = put_if_absent(
-            self.run.fs, path, parquet(table.replace_schema_metadata({ABOUT: json.dumps(vars(about))}))
-        )
-        return written or self.read(path)[0]["id"].equals(table["id"])
+        end = "-end" if last else ""
+        path = self.run.path("_run", "shards", f"{number:05d}{end}.parquet")
+        for file in self.files():
+            if file.rpartition("/")[2].startswith(f"{number:05d}") and file != path:
+                return False
+        page = table.replace_schema_metadata({FOOTER_KEY: json.dumps(asdict(metadata))})
+        written = put_if_absent(self.run.fs, path, parquet_bytes(page))
+        return written or self.read(path)["id"].equals(table["id"])
 
 
-def _about(schema: pa.Schema) -> About:
-    return About(**json.loads((schema.metadata or {}).get(ABOUT, b"{}")))
+def drop_shards(page: pa.Table, ids: set[str]) -> pa.Table:
+    """Return a page without some shards."""
+    if not ids:
+        return page
+    return page.filter(pc.invert(pc.is_in(page["id"], pa.array(sorted(ids), pa.string()))))
 
 
-def without(page: pa.Table, gone: set[str]) -> pa.Table:
-    """The page less some shards."""
-    return page.filter(pc.invert(pc.is_in(page["id"], pa.array(sorted(gone), pa.string())))) if gone else page
+def shard_names(page: pa.Table) -> list[str]:
+    """Return `Shard.name` of every row of a page, without reading the loose images."""
+    return list(map(unit_stem, page["uri"].to_pylist(), page["id"].to_pylist()))
 
 
-def _objects_in(page: pa.Table) -> int:
-    return page.num_rows + sum(page["members"].combine_chunks().value_lengths().fill_null(0).to_pylist())
+def _count_objects(page: pa.Table) -> int:
+    members = page["members"].combine_chunks().value_lengths().fill_null(0)
+    return page.num_rows + sum(members.to_pylist())
 
 
 def _is_end(files: list[str]) -> bool:
     return bool(files) and files[0].endswith("-end.parquet")
 
 
-# ---- the first listing -----------------------------------------------------------------------------------------------------
+# ---- listing ----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Head:
-    """The beginning of a listing, found before anything is written: what is wrong with the sources is said at once."""
+@dataclass(frozen=True, kw_only=True)
+class FirstPage:
+    """Hold the first page of a listing before it is written, so that faults of the sources are told at once.
+
+    Attributes:
+        shards: the shards of the page.
+        ended: whether the listing ends with this page.
+        ignored: files of the sources that are neither shards nor images, by extension.
+    """
 
     shards: list[Shard]
     ended: bool
-    ignored: Counter
+    ignored: dict[str, int]
 
     @classmethod
-    def of(cls, finder: Finder, seconds: float = PAGE_SECONDS) -> "Head":
-        for page, last in _batches(finder.shards(), seconds):
-            return cls(page, last, Counter(finder.ignored))
+    def of(cls, finder: Finder, seconds: float = PAGE_SECONDS) -> Self:
+        """List the sources up to the end of the first page."""
+        for shards, last in split_into_pages(finder.shards(), seconds):
+            return cls(shards=shards, ended=last, ignored=dict(finder.ignored))
         raise AssertionError("a listing has at least one page")
 
     def freeze(self, frozen: FrozenListing) -> None:
-        """As page 0. Where another job was faster, its page is as good."""
+        """Freeze this page as page 0, unless another job has frozen one."""
         if not frozen.files():
-            frozen.put(0, self.shards, self.ended, About(dict(self.ignored)))
+            frozen.put(0, self.shards, last=self.ended, metadata=PageMetadata(ignored=self.ignored))
 
 
-def listed(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
-    """Every page of the listing: those that are frozen, by whom ever, and then those still to be listed, each written before it
-    is given."""
-    gone, place, seen = frozen.replaced(), Place(), 0
+def list_pages(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
+    """Yield the frozen pages, and then the rest of the source, each page frozen before it is given."""
+    gone = frozen.replaced()
+    cursor = ListingCursor()
+    seen = 0
     while True:
         for path in frozen.files()[seen:]:
-            page = frozen.read(path)[0]
-            place.passed(map(Shard.from_row, page.to_pylist()))
+            page = frozen.read(path)
+            cursor.advance(map(Shard.from_row, page.to_pylist()))
             seen += 1
-            yield without(page, gone)
+            yield drop_shards(page, gone)
         if frozen.complete:
             return
-        for page in _freeze_on(frozen, finder, seen, place):
+        for page in _freeze_rest(frozen, finder, seen, cursor):
             seen += 1
             yield page
 
 
-def _freeze_on(frozen: FrozenListing, finder: Finder, number: int, place: Place) -> Iterator[pa.Table]:
-    """List behind a place, and freeze pages from `number` on; stops where another job was faster with one."""
-    counted = Counter(finder.ignored)
-    for shards, last in _batches(
-        finder.shards(replace(place, kinds=dict(place.kinds), images=Counter(place.images))), PAGE_SECONDS
-    ):
-        if not frozen.put(number, shards, last, About(dict(finder.ignored - counted))):
+def _freeze_rest(
+    frozen: FrozenListing, finder: Finder, number: int, cursor: ListingCursor
+) -> Iterator[pa.Table]:
+    """List behind a cursor, and freeze pages from `number` on, until another job has frozen one of them."""
+    told = Counter(finder.ignored)
+    begin = replace(cursor, kinds=dict(cursor.kinds), images=Counter(cursor.images))
+    for shards, last in split_into_pages(finder.shards(begin), PAGE_SECONDS):
+        metadata = PageMetadata(ignored=dict(finder.ignored - told))
+        if not frozen.put(number, shards, last=last, metadata=metadata):
             return
-        place.passed(shards)
-        number, counted = number + 1, Counter(finder.ignored)
+        cursor.advance(shards)
+        number += 1
+        told = Counter(finder.ignored)
         yield listing_table(shards)
 
 
-def _batches(shards: Iterable[Shard], seconds: float) -> Iterator[tuple[list[Shard], bool]]:
-    """Pages of shards, and which is the last: an empty one, if need be."""
-    page, members, begun = [], 0, time.monotonic()
+def split_into_pages(shards: Iterable[Shard], seconds: float) -> Iterator[tuple[list[Shard], bool]]:
+    """Yield pages of shards, and whether a page is the last one, which may be empty.
+
+    Args:
+        seconds: time after which a page ends before it is full.
+    """
+    page: list[Shard] = []
+    members = 0
+    begun = time.monotonic()
     for shard in shards:
-        if (
-            len(page) >= SHARDS_IN_PAGE
-            or members >= MEMBERS_IN_PAGE
-            or (page and time.monotonic() - begun > seconds)
-        ):
+        full = len(page) >= SHARDS_IN_PAGE or members >= MEMBERS_IN_PAGE
+        if full or (page and time.monotonic() - begun > seconds):
             yield page, False
-            page, members, begun = [], 0, time.monotonic()
+            page = []
+            members = 0
+            begun = time.monotonic()
         page.append(shard)
         members += len(shard.members)
     yield page, True
 
 
-# ---- the stage ---------------------------------------------------------------------------------------------------------------
+# ---- what is left to do -----------------------------------------------------------------------------------
 
 OPEN_SHARD = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32()))])
 
 
-@dataclass(frozen=True)
-class ListSettings:
-    """Where the run is, and what it lists."""
+def open_shards(page: pa.Table, done: CommittedUnits) -> Iterator[pa.Table]:
+    """Yield the shards of a page that are not complete, one row each, as OPEN_SHARD.
 
-    output: str
-    sources: tuple[str, ...]
-    format: str | None
-    image_keys: tuple[str, ...]
-    storage_options: dict[str, Any] = field(default_factory=dict)
-
-
-def list_stage(_: pa.Table, settings: ListSettings, done: dict[str, Any]) -> Iterator[pa.Table]:
-    """Ray Data's function: the shards that are not complete, a block each so that every one is a read task of its own.
-
-    What is frozen comes first; an incomplete listing goes on, and its shards come as they are found.
-
-    done: {"ref": ObjectRef of what was committed when the command began}. A snapshot, because this task may run again, and must
-    then give the same blocks in the same order.
+    `start` is the number of the first unit that is missing, `have` the numbers of the later units that are
+    done.
     """
-    import ray
-
-    committed = ray.get(done["ref"])
-    frozen = FrozenListing(RunFolder(settings.output, settings.storage_options))
-    for page in listed(
-        frozen, Finder(list(settings.sources), settings.format, settings.image_keys, settings.storage_options)
-    ):
-        yield from open_shards(page, committed)
-
-
-def shard_names(page: pa.Table) -> list[str]:
-    """`Shard.name` of every row, without reading its members."""
-    return list(map(unit_stem, page["uri"].to_pylist(), page["id"].to_pylist()))
-
-
-def open_shards(page: pa.Table, done: Done) -> Iterator[pa.Table]:
-    """The shards of a page that are not complete, one row each, with the units that they have."""
     names = shard_names(page)
     for number in np.flatnonzero(~done.complete(names)).tolist():
-        have = done[names[number]]
-        more = [pa.array([have.prefix], pa.int32()), pa.array([sorted(have.beyond)], pa.list_(pa.int32()))]
-        yield pa.Table.from_arrays([*page.slice(number, 1).columns, *more], schema=OPEN_SHARD)
+        units = done[names[number]]
+        start = pa.array([units.contiguous], pa.int32())
+        have = pa.array([sorted(units.after_gap)], pa.list_(pa.int32()))
+        yield pa.Table.from_arrays([*page.slice(number, 1).columns, start, have], schema=OPEN_SHARD)
 
 
-def open_pages(frozen: FrozenListing, done: Done) -> Iterator[pa.Table]:
-    """The same of every page."""
+def open_pages(frozen: FrozenListing, done: CommittedUnits) -> Iterator[pa.Table]:
+    """Yield the shards of all pages that are not complete, as `open_shards`."""
     for page in frozen.pages():
         yield from open_shards(page, done)
-
-
-# ---- what is new, what is another --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Changes:
-    """The source now against the frozen listing. changed: names of shards or images that have another size or version now."""
-
-    new: int = 0
-    changed: list[str] = field(default_factory=list)
-    shards: list[Shard] = field(default_factory=list)  # to be added
-    replaces: dict[str, str] = field(
-        default_factory=dict
-    )  # id of an added shard: of the one that it replaces
-
-
-class _Known:
-    """Which objects a listing has, as hashes: 16 bytes for each, however long their names are."""
-
-    def __init__(self, shards: Iterable[Shard]):
-        names, identities = [], []
-        for shard in shards:
-            for name, identity in objects(shard):
-                names.append(_hash(name))
-                identities.append(_hash(f"{name}|{identity}"))
-        order = np.argsort(np.array(names, np.uint64))
-        self.names, self.identities = (np.array(values, np.uint64)[order] for values in (names, identities))
-
-    def state(self, name: str, identity: tuple[int, str]) -> str:
-        """ "new", "same" or "changed"."""
-        at = int(np.searchsorted(self.names, np.uint64(_hash(name))))
-        found = at < len(self.names) and self.names[at] == np.uint64(_hash(name))
-        if not found:
-            return "new"
-        return "same" if self.identities[at] == np.uint64(_hash(f"{name}|{identity}")) else "changed"
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
-
-
-def objects(shard: Shard) -> Iterator[tuple[str, tuple[int, str]]]:
-    """The objects of the store that a shard consists of: URI, and size and version."""
-    if shard.kind != "images":
-        yield shard.uri, (shard.size, shard.version)
-    for member in shard.members:
-        yield f"{shard.uri}/{member['key']}", (member["size"], member["version"])
-
-
-def changes(frozen: FrozenListing, finder: Finder, replace_changed: bool = False) -> Changes:
-    """What an update would add, and with `replace_changed` what it would replace. Lists the whole source."""
-    known, found, place = _Known(frozen.shards()), Changes(), frozen.place()
-    changed: dict[str, Shard | dict[str, Any]] = {}
-    fresh: dict[tuple[str, int], list[dict]] = {}
-    for shard in finder.shards():
-        for name, identity in objects(shard):
-            state = known.state(name, identity)
-            found.new += state == "new"
-            if state == "changed":
-                found.changed.append(name)
-                changed[name] = (
-                    shard if shard.kind != "images" else dict(zip(("size", "version"), identity, strict=True))
-                )
-            elif state == "new" and shard.kind != "images":
-                found.shards.append(shard)
-            elif state == "new":
-                key = name.removeprefix(f"{shard.uri}/")
-                member = dict(zip(("key", "size", "version"), (key, *identity), strict=True))
-                fresh.setdefault((shard.uri, shard.source), []).append(member)
-    for (uri, source), members in fresh.items():
-        found.shards += _image_pages(uri, source, members, place)
-    if replace_changed and changed:
-        for old in frozen.shards():
-            if new := _replacement(old, changed):
-                found.shards.append(new)
-                found.replaces[new.id] = old.id
-    return found
-
-
-def _image_pages(uri: str, source: int, members: list[dict], place: Place) -> Iterator[Shard]:
-    for begin in range(0, len(members), PAGE):
-        page = tuple(members[begin : begin + PAGE])
-        first = place.images[uri]
-        place.images[uri] += len(page)
-        yield Shard("images", uri, sum(member["size"] for member in page), "", first, page, source)
-
-
-def _replacement(old: Shard, changed: dict[str, Any]) -> Shard | None:
-    """The shard as it is now, if anything in it changed: the same place in the listing, another id."""
-    if old.kind != "images":
-        return changed.get(old.uri)
-    if not any(name in changed for name, _ in objects(old)):
-        return None
-    members = tuple({**member, **changed.get(f"{old.uri}/{member['key']}", {})} for member in old.members)
-    size = sum(member["size"] for member in members)
-    return Shard(old.kind, old.uri, size, old.version, old.first_index, members, old.source)
-
-
-def freeze_update(frozen: FrozenListing, found: Changes) -> None:
-    """Add what was found to the listing: the last page is the update's end.
-
-    Raises UserError where another job updates the same run.
-    """
-    number = len(frozen.files())
-    for shards, last in _batches(found.shards, float("inf")):
-        replaces = [found.replaces[shard.id] for shard in shards if shard.id in found.replaces]
-        if not frozen.put(number, shards, last, About(replaces=replaces)):
-            raise UserError(
-                f"another job updates {public(frozen.run.uri)} right now: run the same command again when it is done"
-            )
-        number += 1

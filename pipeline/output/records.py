@@ -126,7 +126,7 @@ class UnitFooter:
     seconds: dict[str, float]
 
     def to_json(self) -> bytes:
-        """Return the value of FOOTER_KEY: the fields of the provenance, then the others, in one flat object."""
+        """Return the value of FOOTER_KEY: one flat object, with the fields of the provenance first."""
         told = asdict(self)
         return json.dumps(told.pop("provenance") | told).encode()
 
@@ -135,17 +135,19 @@ class UnitFooter:
         """Return the footer that a file's metadata hold. Fields that are not known are left out.
 
         Raises:
-            KeyError: a field is missing.
+            KeyError, TypeError: a field is missing.
         """
-        told = {"skipped": {}} | told
         provenance = Provenance(**{f.name: told[f.name] for f in fields(Provenance)})
-        own = {f.name: told[f.name] for f in fields(cls) if f.name != "provenance"}
-        return cls(provenance=provenance, **own)
+        known: JsonObject = {"skipped": {}, "provenance": provenance}
+        known |= {f.name: told[f.name] for f in fields(cls) if f.name in told}
+        return cls(**known)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Report one unit that went through the pipeline. Receipts drive the progress display and the metrics, nothing else.
+    """Report one unit that went through the pipeline.
+
+    Receipts drive the progress display and the metrics, nothing else.
 
     Attributes:
         shard: URI of the shard, without credentials.

@@ -1,4 +1,4 @@
-"""The GPU of this process: which one torch has, what its errors mean, and what to tell the user when it cannot be used."""
+"""Find the GPU of this process, and say what its errors mean and what to do when it cannot be used."""
 
 import platform
 import re
@@ -7,24 +7,26 @@ import torch
 
 from wordsworth.pipeline.errors import UserError
 
-GiB = 1 << 30
+GiB = 1 << 30  # bytes
 # What libraries say in place of torch.OutOfMemoryError when they find no memory for themselves.
 NO_MEMORY = re.compile(
-    r"out of memory|CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|CUDNN_STATUS_ALLOC_FAILED|HIP_STATUS_ALLOC_FAILED"
+    r"out of memory|CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|"
+    r"CUDNN_STATUS_ALLOC_FAILED|HIP_STATUS_ALLOC_FAILED"
 )
 
 
 class DeviceLost(Exception):
-    """A GPU that answers nothing any more in this process; a new process may find it well again."""
+    """Report that a GPU answers nothing any more in this process. A new process may find it well again."""
 
 
 def find_gpu() -> torch.device:
     """Return torch's device for the GPU that Ray has given to this process.
 
-    It is what torch calls its accelerator: CUDA, ROCm under the name of CUDA, or the backend of another vendor.
+    The device is what torch calls its accelerator: CUDA, ROCm under the name of CUDA, or the backend of
+    another vendor.
 
     Raises:
-        UserError: torch has no GPU here, or it cannot compute on it; with the node and what to do.
+        UserError: torch has no GPU here, or cannot compute on it; with the node and what to do.
     """
     device = torch.accelerator.current_accelerator()
     if device is None:
@@ -57,51 +59,54 @@ def own_gpus() -> int:
 
 
 def compute_in(precision: str, device: torch.device) -> None:
-    """Let "fp32" be that on a GPU: torch lets convolutions round to TF32 where nobody says otherwise. For the whole process."""
+    """Make "fp32" mean float32 on a GPU, for the whole process: torch would round convolutions to TF32."""
     if device.type == "cuda" and precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False
 
 
 def node() -> str:
-    """Name this machine for a message."""
+    """Return the name of this machine for a message."""
     return f"node {platform.node()}"
 
 
 def gpu_name(device: torch.device) -> str:
-    """Name the device and its node for a message, such as "NVIDIA H200 on node a1"."""
+    """Return the name of a device and its node for a message, such as "NVIDIA H200 on node a1"."""
     if device.type == "cpu":
         return f"CPU on {node()}"
     return f"{torch.get_device_module(device).get_device_name()} on {node()}"
 
 
 def memory_of(device: torch.device) -> tuple[float, float, float]:
-    """Return GiB: free, all, and what this process holds itself."""
+    """Return GiB of a device's memory: free, in all, and held by this process."""
     module = torch.get_device_module(device)
     free, total = module.mem_get_info()
     return free / GiB, total / GiB, module.memory_reserved() / GiB
 
 
 def reason(error: BaseException) -> str:
-    """Say what an error is in a few words: the first line of the first error, of which others are the consequence."""
+    """Return an error in a few words: the first line of the first error of a chain of consequences."""
+    # A capture that ends because of an error raises another one.
     while error.__context__ is not None and not error.__suppress_context__:
-        error = error.__context__  # a capture that ends because of an error raises another
+        error = error.__context__
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was too small: the error itself or one that it came of, as when a capture ends because of one."""
+    """Tell whether memory was too small: by the error itself, or by an error that led to this one."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
-        ):
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def answers(device: torch.device) -> bool:
-    """Whether the device still computes: after an error that stays, every later call in the process raises it again."""
+    """Tell whether a device still computes: after an error that stays, every later call raises it again."""
     if device.type == "cpu":
         return True
     try:

@@ -1,8 +1,8 @@
-"""Try the model on the GPUs of a cluster before a run begins: what a run is, is decided by what they can do, and before OUT is
-touched.
+"""Try the model on the GPUs of a cluster before a run begins, and before its output is touched.
 
-A trial is a Ray task on every node with GPUs, with the claims of an actor. It loads the model, finds the way and the batch size,
-and ends with its process, which gives the GPU back.
+What the GPUs can do decides what the run is. A trial is a Ray task on every node with GPUs, with the claims
+of an actor. The task loads the model, finds the mode and the batch size, and ends with its process, which
+gives the GPU back.
 """
 
 import time
@@ -10,26 +10,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wordsworth.pipeline.cluster.session import GpuNode, fits_an_actor
+from wordsworth.pipeline.cluster.resources import Claim, GpuNode, fits_an_actor
 from wordsworth.pipeline.errors import UserError, root_cause
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.prediction.gpu import DeviceLost, find_gpu, reason
-from wordsworth.pipeline.prediction.gpu_modes import MODES
+from wordsworth.pipeline.prediction.gpu_modes import MODES, GpuBatches
+from wordsworth.pipeline.unit import GpuCall
 from wordsworth.vit_model.inference import resolve_precision
 
-SAID_AFTER = 30.0  # seconds without a free GPU, after which the user is told
+NOTE_AFTER = 30.0  # seconds without a free GPU, after which the user is told
+LOOK = 5.0  # seconds between two looks at the trials
+MODE_NAMES = {"graphs": "CUDA graphs", "overlap": "overlapped batches", "plain": "one batch after the other"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuWay:
-    """How the actors of a run predict: what all GPUs of the cluster can do.
+    """Hold how the actors of a run predict: what all GPUs of the cluster can do.
 
     Attributes:
         precision: "fp32" or "bf16".
-        modes: the ways that actors may take, the first one first.
+        modes: the modes that actors may take, the first one first.
         batch_size: images in a forward pass.
         told: a line for the user.
-        notes: why it is not a faster way, a sentence each.
+        notes: why the mode is not a faster one, a sentence each.
     """
 
     precision: str
@@ -39,98 +42,128 @@ class GpuWay:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class GpuTrial:
+    """Hold what one GPU can do.
+
+    Attributes:
+        call: how the GPU predicts.
+        precision: "fp32" or "bf16".
+        rate: images/s of the model alone.
+    """
+
+    call: GpuCall
+    precision: str
+    rate: float
+
+
 def modes_of(gpu_mode: str) -> tuple[str, ...]:
-    """Return the ways that `--gpu-mode` allows."""
+    """Return the modes that `--gpu-mode` allows."""
     return MODES if gpu_mode == "auto" else (gpu_mode,)
 
 
 def try_gpus(
     weights: Any,
     settings: PredictSettings,
-    claim: dict[str, Any],
+    claim: Claim,
     nodes: list[GpuNode],
     note: Callable[[str], None],
-    patience: float,
+    patience_s: float,
 ) -> GpuWay:
     """Try the model on a GPU of every node.
 
-    A way that takes the GPU down with it is tried no more: the next one gets a new process. Where GPUs differ, all do what the
-    least of them can.
+    A mode that takes the GPU down is tried no more: the next mode gets a new process. Where GPUs differ, all
+    do what the least of them can.
 
     Args:
         weights: a reference to `Checkpoint.to_bytes()` in Ray's store.
-        settings: an actor's; its precision may be "auto", its batch_size None.
+        settings: an actor's; the precision may be "auto", the batch size None.
         claim: what an actor claims of Ray.
-        nodes: as `cluster.gpu_nodes()`.
+        nodes: as `cluster.resources.gpu_nodes()` returns them.
         note: gets what the user should know.
-        patience: seconds to wait for a GPU that is free.
+        patience_s: seconds to wait for a free GPU.
 
     Raises:
-        UserError: a node whose GPU cannot be used, or none that becomes free.
+        UserError: the GPU of a node cannot be used, or no GPU becomes free.
     """
     nodes = [node for node in nodes if fits_an_actor(node, claim["num_gpus"])]
-    note(f"trying the model on {'the GPU' if len(nodes) == 1 else f'a GPU of each of {len(nodes)} nodes'}")
+    where = "the GPU" if len(nodes) == 1 else f"a GPU of each of {len(nodes)} nodes"
+    note(f"trying the model on {where}")
     notes: list[str] = []
     while True:
         try:
-            found = list(_tried(weights, settings, claim, nodes, note, patience))
+            trials = list(_run_trials(weights, settings, claim, nodes, note, patience_s))
         except DeviceLost as lost:
             mode, *below = settings.gpu_modes
             if not below:
                 raise UserError(
-                    f"{lost} with --gpu-mode {mode}: look at that GPU (nvidia-smi, dmesg), or leave its node out"
+                    f"{lost} with --gpu-mode {mode}: "
+                    "look at that GPU (nvidia-smi, dmesg), or leave its node out"
                 ) from None
             notes.append(f"{lost} with --gpu-mode {mode}: goes on with {below[0]}")
             settings = replace(settings, gpu_modes=tuple(below))
             continue
-        if len({one["precision"] for one in found}) == 1:
-            return _least(found, settings, notes)
+        if len({trial.precision for trial in trials}) == 1:
+            return _least(trials, settings, notes)
         notes.append("not every GPU of this cluster computes bf16: all use fp32")
         settings = replace(settings, precision="fp32")
 
 
-def _tried(
+def _run_trials(
     weights: Any,
     settings: PredictSettings,
-    claim: dict[str, Any],
+    claim: Claim,
     nodes: list[GpuNode],
     note: Callable[[str], None],
-    patience: float,
-) -> Iterator[dict[str, Any]]:
+    patience_s: float,
+) -> Iterator[GpuTrial]:
+    """Run a trial on every node, and yield the trials as they end."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(max_calls=1, max_retries=0, **claim)(
-        try_gpu
-    )  # one call, so that its process ends and gives the GPU back
-    places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
-    waiting = [task.options(scheduling_strategy=place).remote({"ref": weights}, settings) for place in places]
-    begun, said = time.monotonic(), False
+    # One call a process, so that the process ends and gives the GPU back.
+    task = ray.remote(max_calls=1, max_retries=0, **claim)(try_gpu)
+    waiting = []
+    for node in nodes:
+        place = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        waiting.append(task.options(scheduling_strategy=place).remote({"ref": weights}, settings))
+    begun = time.monotonic()
+    user_was_told = False
     try:
         while waiting:
-            done, waiting = ray.wait(waiting, timeout=5)
-            yield from map(_answer, done)
-            waited = time.monotonic() - begun
-            if not done and waited > patience:
+            done, waiting = ray.wait(waiting, timeout=LOOK)
+            yield from map(_result, done)
+            waited_s = time.monotonic() - begun
+            if done:
+                continue
+            if waited_s > patience_s:
                 raise UserError(
-                    f"no GPU became free for {waited:,.0f} s (--stall-timeout): wait until other jobs are done"
+                    f"no GPU became free for {waited_s:,.0f} s (--stall-timeout): "
+                    "wait until other jobs are done"
                 )
-            if not done and not said and waited > SAID_AFTER:
-                said = True
+            if waited_s > NOTE_AFTER and not user_was_told:
+                user_was_told = True
                 free = ray.available_resources().get("GPU", 0)
                 note(
-                    f"the model is still being tried on {len(waiting)} nodes; {free:g} GPUs of the cluster are free"
+                    f"the model is still being tried on {len(waiting)} nodes; "
+                    f"{free:g} GPUs of the cluster are free"
                 )
     finally:
-        for one in waiting:
-            ray.cancel(one, force=True)
+        for trial in waiting:
+            ray.cancel(trial, force=True)
 
 
-def _answer(done: Any) -> dict[str, Any]:
+def _result(trial: Any) -> GpuTrial:
+    """Return what a trial found.
+
+    Raises:
+        UserError: the GPU cannot be used, or something else went wrong.
+        DeviceLost: the GPU or its process was lost, and another mode may help.
+    """
     import ray
 
     try:
-        return ray.get(done)
+        return ray.get(trial)
     except ray.exceptions.RayError as error:
         cause = root_cause(error, UserError, DeviceLost)
         if isinstance(cause, UserError):
@@ -142,23 +175,38 @@ def _answer(done: Any) -> dict[str, Any]:
         raise UserError(f"the model could not be tried on a GPU: {reason(cause)}") from error
 
 
-def try_gpu(weights: dict[str, Any], settings: PredictSettings) -> dict[str, Any]:
-    """Run a trial on this node: how the GPU predicts, and how fast the model alone is. Ray's task."""
+def try_gpu(weights: dict[str, Any], settings: PredictSettings) -> GpuTrial:
+    """Try the model on this node: Ray's task.
+
+    Args:
+        weights: as `Predictor` takes them.
+        settings: an actor's; the precision may be "auto", the batch size None.
+    """
     precision = resolve_precision(settings.precision, find_gpu())
     predictor = Predictor(weights, replace(settings, precision=precision))
-    return predictor.way() | {"precision": precision, "rate": predictor.rate()}
+    if not isinstance(predictor.batches, GpuBatches):
+        raise ValueError("a trial is for a GPU")
+    return GpuTrial(call=predictor.gpu_call(predictor.batches), precision=precision, rate=predictor.rate())
 
 
-def _least(found: list[dict[str, Any]], settings: PredictSettings, notes: list[str]) -> GpuWay:
-    lowest = max((one["mode"] for one in found), key=MODES.index)
-    modes = settings.gpu_modes[settings.gpu_modes.index(lowest) :]
-    batch_size, precision = min(one["batch_size"] for one in found), found[0]["precision"]
-    names = sorted(one["gpu"] for one in found)
+def _least(trials: list[GpuTrial], settings: PredictSettings, notes: list[str]) -> GpuWay:
+    """Return what all GPUs can do."""
+    mode = max((trial.call.mode for trial in trials), key=MODES.index)
+    batch_size = min(trial.call.batch_size for trial in trials)
+    precision = trials[0].precision
+    rate = min(trial.rate for trial in trials)
+    names = sorted(trial.call.gpu for trial in trials)
     where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    rate = min(one["rate"] for one in found)
-    how = {"graphs": "CUDA graphs", "overlap": "overlapped batches", "plain": "one batch after the other"}[
-        lowest
-    ]
-    notes = [*notes, *(note for one in found for note in one["notes"])]
-    told = f"{where}: {precision}, {how}, batches of {batch_size}, {rate:,.0f} images/s of the model alone"
-    return GpuWay(precision, modes, batch_size, told, tuple(notes))
+    all_notes = list(notes)
+    for trial in trials:
+        all_notes += trial.call.notes
+    return GpuWay(
+        precision=precision,
+        modes=settings.gpu_modes[settings.gpu_modes.index(mode) :],
+        batch_size=batch_size,
+        told=(
+            f"{where}: {precision}, {MODE_NAMES[mode]}, batches of {batch_size}, "
+            f"{rate:,.0f} images/s of the model alone"
+        ),
+        notes=tuple(all_notes),
+    )

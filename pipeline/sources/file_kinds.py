@@ -1,31 +1,52 @@
-"""What the name of a file says about it: a tar, an image or a table, and in which form."""
+"""Judge a file by its name: a tar, an image or a table, and in which form."""
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
-FORMATS = {"tar": ".tar shards", "images": "images", "table": "tables"}  # and how they are called in messages
-TARS = {".tar": None, ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+from collections.abc import Mapping
 
-
-def _by_ending(name: str, endings: dict[str, str | None]) -> str | None:
-    return next((kind for ending, kind in endings.items() if name.lower().endswith(ending)), None)
-
-
-def compression(name: str) -> str | None:
-    """How a tar is compressed: "gzip", "zstd" or None."""
-    return _by_ending(name, TARS)
-
-
-def table_form(name: str) -> str | None:
-    """ "parquet", "csv", "tsv" or "jsonl"; None for what is no table."""
-    return _by_ending(name, TABLES)
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")  # extensions of images
+FORMATS = {
+    "tar": ".tar shards",
+    "images": "images",
+    "table": "tables",
+}  # kinds of sources, and their names in messages
+TARS = {
+    ".tar": None,
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.zst": "zstd",
+    ".tzst": "zstd",
+}  # ending: compression
+TABLES = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}  # ending: form
 
 
 def kind_of(base: str, image_keys: tuple[str, ...]) -> str | None:
-    """One of FORMATS for the name of a file without its folders, or None."""
+    """Return one of FORMATS for a file's name without its folders; None for a file of another kind."""
     if base.lower().endswith(tuple(TARS)):
         return "tar"
-    if base.startswith("._"):  # what macOS leaves beside a file
+    if base.startswith("._"):  # macOS leaves these beside the files of other systems
         return None
     if "." in base and base.rpartition(".")[2].lower() in image_keys:
         return "images"
     return "table" if table_form(base) else None
+
+
+def compression(name: str) -> str | None:
+    """Return how a tar is compressed: "gzip", "zstd" or None."""
+    return _by_ending(name, TARS)
+
+
+def table_form(name: str) -> str | None:
+    """Return "parquet", "csv", "tsv" or "jsonl"; None for a file that is no table."""
+    return _by_ending(name, TABLES)
+
+
+def _by_ending(name: str, endings: Mapping[str, str | None]) -> str | None:
+    for ending, form in endings.items():
+        if name.lower().endswith(ending):
+            return form
+    return None

@@ -1,4 +1,4 @@
-"""Images in folders -> WebDataset shards, written with webdataset's own TarWriter."""
+"""Pack images in folders into WebDataset shards, with webdataset's own TarWriter."""
 
 import io
 import math
@@ -8,14 +8,22 @@ from dataclasses import dataclass, field
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources.shards import IMAGE_KEYS
-from wordsworth.pipeline.sources.tar import is_skipped
-from wordsworth.pipeline.storage.filesystem import open_filesystem, public, put_if_absent, replace
+from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.tar_keys import is_skipped
+from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
+from wordsworth.pipeline.storage.filesystem import open_filesystem, without_credentials
 
 
 @dataclass(slots=True)
-class Packed:
-    """What was written. classes: their names by id, empty where the folder had no class folders."""
+class PackResult:
+    """Hold what was written.
+
+    Attributes:
+        images: number of images
+        shards: paths of the shards
+        classes: names of the classes by number; empty if the folder has no class folders
+        ignored: number of files that are no images
+    """
 
     images: int = 0
     shards: list[str] = field(default_factory=list)
@@ -25,18 +33,32 @@ class Packed:
 
 def pack(
     folder: str, output: str, shard_size: int = 1000, seed: int = 0, image_keys: tuple[str, ...] = IMAGE_KEYS
-) -> Packed:
-    """Pack the images under `folder` into OUTPUT/shard-00000.tar, ...; shuffled by `seed`, `shard_size` images each.
+) -> PackResult:
+    """Pack the images under `folder` into OUTPUT/shard-00000.tar and so on.
 
-    The folders right under `folder` are the classes, in the order of their names: every sample gets its class id as `.cls`, and the
-    names go to OUTPUT/labels.txt. A folder without sub-folders gives images without a class. The same input gives the same bytes.
+    The same input gives the same bytes.
+
+    The folders right under `folder` are the classes, in the order of their names: every sample gets the
+    number of its class as `.cls`, and the names go to OUTPUT/labels.txt. A folder without sub-folders gives
+    images without a class.
+
+    Args:
+        folder: folder or URL of the images
+        output: folder or URL of the shards
+        shard_size: images in a shard
+        seed: seed of the order of the images
+        image_keys: extensions of images, in lower case
+
+    Raises:
+        UserError: the folder is missing, has no images or mixes classes and loose images, or the output
+            holds other shards.
     """
     fs, root = open_filesystem(folder)
     if not fs.isdir(root):
-        raise UserError(f"{public(folder)} is not a folder")
-    paths, ignored = _images(fs, root, image_keys)
+        raise UserError(f"{without_credentials(folder)} is not a folder")
+    paths, num_ignored = _images(fs, root, image_keys)
     if not paths:
-        raise UserError(f"no images ({', '.join(image_keys)}) under {public(folder)}")
+        raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}")
     classes = _classes(paths, root, folder)
     keys = _keys(paths, root)
     order = list(paths)
@@ -44,36 +66,39 @@ def pack(
 
     out, target = open_filesystem(output)
     target = target.rstrip("/")
-    packed = Packed(ignored=ignored, classes=classes)
     names = [f"{target}/shard-{number:05d}.tar" for number in range(math.ceil(len(order) / shard_size))]
-    there = out.ls(target, detail=False) if out.isdir(target) else []
-    if others := sorted({path for path in there if path.endswith(".tar")} - set(names)):
-        raise UserError(f"{public(output)} holds other shards already ({others[0]}): choose a new --output")
-    for path, start in zip(names, range(0, len(order), shard_size), strict=True):
-        data = _shard(fs, root, order[start : start + shard_size], keys, classes)
+    _refuse_other_shards(out, target, names, output)
+    for number, path in enumerate(names):
+        members = order[number * shard_size : (number + 1) * shard_size]
+        data = _shard(fs, root, members, keys, classes)
         if not put_if_absent(out, path, data) and out.cat_file(path) != data:
             raise UserError(
-                f"{public(output)} holds other shards already ({path} differs): choose a new --output"
+                f"{without_credentials(output)} holds other shards already ({path} differs): "
+                "choose a new --output"
             )
-        packed.shards.append(path)
-    packed.images = len(order)
     if classes:
-        replace(out, f"{target}/labels.txt", "".join(f"{name}\n" for name in classes).encode())
-    return packed
+        overwrite(out, f"{target}/labels.txt", "".join(f"{name}\n" for name in classes).encode())
+    return PackResult(images=len(order), shards=names, classes=classes, ignored=num_ignored)
+
+
+def _refuse_other_shards(out: fsspec.AbstractFileSystem, target: str, names: list[str], output: str) -> None:
+    found = out.ls(target, detail=False) if out.isdir(target) else []
+    others = sorted(path for path in set(found) - set(names) if path.endswith(".tar"))
+    if others:
+        raise UserError(
+            f"{without_credentials(output)} holds other shards already ({others[0]}): choose a new --output"
+        )
 
 
 def _images(fs: fsspec.AbstractFileSystem, root: str, image_keys: tuple[str, ...]) -> tuple[list[str], int]:
+    """Return the paths of the images under `root`, and the number of other files."""
     found = sorted(fs.find(root))
-    images = [
-        path
-        for path in found
-        if path.rpartition(".")[2].lower() in image_keys and not _base(path).startswith(".")
-    ]
+    images = []
+    for path in found:
+        hidden = path.rpartition("/")[2].startswith(".")
+        if path.rpartition(".")[2].lower() in image_keys and not hidden:
+            images.append(path)
     return images, len(found) - len(images)
-
-
-def _base(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _relative(path: str, root: str) -> str:
@@ -81,27 +106,36 @@ def _relative(path: str, root: str) -> str:
 
 
 def _classes(paths: list[str], root: str, folder: str) -> list[str]:
-    """The names of the folders right under the root."""
+    """Return the names of the folders right under the root, sorted.
+
+    Raises UserError for images beside such folders.
+    """
     relative = [_relative(path, root) for path in paths]
     classes = sorted({path.split("/", 1)[0] for path in relative if "/" in path})
     loose = [path for path in relative if "/" not in path]
     if classes and loose:
         raise UserError(
-            f"{public(folder)} holds class folders and {len(loose)} images beside them ({loose[0]}): move these away"
+            f"{without_credentials(folder)} holds class folders and {len(loose)} images beside them "
+            f"({loose[0]}): move these away"
         )
     return classes
 
 
 def _keys(paths: list[str], root: str) -> dict[str, str]:
-    """A WebDataset key for every path: it ends at the first dot of the base name, so other dots become underscores."""
-    keys, taken = {}, set()
+    """Return a WebDataset key for every path.
+
+    A key ends at the first dot of the base name, so other dots become underscores.
+    """
+    keys: dict[str, str] = {}
+    taken: set[str] = set()
     for path in paths:
         parent, _, base = _relative(path, root).rpartition("/")
         stem = base.rpartition(".")[0].replace(".", "_")
         wanted = f"{parent}/{stem}" if parent else stem
-        if is_skipped(f"{wanted}.jpg"):  # readers pass over what lies in folders called __x__ or PaxHeader
+        if is_skipped(f"{wanted}.jpg"):  # readers skip what lies in folders called __x__ or PaxHeader
             wanted = wanted.replace("/", "-/")
-        key, count = wanted, 1
+        key = wanted
+        count = 1
         while key in taken:
             count += 1
             key = f"{wanted}-{count}"
@@ -113,14 +147,16 @@ def _keys(paths: list[str], root: str) -> dict[str, str]:
 def _shard(
     fs: fsspec.AbstractFileSystem, root: str, paths: list[str], keys: dict[str, str], classes: list[str]
 ) -> bytes:
+    """Return a tar of the images, with the class of each."""
     from webdataset import TarWriter
 
     buffer = io.BytesIO()
-    ids = {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)}
     with TarWriter(buffer, encoder=False, mtime=0) as writer:
         for path in paths:
             sample = {"__key__": keys[path], path.rpartition(".")[2].lower(): fs.cat_file(path)}
             if classes:
-                sample["cls"] = str(ids[_relative(path, root).split("/", 1)[0]]).encode()
+                name = _relative(path, root).split("/", 1)[0]
+                sample["cls"] = str(numbers[name]).encode()
             writer.write(sample)
     return buffer.getvalue()

@@ -1,42 +1,65 @@
-"""What every reader of a shard takes and gives: settings in, encoded samples out, and the one way in which a store fails."""
+"""Define what every reader of a shard takes and gives: settings, encoded samples, errors of a store."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.storage.filesystem import StorageOptions
 
-MAX_READINGS = 8  # of one shard, to meet the same cut twice
+MAX_READINGS = 8  # readings of one shard, to meet the same cut twice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReadSettings:
-    """unit_rows: samples in a unit. unit_bytes: a unit ends early when it holds this many encoded bytes.
-    max_bytes: a larger image is refused before it is read. keep: the sidecar fields, or columns of a table, that travel along.
-    image_column, key: columns of a table, None where its names are to tell. target: a class that every image must have."""
+    """Hold the settings of reading.
+
+    Attributes:
+        unit_rows: samples in a unit
+        unit_bytes: encoded bytes; a unit that holds this many ends early
+        max_bytes: bytes of an encoded image; a larger one is refused before it is read
+        image_keys: extensions of images, in lower case; the first one that a sample has is labeled
+        keep: sidecar fields of a tar, or columns of a table, that travel along
+        storage_options: options of the store's client
+        image_column: column of a table that holds or names the images; None: found by its type or its name
+        key: column of a table that holds the keys; None: the URI of the image, else the number of the row
+        target: the class that every image must have; None: no class is needed
+    """
 
     unit_rows: int
     unit_bytes: int = 128 << 20
-    max_bytes: int = 256 << 20
+    max_bytes: int = DecodeLimits.max_bytes
     image_keys: tuple[str, ...] = IMAGE_KEYS
     keep: tuple[str, ...] = ()
-    storage_options: dict[str, Any] = field(default_factory=dict)
+    storage_options: StorageOptions = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None
     target: Target | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class EncodedSample:
-    """One row to be: an image as it lies in the source, or the reason why there is none.
+    """Hold an image as it lies in the source, or the reason why it is missing.
 
-    next: where reading goes on; span: the bytes of the shard that were read before it and with it, where `next` does not say.
+    A prediction row is made from it.
+
+    Attributes:
+        key: key of the sample; None for the rest of a shard that is cut
+        next: place in the shard where reading goes on: a byte of a tar, an entry of a page, a row of a table
+        offset: byte offset of the image in the shard; None where no range read finds the image
+        size: bytes of the image; None where there is none
+        data: the image, encoded; empty where `error` is set
+        sidecars: text of each field of `ReadSettings.keep`; None for a field that the sample lacks
+        error: code of the error, None for a good sample
+        detail: what is wrong, in words
+        span: bytes of the shard that were read before the sample, and including the sample, where `next`
+            does not say
     """
 
     key: str | None
-    offset: int | None
-    size: int | None
     next: int
+    offset: int | None = None
+    size: int | None = None
     data: bytes = b""
     sidecars: list[str | None] = field(default_factory=list)
     error: str | None = None
@@ -45,13 +68,17 @@ class EncodedSample:
 
 
 class StoreFault(Exception):
-    """The store or the question, not the data: the shard stays open and is read again by the next run."""
+    """Report that the store or the command is at fault, not the data. The next run reads the shard again."""
 
 
 class ShardChanged(StoreFault):
-    """The object is not the one that was planned. No row is made of it: the run would mix two inputs."""
+    """Report that an object is not the one that was planned.
 
-    CODE, HINT = "shard_changed", " (--replace-changed labels it again)"
+    No row is made from it: the run would mix two inputs.
+    """
+
+    CODE = "shard_changed"
+    HINT = " (--replace-changed labels it again)"
 
     def __str__(self) -> str:
         return f"{self.CODE}: {super().__str__()}{self.HINT}"

@@ -1,4 +1,4 @@
-"""Tables as sources: a row is a sample, its image stands in a cell or is named there by a URI."""
+"""Read tables as sources: a row is a sample, its image stands in a cell or is named there by a URI."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pyarrow as pa
 from wordsworth.pipeline.sources.file_kinds import table_form
 from wordsworth.pipeline.sources.samples import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.sources.table_images import fetched
+from wordsworth.pipeline.sources.table_images import NamedImage, fetched
 from wordsworth.pipeline.sources.table_records import (
     ParquetTable,
     Record,
@@ -18,218 +18,252 @@ from wordsworth.pipeline.sources.table_records import (
     csv_records,
     json_records,
 )
-from wordsworth.pipeline.storage.filesystem import open_filesystem, public
+from wordsworth.pipeline.storage.filesystem import open_filesystem, without_credentials
 
-# The column of the images where --image-column does not say: the only one with bytes, else the first of these names.
+# Names of the column of images, the first one counts. Not used with --image-column, or if only one column
+# holds bytes.
 NAMES = ("image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name")
+Span = tuple[int, int]  # bytes of the file that were read before a record, and including the record
 
 
 def table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
-    """The samples of a table from row `position` on; what is damaged of a Parquet file is one row without a key.
+    """Yield the samples of a table from row `position` on.
 
-    Raises OSError and StoreFault for a store that fails, for a missing column, and for one that can hold no image.
+    The damaged rest of a Parquet file is one row without a key.
+
+    Raises:
+        StoreFault: a column is missing, or can hold no image.
+        OSError: the store fails.
     """
     fs, path = open_filesystem(shard.uri, settings.storage_options)
-    return fetched(_samples(fs, path, shard, settings, position), shard, settings)
+    return fetched(named_samples(fs, path, shard, settings, position), shard, settings)
 
 
-def table_rows(shard: Shard, settings: ReadSettings) -> Iterator["Found"]:
-    """The samples of a table without what they only name: each with the URI of the image that it lacks."""
+def table_rows(shard: Shard, settings: ReadSettings) -> Iterator[NamedImage]:
+    """Yield the samples of a table, each with the URI of its image. The images are not fetched."""
     fs, path = open_filesystem(shard.uri, settings.storage_options)
-    return _samples(fs, path, shard, settings, 0)
+    return named_samples(fs, path, shard, settings, 0)
 
 
-Found = tuple[EncodedSample, str | None]  # a sample, and the URI of the image that it still lacks
-
-
-def _samples(
+def named_samples(
     fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
-) -> Iterator[Found]:
-    if table_form(path) == "parquet":
-        yield from _parquet_samples(fs, path, shard, settings, position)
-    else:
-        yield from _line_samples(_line_records(fs, path, shard.size), path, settings, position)
-
-
-def _line_records(fs: fsspec.AbstractFileSystem, path: str, size: int) -> Iterator[Record]:
+) -> Iterator[NamedImage]:
+    """Yield the samples of the table at `path`, from row `position` on, each with the URI of its image."""
     form = table_form(path)
-    return (
-        json_records(fs, path, size)
-        if form == "jsonl"
-        else csv_records(fs, path, size, "\t" if form == "tsv" else ",")
-    )
+    if form == "parquet":
+        return _parquet_samples(fs, path, shard, settings, position)
+    if form == "jsonl":
+        records = json_records(fs, path, shard.size)
+    else:
+        records = csv_records(fs, path, shard.size, delimiter="\t" if form == "tsv" else ",")
+    return _line_samples(records, path, settings, position)
 
 
 def _line_samples(
     records: Iterator[Record], path: str, settings: ReadSettings, position: int
-) -> Iterator[Found]:
-    """There is no way into the middle of such a file: what lies before `position` is read past."""
-    maker: _Maker | None = None
+) -> Iterator[NamedImage]:
+    """Yield the samples of lines.
+
+    There is no way into the middle of such a file: rows before `position` are read past.
+    """
+    maker: _SampleMaker | None = None
     begin = 0
     for row, record in enumerate(records):
-        if maker is None and record.values is not None:
-            maker = _Maker(list(record.values), _named(list(record.values), path, settings), settings, path)
-        if row >= position:
-            span = (begin, record.end)
-            yield (
-                maker.sample(record.values, row, span)
-                if record.values is not None
-                else (_bad(record, row, span), None)
-            )
+        span = (begin, record.end)
         begin = record.end
+        if maker is None and record.values is not None:
+            columns = list(record.values)
+            maker = _SampleMaker(columns, _column_by_name(columns, path, settings), settings, path)
+        if row < position:
+            continue
+        if maker is None or record.values is None:
+            yield _bad(record, row, span), None
+        else:
+            yield maker.sample(record.values, row, span)
 
 
-def _bad(record: Record, row: int, span: tuple[int, int]) -> EncodedSample:
-    return EncodedSample(str(row), None, None, row + 1, error="bad_record", detail=record.bad, span=span)
+def _bad(record: Record, row: int, span: Span) -> EncodedSample:
+    return EncodedSample(key=str(row), next=row + 1, error="bad_record", detail=record.bad, span=span)
 
 
 def _parquet_samples(
     fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
-) -> Iterator[Found]:
-    """A cut counts only when it is met twice at the same row; the readings after the first go row by row."""
-    met, row, end = None, position, 0
+) -> Iterator[NamedImage]:
+    """Yield the samples of a Parquet file.
+
+    A cut counts only when it is met twice at the same row. The readings after the first are done row by row.
+    """
+    met: int | None = None  # the row where the reading before was cut
+    row = position
+    end = 0
     for reading in range(MAX_READINGS):
         try:
             table = ParquetTable(fs, path, shard.size)
             end = table.share(row)
-            column = _held(table.schema, path, settings)
-            maker = _Maker(table.schema.names, column, settings, path)
+            column = _column_of_images(table.schema, path, settings)
+            maker = _SampleMaker(table.schema.names, column, settings, path)
             for record in table.records(maker.columns, row, one_by_one=reading > 0):
-                yield maker.sample(record.values, row, (end, record.end))
-                row, end = row + 1, record.end
+                yield maker.sample(record.values or {}, row, (end, record.end))
+                row += 1
+                end = record.end
             return
         except TableCut as cut:
             if met == row:
-                yield _cut(str(cut), row, (end, shard.size)), None
+                yield _rest(str(cut), row, (end, shard.size)), None
                 return
             met = row
     raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
 
 
-def _cut(reason: str, row: int, span: tuple[int, int]) -> EncodedSample:
-    return EncodedSample(
-        None,
-        None,
-        None,
-        row,
-        error="shard_truncated",
-        detail=f"{_text(reason)} (row {row} of the table)",
-        span=span,
-    )
+def _rest(reason: str, row: int, span: Span) -> EncodedSample:
+    """Return the row for all that a damaged table lacks."""
+    detail = f"{_valid(reason)} (row {row} of the table)"
+    return EncodedSample(key=None, next=row, error="shard_truncated", detail=detail, span=span)
 
 
-# ---- which column ---------------------------------------------------------------------------------------------------------
+# ---- the column of images ---------------------------------------------------------------------------------
 
 
-def _named(columns: list[str], path: str, settings: ReadSettings) -> str:
-    """The column of images by its name alone."""
+def _column_by_name(columns: list[str], path: str, settings: ReadSettings) -> str:
+    """Return the column of images, by its name alone."""
     if settings.image_column:
-        return _exact(settings.image_column, columns, path, "--image-column")
-    column = next((name for name in columns if name in NAMES), None)
-    if column is None:
-        raise StoreFault(
-            f"{path} has no column that says where its images are ({_listed(columns)}): name it with --image-column"
-        )
-    return column
-
-
-def _held(schema: pa.Schema, path: str, settings: ReadSettings) -> str:
-    """The column of images of a Parquet file: the one that was named, the only one with bytes, or one by its name."""
-    binary = [field.name for field in schema if _holds(field.type) == "bytes"]
-    column = (
-        binary[0] if len(binary) == 1 and not settings.image_column else _named(schema.names, path, settings)
+        _check_column(settings.image_column, columns, path, "--image-column")
+        return settings.image_column
+    for name in columns:
+        if name in NAMES:
+            return name
+    raise StoreFault(
+        f"{path} has no column that says where its images are ({_shown(columns)}): "
+        "name it with --image-column"
     )
-    if _holds(schema.field(column).type) is None:
-        raise StoreFault(
-            f"{path}: column {column} is {schema.field(column).type}, neither bytes nor URIs: give --image-column"
-        )
+
+
+def _column_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> str:
+    """Return the column of images of a Parquet file.
+
+    It is the one that --image-column names, else the only column with bytes, else the first by NAMES.
+    """
+    binary = [field.name for field in schema if _content(field.type) == "bytes"]
+    if len(binary) == 1 and not settings.image_column:
+        return binary[0]
+    column = _column_by_name(schema.names, path, settings)
+    kind = schema.field(column).type
+    if _content(kind) is None:
+        raise StoreFault(f"{path}: column {column} is {kind}, neither bytes nor URIs: give --image-column")
     return column
 
 
-def _holds(kind: pa.DataType) -> str | None:
-    """ "bytes" (a struct with them too, as Hugging Face datasets have it), "uri", or None for what is neither."""
+def _content(kind: pa.DataType) -> str | None:
+    """Return what a column holds: "bytes", "uri", or None for neither.
+
+    A struct with bytes counts as bytes: datasets of Hugging Face have it.
+    """
     kind = getattr(kind, "storage_type", kind)
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
-        return "bytes" if place >= 0 and _holds(kind.field(place).type) == "bytes" else None
-    if any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
+        return "bytes" if place >= 0 and _content(kind.field(place).type) == "bytes" else None
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return "bytes"
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return "uri" if any(test(kind) for test in texts) or pa.types.is_null(kind) else None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "uri"
+    return "uri" if pa.types.is_null(kind) else None
 
 
-def _exact(name: str, columns: list[str], path: str, option: str) -> str:
+def _check_column(name: str, columns: list[str], path: str, option: str) -> None:
     if name not in columns:
-        raise StoreFault(f"{path} has no column {name}, which {option} names ({_listed(columns)})")
-    return name
+        raise StoreFault(f"{path} has no column {name}, which {option} names ({_shown(columns)})")
 
 
-def _listed(columns: list[str]) -> str:
-    return f"it has {', '.join(map(_text, columns[:20]))}" if columns else "it has none"
+def _shown(columns: list[str]) -> str:
+    return f"it has {', '.join(map(_valid, columns[:20]))}" if columns else "it has none"
 
 
-# ---- a row ----------------------------------------------------------------------------------------------------------------
+# ---- a row ------------------------------------------------------------------------------------------------
 
 
-class _Maker:
-    """Makes samples of rows. columns: those that are needed."""
+class _SampleMaker:
+    """Make samples from rows.
+
+    Attributes:
+        columns: names of the columns that are needed
+    """
 
     def __init__(self, columns: list[str], image: str, settings: ReadSettings, path: str):
-        self.image, self.limit, self.path = image, settings.max_bytes, path
+        self.image = image
+        self.max_bytes = settings.max_bytes
         self.key = settings.key
         if self.key:
-            _exact(self.key, columns, path, "--key")
-        folded = {name.lower(): name for name in reversed(columns)}  # --keep is told in lower case
-        self.keep = [name if name in columns else folded.get(name.lower(), name) for name in settings.keep]
-        for name in (
-            self.keep if table_form(path) != "jsonl" else ()
-        ):  # there every line has columns of its own
-            _exact(name, columns, path, "--keep")
-        wanted = [image, *([self.key] if self.key else []), *self.keep]
+            _check_column(self.key, columns, path, "--key")
+        self.keep = _kept_columns(columns, settings.keep)
+        if table_form(path) != "jsonl":  # each line of a JSONL file has columns of its own
+            for name in self.keep:
+                _check_column(name, columns, path, "--keep")
+        wanted = {image, self.key, *self.keep}
         self.columns = [name for name in columns if name in wanted]
 
-    def sample(self, values: dict[str, Any], row: int, span: tuple[int, int]) -> Found:
+    def sample(self, values: dict[str, Any], row: int, span: Span) -> NamedImage:
+        """Return the sample of a row, and the URI of its image; None where the row holds the image itself."""
         data, uri = _image(values.get(self.image))
-        key = values.get(self.key) if self.key else public(uri) if uri is not None else None
-        kept = [_told(values.get(name)) for name in self.keep]
-        made = EncodedSample(
-            str(row) if key is None else _told(key), None, None, row + 1, sidecars=kept, span=span
-        )
+        sidecars = [_as_text(values.get(name)) for name in self.keep]
+        made = EncodedSample(key=self._key(values, uri, row), next=row + 1, sidecars=sidecars, span=span)
         if data is not None:
             made.size = len(data)
-            if made.size > self.limit:
-                made.error, made.detail = "too_many_bytes", f"{made.size} bytes"
+            if made.size > self.max_bytes:
+                made.error = "too_many_bytes"
+                made.detail = f"{made.size} bytes"
             else:
                 made.data = data
         elif uri is None:
-            made.error, made.detail = "missing_image", f"column {_text(self.image)} is empty"
+            made.error = "missing_image"
+            made.detail = f"column {_valid(self.image)} is empty"
         return made, uri
+
+    def _key(self, values: dict[str, Any], uri: str | None, row: int) -> str | None:
+        """Return the key of a row: the cell of the key column, else the image's URI, else the number."""
+        key = values.get(self.key) if self.key else uri
+        if key is None:
+            return str(row)
+        return _as_text(key if self.key else without_credentials(key))
+
+
+def _kept_columns(columns: list[str], keep: tuple[str, ...]) -> list[str]:
+    """Return the columns to keep as the table spells their names: --keep is given in lower case."""
+    folded = {name.lower(): name for name in reversed(columns)}
+    return [name if name in columns else folded.get(name.lower(), name) for name in keep]
 
 
 def _image(cell: Any) -> tuple[bytes | None, str | None]:
-    """The bytes or the URI of a cell; neither where it is empty. What is no text in a JSON is taken as it is written."""
+    """Return the bytes or the URI in a cell; neither for an empty cell.
+
+    A JSON value that is no text is taken as it is written.
+    """
     if isinstance(cell, dict):
         data = cell.get("bytes")
         return (data, None) if isinstance(data, bytes) else _image(cell.get("path"))
     if isinstance(cell, bytes):
         return cell, None
-    return None, None if cell is None or cell == "" else cell if isinstance(cell, str) else json.dumps(cell)
+    if cell is None or cell == "":
+        return None, None
+    return None, cell if isinstance(cell, str) else json.dumps(cell)
 
 
-def _told(value: Any) -> str | None:
-    """Text as it is, other types as JSON."""
-    if value is None or isinstance(value, str):
-        return None if value is None else _text(value)
+def _as_text(value: Any) -> str | None:
+    """Return text as it is, and other types as JSON."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _valid(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
-    return _text(json.dumps(value, ensure_ascii=False, default=_other))
+    return _valid(json.dumps(value, ensure_ascii=False, default=_json_default))
 
 
-def _other(value: Any) -> str:
+def _json_default(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _text(text: str) -> str:
-    """JSON can say half a surrogate pair, which fits no Arrow string."""
+def _valid(text: str) -> str:
+    r"""Return text with \uNNNN for half a surrogate pair, which JSON can hold and Arrow cannot."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,54 +1,88 @@
-"""Images that a table only names: which names may be followed, and how they are fetched, several at once and in order."""
+"""Fetch images that a table only names: decide which names may be followed, and fetch several at once."""
 
 import errno
 import posixpath
 import re
-import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem, patiently, public
+from wordsworth.pipeline.storage.filesystem import (
+    StorageOptions,
+    is_local,
+    open_filesystem,
+    without_credentials,
+)
+from wordsworth.pipeline.storage.streams import with_retries
 
 FETCHERS = 8  # objects asked for at once by one read task
-AHEAD = 32  # rows that may wait behind the one that is due
-HELD_BYTES = 64 << 20  # encoded bytes that may wait, unless one object alone is larger
+AHEAD = 32  # rows that may wait behind the row that comes next
+HELD_BYTES = 64 << 20  # encoded bytes that may be held by waiting rows, unless a single object is larger
+NamedImage = tuple[
+    EncodedSample, str | None
+]  # a sample, and the URI of the image that the sample still lacks
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_PASSING = (408, 425, 429)  # of HTTP: too late, too early, too often
+_PASSING = (408, 425, 429)  # HTTP statuses: too late, too early, too often
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
-def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    return "http" in protocols or "https" in protocols
+def fetched(samples: Iterator[NamedImage], shard: Shard, settings: ReadSettings) -> Iterator[EncodedSample]:
+    """Yield the samples in their order.
+
+    Where a URI stands beside a sample, its image is fetched into the sample.
+
+    A URI that may not be followed, or that names nothing, makes the sample an error.
+
+    Raises:
+        StoreFault, OSError: a store does not answer. What a store failed to give never becomes a row.
+    """
+    resolver = Resolver(shard, settings.storage_options)
+    pool = ThreadPoolExecutor(FETCHERS, "fetch")
+    queue = _FetchQueue(pool, settings.max_bytes)
+    try:
+        for sample, uri in samples:
+            queue.add(_Fetch(sample), uri, resolver)
+            while queue.is_due():
+                yield queue.pop()
+        while queue:
+            yield queue.pop()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# ---- names ------------------------------------------------------------------------------------------------
 
 
 class Refused(Exception):
-    """A URI that this table may not name. The message says why."""
+    """Report a URI that the table may not name. The message says why."""
 
 
 class Resolver:
-    """URIs as they stand in a table -> file system and path. Relative ones are relative to the table's folder.
+    """Turn the URIs of a table into file systems and paths. Relative URIs are relative to the table's folder.
 
-    A table that lies in a bucket is a stranger's: what it names on this machine's disk is refused, however it is spelled.
+    The writer of a table in a bucket is unknown: files of this machine that such a table names are refused,
+    however their names are spelled.
     """
 
-    def __init__(self, shard: Shard, options: dict):
+    def __init__(self, shard: Shard, options: StorageOptions):
         self.options = options
-        fs, path = open_filesystem(shard.uri, options)
-        self.local, self.folder = is_local(fs), path.rpartition("/")[0]
-        self.fs = fs
-        self._known: dict[str, fsspec.AbstractFileSystem] = {}
+        self.fs, path = open_filesystem(shard.uri, options)
+        self.local = is_local(self.fs)
+        self.folder = path.rpartition("/")[0]
 
     def resolve(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """Raises Refused; StoreFault where a client of the store is not installed or not set up."""
+        """Return file system and path of a URI.
+
+        Raises:
+            Refused: the table may not name it.
+            StoreFault: the client of the store is not installed or not set up.
+        """
         if "\0" in uri:
             raise Refused("it holds a NUL byte")
         if not _SCHEME.match(uri) and "::" not in uri:
@@ -59,13 +93,16 @@ class Resolver:
             if isinstance(error.__cause__, ImportError):
                 raise StoreFault(str(error)) from error
             raise Refused(str(error)) from error
-        except Exception as error:  # what a client says about its own settings can be anything
-            raise StoreFault(f"cannot open {public(uri)}: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a client can raise anything about its own settings
+            raise StoreFault(
+                f"cannot open {without_credentials(uri)}: {type(error).__name__}: {error}"
+            ) from error
         if is_local(fs) and not self.local:
             raise Refused("a table in a store may not name files of this machine")
         return fs, path
 
     def _beside(self, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Return file system and path of a path, absolute or relative to the table's folder."""
         if name.startswith("/"):
             if not self.local:
                 raise Refused("a table in a store may not name files of this machine")
@@ -76,147 +113,184 @@ class Resolver:
         return self.fs, path
 
 
-# ---- fetching -------------------------------------------------------------------------------------------------------------
+# ---- fetching ---------------------------------------------------------------------------------------------
 
 
-class _Turns:
-    """Lets the fetches read in their order, as long as what waits to be taken fits: the first that is due never waits for a
-    later one, so nobody waits for ever."""
+class _FetchQueue:
+    """Fetch images in threads, and give the samples back in their order.
 
-    def __init__(self):
-        self._changed, self._turn, self._held, self._closed = threading.Condition(), 0, 0, False
+    All sizes are asked for at once. The reads begin in the order of the rows, as long as their bytes fit
+    into HELD_BYTES: so the row that comes next never waits for bytes that a later row holds.
+    """
 
-    def enter(self, ticket: int, size: int) -> None:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or (self._turn == ticket and (not self._held or self._held + size <= HELD_BYTES))
-                )
-            )
-            if self._closed:
-                raise StoreFault("reading was given up")
-            self._turn, self._held = self._turn + 1, self._held + size
-            self._changed.notify_all()
+    def __init__(self, pool: ThreadPoolExecutor, max_bytes: int):
+        self._pool = pool
+        self._max_bytes = max_bytes
+        self._waiting: deque[_Fetch] = deque()
+        self._num_begun = 0  # rows at the front of the queue whose reads have begun
+        self._held = 0  # bytes that these rows may hold
 
-    def leave(self, size: int) -> None:
-        with self._changed:
-            self._held -= size
-            self._changed.notify_all()
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
-@dataclass(slots=True)
-class _Fetch:
-    """One object on its way into its sample."""
-
-    sample: EncodedSample
-    fs: fsspec.AbstractFileSystem
-    path: str
-    ticket: int
-    claimed: int = 0
-
-    def run(self, turns: _Turns, limit: int) -> None:
-        entered = False
+    def add(self, fetch: "_Fetch", uri: str | None, resolver: Resolver) -> None:
+        """Append a sample, and ask for the size of the image that it lacks."""
+        self._waiting.append(fetch)
+        if uri is None:
+            return
         try:
-            size = self._size()
-            too_large = size is not None and size > limit
-            self.claimed = 0 if too_large else min(limit, size if size is not None else HELD_BYTES)
-            turns.enter(self.ticket, self.claimed)
-            entered = True
-            data = b"" if too_large else self._read(size, limit)
-            self._take(data, max(size or 0, len(data)), limit)
+            fetch.fs, fetch.path = resolver.resolve(uri)
+        except Refused as refusal:
+            fetch.fail("refused_uri", str(refusal))
+        else:
+            fetch.measured = self._pool.submit(fetch.measure, self._max_bytes)
+
+    def is_due(self) -> bool:
+        """Return whether the first sample should be taken: it is complete, or too many wait behind it."""
+        if not self._waiting:
+            return False
+        self._begin_reads(wait=False)
+        first = self._waiting[0]
+        return len(self._waiting) > AHEAD or (
+            self._num_begun > 0 and (first.read is None or first.read.done())
+        )
+
+    def pop(self) -> EncodedSample:
+        """Return the first sample as soon as it is complete.
+
+        Raises StoreFault and OSError for a store that fails.
+        """
+        self._begin_reads(wait=True)
+        fetch = self._waiting.popleft()
+        self._num_begun -= 1
+        self._held -= fetch.claimed
+        if fetch.read is not None:
+            _wait_for(fetch.read, fetch.path)
+        return fetch.sample
+
+    def _begin_reads(self, wait: bool) -> None:
+        """Begin the next reads that fit.
+
+        wait: wait for the size of the first image, so that its read begins.
+        """
+        while self._num_begun < len(self._waiting):
+            fetch = self._waiting[self._num_begun]
+            if fetch.measured is not None:
+                may_wait = wait and self._num_begun == 0
+                if not (may_wait or fetch.measured.done()):
+                    return
+                failed = fetch.measured.exception() is not None or fetch.sample.error is not None
+                claim = 0 if failed else fetch.claim(self._max_bytes)
+                if self._held and self._held + claim > HELD_BYTES:
+                    return
+                self._held += claim
+                fetch.claimed = claim
+                fetch.read = fetch.measured if failed else self._pool.submit(fetch.load, self._max_bytes)
+            self._num_begun += 1
+
+
+class _Fetch:
+    """Hold one sample and the fetch of its image.
+
+    Attributes:
+        sample: the sample; the image is read into it
+        fs, path: where the image lies
+        size: bytes of the image, None where the store does not say
+        claimed: bytes that the image may take
+        measured: done when `size` is known; None where nothing is to be fetched
+        read: done when the sample is complete
+    """
+
+    def __init__(self, sample: EncodedSample):
+        self.sample = sample
+        self.fs: fsspec.AbstractFileSystem = None
+        self.path = ""
+        self.size: int | None = None
+        self.claimed = 0
+        self.measured: Future[None] | None = None
+        self.read: Future[None] | None = None
+
+    def measure(self, max_bytes: int) -> None:
+        """Ask for the size. An image that is missing or too large makes the sample an error."""
+        self._attempt(lambda: self._check_size(max_bytes))
+
+    def load(self, max_bytes: int) -> None:
+        """Read the image into the sample."""
+        self._attempt(lambda: self._take(self._read(max_bytes), max_bytes))
+
+    def claim(self, max_bytes: int) -> int:
+        """Return the bytes that reading the image may take."""
+        return min(max_bytes, HELD_BYTES if self.size is None else self.size)
+
+    def fail(self, error: str, detail: str) -> None:
+        """Make the sample an error."""
+        self.sample.error = error
+        self.sample.detail = detail
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Do a step.
+
+        What says something about the URI becomes an error of the sample; a store's fault is raised.
+        """
+        try:
+            step()
         except _MISSING:
-            self._fail("not_found", "there is no such object")
+            self.fail("not_found", "there is no such object")
         except ValueError as error:
-            self._fail("refused_uri", str(error))
+            self.fail("refused_uri", str(error))
         except OSError as error:
             status = getattr(error.__cause__, "status", 0)
+            # Links die, so a web server's refusal is about the link. A store's refusal is a fault of the
+            # store.
             if _is_web(self.fs) and 400 <= status < 500 and status not in _PASSING:
-                self._fail(
-                    "not_found", f"the server answers {status}"
-                )  # links die; a store's refusal is a fault
+                self.fail("not_found", f"the server answers {status}")
             elif error.errno in _NO_PATH and is_local(self.fs):
-                self._fail("refused_uri", error.strerror)
+                self.fail("refused_uri", str(error.strerror))
             else:
                 raise
-        finally:
-            if not entered:
-                turns.enter(self.ticket, 0)  # whoever comes next waits for this turn
+
+    def _check_size(self, max_bytes: int) -> None:
+        self.size = self._size()
+        if self.size is not None and self.size > max_bytes:
+            self._take(b"", max_bytes)
 
     def _size(self) -> int | None:
-        """Bytes, or None where the store does not say."""
-        info = self.fs.info(self.path) if is_local(self.fs) else patiently(lambda: self.fs.info(self.path))
+        """Return the bytes of the image, or None where the store does not say."""
+        info = self.fs.info(self.path) if is_local(self.fs) else with_retries(lambda: self.fs.info(self.path))
         if info.get("type") == "directory":
             raise IsADirectoryError(self.path)
         if info.get("type", "file") != "file":
             raise ValueError("not a regular file")  # reading a device or a pipe may never end
         return info.get("size")
 
-    def _read(self, size: int | None, limit: int) -> bytes:
-        if size is not None:
-            return patiently(lambda: self.fs.cat_file(self.path))
-        with patiently(lambda: self.fs.open(self.path, "rb")) as file:
-            return patiently(lambda: file.read(limit + 1))
+    def _read(self, max_bytes: int) -> bytes:
+        if self.size is not None:
+            return with_retries(lambda: self.fs.cat_file(self.path))
+        with with_retries(lambda: self.fs.open(self.path, "rb")) as file:
+            return with_retries(lambda: file.read(max_bytes + 1))
 
-    def _take(self, data: bytes, size: int, limit: int) -> None:
+    def _take(self, data: bytes, max_bytes: int) -> None:
+        size = max(self.size or 0, len(data))
         self.sample.size = size
-        if size > limit:
-            self.sample.error, self.sample.detail = "too_many_bytes", f"{size} bytes"
+        if size > max_bytes:
+            self.fail("too_many_bytes", f"{size} bytes")
         else:
             self.sample.data = data
 
-    def _fail(self, error: str, detail: str) -> None:
-        self.sample.error, self.sample.detail = error, detail
+
+def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return "http" in protocols or "https" in protocols
 
 
-def fetched(
-    samples: Iterator[tuple[EncodedSample, str | None]], shard: Shard, settings: ReadSettings
-) -> Iterator[EncodedSample]:
-    """The samples in their order; where a URI stands beside one, what it names is fetched into it.
+def _wait_for(read: Future[None], path: str) -> None:
+    """Wait for a fetch.
 
-    A URI that may not be followed, or that names nothing, makes the sample an error. Raises StoreFault and OSError for a store that
-    does not answer: nothing that it failed to give becomes a row.
+    A client's own exception is a fault of the store: nothing shows that the data are bad.
     """
-    resolver, turns = Resolver(shard, settings.storage_options), _Turns()
-    waiting: deque[tuple[EncodedSample, Future | None, _Fetch | None]] = deque()
-    pool, tickets = ThreadPoolExecutor(FETCHERS, "fetch"), 0
     try:
-        for sample, uri in samples:
-            fetch = _begin(sample, uri, resolver, tickets) if uri is not None else None
-            if fetch:
-                tickets += 1
-            waiting.append(
-                (sample, pool.submit(fetch.run, turns, settings.max_bytes) if fetch else None, fetch)
-            )
-            while waiting and (len(waiting) > AHEAD or waiting[0][1] is None or waiting[0][1].done()):
-                yield _due(*waiting.popleft(), turns)
-        while waiting:
-            yield _due(*waiting.popleft(), turns)
-    finally:
-        turns.close()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin(sample: EncodedSample, uri: str, resolver: Resolver, ticket: int) -> _Fetch | None:
-    try:
-        return _Fetch(sample, *resolver.resolve(uri), ticket)
-    except Refused as refusal:
-        sample.error, sample.detail = "refused_uri", str(refusal)
-        return None
-
-
-def _due(sample: EncodedSample, future: Future | None, fetch: _Fetch | None, turns: _Turns) -> EncodedSample:
-    if future:
-        try:
-            future.result()
-        except (OSError, StoreFault):
-            raise
-        except Exception as error:  # a client's own complaint: not about the data, as far as anyone can tell
-            raise StoreFault(f"{fetch.path}: {type(error).__name__}: {error}") from error
-        turns.leave(fetch.claimed)
-    return sample
+        read.result()
+    except (OSError, StoreFault):
+        raise
+    except Exception as error:
+        raise StoreFault(f"{path}: {type(error).__name__}: {error}") from error

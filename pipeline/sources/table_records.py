@@ -1,28 +1,36 @@
-"""The records of a table file, one after the other: CSV and JSONL as streams, Parquet by batches of a row group."""
+"""Read the records of a table file in order: CSV and JSONL as streams, Parquet by batches of a row group."""
 
 import csv
 import io
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.sources.samples import StoreFault
-from wordsworth.pipeline.storage.filesystem import ObjectStream, patiently
+from wordsworth.pipeline.storage.seekable import SeekableObject
+from wordsworth.pipeline.storage.streams import ObjectStream
 
-MAX_LINE = 16 << 20  # bytes; a longer line is no record and is never held
-MAX_LINES = 256 << 10  # bytes of a CSV record that goes over more than one line
-_BATCH_BYTES = 8 << 20  # of Parquet decoded at once, by the row group's own average
+MAX_LINE = 16 << 20  # bytes of a line; a longer one is no record and is never held
+MAX_LINES = 256 << 10  # bytes of a CSV record that takes more than one line
+_BATCH_BYTES = 8 << 20  # bytes of Parquet decoded at once, by the average of the row group
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
 class Record:
-    """values by column, or None and why the record is `bad`. end: bytes of the file that lie before the next record."""
+    """Hold one record.
+
+    Attributes:
+        values: values by column; None for a record that cannot be read
+        end: bytes of the file that lie before the next record
+        bad: why the record cannot be read, in words
+    """
 
     values: dict[str, Any] | None
     end: int
@@ -30,26 +38,28 @@ class Record:
 
 
 class TableCut(Exception):
-    """A Parquet file breaks off; what lay before was whole and has been given."""
+    """Report that a Parquet file breaks off. All rows before the damage were whole and have been given."""
 
 
-# ---- lines ----------------------------------------------------------------------------------------------------------------
+# ---- lines ------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Line:
+    """Hold one line. size: bytes in the file. bad: why the line cannot be read, in words."""
+
     text: str
     size: int
     bad: str | None = None
 
 
 class _Lines:
-    """The lines of an object, decoded, with a place to put some back."""
+    """Read the lines of an object, decoded; lines can be put back. position: bytes before the next line."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int):
         self._file = io.BufferedReader(ObjectStream(fs, path, size, 0), 1 << 20)
         self._back: deque[_Line] = deque()
-        self.position = 0  # bytes before the next line
+        self.position = 0
         self._first = True
 
     def __iter__(self) -> "_Lines":
@@ -69,73 +79,92 @@ class _Lines:
         if not data:
             raise StopIteration
         if len(data) > MAX_LINE:
-            return _Line("", len(data) + self._pass(data), f"a line of more than {MAX_LINE} bytes")
-        first, self._first = self._first, False
+            size = len(data) + self._skip_line(data)
+            return _Line("", size, f"a line of more than {MAX_LINE} bytes")
+        encoding = "utf-8-sig" if self._first else "utf-8"  # a byte order mark may begin the file
+        self._first = False
         try:
-            return _Line(data.decode("utf-8-sig" if first else "utf-8"), len(data))
+            return _Line(data.decode(encoding), len(data))
         except UnicodeDecodeError as error:
             return _Line("", len(data), f"not UTF-8: {error.reason} at byte {error.start} of the line")
 
-    def _pass(self, data: bytes) -> int:
-        """Reads to the end of the line; how many bytes that were."""
-        passed = 0
+    def _skip_line(self, data: bytes) -> int:
+        """Read to the end of a line that begins with `data`; return the bytes read."""
+        size = 0
         while data and not data.endswith(b"\n"):
             data = self._file.readline(1 << 20)
-            passed += len(data)
-        return passed
+            size += len(data)
+        return size
 
     def close(self) -> None:
         self._file.close()
 
 
-# ---- CSV ------------------------------------------------------------------------------------------------------------------
+# ---- CSV --------------------------------------------------------------------------------------------------
 
 
 def csv_records(fs: fsspec.AbstractFileSystem, path: str, size: int, delimiter: str) -> Iterator[Record]:
-    """The records behind the header; empty lines are none. A field that is not there is None, like an empty one.
+    """Yield the records behind the header of a CSV file.
 
-    A record that is malformed costs its first line only: reading goes on with the next, so that a stray quote, which would swallow
-    all lines up to another quote, neither loses nor shifts what follows. Raises StoreFault for a header that cannot be read.
+    Empty lines are no records; a missing field is None, like an empty one.
+
+    A malformed record costs its first line only: reading goes on with the second line. A stray quote would
+    swallow all lines up to another quote; this way it neither loses nor shifts what follows.
+
+    Raises:
+        StoreFault: the header cannot be read.
+        OSError: the store fails.
     """
     csv.field_size_limit(MAX_LINE)
     lines = _Lines(fs, path, size)
     try:
-        header = _csv_record(lines, delimiter, None)
+        header = _csv_fields(lines, delimiter)
         if header is None:
             return
         if header.bad:
             raise StoreFault(f"{path}: its header cannot be read: {header.bad}")
-        names = list(header.values.values())
-        while (record := _csv_record(lines, delimiter, names)) is not None:
-            yield record
+        while (found := _csv_fields(lines, delimiter)) is not None:
+            bad = found.bad
+            if bad is None and len(found.fields) != len(header.fields):
+                bad = f"{len(found.fields)} fields where the header has {len(header.fields)}"
+            if bad:
+                lines.put_back(found.lines[1:])
+                yield Record(None, lines.position, bad)
+                continue
+            pairs = zip(header.fields, found.fields, strict=True)
+            yield Record({name: field or None for name, field in pairs}, lines.position)
     finally:
         lines.close()
 
 
-def _csv_record(lines: _Lines, delimiter: str, names: list[str] | None) -> Record | None:
-    """The next record; None at the end. Without names, for the header itself, its columns are numbered."""
+@dataclass(slots=True)
+class _CsvFields:
+    """Hold the lines of a record, its fields, and why it cannot be read, in words."""
+
+    lines: list[_Line]
+    fields: list[str]
+    bad: str | None
+
+
+def _csv_fields(lines: _Lines, delimiter: str) -> _CsvFields | None:
+    """Return the fields of the next record; None at the end."""
     while True:
-        taken, fields, bad = [], None, None
+        taken: list[_Line] = []
+        fields: list[str] | None = None
+        bad: str | None = None
         try:
-            fields = next(csv.reader(_pulled(lines, taken), delimiter=delimiter, strict=True), None)
+            fields = next(csv.reader(_pull(lines, taken), delimiter=delimiter, strict=True), None)
         except csv.Error as error:
             bad = str(error)
         if not taken:
             return None
         bad = taken[0].bad or bad
         if bad or fields:  # else an empty line
-            break
-    if bad is None and names is not None and len(fields) != len(names):
-        bad = f"{len(fields)} fields where the header has {len(names)}"
-    if bad:
-        lines.put_back(taken[1:])
-        return Record(None, lines.position, bad)
-    names = names if names is not None else range(len(fields))
-    return Record({name: field or None for name, field in zip(names, fields, strict=True)}, lines.position)
+            return _CsvFields(taken, fields or [], bad)
 
 
-def _pulled(lines: _Lines, taken: list[_Line]) -> Iterator[str]:
-    """Lines for the csv module, which takes as many as an open quote needs."""
+def _pull(lines: _Lines, taken: list[_Line]) -> Iterator[str]:
+    """Yield lines to the csv module, which takes as many as an open quote needs, and note them in `taken`."""
     size = 0
     for line in lines:
         if taken and (line.bad or size + line.size > MAX_LINES):
@@ -148,11 +177,11 @@ def _pulled(lines: _Lines, taken: list[_Line]) -> Iterator[str]:
         yield line.text
 
 
-# ---- JSONL ----------------------------------------------------------------------------------------------------------------
+# ---- JSONL ------------------------------------------------------------------------------------------------
 
 
 def json_records(fs: fsspec.AbstractFileSystem, path: str, size: int) -> Iterator[Record]:
-    """An object a line; empty lines are no records."""
+    """Yield the records of a JSONL file, an object a line. Empty lines are no records."""
     lines = _Lines(fs, path, size)
     try:
         for line in lines:
@@ -169,60 +198,24 @@ def _json_record(line: _Line, end: int) -> Record:
         values = json.loads(line.text)
     except (ValueError, RecursionError) as error:
         return Record(None, end, f"no JSON: {error}")
-    return (
-        Record(values, end)
-        if isinstance(values, dict)
-        else Record(None, end, "a JSON value that is no object")
-    )
+    if not isinstance(values, dict):
+        return Record(None, end, "a JSON value that is no object")
+    return Record(values, end)
 
 
-# ---- Parquet --------------------------------------------------------------------------------------------------------------
-
-
-class _ObjectFile(io.RawIOBase):
-    """An object for pyarrow to seek in. Remembers a fault of the store, which pyarrow would blur with damage."""
-
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int):
-        self._fs, self._path, self._size, self._at = fs, path, size, 0
-        self.fault: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._size, self._at + size)
-        if end <= self._at:
-            return b""
-        try:
-            data = patiently(lambda: self._whole(end))
-        except Exception as error:
-            self.fault = error
-            raise
-        self._at = end
-        return data
-
-    def _whole(self, end: int) -> bytes:
-        data = self._fs.cat_file(self._path, start=self._at, end=end)
-        if len(data) != end - self._at:
-            raise OSError(f"{self._path} gave {len(data)} of {end - self._at} bytes")
-        return data
+# ---- Parquet ----------------------------------------------------------------------------------------------
 
 
 class ParquetTable:
-    """A Parquet file. Everything it raises is either what the store raised, or TableCut."""
+    """Read a Parquet file. Everything it raises is either an error of the store, or TableCut.
+
+    Attributes:
+        schema: the columns
+    """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int):
-        self._object, self._size = _ObjectFile(fs, path, size), size
+        self._object = SeekableObject(fs, path, size)
+        self._size = size
         self._file = self._sound(
             lambda: pq.ParquetFile(
                 self._object, buffer_size=4 << 20, pre_buffer=False, page_checksum_verification=True
@@ -230,7 +223,8 @@ class ParquetTable:
         )
         self.schema: pa.Schema = self._sound(lambda: self._file.schema_arrow)
 
-    def _sound(self, read):
+    def _sound(self, read: Callable[[], _Result]) -> _Result:
+        """Return what `read` gives. Raises what the store raised, else TableCut."""
         try:
             return read()
         except Exception as error:  # damaged bytes can raise anything that pyarrow knows
@@ -239,37 +233,46 @@ class ParquetTable:
             raise TableCut(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
     def records(self, columns: list[str], position: int, one_by_one: bool = False) -> Iterator[Record]:
-        """From row `position` on. one_by_one: rows before damage are given that a whole batch would take down with it."""
+        """Yield the records from row `position` on.
+
+        Args:
+            columns: names of the columns to read
+            position: number of the first row
+            one_by_one: read row by row, and so give the rows before damage that would be lost with their
+                batch
+        """
         begin = 0
         for group in range(self._file.metadata.num_row_groups):
-            rows = self._file.metadata.row_group(group).num_rows
-            if position < begin + rows:
-                yield from self._group(group, columns, max(0, position - begin), begin, one_by_one)
-            begin += rows
+            num_rows = self._file.metadata.row_group(group).num_rows
+            if position < begin + num_rows:
+                batch_size = 1 if one_by_one else self._batch_size(group)
+                yield from self._group(group, columns, batch_size, begin, position)
+            begin += num_rows
+
+    def _batch_size(self, group: int) -> int:
+        """Return the rows of a row group to decode at once."""
+        metadata = self._file.metadata.row_group(group)
+        average = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
+        return max(1, min(1024, _BATCH_BYTES // average))
 
     def _group(
-        self, group: int, columns: list[str], skip: int, begin: int, one_by_one: bool
+        self, group: int, columns: list[str], batch_size: int, begin: int, position: int
     ) -> Iterator[Record]:
-        about = self._file.metadata.row_group(group)
-        average = max(1, about.total_byte_size // max(1, about.num_rows))
-        batch_size = 1 if one_by_one else max(1, min(1024, _BATCH_BYTES // average))
+        """Yield the records of a row group, whose first row is `begin`, from row `position` on."""
         batches = self._sound(
             lambda: self._file.iter_batches(
                 batch_size, row_groups=[group], columns=columns, use_threads=False
             )
         )
-        row = 0
         while (batch := self._sound(lambda: next(batches, None))) is not None:
-            if row + batch.num_rows > skip:
-                for values in self._sound(lambda: _plain(batch, max(0, skip - row))):  # noqa: B023 (called at once)
-                    yield Record(values, self.share(begin + max(row, skip) + 1))
-                    skip += 1
-            row += batch.num_rows
+            first = max(begin, position)
+            end = begin + batch.num_rows
+            if first < end:
+                rows = self._sound(batch.slice(first - begin).to_pylist)
+                for number, values in enumerate(rows, first + 1):
+                    yield Record(values, self.share(number))
+            begin = end
 
     def share(self, rows: int) -> int:
-        """Bytes of the file that so many rows stand for: what was read of which column no reader tells."""
+        """Return the bytes that the first `rows` rows stand for, in proportion to all rows."""
         return self._size * rows // max(1, self._file.metadata.num_rows)
-
-
-def _plain(batch: pa.RecordBatch, first: int) -> list[dict[str, Any]]:
-    return batch.slice(first).to_pylist()

@@ -1,80 +1,104 @@
-"""List what lies under a prefix as a stream, in the order of the paths, from any path on."""
+"""List files as a stream: all files under a prefix, in the order of their paths, or the names in a folder."""
 
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import fsspec
 
-from wordsworth.pipeline.storage.filesystem import is_local, patiently
+from wordsworth.pipeline.storage.filesystem import is_local
+from wordsworth.pipeline.storage.streams import with_retries
 
-Entry = tuple[str, dict[str, Any]]
-KEYS = 1000  # in one answer of S3
+Entry = tuple[str, dict[str, Any]]  # a path, and what fsspec tells about the file
+KEYS_PER_ANSWER = 1000  # in one answer of S3, at most
 
 
-def scan(fs: fsspec.AbstractFileSystem, root: str, after: str | None = None) -> Iterator[Entry]:
-    """The files under `root`, however deep, in the order of their paths' characters; those up to `after` are left out.
+def walk_files(fs: fsspec.AbstractFileSystem, root: str, after: str | None = None) -> Iterator[Entry]:
+    """Yield the files under `root`, at any depth, in the order of the characters of their paths.
 
-    On S3 the store lists in that order itself, and memory holds one answer of 1,000 names. Elsewhere folder after folder is
-    listed, and memory holds the names of one folder and of the folders above it.
+    S3 lists in this order itself, and memory holds one answer of KEYS_PER_ANSWER names. Other file systems
+    are listed folder by folder, and memory holds the names of one folder and of the folders above it.
+
+    Args:
+        fs: file system of `root`.
+        root: folder or prefix.
+        after: path to begin behind; None begins with the first file.
     """
-    native = getattr(fs, "call_s3", None)
-    yield from _scan_s3(fs, root, after) if native else _scan_folders(fs, root, after)
+    if hasattr(fs, "call_s3"):
+        yield from _walk_s3(fs, root, after)
+    else:
+        yield from _walk_folders(fs, root, after)
 
 
-def _scan_folders(fs: fsspec.AbstractFileSystem, folder: str, after: str | None) -> Iterator[Entry]:
-    entries = patiently(lambda: fs.ls(folder, detail=True))
-    named = ((entry["name"].rstrip("/"), entry) for entry in entries)
-    # A folder stands where its files do: "a/b" comes behind "a.txt", although "a" comes before it.
-    ordered = sorted(
-        (f"{name}/" if entry["type"] == "directory" else name, entry)
-        for name, entry in named
-        if name != folder.rstrip("/")
-    )
-    for name, entry in ordered:
-        if not name.endswith("/"):
-            if after is None or name > after:
-                yield name, entry
-        elif after is None or name > after or after.startswith(name):
-            yield from _scan_folders(fs, name[:-1], after)
+def _walk_folders(fs: fsspec.AbstractFileSystem, folder: str, after: str | None) -> Iterator[Entry]:
+    entries = []
+    for entry in with_retries(lambda: fs.ls(folder, detail=True)):
+        name = entry["name"].rstrip("/")
+        if name == folder.rstrip("/"):
+            continue
+        # A folder is sorted by the paths of its files: "a/b" comes after "a.txt", although "a" comes before.
+        entries.append((f"{name}/" if entry["type"] == "directory" else name, entry))
+    for name, entry in sorted(entries):
+        is_file = not name.endswith("/")
+        if is_file and (after is None or name > after):
+            yield name, entry
+        elif not is_file and (after is None or name > after or after.startswith(name)):
+            yield from _walk_folders(fs, name[:-1], after)
 
 
-def _scan_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
-    """ListObjectsV2 without a delimiter: keys come in the order of their UTF-8 bytes, which is that of their characters.
+def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
+    """Yield the files under an S3 prefix, by ListObjectsV2 without a delimiter.
 
-    A store on a file system (rclone) may name a key twice while it is replaced; here it comes once.
+    Keys come in the order of their UTF-8 bytes, which is that of their characters. A store on a file system
+    (rclone) may list a key twice while the object is overwritten; the second one is left out.
     """
     bucket, _, prefix = root.partition("/")
-    asked = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/" if prefix else "", "MaxKeys": KEYS}
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": "", "MaxKeys": KEYS_PER_ANSWER}
+    if prefix:
+        request["Prefix"] = f"{prefix.rstrip('/')}/"
     if after:
-        asked["StartAfter"] = after.partition("/")[2]
-    before = None
+        request["StartAfter"] = after.partition("/")[2]
+    previous = None
     while True:
-        answer = patiently(lambda asked=asked: fs.call_s3("list_objects_v2", **asked))
+        answer = with_retries(partial(fs.call_s3, "list_objects_v2", **request))
         for found in answer.get("Contents", ()):
-            if found["Key"] != before and not found["Key"].endswith("/"):  # a marker of an empty folder
-                before = found["Key"]
-                path = f"{bucket}/{found['Key']}"
-                yield path, {**found, "name": path, "size": found["Size"], "type": "file"}
+            key = found["Key"]
+            if key == previous or key.endswith("/"):  # a key with a slash at its end marks an empty folder
+                continue
+            previous = key
+            path = f"{bucket}/{key}"
+            yield path, {**found, "name": path, "size": found["Size"], "type": "file"}
         if not answer.get("IsTruncated"):
             return
-        asked = {**asked, "ContinuationToken": answer["NextContinuationToken"]}
-        asked.pop("StartAfter", None)
+        request.pop("StartAfter", None)
+        request["ContinuationToken"] = answer["NextContinuationToken"]
 
 
-def names(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
-    """The names in a folder, in any order and as they are now; none where there is no such folder.
+def list_names(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
+    """Yield the names in a folder as they are now, in any order; none if there is no such folder.
 
-    It looks at none of the files. On this machine's disk and on S3 it is a stream; elsewhere memory holds all names.
+    No file is looked at. On local disks and on S3 this is a stream; elsewhere memory holds all names.
     """
     with contextlib.suppress(FileNotFoundError):
         if is_local(fs):
             with os.scandir(folder) as entries:
-                yield from (entry.name for entry in entries)
+                for entry in entries:
+                    yield entry.name
         elif hasattr(fs, "call_s3"):
-            below = len(folder.rstrip("/")) + 1
-            yield from (name for path, _ in _scan_s3(fs, folder, None) if "/" not in (name := path[below:]))
+            yield from _names_on_s3(fs, folder)
         else:
             fs.invalidate_cache()
-            yield from (name for path in fs.ls(folder, detail=False) if (name := path.rpartition("/")[2]))
+            for path in fs.ls(folder, detail=False):
+                name = path.rpartition("/")[2]
+                if name:
+                    yield name
+
+
+def _names_on_s3(fs: Any, folder: str) -> Iterator[str]:
+    prefix = f"{folder.rstrip('/')}/"
+    for path, _ in _walk_s3(fs, folder, None):
+        name = path[len(prefix) :]
+        if "/" not in name:
+            yield name

@@ -1,21 +1,34 @@
-"""What training does to pictures so that no epoch shows the same ones: crops, mirroring, RandAugment."""
+"""Change training images at random, so that every epoch shows other pixels: crops, mirroring, RandAugment."""
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-@dataclass(frozen=True)
+    ImageChange = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Inception-style crops. crop_scale: the smallest share of the picture's area that a crop covers; aspect: the largest change of
-    its aspect ratio, as a factor. flip: mirror every second picture. rand_augment: timm's name of a RandAugment (arXiv:1909.13719)
-    such as "rand-m10-n2": two of its changes of colour or shape, of strength 10 of 10."""
+    """Hold the settings of the random changes that training makes to an image.
+
+    Attributes:
+        crop_scale: the smallest share of the image's area that a crop covers.
+        aspect: the largest factor by which a crop changes the image's aspect ratio.
+        flip: whether every second image is mirrored.
+        rand_augment: timm's name of a RandAugment (arXiv:1909.13719), None for none. "rand-m10-n2" makes two
+            changes of colour or shape, of strength 10 of 10.
+    """
 
     crop_scale: float = 1.0
     aspect: float = 4 / 3
@@ -26,29 +39,43 @@ class Augmentation:
 def augment(
     image: np.ndarray, settings: DecodeSettings, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
-    """uint8 (h, w, 3) -> uint8 (H, W, 3); the generator decides all of it."""
+    """Return a random crop of an image, changed by RandAugment if that is asked for.
+
+    Args:
+        image: uint8 (h, w, 3).
+        settings: the size and the interpolation of the crop.
+        augmentation: the changes to choose from.
+        rng: the only source of what is random.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
     pixels = random_crop(image, settings, augmentation, rng)
     if augmentation.rand_augment is None:
         return pixels
     from PIL import Image
 
-    fill = tuple(round(255 * mean) for mean in settings.preprocessing.mean)
-    change = rand_augment(augmentation.rand_augment, fill)
+    mean_colour = [round(255 * mean) for mean in settings.preprocessing.mean]
+    change = rand_augment(augmentation.rand_augment, (mean_colour[0], mean_colour[1], mean_colour[2]))
     seed = int(rng.integers(1 << 32))
-    random.seed(seed)  # timm's draws come from these two
+    random.seed(seed)  # timm draws from the global generators of Python and NumPy
     np.random.seed(seed)
     return np.asarray(change(Image.fromarray(np.ascontiguousarray(pixels))))
 
 
 @lru_cache
-def rand_augment(name: str, fill: tuple[int, int, int]):
-    """timm's RandAugment: a PIL image -> a PIL image. fill: the colour of what is moved in from outside.
+def rand_augment(name: str, fill: tuple[int, int, int]) -> "ImageChange":
+    """Return timm's RandAugment of that name, a function of a PIL image.
 
-    Raises UserError for a name that timm does not know.
+    Args:
+        name: such as "rand-m10-n2".
+        fill: the colour of pixels that a change moves in from outside the image.
+
+    Raises:
+        UserError: timm does not know the name.
     """
-    from timm.data.auto_augment import (
-        rand_augment_transform,  # torch comes with it: only where it is asked for
-    )
+    # Imported late: timm imports torch, which processes that decode do without.
+    from timm.data.auto_augment import rand_augment_transform
 
     try:
         return rand_augment_transform(name, {"img_mean": fill})
@@ -60,14 +87,29 @@ def rand_augment(name: str, fill: tuple[int, int, int]):
 def random_crop(
     image: np.ndarray, settings: DecodeSettings, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
-    """uint8 (h, w, 3) -> a crop of random area, aspect ratio and place, resized: uint8 (H, W, 3) (Inception; the paper's code)."""
-    from wordsworth.pipeline.images.resize_numba import region  # Numba: only where it is used
+    """Return a resized crop of random area, aspect ratio and place, as Inception and the paper's code cut it.
+
+    Args:
+        image: uint8 (h, w, 3).
+        settings: the size and the interpolation of the crop.
+        augmentation: the bounds of area and aspect ratio, and whether to mirror.
+        rng: the only source of what is random.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    # Imported late: Numba takes seconds to import, and only processes that augment need it.
+    from wordsworth.pipeline.images.resize_numba import resize_region
 
     height, width = image.shape[:2]
     area = width * height * rng.uniform(augmentation.crop_scale, 1.0)
     aspect = math.exp(rng.uniform(-1, 1) * math.log(augmentation.aspect))
-    crop_width, crop_height = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
-    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+    crop_width = min(width, math.sqrt(area * aspect))
+    crop_height = min(height, math.sqrt(area / aspect))
+    left = rng.uniform(0, width - crop_width)
+    top = rng.uniform(0, height - crop_height)
     box = (left, top, left + crop_width, top + crop_height)
-    pixels = region(image, box, settings.image_size, settings.preprocessing.interpolation)
-    return pixels[:, ::-1] if augmentation.flip and rng.random() < 0.5 else pixels
+    pixels = resize_region(image, box, settings.image_size, settings.preprocessing.interpolation)
+    if augmentation.flip and rng.random() < 0.5:
+        return pixels[:, ::-1]
+    return pixels

@@ -1,7 +1,8 @@
-"""What a training is made of between two steps: weights, the optimiser's moments, the average, and the place in the data.
+"""Save and load a training between two steps: weights, moments, the average, and the place in the data.
 
-A checkpoint is a folder in the form of torch.distributed.checkpoint, which other numbers of workers can read too, and
-`progress.json` beside it. Ray Train puts it into the output, and tells of it when it is whole.
+A checkpoint is a folder in the form of torch.distributed.checkpoint, which another number of workers can read
+too, with `progress.json` beside. Ray Train copies the folder into the output and registers it when it is
+whole.
 """
 
 import json
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -16,134 +18,188 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.training.step import Average
-from wordsworth.pipeline.training.stream import Place, ordered
+from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
+from wordsworth.pipeline.training.step import WeightAverage
 from wordsworth.pipeline.training.survey import assign
 
 PROGRESS = "progress.json"
 
+Best = tuple[float, int]  # the best score on --val, and the number of its epoch, from 1
+
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a training has come. epoch: the one that is under way, from 0. number: steps since the beginning. step: those of them
-    that this number of workers has done in this epoch; finished: shards that others had finished in it before; places: of every
-    worker. sums, count: of what an epoch's steps said. best: the best score on --val, and its epoch."""
+class TrainingProgress:
+    """Say how far a training has come.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        number: optimizer steps since the beginning of the training.
+        step: optimizer steps done in this epoch by the current set of workers.
+        finished: names of the shards that workers before the current set finished in this epoch.
+        places: the cursor of every worker.
+        sums: sums over the steps of this epoch, by the name of the figure.
+        count: number of steps in `sums`.
+        best: the best score on --val and its epoch; None before the first.
+    """
 
     epoch: int = 0
     number: int = 0
     step: int = 0
     finished: tuple[str, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[ShardCursor, ...] = ()
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
-    best: tuple[float, int] | None = None
+    best: Best | None = None
 
     def to_json(self) -> str:
+        """Return the text of progress.json."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Progress":
+    def from_json(cls, text: str) -> Self:
+        """Return what `to_json` wrote."""
         values = json.loads(text)
-        places = tuple(
-            Place(**{name: tuple(v) if isinstance(v, list) else v for name, v in one.items()})
-            for one in values["places"]
-        )
-        best = tuple(values["best"]) if values["best"] else None
-        return cls(**(values | {"finished": tuple(values["finished"]), "places": places, "best": best}))
+        values["finished"] = tuple(values["finished"])
+        values["places"] = tuple(_cursor(place) for place in values["places"])
+        if values["best"]:
+            score, epoch = values["best"]
+            values["best"] = (score, epoch)
+        else:
+            values["best"] = None
+        return cls(**values)
+
+
+def _cursor(values: dict[str, Any]) -> ShardCursor:
+    places = {name: tuple(values[name]) for name in ("at", "before")}
+    return ShardCursor(**(values | places))
+
+
+# ---- the shards of an epoch ----
 
 
 @dataclass(frozen=True)
-class Leg:
-    """An epoch, or the rest of one, as so many workers divide it: the shards of each in the order of the epoch, and the steps."""
+class EpochPlan:
+    """Say how workers divide an epoch, or the rest of one.
+
+    Attributes:
+        parts: the shards of each worker, in the order of the epoch; empty where there is not enough for one
+            step.
+        steps: optimizer steps; as many as the worker with the fewest samples can make.
+    """
 
     parts: tuple[tuple[Shard, ...], ...]
     steps: int
 
-    @classmethod
-    def of(
-        cls,
-        shards: Iterable[Shard],
-        rows: dict[str, int],
-        workers: int,
-        local_batch: int,
-        epoch: int,
-        seed: int,
-    ) -> "Leg":
-        """No steps where there is not enough for one."""
-        shards = list(shards)
-        if len(shards) < workers:
-            return cls((), 0)
-        parts = assign(shards, rows, workers)
-        steps = min(sum(rows[shard.name] for shard in part) for part in parts) // local_batch
-        return cls(tuple(tuple(ordered(part, epoch, seed)) for part in parts), steps)
-
-    def finished(self, places: Iterable[Place]) -> set[str]:
-        """The shards of which every sample has been drawn, but for what a group left over for the next."""
-        return {
-            shard.name
-            for part, place in zip(self.parts, places, strict=True)
-            for shard in part[: place.at[0]]
-        }
+    def finished(self, places: Iterable[ShardCursor]) -> set[str]:
+        """Return the shards whose samples are drawn, but for those that a group left over for the next."""
+        names: set[str] = set()
+        for part, place in zip(self.parts, places, strict=True):
+            names.update(shard.name for shard in part[: place.at[0]])
+        return names
 
 
-def going_on(
-    progress: Progress, shards: list[Shard], rows: dict[str, int], workers: int, local_batch: int, seed: int
-):
-    """The progress and the leg with which `workers` go on: where they left off, or, if they are more or fewer than those who did,
-    with the shards of the epoch that nobody has finished. -> (Progress, Leg)"""
-    before = len(progress.places) or workers
-    leg = Leg.of(_left(shards, progress.finished), rows, before, local_batch, progress.epoch, seed)
-    if before != workers:
-        finished = tuple(sorted({*progress.finished, *leg.finished(progress.places)}))
-        progress = replace(progress, finished=finished, step=0, places=())
-        leg = Leg.of(_left(shards, finished), rows, workers, local_batch, progress.epoch, seed)
-    return replace(progress, places=progress.places or (Place(),) * workers), leg
+@dataclass(frozen=True, kw_only=True)
+class EpochPlanner:
+    """Divide the shards of an epoch among workers.
+
+    Attributes:
+        shards: all shards.
+        rows: samples by the shard's name.
+        num_workers: number of the current workers.
+        local_batch: samples of one worker in one step.
+        seed: decides the order of the shards.
+    """
+
+    shards: tuple[Shard, ...]
+    rows: dict[str, int]
+    num_workers: int
+    local_batch: int
+    seed: int
+
+    def whole_epoch(self) -> EpochPlan:
+        """Return the plan of an epoch from its beginning. The number of steps is the same for every epoch."""
+        return self._plan(0, (), self.num_workers)
+
+    def resume(self, progress: TrainingProgress) -> tuple[TrainingProgress, EpochPlan]:
+        """Return the progress and the plan with which the current workers continue.
+
+        As many workers as before continue at their places. More or fewer workers divide the shards of the
+        epoch that nobody has finished.
+        """
+        before = len(progress.places) or self.num_workers
+        plan = self._plan(progress.epoch, progress.finished, before)
+        if before != self.num_workers:
+            finished = tuple(sorted(plan.finished(progress.places).union(progress.finished)))
+            progress = replace(progress, finished=finished, step=0, places=())
+            plan = self._plan(progress.epoch, finished, self.num_workers)
+        if not progress.places:
+            progress = replace(progress, places=(ShardCursor(),) * self.num_workers)
+        return progress, plan
+
+    def _plan(self, epoch: int, finished: tuple[str, ...], num_workers: int) -> EpochPlan:
+        gone = set(finished)
+        left = [shard for shard in self.shards if shard.name not in gone]
+        if len(left) < num_workers:
+            return EpochPlan((), 0)
+        parts = assign(left, self.rows, num_workers)
+        fewest = min(sum(self.rows[shard.name] for shard in part) for part in parts)
+        in_order = [tuple(shuffled_shards(part, epoch, self.seed)) for part in parts]
+        return EpochPlan(tuple(in_order), fewest // self.local_batch)
 
 
-def _left(shards: list[Shard], finished: tuple[str, ...]) -> list[Shard]:
-    gone = set(finished)
-    return [shard for shard in shards if shard.name not in gone]
+# ---- what a checkpoint holds ----
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------------
+@dataclass
+class TrainingState:
+    """Hold all that steps change on a worker.
 
+    Attributes:
+        objective: the model and what is around it, wrapped for several workers.
+        optimizer: of the objective's parameters.
+        average: average of the weights; None without --ema.
+    """
 
-def save(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None,
-    progress: Progress,
-    rank: int,
-) -> Path:
-    """Write this worker's part of a checkpoint into a new folder on its own disk; all workers must call this."""
-    folder = Path(
-        tempfile.mkdtemp(prefix="checkpoint-", dir=Path.cwd())
-    )  # Ray's folder for this worker, which goes with its session
-    dcp.save(_state(objective, optimizer, average), checkpoint_id=folder)
-    if rank == 0:
-        (folder / PROGRESS).write_text(progress.to_json())
-    return folder
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
 
+    def save(self, progress: TrainingProgress, rank: int) -> Path:
+        """Write this worker's part of a checkpoint into a new folder on its disk. All workers must call this.
 
-def load(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None, folder: str | Path
-) -> Progress:
-    """Bring everything back to where it was when the checkpoint was written."""
-    state = _state(objective, optimizer, average)
-    dcp.load(state, checkpoint_id=folder)
-    set_state_dict(objective, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    progress = Progress.from_json((Path(folder) / PROGRESS).read_text())
-    if average:
-        average.load(objective, state["average"], progress.number)
-    return progress
+        Args:
+            progress: the same on all workers; the worker of rank 0 writes it.
+            rank: number of this worker.
+        """
+        # Ray's folder for this worker, which is removed with Ray's session.
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=Path.cwd()))
+        dcp.save(self._tensors(), checkpoint_id=folder)
+        if rank == 0:
+            (folder / PROGRESS).write_text(progress.to_json())
+        return folder
 
+    def load(self, folder: str | Path) -> TrainingProgress:
+        """Bring everything back to where it was when a checkpoint was written, and return its progress."""
+        tensors = self._tensors()
+        dcp.load(tensors, checkpoint_id=folder)
+        set_state_dict(
+            self.objective,
+            self.optimizer,
+            model_state_dict=tensors["model"],
+            optim_state_dict=tensors["optimizer"],
+        )
+        progress = TrainingProgress.from_json((Path(folder) / PROGRESS).read_text())
+        if self.average:
+            self.average.load(self.objective, tensors["average"], progress.number)
+        return progress
 
-def _state(objective: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict:
-    model, moments = get_state_dict(objective, optimizer)
-    state = {"model": model, "optimizer": moments}
-    if average:
-        with average.applied():
-            state["average"] = {
-                name: value.clone() for name, value in get_model_state_dict(objective).items()
-            }
-    return state
+    def _tensors(self) -> dict[str, Any]:
+        """Return the state by the names in a checkpoint."""
+        model, moments = get_state_dict(self.objective, self.optimizer)
+        tensors: dict[str, Any] = {"model": model, "optimizer": moments}
+        if self.average:
+            with self.average.applied():
+                averaged = get_model_state_dict(self.objective)
+                # On a CPU these are the parameters themselves, whose values change back with the block.
+                tensors["average"] = {name: value.clone() for name, value in averaged.items()}
+        return tensors

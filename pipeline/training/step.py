@@ -1,14 +1,14 @@
-"""One optimiser step: what reaches a model from a batch, and what the model learns of it."""
+"""Make one optimizer step: from a batch of patches to the loss and changed weights."""
 
 import contextlib
 import math
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from wordsworth.pipeline.training.request import Mixing, TrainRequest
 from wordsworth.vit_model.inference import resolve_precision
@@ -19,9 +19,10 @@ Part = tuple[np.ndarray, np.ndarray]  # patches uint8 (B, N, P*P*3), classes int
 
 
 class Step:
-    """One optimiser step: patches in, the loss and what the objective says of it out. objective: as in vit_model/objectives.py, or
-    what DDP or FSDP made of one. A step's randomness (masks, mixing, dropout) is that of the seed, the worker and the step's
-    number, so a training that goes on draws what it would have drawn.
+    """Make optimizer steps on one worker.
+
+    What is random in a step (masks, mixing, dropout) follows from the seed, the worker and the step's number.
+    So a training that continues draws what it would have drawn.
     """
 
     def __init__(
@@ -32,81 +33,116 @@ class Step:
         device: torch.device,
         rank: int = 0,
     ):
-        self.objective, self.optimizer, self.request, self.device, self.rank = (
-            objective,
-            optimizer,
-            request,
-            device,
-            rank,
-        )
-        self.chance = torch.Generator()
-        pixels = request.config.patch_size**2  # channels are fastest in a patch
-        self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(pixels)
-        self.std = torch.tensor(request.preprocessing.std, device=device).repeat(pixels)
+        """Prepare steps.
+
+        Args:
+            objective: as in vit_model/objectives.py, or what DDP or FSDP made of one.
+            optimizer: of the objective's parameters, with groups as `optimizer.parameter_groups` makes them.
+            request: what the user asked for.
+            device: where the objective lies.
+            rank: number of this worker, from 0.
+        """
+        self.objective: Any = objective
+        self.optimizer = optimizer
+        self.request = request
+        self.device = device
+        self.rank = rank
+        self.generator = torch.Generator()
+        num_pixels = request.config.patch_size**2  # channels are fastest in a patch
+        self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(num_pixels)
+        self.std = torch.tensor(request.preprocessing.std, device=device).repeat(num_pixels)
         self.sharded = hasattr(objective, "set_requires_gradient_sync")  # by FSDP
         self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
-        self.mix = Mixer(request.mixing, request.config.num_classes, device) if request.classified else None
+        self.mixer = None
+        if request.classified:
+            self.mixer = Mixer(request.mixing, request.config.num_classes, device)
 
     def __call__(self, parts: list[Part], lr: float, number: int) -> Outcome:
-        """The parts of a batch, the learning rate, the number of the step."""
-        # Hashed: of a seed a CPU's generator takes 32 bits.
+        """Make one step.
+
+        Args:
+            parts: the parts of a batch, whose gradients are added.
+            lr: learning rate, before the factor of each group.
+            number: number of the step, from 0.
+
+        Returns:
+            The loss, and the objective's own metrics with the norm of the gradient; means over the parts.
+        """
+        # Hashed, because a CPU's generator takes 32 bits of a seed.
         seed = int(np.random.SeedSequence([self.request.seed, self.rank, number]).generate_state(1)[0])
-        self.chance.manual_seed(seed)
+        self.generator.manual_seed(seed)
         torch.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         self.optimizer.zero_grad()
-        said = []
-        for part in parts:
-            with self._synchronised(len(said) + 1 == len(parts)):
-                loss, metrics = self.forward(*part)
+        metrics: list[dict[str, torch.Tensor]] = []
+        for patches, classes in parts:
+            is_last = len(metrics) + 1 == len(parts)
+            with self._synchronised(is_last):
+                loss, others = self.forward(patches, classes)
                 (loss / len(parts)).backward()
-            said.append({"loss": loss.detach(), **metrics})
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.request.clip or math.inf)
+            metrics.append({"loss": loss.detach(), **others})
+        norm: Any = nn.utils.clip_grad_norm_(self.objective.parameters(), self.request.clip or math.inf)
         self.optimizer.step()
-        means = {name: torch.stack([one[name] for one in said]).mean() for name in said[0]}
-        return means.pop("loss"), means | {"gradient_norm": norm.full_tensor() if self.sharded else norm}
+        means = {}
+        for name in metrics[0]:
+            means[name] = torch.stack([part[name] for part in metrics]).mean()
+        loss = means.pop("loss")
+        means["gradient_norm"] = norm.full_tensor() if self.sharded else norm
+        return loss, means
 
     def forward(self, patches: np.ndarray, classes: np.ndarray) -> Outcome:
-        """As training sees it, mixing included."""
-        inputs, pixels, classes = self._inputs(patches, classes)
-        if self.mix and self.mix.asked:
-            images = unpatchify(inputs, self.request.config.grid, self.request.config.patch_size).permute(
-                0, 3, 1, 2
-            )
-            inputs, classes = self.mix(images, classes)  # the model takes patches and images
+        """Return loss and metrics as training sees them, mixing included."""
+        inputs, pixels, targets = self._inputs(patches, classes)
+        if self.mixer and self.mixer.changes:
+            images = unpatchify(inputs, self.request.config.grid, self.request.config.patch_size)
+            # The model takes patches or images; mixing needs images.
+            inputs, targets = self.mixer(images.permute(0, 3, 1, 2), targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.objective(inputs, pixels=pixels, classes=classes, generator=self.chance)
+            return self.objective(inputs, pixels=pixels, classes=targets, generator=self.generator)
 
     @torch.no_grad()
     def score(self, patches: np.ndarray, classes: np.ndarray, number: int) -> Outcome:
-        """As the model would be used: nothing dropped, nothing mixed; the masks are those of the number. DDP takes no part, so that
-        workers may have different numbers of batches; with FSDP all must call this equally often."""
+        """Return loss and metrics as the model would be used: nothing dropped, nothing mixed.
+
+        DDP takes no part, so workers may have different numbers of batches. With FSDP all workers must make
+        the same number of calls.
+
+        Args:
+            patches: uint8 (B, N, P*P*3).
+            classes: int64 (B,).
+            number: decides the masks.
+        """
         objective = getattr(self.objective, "module", self.objective)
-        self.chance.manual_seed(number)
-        inputs, pixels, classes = self._inputs(patches, classes)
+        self.generator.manual_seed(number)
+        inputs, pixels, targets = self._inputs(patches, classes)
         objective.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            outcome = objective(inputs, pixels=pixels, classes=classes, generator=self.chance)
+            outcome = objective(inputs, pixels=pixels, classes=targets, generator=self.generator)
         objective.train()
         return outcome
 
     def _inputs(
         self, patches: np.ndarray, classes: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        given = (torch.from_numpy(values) for values in (patches, classes))
-        if self.device.type != "cpu":  # what is pinned is copied while the step before is computed
-            given = (values.pin_memory() for values in given)
-        pixels, classes = (values.to(self.device, non_blocking=True) for values in given)
-        return (pixels.float() / 255 - self.mean) / self.std, pixels, classes  # (B, N, P*P*3)
+        """Return normalised floats (B, N, P*P*3), the uint8 patches and the classes, on the device."""
+        pixels = self._to_device(patches)
+        targets = self._to_device(classes)
+        return (pixels.float() / 255 - self.mean) / self.std, pixels, targets
+
+    def _to_device(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self.device.type != "cpu":
+            tensor = tensor.pin_memory()  # so that the copy runs while the step before is computed
+        return tensor.to(self.device, non_blocking=True)
 
     @contextlib.contextmanager
-    def _synchronised(self, last: bool) -> Iterator[None]:
-        """Gradients go between the workers once a step, not once a part."""
+    def _synchronised(self, is_last: bool) -> Iterator[None]:
+        """Exchange gradients between the workers once per step, not once per part."""
         if self.sharded:
-            self.objective.set_requires_gradient_sync(last)
+            self.objective.set_requires_gradient_sync(is_last)
             yield
-        elif last or not hasattr(self.objective, "no_sync"):
+        elif is_last or not hasattr(self.objective, "no_sync"):
             yield
         else:
             with self.objective.no_sync():
@@ -114,58 +150,79 @@ class Step:
 
 
 class Mixer:
-    """Mixup, CutMix and random erasing of a batch on its device: torchvision's and timm's."""
+    """Mix the images of a batch on its device: mixup and CutMix by torchvision, random erasing by timm."""
 
-    def __init__(self, mixing: Mixing, classes: int, device: torch.device):
-        self.share, self.mixers, self.erase = mixing.share, [], None
+    def __init__(self, mixing: Mixing, num_classes: int, device: torch.device):
+        self.share = mixing.share
+        self.mixers: list[Any] = []
+        self.erase: Any = None
         if mixing.mixes:
             from torchvision.transforms import v2
 
-            kinds = ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix))
-            self.mixers = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+            for kind, alpha in ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix)):
+                if alpha:
+                    self.mixers.append(kind(alpha=alpha, num_classes=num_classes))
         if mixing.erase:
             from timm.data.random_erasing import RandomErasing
 
             self.erase = RandomErasing(mixing.erase, mode="pixel", device=device)
-        self.asked = bool(self.mixers or self.erase)
+        self.changes = bool(self.mixers or self.erase)
 
     def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W), (B,) -> the same, and classes or targets (B, K)."""
-        if self.erase:
-            import random
+        """Return changed images (B, 3, H, W), and their classes (B,) or targets (B, K).
 
+        Args:
+            images: (B, 3, H, W).
+            classes: (B,).
+        """
+        if self.erase:
             random.seed(int(torch.randint(1 << 31, ())))  # timm draws from Python's generator
             images = self.erase(images)
         if self.mixers and float(torch.rand(())) < self.share:
-            images, classes = self.mixers[int(torch.randint(len(self.mixers), ()))](images, classes)
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+            images, classes = mixer(images, classes)
         return images, classes
 
 
-class Average:
-    """An exponential moving average of the parameters (the paper's Polyak averaging, B.1.1)."""
+class WeightAverage:
+    """Keep an exponential moving average of the parameters (the paper's Polyak averaging, B.1.1)."""
 
-    def __init__(self, objective: nn.Module, keep: float):
-        """keep: the share that a step keeps of the average; while there are few steps, less, so that it is of them all."""
-        self.keep, self.steps = keep, 0
+    def __init__(self, objective: nn.Module, decay: float):
+        """Begin with the parameters as they are.
+
+        Args:
+            objective: whose parameters are averaged.
+            decay: share of the average that a step keeps. Less is kept in the first steps, so that the
+                average is over all of them.
+        """
+        self.decay = decay
+        self.steps = 0
         self.parameters = [_local(parameter) for parameter in objective.parameters()]
         self.averages = [parameter.clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:
+        """Bring the parameters of one more step into the average."""
         self.steps += 1
-        keep = min(self.keep, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - keep)
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
 
     @torch.no_grad()
     def load(self, objective: nn.Module, state: dict[str, torch.Tensor], steps: int) -> None:
-        """state: as of the objective; steps: how many made it."""
+        """Take over an average.
+
+        Args:
+            objective: the same as before.
+            state: averages by the names of the objective's parameters.
+            steps: steps that made the average.
+        """
         self.steps = steps
         for (name, _), average in zip(objective.named_parameters(), self.averages, strict=True):
             average.copy_(_local(state[name.removeprefix("module.")]))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The objective has the average for parameters as long as the block lasts."""
+        """Give the objective the average as parameters for the length of a block."""
         self._swap()
         try:
             yield
@@ -181,38 +238,8 @@ class Average:
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """What this worker has of a parameter: all of it, or its own shard."""
+    """Return this worker's part of a parameter: the whole, or its shard."""
     parameter = parameter.detach()
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
-
-
-# ---- how fast a device could be -------------------------------------------------------------------------------------------
-
-
-def flops_of(objective: nn.Module, patch_dim: int, patches: int) -> float:
-    """Floating-point operations of the matrix products and convolutions of one image, forward and backward, counted as they run."""
-    device = next(objective.parameters()).device
-    inputs = torch.zeros(2, patches, patch_dim, device=device)
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):  # in which attention is matrix products
-        loss, _ = objective(inputs, pixels=inputs, classes=torch.zeros(2, dtype=torch.long, device=device))
-        loss.backward()
-    objective.zero_grad()
-    return counter.get_total_flops() / 2
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product here and now: the most that a model could do."""
-    import time
-
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    rates = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        product = a @ b
-        product.flatten()[0].item()  # waits for the device
-        rates.append(2 * side**3 / (time.perf_counter() - begin))
-    return max(rates)
+    if hasattr(parameter, "to_local"):
+        return parameter.to_local()
+    return parameter

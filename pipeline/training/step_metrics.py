@@ -1,84 +1,107 @@
-"""What a worker says of its steps while it makes them: losses, rates, and whether they are numbers at all."""
+"""Report the steps of an epoch while a worker makes them, and stop where a loss is not a number."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.training.news import Rates, StepNews
+from wordsworth.pipeline.training.speed import SpeedMeter
 
-SAID_EVERY = 2.0  # seconds
+REPORT_EVERY_S = 2.0  # seconds between two reports
 
-Said = list[dict[str, torch.Tensor]]  # what every step said, on the device
-
-
-@dataclass(frozen=True)
-class Speed:
-    """images: of one worker in a step; workers; flops: of an image, forward and backward; peak: the most operations a second that a
-    worker's device could do."""
-
-    images: int
-    workers: int
-    flops: float
-    peak: float
-
-    def rates(self, steps: int, seconds: float, waited: float) -> dict[str, Any]:
-        """Images/s of all workers; MFU of one; the share of the time in which it had no batch."""
-        mine = steps * self.images / seconds if seconds else 0.0
-        rates = {
-            "images_per_second": round(mine * self.workers, 1),
-            "mfu": round(mine * self.flops / self.peak, 3),
-        }
-        return rates | {"data_wait": round(waited / seconds, 3) if seconds else 0.0}
+StepMetrics = dict[
+    str, torch.Tensor
+]  # scalars of one step, on the device: loss, gradient_norm, the objective's
 
 
-class StepWatch:
-    """Of the steps of an epoch. steps: of the whole training; say: where news go."""
+class StepReporter:
+    """Report the steps of one epoch every few seconds."""
 
-    def __init__(self, speed: Speed, steps: int, epoch: int, say: Callable[..., None]):
-        self.speed, self.steps, self.epoch, self.say = speed, steps, epoch, say
-        self.began = self.last = time.perf_counter()
-        self.waited = self.waited_last = 0.0
-        self.done = self.done_last = 0
+    def __init__(self, speed: SpeedMeter, total_steps: int, epoch: int, send: Callable[[StepNews], None]):
+        """Begin an epoch.
+
+        Args:
+            speed: makes rates of steps.
+            total_steps: steps of the whole training.
+            epoch: the epoch, from 0.
+            send: takes the news.
+        """
+        self.speed = speed
+        self.total_steps = total_steps
+        self.epoch = epoch
+        self.send = send
+        self.began = time.perf_counter()
+        self.num_steps = 0
+        self.waited_s = 0.0
+        self.reported = self.began  # when the last report was sent
+        self.reported_steps = 0
+        self.reported_waited_s = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what gets the next batch."""
+        """Measure the block that gets the next batch."""
         begin = time.perf_counter()
         yield
-        seconds = time.perf_counter() - begin
-        self.waited, self.waited_last = self.waited + seconds, self.waited_last + seconds
+        self.waited_s += time.perf_counter() - begin
 
-    def step(self, said: Said, number: int, lr: float) -> None:
-        """After a step: every few seconds the means of those since the last time are said."""
-        self.done, self.done_last = self.done + 1, self.done_last + 1
+    def step(self, metrics: list[StepMetrics], number: int, lr: float) -> None:
+        """Count a step, and report the means since the last report if it is time.
+
+        Args:
+            metrics: of the steps so far, one per step.
+            number: steps since the beginning of the training.
+            lr: learning rate of the step.
+
+        Raises:
+            UserError: a loss or a gradient is not a number.
+        """
+        self.num_steps += 1
         now = time.perf_counter()
-        if now - self.last < SAID_EVERY:
+        if now - self.reported < REPORT_EVERY_S:
             return
-        self.check(said, number)
-        recent = said[-self.done_last :]
-        means = {
-            name: round(float(torch.stack([one[name].float() for one in recent]).mean()), 4)
-            for name in recent[0]
-        }
-        rates = self.speed.rates(self.done_last, now - self.last, self.waited_last)
-        self.say("step", step=number, steps=self.steps, epoch=self.epoch + 1, lr=lr, **means, **rates)
-        self.last, self.done_last, self.waited_last = time.perf_counter(), 0, 0.0
+        self.check(metrics, number)
+        num_recent = self.num_steps - self.reported_steps
+        recent = metrics[-num_recent:]
+        means = {}
+        for name in recent[0]:
+            means[name] = round(float(torch.stack([step[name].float() for step in recent]).mean()), 4)
+        rates = self.speed.rates(num_recent, now - self.reported, self.waited_s - self.reported_waited_s)
+        self.send(
+            StepNews(
+                step=number,
+                steps=self.total_steps,
+                epoch=self.epoch + 1,
+                lr=lr,
+                means=means,
+                rates=rates,
+            )
+        )
+        self.reported = time.perf_counter()
+        self.reported_steps = self.num_steps
+        self.reported_waited_s = self.waited_s
 
-    def check(self, said: Said, number: int) -> None:
-        """Raises UserError for the first step whose loss or gradient is not a number. number: of the last of them."""
+    def check(self, metrics: list[StepMetrics], number: int) -> None:
+        """Check that losses and gradients are numbers.
+
+        Args:
+            metrics: one per step.
+            number: steps since the beginning of the training, the last of `metrics` included.
+
+        Raises:
+            UserError: names the first step whose loss or gradient is not a number.
+        """
         for name in ("loss", "gradient_norm"):
-            finite = torch.stack([one[name].float() for one in said]).isfinite().cpu().tolist()
+            finite = torch.stack([step[name].float() for step in metrics]).isfinite().cpu().tolist()
             if not all(finite):
-                step = number - len(said) + finite.index(False) + 1
-                what = f"the {name.replace('_', ' ')} is not a number at step {step} (epoch {self.epoch + 1})"
+                first = number - len(metrics) + finite.index(False) + 1
                 raise UserError(
-                    f"{what}; the last good checkpoint is kept: try a lower --lr or a longer --warmup"
+                    f"the {name.replace('_', ' ')} is not a number at step {first} (epoch {self.epoch + 1}); "
+                    "the last good checkpoint is kept: try a lower --lr or a longer --warmup"
                 )
 
-    def rates(self) -> dict[str, Any]:
-        """Of all steps so far."""
-        return self.speed.rates(self.done, time.perf_counter() - self.began, self.waited)
+    def rates(self) -> Rates:
+        """Return the rates of all steps so far."""
+        return self.speed.rates(self.num_steps, time.perf_counter() - self.began, self.waited_s)

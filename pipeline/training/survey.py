@@ -1,183 +1,214 @@
-"""Before training: what the data hold, which classes there are, and which worker gets which shards."""
+"""Count what the sources of a training hold, number the classes, and divide the shards among the workers."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from wordsworth.pipeline.cluster.session import RETRIES
+from wordsworth.pipeline.cluster.resources import RETRIES
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources.class_target import class_of, labels_of, named
+from wordsworth.pipeline.sources.class_target import class_name, class_number, class_text, labels_of
 from wordsworth.pipeline.sources.reader import tar_samples
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
-from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
-from wordsworth.pipeline.storage.filesystem import open_filesystem, public
+from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
 
-SURVEYED = 8  # shards in one task: a process that counts takes two seconds to start
-MOST_CLASSES = 100_000
-LEAST, PAGE, PAGES = (
-    16,
-    512,
-    16,
-)  # loose images that are read in one go, at least and at most; pages that there should be
+SHARDS_PER_TASK = 8  # a process that counts takes two seconds to start
+MOST_CLASSES = 100_000  # classes of one shard; more mean that --target names every sample
+SMALLEST_PAGE = 16  # loose images that are read together, at least
+LARGEST_PAGE = 512  # loose images that are read together, at most
+WANTED_PAGES = 16  # pages that a small source is cut into, so that several workers have some
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the shards of a data set hold: samples by shard name, and samples by the name of their class."""
+    """Hold what the shards of a data set contain.
+
+    Attributes:
+        shards: all shards, in the order of the listing.
+        rows: samples by the shard's name.
+        classes: samples by the name of their class; empty where no class is needed.
+    """
 
     shards: tuple[Shard, ...]
     rows: dict[str, int]
-    classes: Counter
+    classes: Counter[str]
 
     @property
     def total(self) -> int:
+        """Count the samples of all shards."""
         return sum(self.rows.values())
 
     @property
     def digest(self) -> str:
-        """sha256 over names, sizes and counts of the shards: the same for the same data, in whatever order it was listed."""
+        """Return the sha256 of names, sizes and counts of the shards, whatever their order."""
         lines = sorted(f"{shard.name} {shard.size} {self.rows[shard.name]}\n" for shard in self.shards)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def paged(shards: list[Shard]) -> list[Shard]:
-    """Loose images in smaller pages, so that several workers have some of few images too, and an order by folders is broken up. The
-    cuts depend on the images alone."""
+def cut_pages(shards: list[Shard]) -> list[Shard]:
+    """Cut pages of loose images into smaller pages; tars and tables stay as they are.
+
+    Several workers then have pages of a small source, and the order by folders is broken up. The cuts depend
+    on the images alone.
+    """
     images = sum(len(shard.members) for shard in shards)
-    size = min(PAGE, max(LEAST, images // PAGES))
-    cut = []
+    size = min(LARGEST_PAGE, max(SMALLEST_PAGE, images // WANTED_PAGES))
+    pages: list[Shard] = []
     for shard in shards:
-        parts = [shard.members[at : at + size] for at in range(0, len(shard.members), size)]
-        firsts = range(shard.first_index, shard.first_index + len(shard.members), size)
-        cut += [
-            replace(shard, members=part, first_index=first, size=sum(member["size"] for member in part))
-            for part, first in zip(parts, firsts, strict=True)
-        ] or [shard]
-    return cut
+        if not shard.members:
+            pages.append(shard)
+        for begin in range(0, len(shard.members), size):
+            pages.append(_page(shard, begin, shard.members[begin : begin + size]))
+    return pages
+
+
+def _page(shard: Shard, begin: int, members: tuple[ListedImage, ...]) -> Shard:
+    num_bytes = sum(member["size"] for member in members)
+    return replace(shard, members=members, first_index=shard.first_index + begin, size=num_bytes)
 
 
 def survey(shards: list[Shard], reading: ReadSettings, target: str | None) -> Survey:
-    """Count samples and classes in Ray tasks. target: as in pipeline/sources/class_target.py; None where no class is needed.
+    """Count samples and classes of all shards in Ray tasks.
 
-    Raises UserError for a sample without a class, naming it, and for a shard that cannot be read.
+    Args:
+        shards: tars, tables and pages of loose images.
+        reading: how training reads them.
+        target: where a class stands, as in `Target.where`; None where no class is needed.
+
+    Raises:
+        UserError: a sample has no class, or a shard cannot be read. The message names it.
     """
     import ray
 
     task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shards)
-    parts = [shards[at : at + SURVEYED] for at in range(0, len(shards), SURVEYED)]
-    counts = [
-        count for part in ray.get([task.remote(part, reading, target) for part in parts]) for count in part
-    ]
-    classes = sum((counter for _, counter in counts), Counter())
-    return Survey(
-        tuple(shards), {shard.name: rows for shard, (rows, _) in zip(shards, counts, strict=True)}, classes
-    )
+    parts = [shards[begin : begin + SHARDS_PER_TASK] for begin in range(0, len(shards), SHARDS_PER_TASK)]
+    rows: dict[str, int] = {}
+    classes: Counter[str] = Counter()
+    for part, counts in zip(
+        parts, ray.get([task.remote(part, reading, target) for part in parts]), strict=True
+    ):
+        for shard, (count, names) in zip(part, counts, strict=True):
+            rows[shard.name] = count
+            classes.update(names)
+    return Survey(shards=tuple(shards), rows=rows, classes=classes)
 
 
 def _survey_shards(
     shards: list[Shard], reading: ReadSettings, target: str | None
-) -> list[tuple[int, Counter]]:
+) -> list[tuple[int, Counter[str]]]:
     return [survey_shard(shard, reading, target) for shard in shards]
 
 
-def survey_shard(shard: Shard, reading: ReadSettings, target: str | None) -> tuple[int, Counter]:
-    """Rows, as training will meet them, and rows by the name of their class."""
-    rows, classes = 0, Counter()
+def survey_shard(shard: Shard, reading: ReadSettings, target: str | None) -> tuple[int, Counter[str]]:
+    """Count the samples of a shard as training will meet them, and the samples of each class."""
+    rows = 0
+    classes: Counter[str] = Counter()
     try:
         for sample in _samples(shard, reading):
             rows += 1
             if sample.error is None and target:
-                classes[_class_name(sample, shard, target)] += 1
-                if len(classes) > MOST_CLASSES:
-                    raise UserError(
-                        f"{shard.uri} alone has over {MOST_CLASSES:,} classes: does --target {target} name one?"
-                    )
+                text = class_text(target, sample.key, sample.sidecars)
+                classes[class_name(target, text, f"{shard.uri}: sample {sample.key}")] += 1
+                _check_few(classes, shard, target)
     except (OSError, StoreFault) as error:
         raise UserError(f"{shard.uri} could not be read: {error}") from error
     return rows, classes
 
 
+def _check_few(classes: Counter[str], shard: Shard, target: str) -> None:
+    if len(classes) > MOST_CLASSES:
+        raise UserError(
+            f"{shard.uri} alone has over {MOST_CLASSES:,} classes: does --target {target} name one?"
+        )
+
+
 def _samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
     if shard.kind == "tar":
-        return tar_samples(shard, reading, 0)
-    if shard.kind == "table":
-        return (sample for sample, _ in table_rows(shard, reading))
-    return (
-        EncodedSample(member["key"], 0, member["size"], 0) for member in shard.members
-    )  # the listing says it all
+        yield from tar_samples(shard, reading, 0)
+    elif shard.kind == "table":
+        for sample, _ in table_rows(shard, reading):
+            yield sample
+    else:
+        for member in shard.members:  # the listing has all that is counted
+            yield EncodedSample(key=member["key"], next=0, offset=0, size=member["size"])
 
 
-def _class_name(sample: EncodedSample, shard: Shard, target: str) -> str:
-    text = sample.key if target == "folder" else (sample.sidecars or [None])[0]
-    name = named(target, text)
-    if name is None or (not name.isdecimal() and _is_number(name)):
-        raise UserError(
-            f"{shard.uri}: sample {sample.key} has no class: --target {target} gives {name!r}, "
-            "a number from 0 on or a name is needed"
-        )
-    return name
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+# ---- classes ----
 
 
 def class_names(
-    labels: str | None, sources: list[str], storage_options: dict[str, Any]
+    labels: str | None, sources: list[str], storage_options: StorageOptions
 ) -> tuple[str, ...] | None:
-    """The class names of a file, else of labels.txt beside the first source, else None."""
-    beside = [f"{base}/labels.txt" for base in (sources[0].rstrip("/"), sources[0].rpartition("/")[0] or ".")]
-    for uri in [labels] if labels else beside:
+    """Return the names of the classes: of a file, or of labels.txt beside the first source, or None.
+
+    Raises:
+        UserError: `labels` is no file.
+    """
+    folder = sources[0].rpartition("/")[0] or "."
+    candidates = [labels] if labels else [f"{sources[0].rstrip('/')}/labels.txt", f"{folder}/labels.txt"]
+    for uri in candidates:
         fs, path = open_filesystem(uri, storage_options)
         if fs.isfile(path):
             return tuple(fs.cat_file(path).decode().splitlines())
     if labels:
-        raise UserError(f"--labels {public(labels)}: no such file", exit_code=2)
+        raise UserError(f"--labels {without_credentials(labels)}: no such file", exit_code=2)
     return None
 
 
 def classes_of(found: Survey, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, int]:
-    """The labels, those of the data's own names where none are given, and how many classes there are.
+    """Return the labels and the number of classes.
 
-    Raises UserError for a class that is none of the labels, and for one without a sample.
+    Without `labels` the names in the data become labels; numbers stay without labels.
+
+    Raises:
+        UserError: a class is none of the labels, or a class has no sample.
     """
     labels = labels or labels_of(found.classes)
     classes = len(labels) if labels else max(map(int, found.classes), default=0) + 1
     known = {name: number for number, name in enumerate(labels or ())}
     check_classes(found, known, classes)
-    met = {class_of(name, known, classes) for name in found.classes}
-    if empty := [number for number in range(classes) if number not in met]:
-        first = f"{empty[0]} ({labels[empty[0]]})" if labels else empty[0]
+    met = {class_number(name, known, classes) for name in found.classes}
+    empty = [number for number in range(classes) if number not in met]
+    if empty:
+        first = f"{empty[0]} ({labels[empty[0]]})" if labels else f"{empty[0]}"
         raise UserError(
-            f"{len(empty)} of {classes} classes have no sample, first class {first}: mend the labels or add samples"
+            f"{len(empty)} of {classes} classes have no sample, first class {first}: "
+            "mend the labels or add samples"
         )
     return labels, classes
 
 
 def check_classes(found: Survey, known: dict[str, int], classes: int) -> None:
-    """Raises UserError for a class that is not one of them."""
+    """Check that every class of the data is one of the known classes.
+
+    Raises:
+        UserError: a class is not known.
+    """
     for name in sorted(found.classes):
-        if class_of(name, known, classes) is None:
+        if class_number(name, known, classes) is None:
             raise UserError(
                 f"class {name} occurs, but there are only {classes} labels: mend the labels or the samples"
             )
 
 
-def assign(shards: list[Shard], rows: dict[str, int], workers: int) -> list[list[Shard]]:
-    """The shards of each worker: the largest first, each to the worker that has the fewest samples."""
-    if len(shards) < workers:
+# ---- shards of a worker ----
+
+
+def assign(shards: list[Shard], rows: dict[str, int], num_workers: int) -> list[list[Shard]]:
+    """Divide shards among workers: the largest shard first, each to the worker with the fewest samples.
+
+    Raises:
+        UserError: there are fewer shards than workers.
+    """
+    if len(shards) < num_workers:
         raise UserError(
-            f"{workers} workers need at least {workers} shards, there are {len(shards)}: pack smaller ones (--shard-size)"
+            f"{num_workers} workers need at least {num_workers} shards, there are {len(shards)}: "
+            "pack smaller ones (--shard-size)"
         )
-    parts: list[list[Shard]] = [[] for _ in range(workers)]
-    loads = [0] * workers
+    parts: list[list[Shard]] = [[] for _ in range(num_workers)]
+    loads = [0] * num_workers
     for shard in sorted(shards, key=lambda shard: (-rows[shard.name], shard.name)):
         worker = loads.index(min(loads))
         parts[worker].append(shard)

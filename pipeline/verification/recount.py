@@ -1,11 +1,13 @@
-"""Count the source again, and hold a run's rows against it.
+"""Count the source again, and compare a run's rows with the source.
 
-It shares no code with the reader, on purpose. A sample that the reader never gave is in no unit, so the run folder alone looks
-whole; and a recount by the reader's own rules would pass over the same sample again. So here tars are read by Python's tarfile,
-loose images come from a fresh listing, tables and compressed tars are read by other means (recount_table, recount_compressed), and
-what a sample and its key are is written anew. Where the two differ, one is wrong.
-All they have in common is what a shard is (wordsworth.pipeline.sources.shards) and how a store is asked
-(wordsworth.pipeline.storage.filesystem).
+This module shares no code with the reader, on purpose. A sample that the reader never gave is in no unit, so
+the run folder alone looks whole; and a recount by the reader's own rules would miss the same sample again.
+Therefore Python's tarfile reads the tars here, loose images come from a fresh listing, and tables and
+compressed tars are read by other means (recount_tables.py, recount_compressed.py). The rules for samples and
+keys are written a second time too. Where the reader and the recount differ, one of them is wrong.
+
+They have two things in common: the record of a shard (wordsworth.pipeline.sources.shards), and the way to ask
+a store (wordsworth.pipeline.storage.filesystem).
 """
 
 import contextlib
@@ -13,180 +15,258 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import open_filesystem, public, version_of
-from wordsworth.pipeline.verification.recount_compressed import Expanded
-from wordsworth.pipeline.verification.recount_tables import Unusable, Watched, table_rows
+from wordsworth.pipeline.storage.filesystem import open_filesystem, version_of, without_credentials
+from wordsworth.pipeline.verification.recount_compressed import ByteStream, Expanded
+from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
 from wordsworth.pipeline.verification.report import Report
+
+READAHEAD_BYTES = 8 << 20  # bytes that a store is asked for at a time
+MAX_EXTENSION_BYTES = 1 << 20  # bytes of a pax or GNU extension header, which tarfile holds in memory
+# Errors that the source alone decides. The decoder decides all others.
+SOURCE_ERRORS = ("missing_image", "bad_record", "shard_truncated")
 
 
 class Sample(NamedTuple):
-    """What a row and a sample of the source have in common. error: of a sample, only what the source alone decides."""
+    """Hold what a row and a sample of the source have in common.
+
+    Attributes:
+        key: key of the sample; None for the mark that a shard is cut.
+        offset: first byte of the encoded image in its shard, or None.
+        size: bytes of the encoded image, or None.
+        error: error code of a row; of a sample only a code in SOURCE_ERRORS.
+    """
 
     key: str | None
-    offset: int | None  # of the encoded image in its shard, bytes
-    size: int | None  # bytes
+    offset: int | None
+    size: int | None
     error: str | None
 
 
 class _Changed(Exception):
-    """The source is not what it was when the run was planned, so counting it proves nothing."""
+    """Report that the source is not what it was when the run was planned, so counting it proves nothing."""
 
 
 class Recount:
-    """Counts the source again, shard by shard, and holds the rows against it."""
+    """Count the source again, shard by shard, and compare the rows with it.
 
-    def __init__(self, plan: dict[str, Any], options: dict[str, Any] | None, report: Report):
-        self.image_column, self.key = (plan["asked"].get(name) for name in ("image-column", "key"))
-        self.image_keys, self.sources = plan["asked"]["image-key"], plan["asked"]["source"]
-        self.options, self.report = options, report
-        self.prefix: str | None = (
-            None  # of loose images, with what is under it and has not been met in a page
-        )
+    Args:
+        asked: the plan's `asked`.
+        options: options of the file system.
+        report: gets the findings and the number of samples.
+    """
+
+    def __init__(self, asked: dict[str, Any], options: dict[str, Any] | None, report: Report):
+        self.image_column: str | None = asked.get("image-column")
+        self.key: str | None = asked.get("key")
+        self.image_keys: list[str] = asked["image-key"]
+        self.sources: list[str] = asked["source"]
+        self.options = options
+        self.report = report
+        self.prefix: str | None = None  # prefix of the pages of loose images that are read now
+        # Size and version of the images under `prefix` that no page has named yet, by key.
         self.unmet: dict[str, tuple[int, str]] = {}
 
     def shard(self, shard: Shard, rows: list[Sample]) -> None:
-        where = public(shard.uri)
+        """Count one shard, and report every difference from its rows."""
+        where = without_credentials(shard.uri)
         try:
-            samples = {"tar": self._tar, "table": self._table, "images": self._page}[shard.kind](shard)
-        except (_Changed, FileNotFoundError) as error:
-            return self.report.add(
-                "source_changed", where, str(error) if isinstance(error, _Changed) else "it is gone"
-            )
+            samples = self._samples(shard)
+        except _Changed as error:
+            self.report.add("source_changed", where, str(error))
+            return
+        except FileNotFoundError:
+            self.report.add("source_changed", where, "it is gone")
+            return
         except (OSError, Unusable) as error:
-            return self.report.add("unreadable_source", where, f"{type(error).__name__}: {error}")
-        self.report.recounted += sum(sample.error != "shard_truncated" for sample in samples)
-        first, counts = {}, Counter()
-        for what, detail in _differences(samples, rows):
-            first.setdefault(what, detail)
-            counts[what] += 1
-        for what, detail in first.items():
-            self.report.add(what, where, detail, counts[what])
+            self.report.add("unreadable_source", where, f"{type(error).__name__}: {error}")
+            return
+        self._count(sum(sample.error != "shard_truncated" for sample in samples))
+        first: dict[str, str] = {}
+        counts: Counter[str] = Counter()
+        for code, detail in _differences(samples, rows):
+            first.setdefault(code, detail)
+            counts[code] += 1
+        for code, detail in first.items():
+            self.report.add(code, where, detail, counts[code])
+
+    def close(self) -> None:
+        """Report the images under the last prefix that no page names.
+
+        They are a finding where the prefix itself was a source, and nothing below it was another one.
+        """
+        below = f"{self.prefix}/"
+        is_whole = self.prefix in self.sources and not any(
+            source.startswith(below) for source in self.sources
+        )
+        if self.prefix is not None and is_whole and self.unmet:
+            detail = f"{min(self.unmet)!r} is not part of this run: it is new since, or was overlooked"
+            self.report.add("source_changed", self.prefix, detail, len(self.unmet))
+            self._count(len(self.unmet))
+        self.prefix = None
+        self.unmet = {}
+
+    def _count(self, num_samples: int) -> None:
+        self.report.recounted = (self.report.recounted or 0) + num_samples
+
+    def _samples(self, shard: Shard) -> list[Sample]:
+        if shard.kind == "images":
+            return self._page(shard)
+        return self._tar(shard) if shard.kind == "tar" else self._table(shard)
 
     @contextlib.contextmanager
     def _opened(self, shard: Shard) -> Iterator[BinaryIO]:
+        """Open a shard that has the size and the version that it was planned with."""
         fs, path = open_filesystem(shard.uri, self.options)
         fs.invalidate_cache()
         info = fs.info(path)
         if (info["size"], version_of(info)) != (shard.size, shard.version):
             raise _Changed("it was replaced since the run was planned")
-        with fs.open(path, "rb", block_size=8 << 20, cache_type="readahead") as file:
+        with fs.open(path, "rb", block_size=READAHEAD_BYTES, cache_type="readahead") as file:
             yield file
 
     def _tar(self, shard: Shard) -> list[Sample]:
         with self._opened(shard) as file:
             if shard.uri.lower().endswith(".tar"):
                 return _tar_samples(_Whole(file, shard.size), self.image_keys)
-            expanded = Expanded(lambda: file.seek(0) or _Whole(file, shard.size), shard.uri)
+
+            def open_again() -> _Whole:
+                file.seek(0)
+                return _Whole(file, shard.size)
+
+            expanded = Expanded(open_again, shard.uri)
             samples = _tar_samples(expanded, self.image_keys)
-        if expanded.broken and not (samples and samples[-1].key is None):
+        is_marked = bool(samples) and samples[-1].key is None
+        if expanded.broken and not is_marked:
             samples.append(Sample(None, None, None, "shard_truncated"))
-        return [
-            sample._replace(offset=None) for sample in samples
-        ]  # of the decompressed tar: no range read finds it
+        # An offset in the decompressed tar is of no use: no range read of the object finds the image.
+        return [sample._replace(offset=None) for sample in samples]
 
     def _table(self, shard: Shard) -> list[Sample]:
         with self._opened(shard) as file:
-            rows = table_rows(Watched(file, shard.size), shard.uri, self.image_column, self.key)
+            rows = table_rows(TableFile(file, shard.size), shard.uri, self.image_column, self.key)
             return [Sample(row.key, None, row.size, row.error) for row in rows]
 
     def _page(self, shard: Shard) -> list[Sample]:
-        if self.prefix != public(shard.uri):
+        """Compare a page of loose images with a fresh listing of its prefix."""
+        prefix = without_credentials(shard.uri)
+        if self.prefix != prefix:
             self.close()
-            self.unmet, self.prefix = self._find(shard.uri), public(shard.uri)
-        now = {member["key"]: self.unmet.pop(member["key"], None) for member in shard.members}
-        changed = [
-            member["key"]
-            for member in shard.members
-            if now[member["key"]] != (member["size"], member["version"])
-        ]
+            self.unmet = self._find(shard.uri)
+            self.prefix = prefix
+        sizes: dict[str, int] = {}
+        changed: list[str] = []
+        for member in shard.members:
+            now = self.unmet.pop(member["key"], None)
+            if now != (member["size"], member["version"]):
+                changed.append(member["key"])
+            sizes[member["key"]] = member["size"]
         if changed:
             raise _Changed(
-                f"{len(changed)} of {len(now)} images were replaced or removed since, first {changed[0]!r}"
+                f"{len(changed)} of {len(sizes)} images were replaced or removed since, first {changed[0]!r}"
             )
-        return [Sample(key, 0, now[key][0], None) for key in sorted(now)]
+        return [Sample(key, 0, sizes[key], None) for key in sorted(sizes)]
 
     def _find(self, uri: str) -> dict[str, tuple[int, str]]:
-        """Size and version of the images under a prefix, by their path under it."""
+        """Return size and version of the images under a prefix, by their path under it."""
         fs, root = open_filesystem(uri, self.options)
         fs.invalidate_cache()
-        found = {
-            path.removeprefix(root).lstrip("/"): info for path, info in fs.find(root, detail=True).items()
-        }
-        return {key: (info["size"], version_of(info)) for key, info in found.items() if self._is_image(key)}
+        found = {}
+        for path, info in fs.find(root, detail=True).items():
+            key = path.removeprefix(root).lstrip("/")
+            if self._is_image(key):
+                found[key] = (info["size"], version_of(info))
+        return found
 
     def _is_image(self, key: str) -> bool:
         base = key.split("/")[-1]
         return not base.startswith("._") and "." in base and base.lower().split(".")[-1] in self.image_keys
 
-    def close(self) -> None:
-        """Images under a prefix that no page names: a fault where the prefix itself, and nothing below it, was the source."""
-        whole = self.prefix in self.sources and not any(
-            other.startswith(f"{self.prefix}/") for other in self.sources
-        )
-        if whole and self.unmet:
-            detail = f"{min(self.unmet)!r} is not part of this run: it is new since, or was overlooked"
-            self.report.add("source_changed", self.prefix, detail, len(self.unmet))
-            self.report.recounted += len(self.unmet)
-        self.prefix, self.unmet = None, {}
-
 
 def _differences(samples: list[Sample], rows: list[Sample]) -> Iterator[tuple[str, str]]:
-    """What differs between the samples of a shard and its rows, both in order: code and detail. Linear in their number."""
-    samples_left, rows_left = (Counter(entry.key for entry in entries) for entries in (samples, rows))
-    at = place = 0
-    while at < len(samples) or place < len(rows):
-        sample, row = (
-            entries[i] if i < len(entries) else None for entries, i in ((samples, at), (rows, place))
-        )
-        if sample and row and sample.key == row.key:
-            yield from _pair_differences(sample, row)
-        elif row is None or (sample and samples_left[row.key] and not rows_left[sample.key]):
+    """Yield code and detail of every difference between the samples of a shard and its rows.
+
+    Both lists are in order. The time is linear in their lengths.
+    """
+    samples_left = Counter(sample.key for sample in samples)
+    rows_left = Counter(row.key for row in rows)
+    sample_at = 0
+    row_at = 0
+    while sample_at < len(samples) or row_at < len(rows):
+        sample = samples[sample_at] if sample_at < len(samples) else None
+        row = rows[row_at] if row_at < len(rows) else None
+        if sample is None:
+            verdict = "extra"
+        elif row is None:
+            verdict = "missing"
+        else:
+            verdict = _compare_keys(sample, row, samples_left, rows_left)
+        if verdict == "same":
+            yield from _pair_differences(cast(Sample, sample), cast(Sample, row))
+        elif verdict == "missing":
             yield "missing_sample", f"{_describe(sample)} has no row"
-            row = None  # it belongs to a later sample
-        elif sample is None or (rows_left[sample.key] and not samples_left[row.key]):
+            row = None  # the row belongs to a later sample
+        elif verdict == "extra":
             yield "extra_row", f"{_describe(row)} has a row and is no sample here"
-            sample = None
+            sample = None  # the sample has a later row
         else:
             yield "wrong_key", f"{_describe(row)} stands where {_describe(sample)} should"
-        for entry, left in ((sample, samples_left), (row, rows_left)):
-            if entry:
-                left[entry.key] -= 1
-        at, place = at + (sample is not None), place + (row is not None)
+        if sample is not None:
+            samples_left[sample.key] -= 1
+            sample_at += 1
+        if row is not None:
+            rows_left[row.key] -= 1
+            row_at += 1
+
+
+def _compare_keys(sample: Sample, row: Sample, samples_left: Counter, rows_left: Counter) -> str:
+    """Return how a sample and a row at the same place relate: "same", "missing", "extra" or "other"."""
+    if sample.key == row.key:
+        return "same"
+    row_comes_later = samples_left[row.key] > 0
+    sample_comes_later = rows_left[sample.key] > 0
+    if row_comes_later and not sample_comes_later:
+        return "missing"
+    if sample_comes_later and not row_comes_later:
+        return "extra"
+    return "other"
 
 
 def _pair_differences(sample: Sample, row: Sample) -> Iterator[tuple[str, str]]:
-    decided = (
-        "missing_image",
-        "bad_record",
-        "shard_truncated",
-    )  # errors that the source alone decides; the others are the decoder's
-    if sample.error != (row.error if row.error in decided else None):
+    """Yield code and detail of every difference between a sample and the row of the same key."""
+    found_error = row.error if row.error in SOURCE_ERRORS else None
+    if sample.error != found_error:
         yield "wrong_error", f"{_describe(row)} has the error {row.error} and should have {sample.error}"
-    elif row.error is None and sample.size is None and row.offset is None:
-        return  # a table names it: what lies there now is not part of the shard
-    elif row.error is None and (row.offset, row.size) != (sample.offset, sample.size):
-        at, size = row.offset, row.size
+        return
+    if row.error is not None:
+        return
+    if sample.size is None and row.offset is None:
+        return  # a table names the image: what lies at its URI now is not part of the shard
+    if (row.offset, row.size) != (sample.offset, sample.size):
+        found = f"{row.size} bytes at {row.offset}"
         yield (
             "wrong_place",
-            f"{_describe(row)}: {size} bytes at {at}, in the source {sample.size} at {sample.offset}",
+            f"{_describe(row)}: {found}, in the source {sample.size} at {sample.offset}",
         )
 
 
-def _describe(entry: Sample) -> str:
-    return "the mark that the shard is cut" if entry.key is None else f"key {entry.key!r}"
+def _describe(entry: Sample | None) -> str:
+    if entry is None or entry.key is None:
+        return "the mark that the shard is cut"
+    return f"key {entry.key!r}"
 
 
-# ---- tars, by Python's tarfile --------------------------------------------------------------------------------------------
+# ---- tars, by Python's tarfile --------------------------------------------------------------------------
 
 
 class _Whole:
-    """A file that must not end before its known size: a store that answers short is no cut tar."""
+    """Read a file that must not end before its known size: a store that answers short is no cut tar."""
 
     def __init__(self, file: BinaryIO, size: int):
-        self.file, self.left = file, size
+        self.file = file
+        self.left = size
 
     def read(self, size: int) -> bytes:
         data = self.file.read(min(size, self.left))
@@ -196,49 +276,70 @@ class _Whole:
         return data
 
 
-def _strict_headers() -> type[tarfile.TarInfo]:
-    """tarfile takes any end for the end, and with ignore_zeros steps over damage. But it asks this class about every header
-    block up to the object's last: here the end blocks are demanded and damage is not forgiven."""
+class _StrictHeader(tarfile.TarInfo):
+    """Demand the end blocks of a tar and forgive no damage.
 
-    class Header(tarfile.TarInfo):
-        zeros = 0  # blocks of zeros since the last header
-        asked = False  # reset for each member: once it is set, all of that member has gone by
+    tarfile takes any end for the end, and with ignore_zeros it steps over damage. But tarfile asks this class
+    about every header block up to the last one of the object. Use a subclass for each tar: the counts are of
+    the class.
+    """
 
-        @classmethod
-        def frombuf(cls, buf, encoding, errors):
-            cls.asked = True
-            blank, full = not buf.strip(b"\0"), len(buf) == tarfile.BLOCKSIZE
-            if not (blank and full) and (cls.zeros == 1 or (not full and not (blank and cls.zeros))):
-                raise tarfile.ReadError("the end blocks are missing")
-            cls.zeros = cls.zeros + 1 if blank else 0
-            try:
-                header = super().frombuf(buf, encoding, errors)
-            except tarfile.HeaderError as error:
-                if blank:
-                    raise  # tarfile goes on behind it, or ends
-                raise tarfile.ReadError(str(error)) from error
-            if header.type in b"xXgLK" and header.size > 1 << 20:  # tarfile would hold it in memory
-                raise tarfile.ReadError("an extension header that is too large")
-            return header
+    zeros = 0  # blocks of zeros since the last header
+    asked = False  # set when tarfile asks for a header: the member before has gone by as a whole
 
-    return Header
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictHeader":
+        cls.asked = True
+        is_blank = not buf.strip(b"\0")
+        is_full = len(buf) == tarfile.BLOCKSIZE
+        is_zero_block = is_blank and is_full
+        is_end_after_zeros = is_blank and cls.zeros > 0
+        if not is_zero_block and (cls.zeros == 1 or (not is_full and not is_end_after_zeros)):
+            raise tarfile.ReadError("the end blocks are missing")
+        cls.zeros = cls.zeros + 1 if is_blank else 0
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if is_blank:
+                raise  # tarfile reads the next block, or ends
+            raise tarfile.ReadError(str(error)) from error
+        if header.type in b"xXgLK" and header.size > MAX_EXTENSION_BYTES:
+            raise tarfile.ReadError("an extension header that is too large")
+        return header
 
 
-def _members(file: _Whole | Expanded) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar, each once its last block has gone by. Raises tarfile.ReadError at a cut or damage."""
-    header, held = _strict_headers(), None
+def _members(file: ByteStream) -> Iterator[tarfile.TarInfo]:
+    """Yield the regular files of a tar, each after its last block has gone by.
+
+    Raises:
+        tarfile.ReadError: the tar is cut or damaged.
+    """
+
+    class Header(_StrictHeader):
+        """Count the zero blocks of this tar."""
+
+    held: tarfile.TarInfo | None = None  # the member whose blocks are going by
     try:
-        names = {"encoding": "utf-8", "errors": "surrogateescape"}
         with tarfile.open(
-            fileobj=file, mode="r|", bufsize=1 << 16, ignore_zeros=True, tarinfo=header, **names
+            fileobj=cast(BinaryIO, file),
+            mode="r|",
+            bufsize=1 << 16,
+            ignore_zeros=True,
+            tarinfo=Header,
+            encoding="utf-8",
+            errors="surrogateescape",
         ) as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # or they would pile up
+            while True:
+                member = archive.next()
+                if member is None:
+                    break
+                archive.members.clear()  # type: ignore[attr-defined]  # a list that would keep every member
                 if held is not None and held.isreg():
                     yield held
-                held, header.asked = member, False
-    except (tarfile.TarError, ValueError, LookupError) as error:  # a damaged pax header can be any of them
-        if held is not None and held.isreg() and header.asked:
+                held = member
+                Header.asked = False
+    except (tarfile.TarError, ValueError, LookupError) as error:  # a damaged pax header can raise any of them
+        if held is not None and held.isreg() and Header.asked:
             yield held
         raise tarfile.ReadError(str(error)) from error
     if held is not None and held.isreg():
@@ -246,49 +347,62 @@ def _members(file: _Whole | Expanded) -> Iterator[tarfile.TarInfo]:
 
 
 def _is_part(name: str) -> bool:
-    """Whether a member belongs to a sample: webdataset passes over names without extension, hidden ones, and its own `__x__`."""
-    *folders, base = name.split("/")
-    top = (folders or [base])[0]
-    junk = any(folder == "__MACOSX" or re.fullmatch(r"PaxHeaders?(\.[0-9]+)?", folder) for folder in folders)
-    return (
-        base.find(".") > 0
-        and not junk
-        and not (len(top) >= 4 and top.startswith("__") and top.endswith("__"))
-    )
+    """Return whether a member belongs to a sample.
 
-
-def _tar_samples(file: _Whole | Expanded, image_keys: list[str]) -> list[Sample]:
-    """The samples of a tar in order: members in a row with one key, a repeated extension begins anew.
-
-    A cut is one more, without key; the sample that it goes through counts if its image had gone by.
+    webdataset passes over names without an extension, hidden names, and its own `__x__`.
     """
-    samples, key, fields, cut = [], None, {}, False
+    *folders, base = name.split("/")
+    if base.find(".") <= 0:
+        return False
+    if any(folder == "__MACOSX" or re.fullmatch(r"PaxHeaders?(\.[0-9]+)?", folder) for folder in folders):
+        return False
+    top = folders[0] if folders else base
+    return not (len(top) >= 4 and top.startswith("__") and top.endswith("__"))
+
+
+def _tar_samples(file: ByteStream, image_keys: list[str]) -> list[Sample]:
+    """Return the samples of a tar in order.
+
+    A sample is the members in a row with one key; a repeated extension begins the next sample. A cut is one
+    sample more, without a key. The sample that the cut goes through counts if its image had gone by.
+    """
+    samples: list[Sample] = []
+    key = ""
+    fields: dict[str, tarfile.TarInfo] = {}
+    is_cut = False
     try:
         for member in _members(file):
             name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if not _is_part(name):
                 continue
-            folder, base = name[: name.rfind("/") + 1], name[name.rfind("/") + 1 :]
+            folder, slash, base = name.rpartition("/")
             stem, extension = base.split(".", 1)
-            if fields and (folder + stem != key or extension.lower() in fields):
+            own_key = f"{folder}{slash}{stem}"
+            if fields and (own_key != key or extension.lower() in fields):
                 samples.append(_sample(key, fields, image_keys))
                 fields = {}
-            key = folder + stem
+            key = own_key
             fields[extension.lower()] = member
     except tarfile.ReadError:
-        cut = True
-    if fields and not (cut and _sample(key, fields, image_keys).error):
-        samples.append(_sample(key, fields, image_keys))
-    return [*samples, Sample(None, None, None, "shard_truncated")] if cut else samples
+        is_cut = True
+    if fields:
+        last = _sample(key, fields, image_keys)
+        if not (is_cut and last.error):
+            samples.append(last)
+    if is_cut:
+        samples.append(Sample(None, None, None, "shard_truncated"))
+    return samples
 
 
 def _sample(key: str, fields: dict[str, tarfile.TarInfo], image_keys: list[str]) -> Sample:
-    """The image is the first of the image keys, else the first field that ends in one, as `v1.2.jpg` does."""
+    """Return a sample of a tar.
+
+    Its image is the first of the image keys, or else the first field that ends in one, as `v1.2.jpg` does.
+    """
     exact = [name for name in image_keys if name in fields]
     ending = [name for name in fields if name.split(".")[-1] in image_keys]
-    image = fields[(exact or ending)[0]] if exact or ending else None
-    return (
-        Sample(key, image.offset_data, image.size, None)
-        if image
-        else Sample(key, None, None, "missing_image")
-    )
+    names = exact or ending
+    if not names:
+        return Sample(key, None, None, "missing_image")
+    image = fields[names[0]]
+    return Sample(key, image.offset_data, image.size, None)

@@ -1,8 +1,9 @@
-"""Tables counted again for verify: no code shared with the reader of tables, and CSV by an expression instead of the csv module.
+"""Count tables again for verify, without code of the reader of tables.
 
-What a record is, which column has the image and what a row is called are written anew from their description. Where reader and
-recount differ, one is wrong. What the URIs of a table name is not asked for again: of such rows the key and the order are held
-against the source, not the size.
+The rules for a record, for the column with the images and for the name of a row are written a second time,
+from their description; CSV is read by an expression instead of the csv module. Where the reader and the
+recount differ, one of them is wrong. The images that a table names by URI are not fetched again: of such a
+row the key and the order are compared, not the size.
 """
 
 import io
@@ -14,14 +15,25 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wordsworth.pipeline.storage.filesystem import public
+from wordsworth.pipeline.storage.filesystem import without_credentials
 
+# Names of columns that hold images.
 _IMAGES = {"image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name"}
-_LONGEST_LINE, _LONGEST_RECORD = 16 << 20, 256 << 10
+_MAX_LINE_BYTES = 16 << 20  # bytes of a line; a longer one is no record
+_MAX_RECORD_BYTES = 256 << 10  # bytes of a CSV record of several lines
+
+JsonRecord = dict[str, Any]
+CsvRecord = dict[str, str | None]
 
 
 class Row(NamedTuple):
-    """One record. size: of bytes that stand in the table, None where a URI names them."""
+    """Hold what a recount knows of one record.
+
+    Attributes:
+        key: name of the row.
+        size: bytes of an image that stands in the table; None where a URI names the image.
+        error: "missing_image", "bad_record", "shard_truncated" or None.
+    """
 
     key: str | None
     size: int | None
@@ -29,24 +41,29 @@ class Row(NamedTuple):
 
 
 class Unusable(Exception):
-    """The table has no such column: there is nothing to count."""
+    """Report that the table has no column with images: there is nothing to count."""
 
 
-class Watched:
-    """A file for pyarrow to seek in, which tells a store that fails (`failed`) from bytes that are damaged."""
+class TableFile(io.RawIOBase):
+    """Let pyarrow seek in a file, and remember whether the store failed: pyarrow blurs that with damage.
 
-    closed = False
+    Attributes:
+        failed: whether the store failed.
+    """
 
     def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size, self.failed = file, size, False
+        self.file = file
+        self.size = size
+        self.failed = False
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         try:
-            wanted = max(0, self.size - self.file.tell())
-            wanted = wanted if size is None or size < 0 else min(size, wanted)
+            left = max(0, self.size - self.file.tell())
+            wanted = left if size is None or size < 0 else min(size, left)
             data = b""
             while len(data) < wanted:
-                if not (more := self.file.read(wanted - len(data))):
+                more = self.file.read(wanted - len(data))
+                if not more:
                     raise OSError(f"the store ended it {wanted - len(data)} bytes early")
                 data += more
             return data
@@ -54,8 +71,15 @@ class Watched:
             self.failed = True
             raise
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset if whence != 2 else self.size + offset, whence % 2)
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            return self.file.seek(self.size + offset)
+        return self.file.seek(offset, whence)
 
     def tell(self) -> int:
         return self.file.tell()
@@ -67,59 +91,84 @@ class Watched:
         return True
 
     def close(self) -> None:
-        """The file is closed by who opened it."""
+        """Leave the file open: its opener closes it."""
 
 
-def table_rows(file: Watched, name: str, image_column: str | None, key: str | None) -> Iterator[Row]:
-    """The rows of a table in order. Raises what the store raises, and Unusable."""
+def table_rows(file: TableFile, name: str, image_column: str | None, key: str | None) -> Iterator[Row]:
+    """Yield the rows of a table in order.
+
+    Args:
+        file: the table.
+        name: its URI, whose ending says what kind of table it is.
+        image_column: column with the images; None finds it.
+        key: column that names the rows, or None.
+
+    Raises:
+        Unusable: there is no column with images.
+        OSError: the store failed.
+    """
     ending = name.lower().rpartition(".")[2]
     if ending == "parquet":
         yield from _parquet_rows(file, image_column, key)
         return
-    records = (
-        _json_values(file)
-        if ending in ("jsonl", "ndjson")
-        else _csv_values(file, "\t" if ending == "tsv" else ",")
-    )
+    records: Iterator[JsonRecord | CsvRecord | None]
+    if ending in ("jsonl", "ndjson"):
+        records = _json_records(file)
+    else:
+        records = _csv_records(file, "\t" if ending == "tsv" else ",")
     column = image_column
-    for number, values in enumerate(records):
-        if values is None:
+    for number, record in enumerate(records):
+        if record is None:
             yield Row(str(number), None, "bad_record")
             continue
         if column is None:
-            column = next((name for name in values if name in _IMAGES), None)
+            column = next((name for name in record if name in _IMAGES), None)
             if column is None:
                 raise Unusable("no column says where its images are")
-        yield _row(number, values.get(column), values.get(key) if key else None)
+        yield _row(number, record.get(column), record.get(key) if key else None)
 
 
 def _row(number: int, cell: Any, key: Any) -> Row:
+    """Return the row of a record from its cells.
+
+    Args:
+        number: of the record in the table, from 0.
+        cell: of the column with the images: bytes, a URI, or a struct of both.
+        key: of the column that names the rows, or None.
+    """
     if isinstance(cell, dict):
         cell = cell["bytes"] if isinstance(cell.get("bytes"), bytes) else cell.get("path")
     size = len(cell) if isinstance(cell, bytes) else None
-    missing = cell is None or cell == ""
-    if key is None and size is None and not missing:
-        key = public(cell if isinstance(cell, str) else json.dumps(cell))
+    is_missing = cell is None or cell == ""
+    if key is None and size is None and not is_missing:
+        key = without_credentials(cell if isinstance(cell, str) else json.dumps(cell))
     name = number if key is None else key
     if isinstance(name, bytes):
         name = name.decode("utf-8", "backslashreplace")
-    name = name if isinstance(name, str) else json.dumps(name, ensure_ascii=False, default=_words)
-    return Row(name.encode("utf-8", "backslashreplace").decode(), size, "missing_image" if missing else None)
+    if not isinstance(name, str):
+        name = json.dumps(name, ensure_ascii=False, default=_as_text)
+    name = name.encode("utf-8", "backslashreplace").decode()
+    return Row(name, size, "missing_image" if is_missing else None)
 
 
-def _words(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-# ---- lines ----------------------------------------------------------------------------------------------------------------
+# ---- lines ----------------------------------------------------------------------------------------------
 
 
-def _lines(file: BinaryIO) -> Iterator[str | None]:
-    """Lines with their ends; None for one that is too long or is no UTF-8."""
-    buffer, mark = io.BufferedReader(_Raw(file), 1 << 20), b"\xef\xbb\xbf"
-    while line := buffer.readline(_LONGEST_LINE + 1):
-        line, mark = line.removeprefix(mark), b""
-        if len(line) > _LONGEST_LINE:
+def _lines(file: TableFile) -> Iterator[str | None]:
+    """Yield lines with their ends; None for a line that is too long or is not UTF-8."""
+    buffer = io.BufferedReader(file, 1 << 20)
+    mark = b"\xef\xbb\xbf"  # before the first line
+    while True:
+        line = buffer.readline(_MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        line = line.removeprefix(mark)
+        mark = b""
+        if len(line) > _MAX_LINE_BYTES:
             while line and line[-1:] != b"\n":
                 line = buffer.readline(1 << 16)
             yield None
@@ -130,78 +179,81 @@ def _lines(file: BinaryIO) -> Iterator[str | None]:
             yield None
 
 
-class _Raw(io.RawIOBase):
-    def __init__(self, file: BinaryIO):
-        self.file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _json_values(file: BinaryIO) -> Iterator[dict | None]:
+def _json_records(file: TableFile) -> Iterator[JsonRecord | None]:
+    """Yield the objects of a file with one on a line; None for a line that is none. Empty lines are passed
+    over."""
     for line in _lines(file):
-        if line is not None and not line.strip():
-            continue
-        try:
-            value = None if line is None else json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        yield value if isinstance(value, dict) else None
+        if line is None:
+            yield None
+        elif line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            yield value if isinstance(value, dict) else None
 
 
-def _csv_values(file: BinaryIO, delimiter: str) -> Iterator[dict | None]:
-    """Records by a grammar: a quoted field ends before a delimiter or the line's end, an unquoted one holds neither. What is no
-    record costs one line."""
+def _csv_records(file: TableFile, delimiter: str) -> Iterator[CsvRecord | None]:
+    """Yield the records of a CSV file; None for a line that begins none, which costs one line.
+
+    A quoted field ends before a delimiter or before the end of the line. An unquoted field holds neither.
+    """
     mark = re.escape(delimiter)
     field = re.compile(rf'(?:"((?:[^"]|"")*)"|((?!")[^{mark}\r\n]*))({mark}|[\r\n]*\Z)')
-    source, waiting, header = _lines(file), [], None
+    source = _lines(file)
+    waiting: list[str | None] = []  # lines that no record has taken yet
+    header: list[str] | None = None
     while True:
         if not waiting:
-            if (line := next(source, "")) == "":
+            line = next(source, "")
+            if line == "":
                 return
             waiting.append(line)
         if waiting[0] is not None and not waiting[0].strip("\r\n"):
             del waiting[0]
             continue
-        values, used = _csv_record(source, waiting, field)
+        values, num_lines = _csv_record(source, waiting, field)
         if header is None:
             if values is None:
                 raise Unusable("its header cannot be read")
             header = values
         elif values is None or len(values) != len(header):
             yield None
-            used = 1
+            num_lines = 1
         else:
             yield dict(zip(header, [value or None for value in values], strict=True))
-        del waiting[:used]
+        del waiting[:num_lines]
 
 
 def _csv_record(
-    source: Iterator[str | None], waiting: list[str | None], field: re.Pattern
+    source: Iterator[str | None], waiting: list[str | None], field: re.Pattern[str]
 ) -> tuple[list[str] | None, int]:
-    """The fields of the record that begins the lines, None where there is none, and how many lines it has."""
+    """Return the fields of the record that begins with the first waiting line, and its number of lines.
+
+    Where no record begins there, the fields are None. Lines that are needed are taken from `source` into
+    `waiting`.
+    """
     text = ""
-    for used in range(1, 1 << 30):
-        if used > len(waiting):
-            if (line := next(source, "")) == "":
+    num_lines = 0
+    while True:
+        if num_lines == len(waiting):
+            line = next(source, "")
+            if line == "":
                 return None, 1
             waiting.append(line)
-        if waiting[used - 1] is None or (
-            used > 1 and len((text + waiting[used - 1]).encode()) > _LONGEST_RECORD
-        ):
+        line = waiting[num_lines]
+        num_lines += 1
+        if line is None:
             return None, 1
-        text += waiting[used - 1]
-        if '"' not in text or not _open_quote(text, field):
-            return _fields(text, field), used
+        text += line
+        if num_lines > 1 and len(text.encode()) > _MAX_RECORD_BYTES:
+            return None, 1
+        if '"' not in text or not _has_open_quote(text, field):
+            return _fields(text, field), num_lines
 
 
-def _open_quote(text: str, field: re.Pattern) -> bool:
-    """Whether a quoted field of the text is still open."""
+def _has_open_quote(text: str, field: re.Pattern[str]) -> bool:
+    """Return whether a quoted field of the text is still open."""
     at = 0
     while at < len(text):
         found = field.match(text, at)
@@ -213,66 +265,73 @@ def _open_quote(text: str, field: re.Pattern) -> bool:
     return False
 
 
-def _fields(text: str, field: re.Pattern) -> list[str] | None:
-    fields, at = [], 0
+def _fields(text: str, field: re.Pattern[str]) -> list[str] | None:
+    """Return the fields of a record; None where the text is no record."""
+    fields: list[str] = []
+    at = 0
     while True:
         found = field.match(text, at)
         if found is None:
             return None
-        fields.append(found[1].replace('""', '"') if found[1] is not None else found[2])
+        quoted, plain, end = found.groups()
+        fields.append(plain if quoted is None else quoted.replace('""', '"'))
         at = found.end()
-        if not found[3].strip("\r\n"):
+        if not end.strip("\r\n"):
             return fields
 
 
-# ---- Parquet --------------------------------------------------------------------------------------------------------------
+# ---- Parquet --------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(file: Watched, image_column: str | None, key: str | None) -> Iterator[Row]:
-    """In batches, and where one fails row by row, so that every row counts that can be had."""
+def _parquet_rows(file: TableFile, image_column: str | None, key: str | None) -> Iterator[Row]:
+    """Yield the rows in batches, and where a batch fails one by one: every row counts that can be read."""
     number = 0
-    for size in (256, 1):
+    for batch_size in (256, 1):
         try:
             table = pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
             column = image_column or _image_column(table.schema_arrow)
-            if any(name not in table.schema_arrow.names for name in (column, key) if name):
+            wanted = [column, key] if key else [column]
+            if not set(wanted) <= set(table.schema_arrow.names):
                 raise Unusable("it lacks a column that was asked for")
-            for row in _values(table, size, column, key, number):
-                yield _row(number, *row)
+            for row in _records_from(number, table, batch_size, wanted):
+                yield _row(number, row[column], row[key] if key else None)
                 number += 1
             return
         except Unusable:
             raise
-        except Exception:  # whatever pyarrow makes of damaged bytes; the second round says how far they go
+        except Exception:  # pyarrow raises anything for damaged bytes; the second round says how far they go
             if file.failed:
                 raise
     yield Row(None, None, "shard_truncated")
 
 
-def _values(
-    table: pq.ParquetFile, size: int, column: str, key: str | None, first: int
-) -> Iterator[tuple[Any, Any]]:
-    wanted = [column, key] if key else [column]
+def _records_from(
+    first: int, table: pq.ParquetFile, batch_size: int, columns: list[str]
+) -> Iterator[JsonRecord]:
+    """Yield the records of a Parquet file from number `first` on."""
     for group in range(table.num_row_groups):
-        count = table.metadata.row_group(group).num_rows
-        if first >= count:
-            first -= count
+        num_rows = table.metadata.row_group(group).num_rows
+        if first >= num_rows:
+            first -= num_rows
             continue
-        for batch in table.iter_batches(size, [group], wanted, use_threads=False):
-            for row in batch.to_pylist()[first:]:
-                yield row[column], row[key] if key else None
+        for batch in table.iter_batches(batch_size, [group], columns, use_threads=False):
+            yield from batch.to_pylist()[first:]
             first = max(0, first - batch.num_rows)
 
 
 def _image_column(schema: pa.Schema) -> str:
-    def has_bytes(kind: pa.DataType) -> bool:
-        if isinstance(kind, pa.StructType):
-            return any(field.name == "bytes" and has_bytes(field.type) for field in kind)
-        name = str(kind.value_type if isinstance(kind, pa.DictionaryType) else kind)
-        return name in ("binary", "large_binary", "binary_view")
-
-    cells = [field.name for field in schema if has_bytes(field.type)]
+    """Return the column with the images: the only one with bytes, or else the first one that is named so."""
+    cells = [field.name for field in schema if _has_bytes(field.type)]
+    if len(cells) == 1:
+        return cells[0]
     named = [name for name in schema.names if name in _IMAGES]
-    if len(cells) != 1 and not named:
+    if not named:
         raise Unusable("no column says where its images are")
-    return cells[0] if len(cells) == 1 else named[0]
+    return named[0]
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.StructType):
+        return any(field.name == "bytes" and _has_bytes(field.type) for field in kind)
+    value = kind.value_type if isinstance(kind, pa.DictionaryType) else kind
+    return str(value) in ("binary", "large_binary", "binary_view")

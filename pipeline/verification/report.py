@@ -1,44 +1,75 @@
-"""What verify finds: faults, each with a stable code, and the report that gathers them."""
+"""Gather what verify finds: findings, each with a stable code, and the totals of a run."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is wrong. detail: one line. where: what it is wrong with; what: a short stable code, which is one of
+class Finding:
+    """Name one thing that is wrong with a run.
 
-    a shard's units     missing_unit, missing_end, unit_after_end, two_names
-    a file              foreign_file, unreadable_file, wrong_schema, other_run, wrong_footer, wrong_rows, wrong_errors
-    a file's rows       repeated_row, missing_row, wrong_shard, missing_prediction, prediction_on_error
-    compacted files     missing_file, wrong_size, differing_rows (from a small file that is still there), and as a file's
-    compactions         unreadable_generation, wrong_generation
-    the run's records   incomplete_listing, unreadable_listing, wrong_listing, not_finished, wrong_summary, wrong_manifest
-    the source          source_changed, unreadable_source
-    rows and source     missing_sample, extra_row, wrong_key, wrong_error, wrong_place (offset or size)
+    Attributes:
+        code: short and stable, one of
+            a shard's units: missing_unit, missing_end, unit_after_end, two_names
+            a file: foreign_file, unreadable_file, wrong_schema, other_run, wrong_footer, wrong_rows,
+            wrong_errors
+            a file's rows: repeated_row, missing_row, wrong_shard, missing_prediction, prediction_on_error
+            compacted files: missing_file, wrong_size, differing_rows, and all codes of a file
+            records of a compaction: unreadable_generation, wrong_generation
+            records of the run: incomplete_listing, unreadable_listing, wrong_listing, not_finished,
+            wrong_summary, wrong_manifest
+            the source: source_changed, unreadable_source
+            rows and source: missing_sample, extra_row, wrong_key, wrong_error, wrong_place (offset or size)
+        where: the file, the shard or the record that is wrong.
+        detail: one line that says what is wrong with it.
     """
 
-    what: str
+    code: str
     where: str
     detail: str
 
 
 @dataclass(slots=True)
 class Report:
-    """What was found. rows, files: of units, wherever they lie. errors: rows by error code. recounted: in the source, or None."""
+    """Hold what verify counted and found.
+
+    Attributes:
+        rows: rows of all units, wherever the units lie.
+        shards: shards of the run.
+        files: units of the run.
+        errors: rows with an error, by code.
+        recounted: samples that were counted in the source; None where the source was not read.
+        findings: everything that is wrong.
+    """
 
     rows: int = 0
     shards: int = 0
     files: int = 0
-    errors: Counter = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     recounted: int | None = None
-    faults: list[Fault] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        """Return whether nothing is wrong."""
+        return not self.findings
 
-    def add(self, what: str, where: str, detail: str, count: int = 1) -> None:
-        """One fault for `count` alike, of which `detail` tells the first."""
-        more = f" ({count} such here)" if count > 1 else ""
-        self.faults.append(Fault(what, where, " ".join(f"{detail}{more}".split())))
+    def add(self, code: str, where: str, detail: str, count: int = 1) -> None:
+        """Add one finding for `count` equal ones, of which `detail` describes the first."""
+        if count > 1:
+            detail += f" ({count} such here)"
+        self.findings.append(Finding(code, where, " ".join(detail.split())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as `wordsworth verify --json` prints it."""
+        faults = [{"what": one.code, "where": one.where, "detail": one.detail} for one in self.findings]
+        return {
+            "rows": self.rows,
+            "shards": self.shards,
+            "files": self.files,
+            "errors": dict(self.errors),
+            "recounted": self.recounted,
+            "faults": faults,
+            "ok": self.ok,
+        }

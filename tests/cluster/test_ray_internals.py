@@ -1,18 +1,14 @@
-"""driver: what the driver holds of a run does not grow with its blocks; what it must hold of units is small."""
+"""ray_internals: the driver holds no more of a run with more blocks, and a local Ray starts few processes."""
 
 import time
-from collections import deque
-from types import SimpleNamespace
 
 import psutil
 import pyarrow as pa
 import pytest
 from ray.util import list_named_actors
 
-from wordsworth.pipeline.cluster import ray_internals as driver
-from wordsworth.pipeline.cluster.session import data_context
-from wordsworth.pipeline.output.manifest import Tally, footers
-from wordsworth.pipeline.output.run_folder import MANIFEST
+from wordsworth.pipeline.cluster import ray_internals
+from wordsworth.pipeline.cluster.data_context import configure_ray_data
 
 ONE = {"batch_size": None, "batch_format": "pyarrow"}
 
@@ -33,17 +29,17 @@ def seen(monkeypatch):
 
     found: list[tuple[int, int]] = []
 
-    class Look(driver.ExecutionCallback):
+    class Look(ray_internals.ExecutionCallback):
         def on_execution_step(self, executor):
             for stage, state in executor._topology.items():
                 found.append(
                     (state.total_enqueued_output_blocks(), len(getattr(stage, "_output_blocks_stats", [])))
                 )
 
-    data_context()
+    configure_ray_data()
     classes = DataContext.get_current().custom_execution_callback_classes
-    monkeypatch.setattr(driver, "WAITING", 8)
-    monkeypatch.setattr(driver, "KEPT", 5)
+    monkeypatch.setattr(ray_internals, "MAX_WAITING_BLOCKS", 8)
+    monkeypatch.setattr(ray_internals, "KEPT_BLOCK_STATS", 5)
     classes.append(Look)
     yield found
     classes.remove(Look)
@@ -77,53 +73,3 @@ def test_a_local_ray_has_no_process_that_serves_a_cluster_alone(local_ray):
     assert any("raylet" in command for command in commands)
     services = ("log_monitor.py", "autoscaler/_private/monitor.py", "dashboard/dashboard.py")
     assert not [command for command in commands if any(service in command for service in services)]
-
-
-def test_footers_are_read_by_few_tasks_at_a_time_and_come_in_the_order_of_the_files(monkeypatch):
-    import ray
-
-    names, begun, most = [f"{n:05d}.parquet" for n in range(5000)], deque(), []
-
-    def remote(_, files):
-        begun.append(files)
-        most.append(len(begun))
-        return files
-
-    def get(files):
-        begun.remove(files)
-        return files
-
-    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=remote))
-    monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    run = SimpleNamespace(compacted=lambda names: None, uncompacted=lambda: names)
-    given = list(footers(run, chunk=10))[1:]  # before them, those of compactions
-    assert [name for files in given for name in files] == names
-    assert max(most) == 18 and not begun
-
-
-def test_the_manifest_adds_up_as_its_rows_come():
-    rows = [
-        {
-            "last": number % 2 == 0,
-            "rows": number,
-            "errors": '{"empty": 2, "corrupt": 1}' if number % 3 == 0 else "{}",
-            "skipped": "{}",
-        }
-        | {"bytes_read": 10, "bytes": 5, "read": 0.5, "decode": 0.25, "predict": None}
-        for number in range(10)
-    ]
-    tally = Tally()
-    for begin in (0, 7):
-        given = pa.Table.from_pylist(rows[begin : begin + 7], schema=MANIFEST)
-        assert tally.add(given) is given
-    assert tally.files == 10 and tally.errors == {"empty": 8, "corrupt": 4} and tally.skipped == {}
-    assert tally.sums == {
-        "last": 5,
-        "rows": 45,
-        "bytes_read": 100,
-        "bytes": 50,
-        "read": 5.0,
-        "decode": 2.5,
-        "predict": 0,
-    }

@@ -9,14 +9,14 @@ import pytest
 from tests.support.builders import write_shards
 from tests.support.labelling import Watcher, rows, run
 from wordsworth.pipeline.cluster import stall
-from wordsworth.pipeline.cluster.stall import watched
+from wordsworth.pipeline.cluster.stall import with_stall_timeout
 from wordsworth.pipeline.errors import ClusterGone, UserError
-from wordsworth.pipeline.labeling import labeler
+from wordsworth.pipeline.labeling import dataset
 from wordsworth.pipeline.prediction.load_model import load_model
 
 
 def test_receipts_pass_in_order_and_an_error_is_raised_where_they_are_used():
-    assert list(watched(iter([{"rows": n} for n in range(5000)]), 60, print)) == [
+    assert list(with_stall_timeout(iter([{"rows": n} for n in range(5000)]), 60, print)) == [
         {"rows": n} for n in range(5000)
     ]
 
@@ -24,7 +24,7 @@ def test_receipts_pass_in_order_and_an_error_is_raised_where_they_are_used():
         yield {"rows": 1}
         raise ZeroDivisionError("in the plan")
 
-    receipts = watched(fails(), 60, print)
+    receipts = with_stall_timeout(fails(), 60, print)
     assert next(receipts) == {"rows": 1}
     with pytest.raises(ZeroDivisionError, match="in the plan"):
         next(receipts)
@@ -42,7 +42,7 @@ def test_it_is_the_time_between_two_receipts_that_counts():
         UserError,
         match=r"stalled: no unit was written for 1 s \(--stall-timeout\).*run the same command again",
     ):
-        for receipt in watched(slow(), 1.0, notes.append):
+        for receipt in with_stall_timeout(slow(), 1.0, notes.append):
             seen.append(receipt["rows"])
     assert seen == [0, 1, 2, 3, 4]
     assert time.monotonic() - begun < 20 and "What every stage is doing" in notes[0]
@@ -74,7 +74,7 @@ def test_a_run_in_which_a_stage_hangs_ends_says_where_and_goes_on_later(
     model = load_model(str(small_model))
     write_shards(tmp_path / "shards", shards=1, images=4)
     watcher = Watcher()
-    monkeypatch.setattr(labeler, "decode_stage", hangs)
+    monkeypatch.setattr(dataset, "decode_stage", hangs)
     with pytest.raises(UserError, match="stalled: no unit was written for 25 s"):
         run(tmp_path, model, tmp_path / "shards", watcher=watcher, stall_timeout=25.0)
     told = "\n".join(watcher.notes)

@@ -9,10 +9,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.compacting import counts, flipped, killed, make, names, retold, rows, run, state, target
-from wordsworth.pipeline.compaction import compactor as compaction
-from wordsworth.pipeline.compaction.compacted_file import CompactedFile
+from tests.support.compacting import (
+    compact_in_place,
+    counts,
+    delete_small,
+    flipped,
+    killed,
+    large_of,
+    make,
+    names,
+    retold,
+    rows,
+    run,
+    state,
+    target,
+)
+from tests.support.runs import build, finish, image_members, write_tar
+from wordsworth.pipeline.compaction import file_plan
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.output.compacted_file import CompactedFile
 from wordsworth.pipeline.verification.verifier import verify
 
 
@@ -27,7 +42,12 @@ def out(made, tmp_path) -> Path:
     return tmp_path / "out"
 
 
-# ---- what it refuses --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def large(out) -> Path:
+    return large_of(out)
+
+
+# ---- what it refuses ------------------------------------------------------------------------------------
 
 
 def refused(out: Path, message: str, **asked) -> None:
@@ -35,7 +55,7 @@ def refused(out: Path, message: str, **asked) -> None:
     with pytest.raises(UserError, match=message) as told:
         run(out, target(out), **asked)
     assert "\n" not in str(told.value)
-    assert before.items() <= state(out).items(), "nothing is lost"
+    assert state(out) == before, "the run is never changed"
 
 
 def test_only_a_complete_run_is_compacted(out, tmp_path):
@@ -48,7 +68,7 @@ def test_only_a_complete_run_is_compacted(out, tmp_path):
     (out / "_run" / "summary.json").write_text(summary)
     next((out / "predictions").glob("*-end.parquet")).unlink()
     refused(out, "is not complete")
-    assert not (out / "compacted").exists() and not (out / "_run" / "compacted").exists()
+    assert not large_of(out).exists()
 
 
 DAMAGES = {
@@ -69,57 +89,95 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_small_file_is_named_and_nothing_is_lost(out, damage):
+def test_a_damaged_small_file_is_named_and_nothing_is_lost(out, large, damage):
     plant, message = DAMAGES[damage]
     path = next((out / "predictions").glob("z-*-00001.parquet"))
     whole = path.read_bytes()
     plant(path)
-    refused(out, rf"{path.name} cannot be merged: .*{message}.*verify", delete_small=True)
+    refused(out, rf"{path.name} cannot be merged: .*{message}.*verify")
     path.write_bytes(whole)
     run(out, target(out))
-    assert counts(out)[0] == 34 and rows(out / "compacted") == rows(out / "predictions")
+    assert counts(large)[0] == 34 and rows(large) == rows(out)
 
 
 TWINS = {
-    "of another run": (lambda path: retold(path, run_id="fedcba9876543210"), r"\(run_id\)"),
-    "of another place": (lambda path: retold(path, file="00000-00003.parquet"), r"\(file\)"),
-    "with other rows": (lambda path: retold(path, lambda table: table.slice(1)), r"rows"),
-    "damaged": (flipped, "Damaged"),
-    "cut": (lambda path: os.truncate(path, path.stat().st_size - 9), "Damaged"),
-    "of something else": (lambda path: path.write_bytes(b"x" * 100), "Damaged"),
+    "of another run": (lambda path: retold(path, run_id="fedcba9876543210"), r"\(run_id differ\)"),
+    "of another place": (lambda path: retold(path, file="00000-00003.parquet"), r"\(file differ\)"),
+    "with other rows": (lambda path: retold(path, lambda table: table.slice(1)), r"\(row groups differ\)"),
+    "damaged": (flipped, "is damaged .*move it away"),
+    "cut": (lambda path: os.truncate(path, path.stat().st_size - 9), "is damaged .*move it away"),
+    "of something else": (lambda path: path.write_bytes(b"x" * 100), "is damaged .*move it away"),
 }
 
 
 @pytest.mark.parametrize("twin", TWINS)
-def test_a_file_that_has_a_compacted_name_and_is_another_is_refused(out, twin):
+def test_a_file_that_has_a_compacted_name_and_is_another_is_refused(out, large, twin):
     killed(out, target(out), after=3)
     plant, message = TWINS[twin]
-    path = out / "compacted" / "00000-00001.parquet"
+    path = large / "compacted" / "00000-00001.parquet"
     plant(path)
-    refused(
-        out,
-        rf"00000-00001\.parquet exists and is not what this compaction writes.*{message}.*move it away",
-        delete_small=True,
-    )
+    refused(out, rf"00000-00001\.parquet exists and .*{message}")
     path.unlink()
     run(out, target(out))
-    assert counts(out)[0] == 34
+    assert counts(large)[0] == 34
 
 
-@pytest.mark.parametrize("plant", [os.unlink, lambda path: os.truncate(path, 99)], ids=["missing", "cut"])
-def test_small_files_stay_while_their_compacted_file_is_not_what_was_committed(out, plant):
-    run(out, target(out))
-    plant(out / "compacted" / "00000-00002.parquet")
-    refused(out, r"00000-00002\.parquet is not what was committed.*nothing was removed", delete_small=True)
+def another_run(out: Path) -> None:
+    """Compact a run over other tars into the folder that the run is to be compacted to."""
+    write_tar(out.parent / "other" / "a.tar", image_members(3, 700))
+    other = build(out.parent / "other-out", out.parent / "other")
+    plan = other / "_run" / "plan.json"
+    plan.write_text(plan.read_text().replace("0123456789abcdef", "fedcba9876543210"))
+    for path in (other / "predictions").iterdir():
+        retold(path, run_id="fedcba9876543210")
+    finish(other)
+    run(other, large=large_of(out))
 
 
-def test_a_small_file_that_changed_since_it_was_merged_stays(out):
-    run(out, target(out))
-    retold(next((out / "predictions").glob("z-*-00001.parquet")), model="another name")
-    refused(out, r"z-.*-00001\.parquet is not the file that was merged", delete_small=True)
+OTHERS = {
+    "something else": (
+        lambda out: fill(large_of(out) / "thesis.doc"),
+        "is not empty and holds no run: choose a new",
+    ),
+    "a run": (
+        lambda out: shutil.copytree(out, large_of(out)),
+        "holds a run: choose a new folder as --output",
+    ),
+    "another run's compaction": (another_run, "is a compaction of another run: choose a new folder"),
+    "a damaged plan": (
+        lambda out: fill(large_of(out) / "_run" / "compacted" / "00000-plan.parquet"),
+        "00000-plan.parquet is damaged .*choose a new folder",
+    ),
+    "another listing": (
+        lambda out: [
+            killed(out, target(out), after=6),
+            fill(large_of(out) / "_run" / "shards" / "00000-end.parquet"),
+        ],
+        "00000-end.parquet is of another compaction: choose a new folder",
+    ),
+}
 
 
-# ---- what verify finds ------------------------------------------------------------------------------------------------------
+def fill(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"precious")
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_folder_that_holds_something_else_is_refused_and_kept(out, large, other):
+    plant, message = OTHERS[other]
+    plant(out)
+    before = state(large)
+    refused(out, message)
+    assert state(large) == before
+
+
+@pytest.mark.parametrize("place", [".", "large", ".."])
+def test_a_folder_inside_the_other_is_refused(out, place):
+    refused(out, "overlap: choose a new folder beside the run", large=out / place)
+
+
+# ---- what verify finds ------------------------------------------------------------------------------------
 
 
 def missing(out):
@@ -205,73 +263,61 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("delete", [False, True], ids=["both", "compacted"])
+@pytest.mark.parametrize("small", [True, False], ids=["both", "compacted"])
 @pytest.mark.parametrize(
     "plant, what, where", FAULTS, ids=[f"{plant.__name__}-{what}" for plant, what, _ in FAULTS]
 )
-def test_a_planted_fault_is_found_and_named(out, plant, what, where, delete):
-    run(out, target(out), delete_small=delete)
+def test_a_planted_fault_is_found_and_named(out, plant, what, where, small):
+    compact_in_place(out, target(out))
+    if not small:
+        delete_small(out)
     assert counts(out)[0] == 34, "the control: nothing is wrong before"
     plant(out)
-    faults = verify(str(out)).faults
-    assert any(fault.what == what and where in fault.where for fault in faults), faults
+    faults = verify(str(out)).findings
+    assert any(fault.code == what and where in fault.where for fault in faults), faults
     assert all("\n" not in fault.detail for fault in faults)
 
 
 def test_rows_that_are_not_those_of_the_small_file_are_found(out):
-    run(out, target(out))
+    compact_in_place(out, target(out))
     for plant in (score_of_another, rows_in_another_order):
         whole = state(out)
         plant(out)
-        faults = [fault for fault in verify(str(out)).faults if fault.what == "differing_rows"]
+        faults = [fault for fault in verify(str(out)).findings if fault.code == "differing_rows"]
         assert faults and all("compacted/00000-00001.parquet" in fault.detail for fault in faults)
         for name, data in whole.items():
             (out / name).write_bytes(data)
 
 
-def test_wrong_rows_are_found_where_the_small_files_are_gone(out):
-    run(out, target(out), delete_small=True)
-    rows_in_another_order(out)
-    assert {"repeated_row", "wrong_shard"} & {fault.what for fault in verify(str(out)).faults}
+def test_wrong_rows_are_found_where_the_small_files_are_gone(out, large):
+    run(out, target(out))
+    rows_in_another_order(large)
+    assert {"repeated_row", "wrong_shard"} & {fault.code for fault in verify(str(large)).findings}
 
 
 def test_a_file_of_a_compaction_that_is_under_way_is_no_stranger_but_must_be_whole(out):
-    killed(out, target(out), after=3)
+    compact_in_place(out, target(out), commit=False)
     assert counts(out)[0] == 34
     bit_flipped(out)
-    assert [(fault.what, fault.where) for fault in verify(str(out)).faults] == [
+    assert [(fault.code, fault.where) for fault in verify(str(out)).findings] == [
         ("unreadable_file", "compacted/00000-00001.parquet")
     ]
 
 
-def test_verify_follows_a_compaction_that_removes_what_it_reads(out, monkeypatch):
-    """The small files are listed, and gone when they are to be read."""
-    from wordsworth.pipeline.verification import verifier as module
-
-    counted, found = counts(out), module._Verifier._shards
-
-    def shards(self):
-        run(out, target(out), delete_small=True)
-        yield from found(self)
-
-    monkeypatch.setattr(module._Verifier, "_shards", shards)
-    assert counts(out) == counted
-
-
-def test_verify_keeps_one_row_group(out, monkeypatch):
-    monkeypatch.setattr(compaction, "GROUP_ROWS", 4)
-    run(out, delete_small=True)
+def test_verify_keeps_one_row_group(out, large, monkeypatch):
+    monkeypatch.setattr(file_plan, "GROUP_ROWS", 4)
+    run(out)
     reads = []
     monkeypatch.setattr(
         CompactedFile,
         "read",
         lambda self, group, read=CompactedFile.read: reads.append(group) or read(self, group),
     )
-    assert counts(out)[0] == 34
+    assert counts(large)[0] == 34
     assert reads == sorted(set(reads)) and len(reads) >= 9, "each is decoded once, in order"
 
 
-def test_names_of_generations_are_those_that_the_documents_say(out):
+def test_names_of_generations_are_those_that_the_documents_say(out, large):
     run(out, target(out))
-    assert names(out / "_run" / "compacted") == ["00000-plan.parquet", "00000.parquet"]
-    assert all(re.fullmatch(r"00000-\d{5}\.parquet", name) for name in names(out / "compacted"))
+    assert names(large / "_run" / "compacted") == ["00000-plan.parquet", "00000.parquet"]
+    assert all(re.fullmatch(r"00000-\d{5}\.parquet", name) for name in names(large / "compacted"))

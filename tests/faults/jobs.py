@@ -1,4 +1,4 @@
-"""A labelling job as a person runs it, on machines that fail under it; and what must be true of its output afterwards."""
+"""Run a labelling job as a person runs it, on machines that fail, and check its output afterwards."""
 
 import copy
 import os
@@ -17,21 +17,23 @@ from tests.faults.machines import ENV
 from tests.support.builders import make_model, write_shards
 from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
 from wordsworth.pipeline.prediction.load_model import load_model
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.inference import prepare
 
 UNIT_ROWS, TOP_K = 4, 5
 PACE = 0.5  # seconds, of one of several tasks
-AHEAD = 6  # units that a run may write beyond those that are waited for: what is done to it then does not come after its end
-PLUGIN = Path(__file__).with_name(
-    "plugin"
-)  # goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers
+# Units that a run may write beyond those that are waited for: a fault must not come after the run's end.
+AHEAD = 6
+# Goes on PYTHONPATH of jobs and clusters: sitecustomize.py arms the writers.
+PLUGIN = Path(__file__).with_name("plugin")
 
 
 class Job:
-    """One run folder over generated shards, labelled by a small ViT; decoding a unit takes PACE seconds, for a fault to meet it."""
+    """Hold one run folder over generated shards, labelled by a small ViT. Decoding a unit takes PACE
+    seconds, so that a fault can meet the unit."""
 
     def __init__(
         self,
@@ -54,25 +56,25 @@ class Job:
 
     @classmethod
     def like(cls, other: "Job", out: Path) -> "Job":
-        """The same source and model, another output."""
+        """Return a job with the same source and model and another output."""
         made = copy.copy(other)
         made.out, made.started = out, []
         return made
 
     @property
     def env(self) -> dict[str, str]:
-        """What a job and every worker of its cluster need for `arm`."""
+        """Return the environment that a job and every worker of its cluster need for `arm`."""
         return fault_env(self.armed)
 
     def arm(self, point: str) -> None:
-        """The next writer that comes to the point dies there: "before-link" or "after-link"."""
+        """Let the next writer that comes to the point die there: "before-link" or "after-link"."""
         (self.armed / point).touch()
 
     def armed_left(self) -> list[str]:
         return sorted(path.name for path in self.armed.iterdir())
 
     def allow(self, units: int | None) -> None:
-        """Writers wait when so many units are written; None: for nothing."""
+        """Let writers wait once this number of units is written; None lets no writer wait."""
         path = self.armed.with_name("allowed")
         if units is None:
             return path.unlink(missing_ok=True)
@@ -80,7 +82,7 @@ class Job:
         path.with_suffix(".new").replace(path)
 
     def start(self, address: str | None, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen:
-        """The labeler's command, in a process of its own; what it says goes to `log`."""
+        """Start the labeler's command in a process of its own; its output goes to `log`."""
         place = ["--address", address] if address else []
         command = [
             sys.executable,
@@ -108,19 +110,20 @@ class Job:
         return process
 
     def close(self) -> None:
-        """End what still runs."""
+        """End the processes that still run."""
         for process in self.started:
             end(process)
 
     def said(self) -> str:
-        """What the last command said."""
+        """Return the output of the last command."""
         return self.log.read_text().rpartition("---- ")[2]
 
     def written(self) -> int:
         return sum(1 for _ in self.out.glob("predictions/*.parquet"))
 
     def wait_for(self, units: int, process: subprocess.Popen, seconds: float = 180) -> None:
-        """Until so many units are written; the run waits for the next call, or `finish`, when there are AHEAD more."""
+        """Wait until this number of units is written. The run waits for the next call, or for `finish`,
+        when AHEAD more units are written."""
         self.allow(units + AHEAD)
         deadline = time.monotonic() + seconds
         while self.written() < units:
@@ -140,21 +143,24 @@ class Job:
             end(process)
 
     def forget(self) -> None:
-        """The output is gone; source and model stay."""
+        """Remove the output; source and model stay."""
         shutil.rmtree(self.out, ignore_errors=True)
         for path in [*self.armed.iterdir(), *map(self.armed.with_name, ("decoded", "allowed"))]:
             path.unlink(missing_ok=True)
 
     def expected(self) -> dict[tuple[str, int], tuple[str, list[int], list[float]]]:
-        """Key, best classes and their scores of every row of an undisturbed run, by shard and index: without Ray, unit by unit."""
+        """Return key, best classes and scores of every row of an undisturbed run, by shard and index: made
+        without Ray, unit by unit."""
         checkpoint = load_model(str(self.model))
         model = prepare(checkpoint.model(), checkpoint.preprocessing, "fp32", "cpu")
         settings = DecodeSettings(
-            checkpoint.preprocessing, checkpoint.config.image_size, checkpoint.config.patch_size
+            preprocessing=checkpoint.preprocessing,
+            image_size=checkpoint.config.image_size,
+            patch_size=checkpoint.config.patch_size,
         )
         found = {}
-        for shard in find_shards([str(self.source)], None, ("jpg",)).shards:
-            for unit in read_units(shard, ReadSettings(UNIT_ROWS, image_keys=("jpg",))):
+        for shard in find_shards([str(self.source)], format=None, image_keys=("jpg",)).shards:
+            for unit in read_units(shard, ReadSettings(unit_rows=UNIT_ROWS, image_keys=("jpg",))):
                 samples = unit.samples.select(["key", "index"]).to_pylist()
                 patches = decode_unit(unit, settings).payload.reshape(len(samples), *settings.patches_shape)
                 with torch.inference_mode():
@@ -164,7 +170,8 @@ class Job:
         return found
 
     def compare(self, expected: dict[tuple[str, int], tuple]) -> Counter:
-        """How many rows there are, how many an undisturbed run has and this does not, are there twice, or say something else."""
+        """Return the number of rows, and the numbers of rows that are lost, doubled or different from an
+        undisturbed run."""
         rows = pq.read_table(self.out / "predictions").to_pylist() if self.written() else []
         places = Counter((row["shard"], row["index"]) for row in rows)
         return Counter(
@@ -175,16 +182,17 @@ class Job:
         )
 
     def check(self, expected: dict[tuple[str, int], tuple], whole: bool = True) -> None:
-        """Nothing twice and nothing different; with `whole` nothing lost either, and `verify --source` finds nothing."""
+        """Check that no row is doubled or different. With `whole`, check also that no row is lost and that
+        `verify --source` finds nothing."""
         found = self.compare(expected)
         assert (found["doubled"], found["different"]) == (0, 0)
         if whole:
             assert (found["lost"], found["rows_out"]) == (0, len(expected))
             report = verify(str(self.out), source=True)
-            assert not report.faults, report.faults
+            assert not report.findings, report.findings
 
     def decoded(self) -> int:
-        """How many units were decoded since `forget`, those that were decoded again included."""
+        """Return the number of units that were decoded since `forget`, repeated units included."""
         path = self.armed.with_name("decoded")
         return path.read_text().count("\n") if path.exists() else 0
 
@@ -206,7 +214,7 @@ def fault_env(armed: Path) -> dict[str, str]:
 
 
 def end(process: subprocess.Popen) -> None:
-    """A command and all that it started."""
+    """End a command and every process that it started."""
     try:
         whole = psutil.Process(process.pid)
         tree = [*whole.children(recursive=True), whole]

@@ -1,7 +1,7 @@
-"""Three raylets on this machine, in a process of their own that takes orders: what a cluster is, for the faults of one.
+"""Run three raylets on this machine, in a process of their own that takes orders: a cluster that can fail.
 
-As a module it is the handle; as a program (`python -m tests.faults.machines`) it holds the cluster, and prints an answer, one JSON
-a line, to every order that it reads, one JSON a line.
+The module is the handle. As a program (`python -m tests.faults.machines`) this file holds the cluster, and
+prints an answer, one JSON a line, to every order that it reads, one JSON a line.
 """
 
 import contextlib
@@ -28,7 +28,12 @@ NODE = {"num_cpus": 2, "memory": 1700 << 20, "object_store_memory": 150 << 20}
 
 
 class Machines:
-    """A head and `nodes` more. address: what a command joins; env: what it needs for that."""
+    """Hold a head and `nodes` more nodes.
+
+    Attributes:
+        address: the address that a command joins.
+        env: the environment that a command needs to join.
+    """
 
     def __init__(self, nodes: int = 2, env: dict[str, str] | None = None, **node_args: Any):
         self.env = {**ENV, **(env or {})}
@@ -53,22 +58,24 @@ class Machines:
         raise RuntimeError(f"the cluster's process ended with {self._process.wait()} at the order {what}")
 
     def add(self) -> dict[str, Any]:
-        """Another raylet: its process id and its node id."""
+        """Add a raylet, and return its process id and its node id."""
         return self._order("add", **self.node_args)
 
     def drain(self, node: dict[str, Any], seconds: float) -> bool:
-        """Announce that a node will be taken away, as a cloud does before it preempts one. Whether Ray agreed."""
+        """Announce that a node will be taken away, as a cloud does before it preempts a node. Return
+        whether Ray agreed."""
         return self._order("drain", id=node["id"], seconds=seconds)["accepted"]
 
     def machine(self, node: dict[str, Any]) -> list[psutil.Process]:
-        """All processes of a node."""
+        """Return all processes of a node."""
         with contextlib.suppress(psutil.NoSuchProcess):
             raylet = psutil.Process(node["raylet"])
             return [raylet, *raylet.children(recursive=True)]
         return []
 
     def send(self, node: dict[str, Any], what: signal.Signals) -> None:
-        """A signal to all of a node at once: SIGKILL is a machine without power, SIGSTOP one that hangs."""
+        """Send a signal to all processes of a node at once: SIGKILL is a machine without power, SIGSTOP a
+        machine that hangs."""
         for process in self.machine(node):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(what)
@@ -78,18 +85,18 @@ class Machines:
         self.nodes = [other for other in self.nodes if other is not node]
 
     def workers(self) -> Iterator[tuple[psutil.Process, str]]:
-        """Ray's workers on all nodes, and what they say they do: `ray::MapBatches(decode_stage)`, ..."""
+        """Return Ray's workers on all nodes with their titles, such as `ray::MapBatches(decode_stage)`."""
         for process in psutil.Process(self._process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 yield process, " ".join(process.cmdline()).strip()
 
     def find(self, *words: str, chance: random.Random | None = None) -> psutil.Process | None:
-        """A process whose command line has one of the words."""
+        """Return a process whose command line has one of the words."""
         found = [process for process, line in self.workers() if any(word in line for word in words)]
         return (chance or random).choice(found) if found else None
 
     def close(self) -> None:
-        """End it all, by process ids."""
+        """End the cluster by its process ids."""
         with contextlib.suppress(psutil.NoSuchProcess):
             whole = psutil.Process(self._process.pid)
             for process in [*whole.children(recursive=True), whole]:
@@ -109,7 +116,7 @@ def machines(*arguments: Any, **options: Any) -> Iterator[Machines]:
         made.close()
 
 
-# ---- the program ------------------------------------------------------------------------------------------------------------
+# ---- the program -------------------------------------------------------------------------------------------
 
 
 def _raylet(node: Any) -> int:
@@ -123,7 +130,7 @@ class _Holder:
         self.cluster = Cluster()
 
     def _machine(self, **arguments: Any) -> Any:
-        from wordsworth.pipeline.cluster.session import without_services
+        from wordsworth.pipeline.cluster.ray_internals import without_services
 
         with without_services():
             return self.cluster.add_node(**arguments)

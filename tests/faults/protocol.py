@@ -1,8 +1,9 @@
-"""The unit protocol under fire: workers that are killed anywhere, a reader that never sees it.
+"""Test the unit protocol under faults: workers are killed anywhere, and a reader must never notice.
 
-Each round is a run of its own: several processes (tests/faults/worker.py) go over all its shards at once, die where their fates
-say, and are started again, until everything is there. All the while a reader opens all of predictions/. In the end the rows
-must be those of a run that nothing disturbed, and `verify` must find nothing. Everything random comes from the seed.
+Each round is a run of its own. Several processes (tests/faults/worker.py) label all shards of the run at
+once, die where their fates say, and are started again, until every unit is written. Meanwhile a reader opens
+all of predictions/ again and again. In the end the rows must be those of an undisturbed run, and `verify`
+must find nothing. Everything random comes from the seed.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from tests.faults.servers import Backend
 from tests.faults.worker import EXITED, ON_A_DISK, ON_A_STORE, UNIT_ROWS, Fate, Job, work
-from tests.support.runs import finish, pictures, write_tar
+from tests.support.runs import finish, image_members, write_tar
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.storage.filesystem import open_filesystem
 from wordsworth.pipeline.verification.verifier import verify
@@ -36,12 +37,18 @@ STUMBLES = 3  # a worker that fails so often without having been killed is given
 
 @dataclass
 class Result:
-    """What became of some rounds.
+    """Count the results of some rounds.
 
-    deaths: kills by the point at which they struck. rows_in: rows of the undisturbed runs. lost, doubled, differing: rows; partial:
-    files that could not be read, at any moment. findings: what `verify` says. failures: last words of workers that failed unkilled.
-    recovery_seconds: from a death to the first unit that the successor finished (if it lived to), less what it was made to wait.
-    repeated_units: for the same deaths, the units that the successor did and the dead one had begun.
+    Attributes:
+        deaths: kills by the point at which they struck.
+        rows_in: rows of the undisturbed runs.
+        lost, doubled, differing: rows.
+        partial: files that could not be read, at any moment.
+        findings: findings of `verify`.
+        failures: last words of workers that failed without being killed.
+        recovery_seconds: from a death to the first unit that the successor finished (if it lived to finish
+            one), less the time that the successor was made to wait.
+        repeated_units: for the same deaths, the units that the successor did and the dead worker had begun.
     """
 
     rounds: int = 0
@@ -63,7 +70,8 @@ class Result:
 
     @property
     def exact(self) -> bool:
-        """No row lost, doubled or another, nothing partial at any moment, and the proof holds."""
+        """Return whether no row is lost, doubled or different, no file was partial at any moment, and
+        `verify` found nothing."""
         wrong = self.lost + self.doubled + self.differing + self.partial
         return not wrong and not self.findings and self.rows_in == self.rows_out > 0
 
@@ -82,7 +90,8 @@ def run_rounds(
 ) -> Result:
     """Disturb `rounds` runs on a backend, each with `processes` workers that die `lives` - 1 times.
 
-    deed, short, pace: see worker.Job.
+    Args:
+        deed, short, pace: as in worker.Job.
     """
     result, start = Result(), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -108,11 +117,15 @@ def run_rounds(
 
 
 def _source(backend: Backend, uri: str, place: Path, shards: int, dice: random.Random) -> str:
-    """Tars of 2 to 5 units, one without an image and one without any sample; on a store if the backend is one."""
+    """Make tars of 2 to 5 units, one tar without an image and one without any sample; on a store if the
+    backend is a store."""
     fs, root = open_filesystem(uri, backend.direct)
     for shard in range(shards):
         count = 0 if shard == shards - 1 else dice.randrange(2 * UNIT_ROWS - 1, 5 * UNIT_ROWS)
-        members = [*pictures(count, 100 * shard), *([("d/lone.json", b"no image")] if shard == 1 else [])]
+        members = [
+            *image_members(count, 100 * shard),
+            *([("d/lone.json", b"no image")] if shard == 1 else []),
+        ]
         path = write_tar(place / "in" / f"part-{shard:03d}.tar", members)
         fs.makedirs(root, exist_ok=True)
         fs.pipe_file(f"{root}/{path.name}", path.read_bytes())
@@ -120,7 +133,7 @@ def _source(backend: Backend, uri: str, place: Path, shards: int, dice: random.R
 
 
 def _undisturbed(job: Job, backend: Backend) -> dict[tuple, dict]:
-    """The rows of a run that one worker makes in this process, on this disk; the source is the same."""
+    """Return the rows of a run that one worker makes in this process, on this disk, from the same source."""
     work(Job(job.output, job.source, backend.direct))
     return {
         (row["shard"], row["index"]): row
@@ -133,17 +146,18 @@ def _rows_of(path: Path) -> list[dict]:
     return pq.ParquetFile(path).read().to_pylist()
 
 
-# ---- the plan of faults -----------------------------------------------------------------------------------------------------
+# ---- the plan of faults ------------------------------------------------------------------------------------
 
 
 def _points(backend: Backend, deed: str) -> list[str]:
-    """Where a worker can die: a writer in place neither syncs nor links."""
+    """Return the points where a worker can die. A writer in place neither syncs nor links."""
     places = ON_A_STORE if backend.is_store else ON_A_DISK if deed != "in_place" else ("written",)
     return [*places, OUTSIDE]
 
 
 def _fates(dice: random.Random, points: list[str], processes: int, lives: int) -> list[list[Fate | None]]:
-    """How each life of each process ends, the last one undisturbed. Every point gets its turn before one comes again."""
+    """Return how each life of each process ends; the last life is undisturbed. Every point has its turn
+    before a point comes again."""
     deck: list[str] = []
     while len(deck) < processes * (lives - 1):
         deck += dice.sample(points, len(points))
@@ -154,11 +168,11 @@ def _fates(dice: random.Random, points: list[str], processes: int, lives: int) -
     ]
 
 
-# ---- a round --------------------------------------------------------------------------------------------------------------
+# ---- a round -----------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """One of the round's processes through all its lives."""
+    """Run one of the round's processes through all its lives."""
 
     def __init__(self, job: Job, rank: int, fates: list[Fate | None], place: Path, dice: random.Random):
         self.job, self.rank, self.fates, self.place = job, rank, fates, place
@@ -186,11 +200,11 @@ class Worker:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=words, stderr=words)
 
     def said(self, what: str) -> float | None:
-        """When the present life said something for the first time."""
+        """Return when the present life first logged something."""
         return next((entry["t"] for entry in entries(self.logs[-1]) if entry["what"] == what), None)
 
     def strike(self) -> None:
-        """The kill from outside, once the time has come for it."""
+        """Kill from outside, once the time for this kill has come."""
         began = self.fate and self.fate.point == OUTSIDE and self.said("go")
         if began and time.time() > began + self.delay and self.process.poll() is None:
             self.process.kill()
@@ -259,7 +273,8 @@ def _round(
 
 
 def _open_gates(workers: list[Worker]) -> None:
-    """First lives begin at one moment; a last life begins when all others have come to theirs, or it would do all the work."""
+    """Let first lives begin at one moment. A last life begins when all other workers have come to theirs,
+    or it would do all the work."""
     first = all(worker.said("ready") or len(worker.logs) > 1 for worker in workers)
     last = all(worker.at_last for worker in workers)
     for worker in workers:
@@ -268,7 +283,8 @@ def _open_gates(workers: list[Worker]) -> None:
 
 
 def _account(result: Result, worker: Worker) -> None:
-    """Recovery and repetition of each kill, from the logs of the dead and of their successors."""
+    """Compute recovery and repetition of each kill, from the logs of the dead workers and of their
+    successors."""
     lives = [entries(log) for log in worker.logs]
     for death, before, after in zip(worker.died, lives, lives[1:], strict=False):
         when = {entry["what"]: entry["t"] for entry in reversed(after)}  # the first of each
@@ -281,7 +297,7 @@ def _account(result: Result, worker: Worker) -> None:
 
 
 def _judge(result: Result, job: Job, backend: Backend, watcher: "Watcher") -> None:
-    """The finished run against the undisturbed one."""
+    """Compare the finished run with the undisturbed one."""
     watcher.look()
     result.looks += watcher.looks
     result.rows_in += len(watcher.clean)
@@ -295,14 +311,14 @@ def _judge(result: Result, job: Job, backend: Backend, watcher: "Watcher") -> No
     except Exception as error:
         result.findings.append(f"cannot be finished: {error}")
     report = verify(job.output, source=True, storage_options=backend.direct)
-    result.findings += [f"{fault.what} {fault.where}: {fault.detail}" for fault in report.faults]
+    result.findings += [f"{fault.code} {fault.where}: {fault.detail}" for fault in report.findings]
 
 
-# ---- the reader ------------------------------------------------------------------------------------------------------------
+# ---- the reader --------------------------------------------------------------------------------------------
 
 
 class Watcher(threading.Thread):
-    """Opens all of predictions/ again and again, and remembers what no reader may see."""
+    """Open all of predictions/ again and again, and remember every state that no reader may see."""
 
     def __init__(self, output: str, backend: Backend, clean: dict[tuple, dict]):
         super().__init__(daemon=True)

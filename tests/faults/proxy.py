@@ -1,4 +1,5 @@
-"""A proxy before an object store that does to requests what networks and stores do: HTTP/1.1, loopback, seeded."""
+"""Run a proxy before an object store that disturbs requests as networks and stores do: HTTP/1.1, loopback,
+seeded."""
 
 import contextlib
 import http.client
@@ -18,9 +19,18 @@ OWN = ("connection", "keep-alive", "transfer-encoding")  # headers that belong t
 
 @dataclass(frozen=True)
 class Faults:
-    """How often each happens, 0 to 1. slow: 503. reset: the connection breaks before the store hears anything. lost: a PUT is done
-    and its acknowledgement never comes. conflict: a conditional PUT is answered 409, as while another one is under way. once: only
-    once for each object, the last two. unconditional: 501 to a PUT with a condition. denied: 403. latency: seconds, at most."""
+    """Say how often each fault happens, 0 to 1.
+
+    Attributes:
+        slow: 503.
+        reset: the connection breaks before the store gets the request.
+        lost: a PUT is done and its acknowledgement never comes.
+        conflict: a conditional PUT is answered 409, as while another PUT is under way.
+        once: whether `lost` and `conflict` happen only once to each object.
+        unconditional: 501 to a PUT with a condition.
+        denied: 403.
+        latency: seconds, at most.
+    """
 
     slow: float = 0.0
     reset: float = 0.0
@@ -33,7 +43,11 @@ class Faults:
 
 
 class Proxy(ThreadingHTTPServer):
-    """met: how many faults of each kind there were."""
+    """Run the proxy.
+
+    Attributes:
+        met: number of faults of each kind that happened.
+    """
 
     daemon_threads = True
 
@@ -57,7 +71,7 @@ class Proxy(ThreadingHTTPServer):
             return self._dice.random() * self.faults.latency
 
     def happens_to(self, kind: str, path: str) -> bool:
-        """The same, where it may happen only once to each object."""
+        """Return whether a fault happens, where it may happen only once to each object."""
         if self.faults.once and (kind, path) in self._struck:
             return False
         hit = self.happens(kind)
@@ -66,7 +80,7 @@ class Proxy(ThreadingHTTPServer):
         return hit
 
     def handle_error(self, request, client_address) -> None:
-        """A worker that is killed leaves half a request behind."""
+        """Ignore errors: a worker that is killed leaves half a request behind."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -95,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Everything as it came, Host too: it is part of the signature."""
+        """Pass the request on unchanged. Host is passed on too, because the signature includes it."""
         store = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
         with contextlib.closing(store):
             store.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -124,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _reset(self) -> None:
-        """RST instead of an answer."""
+        """Send RST instead of an answer."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
@@ -135,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def proxy(port: int, faults: Faults, seed: int = 0) -> Iterator[Proxy]:
-    """A proxy before the store at `port`."""
+    """Run a proxy before the store at `port`."""
     with Proxy(port, faults, seed) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()

@@ -1,4 +1,5 @@
-"""What happens to a job and its machines: used by the tests once each, and by benchmarks/faults.py again and again."""
+"""Cause faults of a job and its machines. The tests cause each fault once; benchmarks/faults.py causes it
+again and again."""
 
 import contextlib
 import json
@@ -19,7 +20,7 @@ GO_ON = "run the same command again"
 
 
 def kill(cluster: Machines, *words: str, chance: random.Random | None = None, seconds: float = 60) -> None:
-    """SIGKILL for a process, as soon as there is one, whose command line has one of the words."""
+    """Send SIGKILL to a process whose command line has one of the words, as soon as there is one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (process := cluster.find(*words, chance=chance)) is not None:
@@ -30,7 +31,7 @@ def kill(cluster: Machines, *words: str, chance: random.Random | None = None, se
 
 
 def kill_writer(job: Job, process: subprocess.Popen, point: str) -> None:
-    """The next writer dies at the point; returns when it is dead, or the job at its end."""
+    """Let the next writer die at the point; return when it is dead, or when the job has ended."""
     job.arm(point)
     job.allow(job.written() + AHEAD)
     while job.armed_left() and process.poll() is None:
@@ -38,13 +39,13 @@ def kill_writer(job: Job, process: subprocess.Popen, point: str) -> None:
 
 
 def kill_machine(cluster: Machines, chance: random.Random) -> None:
-    """Power off, and another in its place."""
+    """Power a machine off, and put another in its place."""
     cluster.kill_node(chance.choice(cluster.nodes))
     cluster.nodes.append(cluster.add())
 
 
 def take_machine(cluster: Machines, chance: random.Random, notice: float = 5.0) -> None:
-    """Preempted: announced so many seconds before."""
+    """Preempt a machine: the loss is announced some seconds before."""
     node = chance.choice(cluster.nodes)
     assert cluster.drain(node, notice)
     time.sleep(notice)
@@ -53,7 +54,7 @@ def take_machine(cluster: Machines, chance: random.Random, notice: float = 5.0) 
 
 
 def hang_machine(cluster: Machines, chance: random.Random, seconds: float = 40.0) -> None:
-    """It stands still, is given up, and comes back as a zombie; another takes its place."""
+    """Stop a machine. It is given up and comes back as a zombie; another machine takes its place."""
     node = chance.choice(cluster.nodes)
     cluster.send(node, signal.SIGSTOP)
     time.sleep(seconds)
@@ -63,7 +64,7 @@ def hang_machine(cluster: Machines, chance: random.Random, seconds: float = 40.0
 
 
 def starve(job: Job) -> None:
-    """Ray's memory guard kills every worker: the job gives up, in one line, and says how to go on."""
+    """Let Ray's memory monitor kill every worker: the job gives up in one line, and says how to continue."""
     with machines(
         0, num_cpus=3, env={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
     ) as starved:
@@ -78,7 +79,8 @@ def starve(job: Job) -> None:
 
 
 def behead(job: Job) -> float:
-    """Messages get lost and the job works on; then the head dies. The seconds until the job has ended, and said how to go on."""
+    """Lose messages, which the job survives; then kill the head. Return the seconds until the job has
+    ended and said how to continue."""
     chaos = {"RAY_testing_rpc_failure": json.dumps(dict.fromkeys(METHODS, RPC))}
     with machines(1, num_cpus=2, env=job.env | chaos) as lossy:
         process = job.start(lossy.address, env=chaos)
@@ -91,7 +93,7 @@ def behead(job: Job) -> float:
 
 
 def twins(job: Job, cluster: Machines, count: int) -> None:
-    """So many jobs on one output at once, all of which end well."""
+    """Run several jobs on one output at once, all of which end well."""
     processes = [job.start(cluster.address) for _ in range(count)]
     assert [job.finish(process) for process in processes] == [0] * count, job.log.read_text()[-3000:]
     assert "another job is at work on this output" in job.log.read_text()
@@ -99,7 +101,11 @@ def twins(job: Job, cluster: Machines, count: int) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path, size: str) -> Iterator:
-    """A file system of its own, so large; the block gets what changes it. Raises PermissionError where only root may do so."""
+    """Make a file system of its own of this size, and give a function that changes it.
+
+    Raises:
+        PermissionError: only root may make a file system.
+    """
     folder.mkdir(parents=True)
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
@@ -114,8 +120,8 @@ def disk(folder: Path, size: str) -> Iterator:
 
 @contextlib.contextmanager
 def small_disks(job: Job) -> Iterator[Machines]:
-    """The output's disk is read-only, then too small, and then, in the block, large enough; the disk to which Ray puts what memory
-    does not hold is full all the while. The block gets the machine."""
+    """Make the output's disk read-only, then too small, and then, in the block, large enough. The disk for
+    objects that do not fit into memory is full all the time. The block gets the machine."""
     with disk(job.out.parent, "100k") as remount, disk(job.folder / "spill", "1m"):
         (job.folder / "spill" / "full").write_bytes(bytes(900_000))
         spill = str(job.folder / "spill")

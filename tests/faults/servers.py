@@ -1,4 +1,5 @@
-"""Where runs of the protocol's tests live: this disk, and real object stores on loopback, with or without faults before them."""
+"""Give the protocol's tests a place for runs: this disk, or a real object store on loopback, with or
+without faults."""
 
 import contextlib
 import os
@@ -22,13 +23,20 @@ BUCKET = "wordsworth"
 
 
 class MissingServer(Exception):
-    """A store's server is not installed."""
+    """Report that a store's server is not installed."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """root: the folder or prefix under which sources and outputs lie. options: storage options of the workers; direct: the same
-    past the faults. conditional: whether a put can be refused because something is there. met: the faults that there were."""
+    """Describe a place for runs.
+
+    Attributes:
+        root: the folder or prefix under which sources and outputs lie.
+        options: storage options of the workers.
+        direct: storage options without the faults.
+        conditional: whether a put can be refused because an object is there.
+        met: the faults that happened.
+    """
 
     name: str
     root: str
@@ -50,7 +58,7 @@ def disk(folder: Path) -> Iterator[Backend]:
 
 @contextlib.contextmanager
 def moto() -> Iterator[Backend]:
-    """A store that honours If-None-Match: a put where something is answers 412."""
+    """Run a store that honours If-None-Match: a put where an object is answers 412."""
     if not (find_spec("moto") and find_spec("flask")):
         raise MissingServer("moto is not installed: pip install 'moto[server]'")
     port = free_port()
@@ -60,7 +68,7 @@ def moto() -> Iterator[Backend]:
 
 @contextlib.contextmanager
 def rclone() -> Iterator[Backend]:
-    """A store without conditions: the last writer wins."""
+    """Run a store without conditions: the last writer wins."""
     program = shutil.which(
         "rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     )
@@ -86,7 +94,7 @@ def rclone() -> Iterator[Backend]:
 
 @contextlib.contextmanager
 def through(backend: Backend, faults: Faults, seed: int = 0) -> Iterator[Backend]:
-    """The same store behind a proxy; only the workers go through it."""
+    """Give the same store behind a proxy; only the workers go through the proxy."""
     with proxy(backend.port, faults, seed) as server:
         options = {**backend.options, "endpoint_url": server.url}
         yield replace(backend, name=f"{backend.name} with faults", options=options, met=server.met)

@@ -1,4 +1,5 @@
-"""Kill every kind of process and machine under a job: the same command again, and nothing is lost, twice, or different."""
+"""Kill every kind of process and machine under a job: the same command again loses, doubles and changes
+nothing."""
 
 import os
 import random
@@ -27,8 +28,9 @@ def job(tmp_path):
 
 
 def test_killed_processes_and_machines_cost_no_row(cluster, job):
-    """One command survives the death of a decode child, of workers, writers and an actor; the next, after the driver's own death,
-    survives a machine that dies, one that is taken away with notice, and one that hangs for 40 seconds."""
+    """One command survives the death of a decode child, of workers, of writers and of an actor. Then the
+    driver is killed. The next command survives a machine that dies, a machine that is taken away with
+    notice, and a machine that hangs for 40 seconds."""
     chance, expected = random.Random(SEED), job.expected()
     first = job.start(cluster.address)
     job.wait_for(2, first)

@@ -1,4 +1,4 @@
-"""Take from a job what it stands on: memory, messages, its head, the output for itself alone. No row is lost or there twice."""
+"""Take memory, messages, the head and the sole use of the output from a job. No row is lost or doubled."""
 
 import contextlib
 
@@ -8,7 +8,8 @@ from tests.faults.scenarios import behead, starve, twins
 
 
 def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(tmp_path):
-    """One output: a cluster whose memory guard kills every worker; one where messages get lost, until its head dies; two jobs."""
+    """Use one output: a cluster whose memory monitor kills every worker; a cluster where messages get
+    lost, until its head dies; two jobs."""
     job = Job(tmp_path, shards=8)
     expected = job.expected()
     with contextlib.closing(job):

@@ -1,4 +1,5 @@
-"""The unit protocol: whatever dies and whenever, every sample has one row; and this harness would notice if it had not."""
+"""Check the unit protocol: whatever dies and whenever, every sample has one row; and the harness notices
+worse protocols."""
 
 import os
 from pathlib import Path
@@ -10,16 +11,20 @@ from tests.faults.protocol import run_rounds
 from tests.faults.proxy import Faults
 from tests.faults.servers import BUCKET, Backend, MissingServer, through
 from tests.faults.worker import ON_A_DISK
+from tests.support.runs import made_up_plan
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.storage import filesystem as storage
-from wordsworth.pipeline.storage.filesystem import ObjectStream, open_filesystem, put_if_absent, replace
+from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
+from wordsworth.pipeline.storage.filesystem import open_filesystem
+from wordsworth.pipeline.storage.streams import ObjectStream
 
 DATA = bytes(range(251)) * 40
 
 
 def served(server):
-    """A store for the module; where its server is missing, a test of CI fails and any other is skipped."""
+    """Give a store for the module. Where its server is missing, a test of CI fails and any other test is
+    skipped."""
     try:
         with server() as backend:
             yield backend
@@ -53,7 +58,7 @@ def place(backend: Backend, name: str):
     return open_filesystem(f"s3://{BUCKET}/{name}-{os.urandom(4).hex()}", backend.options)
 
 
-# ---- exactly once, on this disk ---------------------------------------------------------------------------------------------
+# ---- exactly once, on this disk ----------------------------------------------------------------------------
 
 
 def test_workers_killed_at_every_point_leave_the_rows_of_an_undisturbed_run(disk):
@@ -69,7 +74,7 @@ def test_an_answer_of_the_store_that_is_short_is_no_end(disk):
     assert result.exact and not result.failures and result.kills, result
 
 
-# ---- what a worse protocol would do is noticed --------------------------------------------------------------------------------
+# ---- what a worse protocol would do is noticed -------------------------------------------------------------
 
 
 def test_names_of_every_attempts_own_are_noticed(disk):
@@ -87,14 +92,14 @@ def test_an_end_without_proof_is_noticed(disk):
     assert not result.exact and (result.lost or result.doubled) and result.findings
 
 
-# ---- exactly once, on object stores -------------------------------------------------------------------------------------------
+# ---- exactly once, on object stores ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("server", "faults"),
     [
         ("moto", Faults(lost=1.0)),
-        ("moto", Faults(slow=0.05, reset=0.03, conflict=0.1, once=True)),
+        ("moto", Faults(slow=0.1, reset=0.03, conflict=0.1, once=True)),
         ("rclone", Faults(lost=1.0, once=True, latency=0.02)),
     ],
     ids=["every acknowledgement lost", "503, resets and conflicts", "no conditions, acknowledgements lost"],
@@ -106,7 +111,7 @@ def test_a_store_that_fails_now_and_then_gets_exact_rows(request, server, faults
     assert result.kills and store.met["lost" if faults.lost else "slow"] > 3
 
 
-# ---- one put ------------------------------------------------------------------------------------------------------------------
+# ---- one put -----------------------------------------------------------------------------------------------
 
 
 def test_a_second_put_meets_the_first_although_a_listing_is_older_than_both(moto):
@@ -147,7 +152,7 @@ def test_a_put_that_loses_against_a_conflicting_one_meets_it(moto):
     assert fs.cat_file(path) == DATA
 
 
-@pytest.mark.parametrize("write", [put_if_absent, replace])
+@pytest.mark.parametrize("write", [put_if_absent, overwrite])
 def test_a_put_that_is_forbidden_or_has_no_bucket_says_so_in_one_line(moto, write):
     with (
         through(moto, Faults(denied=1.0)) as store,
@@ -161,7 +166,7 @@ def test_a_put_that_is_forbidden_or_has_no_bucket_says_so_in_one_line(moto, writ
         write(fs, "no-such-bucket/object", DATA)
 
 
-# ---- checksums of Amazon's client, on stores that are not Amazon's ------------------------------------------------------------
+# ---- checksums of Amazon's client, on stores that are not Amazon's -----------------------------------------
 
 
 @pytest.mark.parametrize("stored_with", ["when_supported", "when_required"])
@@ -195,7 +200,8 @@ def test_checksums_that_are_not_required_stay_amazons_own(monkeypatch):
 
 def test_a_run_folder_on_a_store_sees_what_others_wrote(store):
     first = RunFolder(f"s3://{BUCKET}/run-{os.urandom(4).hex()}", store.options)
-    assert first.create({"run_id": "first"}) == {"run_id": "first"} and first.prediction_files() == []
+    plan = made_up_plan({})
+    assert first.create(plan) == plan and first.prediction_files() == []
     twin = RunFolder(first.uri, {**store.options, "skip_instance_cache": True})
     put_if_absent(twin.fs, twin.path("predictions", "a-0123456789ab-00000-end.parquet"), DATA)
     assert [Path(name).name for name in first.prediction_files()] == ["a-0123456789ab-00000-end.parquet"]

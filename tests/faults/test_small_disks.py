@@ -1,4 +1,5 @@
-"""Disks that are full or read-only: one clear line, nothing partial, and the same command goes on once there is room."""
+"""Check disks that are full or read-only: one clear line, no partial file, and the same command continues
+once there is room."""
 
 import contextlib
 
@@ -18,7 +19,7 @@ def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_ther
         except PermissionError as error:
             pytest.skip(str(error))
         job.check(expected, whole=False)
-        assert {fault.what for fault in verify(str(job.out)).faults} <= {
+        assert {fault.code for fault in verify(str(job.out)).findings} <= {
             "missing_unit",
             "missing_end",
             "not_finished",

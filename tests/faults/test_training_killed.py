@@ -1,4 +1,4 @@
-"""A machine that dies under a training: it goes on elsewhere, to the same weights."""
+"""Kill a machine under a training: the training continues on another machine, to the same weights."""
 
 import os
 import subprocess

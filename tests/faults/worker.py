@@ -1,9 +1,10 @@
-"""A worker of the protocol's tests: labels all shards of a run as the labeler does, and dies where it is told to.
+"""Label all shards of a run as the labeler does, and die on order: a worker of the protocol's tests.
 
     python -m tests.faults.worker JOB
 
-JOB is a Job as JSON. The product has no hooks: this program replaces os.fsync, os.link and pipe_file in its own process.
-Predictions are made up, from the bytes of each image alone. What it does is a line each in the job's log.
+JOB is a Job as JSON. The product has no hooks, so this program replaces os.fsync, os.link and pipe_file in
+its own process. Predictions are made up, from the bytes of each image alone. The worker logs a line for each
+of its actions in the job's log.
 """
 
 import hashlib
@@ -25,13 +26,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wordsworth.pipeline.output import run_folder as output
-from wordsworth.pipeline.output.frozen_listing import About, FrozenListing, open_shards
+from tests.support.runs import made_up_plan, provenance_of
+from wordsworth.pipeline.labeling.stages import read_stage
+from wordsworth.pipeline.output import commit as output
+from wordsworth.pipeline.output.commit import commit
+from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata, open_shards
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
-from wordsworth.pipeline.output.run_folder import RunFolder, commit
+from wordsworth.pipeline.output.records import RunPlan
+from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources import reader, tar
-from wordsworth.pipeline.sources.reader import ReadSettings, read_stage
-from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
 from wordsworth.pipeline.unit import Unit
 
@@ -48,7 +53,7 @@ ON_A_STORE = ("build", "appearing", "appeared", "between")
 
 @dataclass(frozen=True)
 class Fate:
-    """Die the `at`-th time that `point` is passed; `exits` says by os._exit, else by SIGKILL."""
+    """Die the `at`-th time that `point` is passed: by os._exit if `exits`, else by SIGKILL."""
 
     point: str
     at: int
@@ -57,7 +62,13 @@ class Fate:
 
 @dataclass
 class Job:
-    """deed: "honest", or what a worse protocol would do. short: how often a store's answer is cut. pace: seconds a unit takes."""
+    """Hold the orders of a worker.
+
+    Attributes:
+        deed: "honest", or the fault of a worse protocol.
+        short: how often an answer of the store is cut.
+        pace: seconds that a unit takes.
+    """
 
     output: str
     source: str
@@ -81,16 +92,16 @@ class Job:
         return job
 
 
-def plan_of(job: Job) -> dict[str, Any]:
+def plan_of(job: Job) -> RunPlan:
     asked = {"source": [job.source], "image-key": list(KEYS), "top-k": 2, "embedding": "float16"}
-    return {"schema_version": 1, "run_id": "0123456789abcdef", "fingerprint": "f" * 64, "asked": asked}
+    return made_up_plan(asked)
 
 
-# ---- the work -------------------------------------------------------------------------------------------------------------
+# ---- the work ----------------------------------------------------------------------------------------------
 
 
 def predicted(unit: Unit) -> Unit:
-    """Two classes and an embedding for every image, from its bytes."""
+    """Return the unit with two classes and an embedding for every image, made from its bytes."""
     rows, payload, at = unit.samples.select(["size", "error"]).to_pylist(), unit.payload.tobytes(), 0
     ids, scores, vectors, sides = [], [], [], []
     for row in rows:
@@ -118,18 +129,26 @@ def predicted(unit: Unit) -> Unit:
 
 
 def work(job: Job, say: Callable = lambda *said: None, passing: Callable = lambda point: None) -> None:
-    """Begin or continue the run as the labeler does, and go over every shard that is not complete."""
+    """Begin or continue the run as the labeler does, and label every shard that is not complete."""
     run = RunFolder(job.output, job.options)
     frozen = FrozenListing(run)
     plan = run.create(plan_of(job))
     if not frozen.files():
-        frozen.put(0, find_shards([job.source], "tar", KEYS, job.options).shards, True, About())
+        found = find_shards([job.source], format="tar", image_keys=KEYS, storage_options=job.options)
+        frozen.put(0, found.shards, last=True, metadata=PageMetadata())
     done = run.committed()
     todo = [shard for page in frozen.pages() for shard in open_shards(page, done)]
     first = job.rank * len(todo) // 3
-    provenance = {name: plan[name] for name in ("run_id", "fingerprint")}
-    settings = WriteSettings(job.output, provenance, LABELS, 2, "float16", WIDTH, storage_options=job.options)
-    reading = ReadSettings(UNIT_ROWS, image_keys=KEYS, storage_options=job.options)
+    settings = WriteSettings(
+        output=job.output,
+        provenance=provenance_of(plan),
+        labels=LABELS,
+        top_k=2,
+        embedding="float16",
+        width=WIDTH,
+        storage_options=job.options,
+    )
+    reading = ReadSettings(unit_rows=UNIT_ROWS, image_keys=KEYS, storage_options=job.options)
     for shard in todo[first:] + todo[:first]:
         for table in read_stage(shard, reading, job.output):
             unit = predicted(Unit.from_arrow(table))
@@ -144,11 +163,11 @@ def work(job: Job, say: Callable = lambda *said: None, passing: Callable = lambd
             passing("between")
 
 
-# ---- the faults -----------------------------------------------------------------------------------------------------------
+# ---- the faults --------------------------------------------------------------------------------------------
 
 
 class Doom:
-    """Counts how often the point of its fate is passed, and dies there."""
+    """Count how often the point of its fate is passed, and die there."""
 
     def __init__(self, fate: Fate | None, say: Callable):
         self.fate, self.say, self.count = fate, say, itertools.count(1)
@@ -185,7 +204,7 @@ def arm(job: Job, passing: Callable) -> None:
 
 
 def shorten(job: Job) -> None:
-    """Now and then the source gives less of a shard than it holds, and no error."""
+    """Let the source sometimes give less of a shard than it holds, without an error."""
     fs, _ = open_filesystem(job.source, job.options)
     real, dice = fs.open, random.Random(job.seed)
 
@@ -200,18 +219,18 @@ def shorten(job: Job) -> None:
     fs.open = answer
 
 
-# ---- what a worse protocol would do -------------------------------------------------------------------------------------------
+# ---- what a worse protocol would do ------------------------------------------------------------------------
 
 
 def random_names(job: Job, passing: Callable) -> None:
-    """A name of its own for every attempt, as writers do that put a uuid into it."""
+    """Use a new name for every attempt, as writers do that put a uuid into the name."""
     output.unit_file = lambda shard, number, last: (
         f"{shard}-{secrets.token_hex(6)}-{number:05d}{'-end' if last else ''}.parquet"  # no resume knows it
     )
 
 
 def in_place(job: Job, passing: Callable) -> None:
-    """The final name of a unit's file is opened, and written in pieces."""
+    """Open the final name of a unit's file, and write it in pieces."""
     whole = output.put_if_absent
 
     def put(fs, path, data):
@@ -232,12 +251,12 @@ def in_place(job: Job, passing: Callable) -> None:
 
 
 def trusting(job: Job, passing: Callable) -> None:
-    """Where the store's answer ends, the shard ends: an end without proof."""
+    """End a shard where the store's answer ends: an end without proof."""
     read_samples = tar.read_samples
 
-    def until_it_ends(*args):
+    def until_it_ends(*args, **options):
         try:
-            yield from read_samples(*args)
+            yield from read_samples(*args, **options)
         except tar.TarCut:
             return
 
@@ -259,7 +278,8 @@ DEEDS = {
 
 
 class NoPandas:
-    """pyarrow imports pandas where it finds it, for nothing here: half of what the start of a worker costs."""
+    """Hide pandas from pyarrow. pyarrow would import pandas for nothing, which is half of the cost of a
+    worker's start."""
 
     def find_spec(self, name, path=None, target=None):
         if name == "pandas":
@@ -285,9 +305,9 @@ def main(text: str) -> None:
     say("go")
     work(job, say, passing)
     say("end")
-    os._exit(
-        0
-    )  # as Ray ends its workers: Arrow's threads now and then abort an interpreter that is torn down (apache/arrow#34314)
+    # As Ray ends its workers: Arrow's threads now and then abort an interpreter that is torn down
+    # (apache/arrow#34314).
+    os._exit(0)
 
 
 if __name__ == "__main__":

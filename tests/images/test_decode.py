@@ -1,4 +1,4 @@
-"""decode: every refusal has its name, every picture means the same pixels as elsewhere, and no header buys memory."""
+"""decode: every refusal has its name, pixels are those of other libraries, and no header buys memory."""
 
 import json
 import random
@@ -15,17 +15,19 @@ from tests.support.samples import encoded, photo, rows_of, units_of, write_tar
 from wordsworth.pipeline.images.decode import (
     DecodeError,
     DecodeSettings,
+    crop_for_evaluation,
     decode_stage,
     decode_unit,
-    fit,
     open_image,
 )
+from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.config import Preprocessing
 from wordsworth.vit_model.patches import patchify
 
-SETTINGS = DecodeSettings(Preprocessing(), (32, 48), 8, max_pixels=4_000_000)
-AS_STORED = DecodeSettings(Preprocessing(exif="ignore"), (32, 48), 8)
+SHAPE = {"image_size": (32, 48), "patch_size": 8}
+SETTINGS = DecodeSettings(preprocessing=Preprocessing(), limits=DecodeLimits(max_pixels=4_000_000), **SHAPE)
+AS_STORED = DecodeSettings(preprocessing=Preprocessing(exif="ignore"), **SHAPE)
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
 
 
@@ -60,7 +62,7 @@ def jpeg_header(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_every_refusal_has_its_name(code, data):
 def test_a_cut_picture_is_never_filled_up(kind):
     data = encoded(photo(0), kind)
     names = {cut: refusal(data[:cut]) for cut in range(0, len(data) - 40, 13)}
-    assert set(names.values()) <= {"empty", "not_an_image", "truncated", "corrupt"}  # None would be a picture
+    assert set(names.values()) <= {"empty", "not_an_image", "truncated", "corrupt"}  # None would be an image
     assert names[max(names)] == ("corrupt" if kind == "WEBP" else "truncated")
     assert kind != "JPEG" or refusal(data[:-2]) == "truncated"  # only the end marker is missing
     assert refusal(data) is None
@@ -118,19 +120,22 @@ def test_damaged_pictures_raise_nothing_but_a_decode_error(kind):
 # One process with little room to grow; what it cannot do shows that the room is little.
 BOUNDED = """
 import json, resource, sys
+from functools import partial
 import numpy as np
 from PIL import Image
-from wordsworth.pipeline.images import resize_numba as loops
-from wordsworth.pipeline.images.decode import DecodeError, DecodeSettings, fit, open_image
+from wordsworth.pipeline.images import resize_numba
+from wordsworth.pipeline.images.decode import DecodeError, DecodeSettings, crop_for_evaluation, open_image
+from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.vit_model.config import Preprocessing
 from tests.images.test_decode import jpeg_header, png_header
 
+SETTINGS = partial(DecodeSettings, preprocessing=Preprocessing(), image_size=(224, 224), patch_size=16)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
 
 def code(data, max_pixels):
     try:
-        open_image(data, DecodeSettings(Preprocessing(), (224, 224), 16, max_pixels))
+        open_image(data, SETTINGS(limits=DecodeLimits(max_pixels=max_pixels)))
     except DecodeError as error:
         return f"{error.code}: {error}"
 
@@ -138,7 +143,7 @@ headers = [png_header(60_000, 60_000), jpeg_header(65_500, 65_500)]
 assert max(map(len, headers)) < 4096
 said = [code(data, 100_000_000) for data in headers] + [code(png_header(12_000, 10_000), 100_000_000)]
 strips = [Image.new("RGB", size, (9, 99, 199)) for size in ((1, 1), (1, 4000), (4000, 1), (60_000, 1))]
-fits = [fit(strip, Preprocessing(), (224, 224)) for strip in strips]
+fits = [crop_for_evaluation(strip, Preprocessing(), (224, 224)) for strip in strips]
 said.append([list(image.shape) for image in fits] + [bool((image == (9, 99, 199)).all()) for image in fits])
 try:
     said.append(strips[1].resize((248, 992_000), Image.Resampling.BICUBIC).size)
@@ -164,7 +169,7 @@ def test_neither_a_header_nor_a_strip_buys_memory():
     assert all(code.startswith("out_of_memory") for code in unjudged)
 
 
-# ---- the crop -------------------------------------------------------------------------------------------------------------
+# ---- the crop -------------------------------------------------------------------------------------
 
 
 def by_timm(
@@ -192,12 +197,14 @@ def test_the_crop_is_timms_evaluation_crop(width, height, crop_pct):
         difference = np.abs(found - expected)  # of 255
         return difference.mean() <= 0.001 and difference.max() <= 1
 
-    ours = fit(image, Preprocessing(crop_pct=crop_pct), (224, 224))
+    ours = crop_for_evaluation(image, Preprocessing(crop_pct=crop_pct), (224, 224))
     assert equal(ours)
-    # what this notices: another filter, two pixels to the side, and a picture resized one pixel smaller
-    assert not equal(fit(image, Preprocessing("bilinear", crop_pct), (224, 224)))
+    # what this notices: another filter, two pixels to the side, and an image resized one pixel smaller
+    assert not equal(
+        crop_for_evaluation(image, Preprocessing(interpolation="bilinear", crop_pct=crop_pct), (224, 224))
+    )
     assert not equal(np.roll(ours, 2, 1))
-    assert not equal(fit(image, Preprocessing(crop_pct=crop_pct * 1.0044), (224, 224)))
+    assert not equal(crop_for_evaluation(image, Preprocessing(crop_pct=crop_pct * 1.0044), (224, 224)))
 
 
 @pytest.mark.parametrize("size", [(224, 336), (336, 224)])
@@ -205,8 +212,11 @@ def test_the_crop_of_a_model_that_is_not_square_is_timms_too(size):
     for width, height in [(500, 375), (640, 427), (300, 300), (400, 900)]:
         image = photo(width, width, height)
         expected = by_timm(image, size, "bicubic", 0.9)
-        assert np.abs(fit(image, Preprocessing(), size) - expected).max() <= 1
-        assert np.abs(fit(image, Preprocessing("bilinear"), size) - expected).max() > 2
+        assert np.abs(crop_for_evaluation(image, Preprocessing(), size) - expected).max() <= 1
+        assert (
+            np.abs(crop_for_evaluation(image, Preprocessing(interpolation="bilinear"), size) - expected).max()
+            > 2
+        )
 
 
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0])
@@ -216,10 +226,23 @@ def test_a_squashed_picture_is_timms(size, crop_pct):
         image = photo(width, width, height)
         expected = by_timm(image, size, "bilinear", crop_pct, "squash")
         assert (
-            np.abs(fit(image, Preprocessing("bilinear", crop_pct, crop_mode="squash"), size) - expected).max()
+            np.abs(
+                crop_for_evaluation(
+                    image,
+                    Preprocessing(interpolation="bilinear", crop_pct=crop_pct, crop_mode="squash"),
+                    size,
+                )
+                - expected
+            ).max()
             <= 1
         )
-        assert np.abs(fit(image, Preprocessing("bilinear", crop_pct), size) - expected).max() > 2
+        assert (
+            np.abs(
+                crop_for_evaluation(image, Preprocessing(interpolation="bilinear", crop_pct=crop_pct), size)
+                - expected
+            ).max()
+            > 2
+        )
 
 
 def test_every_small_size_and_every_strip_fits_and_none_is_empty():
@@ -227,11 +250,13 @@ def test_every_small_size_and_every_strip_fits_and_none_is_empty():
     sizes += [(1, n) for n in range(50, 5000, 71)] + [(n, 1) for n in range(50, 5000, 71)]
     for size in sizes:
         for crop_pct in (0.875, 0.9, 1.0):
-            image = fit(Image.new("RGB", size, (10, 120, 230)), Preprocessing(crop_pct=crop_pct), (16, 16))
+            image = crop_for_evaluation(
+                Image.new("RGB", size, (10, 120, 230)), Preprocessing(crop_pct=crop_pct), (16, 16)
+            )
             assert image.shape == (16, 16, 3) and (image == (10, 120, 230)).all()
 
 
-# ---- units ----------------------------------------------------------------------------------------------------------------
+# ---- units ----------------------------------------------------------------------------------------
 
 
 def turned(image: Image.Image) -> bytes:
@@ -245,7 +270,7 @@ GOOD = [encoded(photo(1, 90, 70), "PNG"), turned(photo(3, 60, 40)), encoded(phot
 
 @pytest.fixture
 def mixed(tmp_path) -> Unit:
-    """Three good pictures of other shapes among bad ones; one is a PNG named jpg."""
+    """Three good images of other shapes among bad ones; one is a PNG named jpg."""
     members = [
         ("0.jpg", b"no image"),
         ("1.jpg", GOOD[0]),
@@ -272,7 +297,8 @@ def test_a_unit_keeps_the_patches_of_its_good_pictures_and_no_hole_for_the_bad(m
     assert unit.payload.shape == (3, 24, 192) and unit.payload.dtype == np.uint8
     for patches, data in zip(unit.payload, GOOD, strict=True):
         assert np.array_equal(
-            patches, patchify(fit(open_image(data, SETTINGS), SETTINGS.preprocessing, (32, 48)), 8)
+            patches,
+            patchify(crop_for_evaluation(open_image(data, SETTINGS), SETTINGS.preprocessing, (32, 48)), 8),
         )
 
 

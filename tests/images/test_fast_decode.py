@@ -1,4 +1,4 @@
-"""--fast-decode: a large JPEG is decoded at a fraction of its size; it shows the same, says the same of itself, and says so."""
+"""--fast-decode: a large JPEG is decoded at a fraction of its size, and looks the same."""
 
 import itertools
 from dataclasses import replace
@@ -9,19 +9,20 @@ from PIL import Image
 
 from tests.support.samples import encoded, photo, units_of, write_tar
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.images import codec as decoder
-from wordsworth.pipeline.images.codec import Limits, decode, shape
-from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit, fit, open_image
-from wordsworth.pipeline.labeling.plan import LabelRequest, asked_for, make_plan, refuse_another_run
+from wordsworth.pipeline.images import codec
+from wordsworth.pipeline.images.codec import Limits, decode, reduced_shape
+from wordsworth.pipeline.images.decode import DecodeSettings, crop_for_evaluation, decode_unit, open_image
+from wordsworth.pipeline.labeling.plan import asked_for, make_plan, refuse_another_run
+from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.unit import Unit
-from wordsworth.vit_model import checkpoint as formats
+from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
-EXACT = DecodeSettings(Preprocessing(), (64, 64), 8)
+EXACT = DecodeSettings(preprocessing=Preprocessing(), image_size=(64, 64), patch_size=8)
 FAST = replace(EXACT, fast=True)
 
-pytestmark = pytest.mark.skipif(decoder.simplejpeg is None, reason="simplejpeg is not installed")
+pytestmark = pytest.mark.skipif(codec.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 def both(tmp_path, *images: bytes) -> list[Unit]:
@@ -54,7 +55,7 @@ def test_a_large_picture_shows_the_same_in_every_form_of_jpeg(tmp_path):
         found
     )  # the last is hardly resized any more
     apart = np.abs(exact.payload[:1].astype(int) - exact.payload[-1:].astype(int)).mean()
-    assert apart > 10, "other pictures are as near: this would show nothing"
+    assert apart > 10, "other images are as near: this would show nothing"
 
 
 def test_the_row_has_the_size_of_the_file_and_a_turned_picture_is_turned(tmp_path):
@@ -71,7 +72,7 @@ def test_the_row_has_the_size_of_the_file_and_a_turned_picture_is_turned(tmp_pat
         for unit in (exact, fast)
     ]
     assert sizes[0] == sizes[1] == [(777, 1001), (1001, 777), (1001, 777)]
-    assert difference(exact, fast).max() < 3  # another turn would be as far as another picture
+    assert difference(exact, fast).max() < 3  # another turn would be as far as another image
 
 
 def test_what_is_small_or_no_jpeg_has_the_same_pixels(tmp_path):
@@ -97,12 +98,14 @@ def test_no_side_gets_shorter_than_what_the_picture_is_resized_to():
         data, held = encoded(photo(0, width, height), quality=30), []
         found = decode(
             data,
-            Limits(10**9, 10**5, cover=71),
+            Limits(10**9, 10**5, keep_side=71),
             lambda count, held=held: held.append(bytearray(count)) or held[-1],
         )
-        assert found.shape == shape(width, height, found.reduced) and len(held[-1]) == np.prod(found.shape)
+        assert found.shape == reduced_shape(width, height, found.reduced) and len(held[-1]) == np.prod(
+            found.shape
+        )
         assert found.reduced == max([by for by in (1, 2, 4, 8) if min(width, height) // by >= 71], default=1)
-    assert FAST.guard.cover == 71 and EXACT.guard.cover == 0  # 64 / 0.9
+    assert FAST.sandbox_settings.keep_side == 71 and EXACT.sandbox_settings.keep_side == 0  # 64 / 0.9
 
 
 def test_a_broken_file_is_refused_for_the_same_reason(tmp_path):
@@ -122,23 +125,27 @@ def test_a_broken_file_is_refused_for_the_same_reason(tmp_path):
 def test_the_crop_of_a_reduced_picture_is_that_of_the_whole_one():
     whole = open_image(encoded(photo(7, 1000, 700), quality=95), EXACT)
     half = np.asarray(Image.fromarray(whole).reduce(2))
-    one, other = fit(whole, Preprocessing(), (64, 64)), fit(half, Preprocessing(), (64, 64), (1000, 700))
+    one, other = (
+        crop_for_evaluation(whole, Preprocessing(), (64, 64)),
+        crop_for_evaluation(half, Preprocessing(), (64, 64), (1000, 700)),
+    )
     assert np.abs(one.astype(int) - other.astype(int)).mean() < 1.5
-    assert np.array_equal(one, fit(whole, Preprocessing(), (64, 64), (1000, 700)))
+    assert np.array_equal(one, crop_for_evaluation(whole, Preprocessing(), (64, 64), (1000, 700)))
 
 
 def test_a_run_says_that_it_decodes_fast_and_is_another_run(tmp_path):
-    model = formats.random(
+    model = random_checkpoint(
         ViTConfig(image_size=(64, 64), patch_size=16, width=8, depth=1, heads=1, mlp_dim=8),
         Preprocessing(),
         0,
     )
-    requests = [
-        LabelRequest("label", (str(tmp_path),), str(tmp_path / "out"), "m", fast_decode=fast)
-        for fast in (False, True)
-    ]
-    plans = [make_plan(asked_for(request, model), request, model, {"CPU": 4.0}) for request in requests]
-    assert plans[0]["fingerprint"] != plans[1]["fingerprint"]
-    assert plans[1]["resolved"]["decoder"] == f"{plans[0]['resolved']['decoder']}, JPEG reduced"
+    output = str(tmp_path / "out")
+    exact = LabelRequest(command="label", sources=(str(tmp_path),), output=output, model="m")
+    fast = replace(exact, fast_decode=True)
+    one, other = (
+        make_plan(asked_for(request, model), request, model, {"CPU": 4.0}) for request in (exact, fast)
+    )
+    assert one.fingerprint != other.fingerprint
+    assert other.resolved.decoder == f"{one.resolved.decoder}, JPEG reduced"
     with pytest.raises(UserError, match="fast-decode was None and is True"):
-        refuse_another_run(RunFolder(str(tmp_path / "out")), plans[0], asked_for(requests[1], model))
+        refuse_another_run(RunFolder(output), one, asked_for(fast, model))

@@ -1,4 +1,4 @@
-"""pixels: every picture means the same colours as it does to timm and torchvision, whichever library decodes it."""
+"""pixels: every image has the colours that timm and torchvision see, whichever library decodes it."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ def test_exif_orientation_turns_the_picture_upright_unless_it_is_ignored(kind, o
     assert np.array_equal(
         stored, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     ) and stored.shape == (32, 48, 3)
-    # EXIF 2.32, 4.6.4: which side of the scene the first row and the first column of the stored picture are
+    # EXIF 2.32, 4.6.4: which side of the scene the first row and the first column of the stored image are
     upright = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1]}
     turned = stored.transpose(1, 0, 2)
     upright |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
@@ -132,7 +132,7 @@ def test_libjpeg_turbo_gives_pillows_pixels_and_leaves_to_pillow_what_it_refuses
     assert decoders[TURBO, "RGB"] == 6 * 21 and decoders[TURBO, "L"] == 6 and decoders[PILLOW, "CMYK"] == 6
     odd = (
         encoded(photo(0), "JPEG")[:-2] + bytes(9) + b"\xff\xd9"
-    )  # bytes before the end marker: a warning, the picture is whole
+    )  # bytes before the end marker: a warning, the image is whole
     target = memoryview(bytearray(96 * 72 * 3))
     assert decode(odd, Limits(10**6, 10**4), lambda count: target).decoder == PILLOW
     assert target == Image.open(io.BytesIO(odd)).tobytes()

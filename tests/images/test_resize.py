@@ -1,13 +1,12 @@
-"""resample: Pillow's pixels, bit for bit, for every filter, shape and region, without Pillow's time."""
+"""resize: Pillow's pixels, bit for bit, for every filter, shape and region, without Pillow's time."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from wordsworth.pipeline.images import resize as chosen
-from wordsworth.pipeline.images import resize_numba as loops
-from wordsworth.pipeline.images.resize import window
-from wordsworth.pipeline.images.resize_numba import FILTERS, region
+from wordsworth.pipeline.images import resize, resize_numba
+from wordsworth.pipeline.images.resize import NUMBA_LOAD_S, WarmUp, resize_and_crop
+from wordsworth.pipeline.images.resize_numba import FILTERS, resize_region
 
 METHODS = [*FILTERS, "nearest"]
 
@@ -31,7 +30,7 @@ def test_any_shape_to_any_shape_is_pillows_picture(method):
     for number in range(80):
         width, height, to_width, to_height = (int(side) for side in rng.integers(1, 300, 4))
         pixels = noise(width, height, number)
-        found = region(pixels, whole(pixels), (to_height, to_width), method)
+        found = resize_region(pixels, whole(pixels), (to_height, to_width), method)
         assert np.array_equal(found, by_pillow(pixels, (to_width, to_height), method)), (
             (width, height),
             (to_width, to_height),
@@ -49,10 +48,14 @@ def test_the_order_of_the_passes_is_pillows(width, height, monkeypatch):
         if width < height
         else (max(1, round(256 * width / height)), 256)
     )
-    assert np.array_equal(region(pixels, whole(pixels), size[::-1]), by_pillow(pixels, size, "bicubic"))
-    pillows = loops._columns_first
-    monkeypatch.setattr(loops, "_columns_first", lambda *sides: not pillows(*sides))
-    assert (region(pixels, whole(pixels), size[::-1]) != by_pillow(pixels, size, "bicubic")).mean() > 0.05
+    assert np.array_equal(
+        resize_region(pixels, whole(pixels), size[::-1]), by_pillow(pixels, size, "bicubic")
+    )
+    pillows = resize_numba._columns_first
+    monkeypatch.setattr(resize_numba, "_columns_first", lambda *sides: not pillows(*sides))
+    assert (
+        resize_region(pixels, whole(pixels), size[::-1]) != by_pillow(pixels, size, "bicubic")
+    ).mean() > 0.05
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,23 +67,23 @@ def test_a_window_is_cut_out_of_the_whole_resized_picture_by_either_way(method, 
         left, top = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
         size = (height - top - height // 4, width - left - width // 4)
         arguments = (pixels, (width, height), (left, top), size, method)
-        monkeypatch.setattr(chosen, "_taken", 0.0)
-        by_pillow = window(*arguments)
-        monkeypatch.setattr(chosen, "_taken", 99.0)
-        assert np.array_equal(window(*arguments), by_pillow) and by_pillow.shape == (*size, 3)
+        monkeypatch.setattr(resize, "_warm_up", WarmUp())
+        by_pillow = resize_and_crop(*arguments)
+        monkeypatch.setattr(resize, "_warm_up", WarmUp(0.0))
+        assert np.array_equal(resize_and_crop(*arguments), by_pillow) and by_pillow.shape == (*size, 3)
 
 
 def test_pillow_is_left_when_it_has_taken_its_time_and_for_what_is_long_and_thin(monkeypatch):
     calls = []
-    monkeypatch.setattr(loops, "window", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(chosen, "_taken", 0.0)
+    monkeypatch.setattr(resize_numba, "resize_and_crop", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(resize, "_warm_up", WarmUp())
     for _ in range(3):
-        window(noise(640, 480), (320, 240), (0, 0), (224, 224), "bicubic")
-    assert not calls and 0 < chosen._taken < chosen.LOOPS_START
-    window(noise(1, 4000), (248, 992_000), (12, 495_888), (224, 224), "bicubic")
+        resize_and_crop(noise(640, 480), (320, 240), (0, 0), (224, 224), "bicubic")
+    assert not calls and 0 < resize._warm_up.left_s < NUMBA_LOAD_S
+    resize_and_crop(noise(1, 4000), (248, 992_000), (12, 495_888), (224, 224), "bicubic")
     assert len(calls) == 1
-    monkeypatch.setattr(chosen, "_taken", chosen.LOOPS_START)
-    window(noise(640, 480), (320, 240), (0, 0), (224, 224), "bicubic")
+    resize.end_warm_up()
+    resize_and_crop(noise(640, 480), (320, 240), (0, 0), (224, 224), "bicubic")
     assert len(calls) == 2
 
 
@@ -89,11 +92,13 @@ def test_what_is_not_contiguous_and_what_cannot_be_written_is_read_as_it_is():
     pixels.setflags(write=False)
     for view in (pixels[:, ::-1], pixels[::-1], pixels.transpose(1, 0, 2)):
         plain = np.ascontiguousarray(view)
-        assert np.array_equal(region(view, whole(view), (32, 32)), region(plain, whole(plain), (32, 32)))
+        assert np.array_equal(
+            resize_region(view, whole(view), (32, 32)), resize_region(plain, whole(plain), (32, 32))
+        )
 
 
 def test_one_colour_stays_that_colour_at_every_edge():
     for width, height in ((1, 1), (1, 500), (500, 1), (7, 3), (33, 65)):
         for method in METHODS:
             pixels = np.full((height, width, 3), (1, 128, 254), np.uint8)
-            assert (region(pixels, whole(pixels), (16, 40), method) == (1, 128, 254)).all()
+            assert (resize_region(pixels, whole(pixels), (16, 40), method) == (1, 128, 254)).all()

@@ -1,4 +1,4 @@
-"""guard: whatever a decoder does, it costs one row; the process that asked lives, and so do the images after it."""
+"""sandbox: whatever a decoder does costs one row; the process that asked and the next images are safe."""
 
 import contextlib
 import gc
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +19,31 @@ from tests.support import hostile
 from tests.support.hostile import ordered
 from tests.support.samples import encoded, photo, rows_of, units_of, write_tar
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.images import sandbox as module
+from wordsworth.pipeline.images import decoder_process, sandbox
 from wordsworth.pipeline.images.codec import DecodeError
-from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit, fit, open_image
-from wordsworth.pipeline.images.sandbox import Guard, GuardSettings, guard
+from wordsworth.pipeline.images.decode import DecodeSettings, crop_for_evaluation, decode_unit, open_image
+from wordsworth.pipeline.images.limits import DecodeLimits
+from wordsworth.pipeline.images.sandbox import Sandbox, SandboxSettings, process_sandbox
 from wordsworth.vit_model.config import Preprocessing
 from wordsworth.vit_model.patches import patchify
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the tests look into /proc")
 
 HOSTILE = Path(hostile.__file__)
-SETTINGS = DecodeSettings(Preprocessing(), (32, 48), 8, max_pixels=25_000_000)
+LIMITS = DecodeLimits(max_pixels=25_000_000)
+SETTINGS = DecodeSettings(preprocessing=Preprocessing(), image_size=(32, 48), patch_size=8, limits=LIMITS)
 JPEG = encoded(photo(0))
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def guarded(**changes) -> Guard:
-    return Guard(
-        GuardSettings(
-            **{"max_pixels": 25_000_000, "max_side": 65_500, "timeout": 30.0, "script": HOSTILE} | changes
-        )
-    )
+def guarded(**changes) -> Sandbox:
+    return Sandbox(SandboxSettings(**{"limits": LIMITS, "script": HOSTILE} | changes))
 
 
 @pytest.fixture
 def child():
-    """A guard with a child that obeys orders."""
+    """A sandbox with a child that obeys orders."""
     made = guarded()
     yield made
     made.close()
@@ -53,17 +52,17 @@ def child():
 @pytest.fixture
 def hasty():
     """The same, without patience."""
-    made = guarded(timeout=3.0, memory=128 << 20)
+    made = guarded(limits=replace(LIMITS, timeout_s=3.0), memory_bytes=128 << 20)
     yield made
     made.close()
 
 
-def right(child: Guard, seed: int = 7) -> bool:
+def right(child: Sandbox, seed: int = 7) -> bool:
     data = encoded(photo(seed))
     return np.array_equal(np.asarray(child.decode(data)[0]), np.asarray(open_image(data, SETTINGS)))
 
 
-def refusal(child: Guard, data: bytes) -> str:
+def refusal(child: Sandbox, data: bytes) -> str:
     with pytest.raises(DecodeError) as error:
         child.decode(data)
     return f"{error.value.code}: {error.value}"
@@ -88,7 +87,7 @@ def gone_within(pid: int, seconds: float) -> bool:
     return not alive(pid)
 
 
-# ---- what a decoder can do --------------------------------------------------------------------------------------------------
+# ---- what a decoder can do ------------------------------------------------------------------------
 
 DEEDS = {
     "signal SIGSEGV": "decoder_crashed: the decoder ended with SIGSEGV",
@@ -111,7 +110,7 @@ def test_a_deed_of_the_decoder_costs_one_image_and_the_next_is_right(hasty, deed
 
 
 def test_the_real_decoder_knows_no_orders():
-    real = guarded(script=GuardSettings.script)
+    real = guarded(script=SandboxSettings.script)
     plain = np.asarray(open_image(JPEG, SETTINGS))
     assert all(np.array_equal(np.asarray(real.decode(ordered(JPEG, deed))[0]), plain) for deed in DEEDS)
     real.close()
@@ -130,7 +129,7 @@ def test_in_a_unit_every_deed_is_one_row_and_every_other_row_is_right(hasty, tmp
     told = [data if deed is None else ordered(data, deed) for data, deed in zip(images, deeds, strict=True)]
     members = [(f"{n}.jpg", data) for n, data in enumerate(told)]
     (unit,) = units_of(write_tar(tmp_path / "a.tar", members), rows=20)
-    unit = decode_unit(unit, SETTINGS, child=hasty)
+    unit = decode_unit(unit, SETTINGS, sandbox=hasty)
     codes = [
         None,
         "decoder_crashed",
@@ -146,7 +145,8 @@ def test_in_a_unit_every_deed_is_one_row_and_every_other_row_is_right(hasty, tmp
     good = [data for data, deed in zip(images, deeds, strict=True) if deed is None]
     for patches, data in zip(unit.payload, good, strict=True):
         assert np.array_equal(
-            patches, patchify(fit(open_image(data, SETTINGS), SETTINGS.preprocessing, (32, 48)), 8)
+            patches,
+            patchify(crop_for_evaluation(open_image(data, SETTINGS), SETTINGS.preprocessing, (32, 48)), 8),
         )
 
 
@@ -174,7 +174,7 @@ def test_images_larger_than_the_pipe_arrive_whole(child):
 
 
 def test_what_the_memory_limit_refuses_is_a_row(child):
-    tight = guarded(memory=40 << 20)
+    tight = guarded(memory_bytes=40 << 20)
     assert refusal(tight, encoded(photo(1).resize((4000, 3000)), "PNG", compress_level=1)).startswith(
         "out_of_memory"
     )
@@ -187,7 +187,7 @@ def test_what_the_memory_limit_refuses_is_a_row(child):
     tight.close()
 
 
-# ---- the child as a process ------------------------------------------------------------------------------------------------
+# ---- the child as a process -----------------------------------------------------------------------
 
 
 def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_path):
@@ -196,13 +196,15 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
     with open(tmp_path / "secret", "w") as file:
         os.set_inheritable(file.fileno(), True)
-        made = guarded(script=GuardSettings.script)
+        made = guarded(script=SandboxSettings.script)
         assert right(made)
         pid = made.pid
         environment = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if entry
         )
-        assert set(environment) == {"LD_LIBRARY_PATH", *module.FIXED} and "hunter2" not in str(environment)
+        assert set(environment) == {"LD_LIBRARY_PATH", *decoder_process.FIXED} and "hunter2" not in str(
+            environment
+        )
         assert "hunter2" not in Path(f"/proc/{pid}/cmdline").read_text()
         files = {os.readlink(f"/proc/{pid}/fd/{fd}").split(":")[0] for fd in os.listdir(f"/proc/{pid}/fd")}
         assert files == {"pipe", "/dev/null", "/memfd"}
@@ -232,18 +234,20 @@ def test_the_child_is_confined(child):
     }
     assert limits == {"Max core file size": "0", "Max open files": "32"}
     room = int(status(child.pid, "Max address space", "limits").split()[0])
-    assert room < child.settings.child_memory + (600 << 20)
+    assert room < child.settings.child_memory_bytes + (600 << 20)
     assert status(child.pid, "NoNewPrivs") == "1"
 
 
 PARENT = """
 import sys, threading
 from pathlib import Path
-from wordsworth.pipeline.images.sandbox import Guard, GuardSettings
+from wordsworth.pipeline.images.sandbox import Sandbox, SandboxSettings
+from wordsworth.pipeline.images.limits import DecodeLimits
 from tests.support.hostile import ordered
 from tests.support.samples import encoded, photo
 
-child = Guard(GuardSettings(1_000_000, 65_500, 60.0, Path(sys.argv[2])))
+limits = DecodeLimits(max_pixels=1_000_000, timeout_s=60.0)
+child = Sandbox(SandboxSettings(limits=limits, script=Path(sys.argv[2])))
 start = lambda: child.decode(encoded(photo(0)))
 if "thread" in sys.argv[1]:
     thread = threading.Thread(target=start)
@@ -298,28 +302,31 @@ def test_a_child_that_cannot_start_is_the_machines_fault_and_says_why_in_one_lin
 
 
 def test_a_process_keeps_its_child_and_other_settings_bring_another():
-    settings = GuardSettings(1_000_000, 65_500, 5.0)
-    first = guard(settings)
-    assert right(first) and guard(settings) is first
+    settings = SandboxSettings(limits=DecodeLimits(max_pixels=1_000_000, timeout_s=5.0))
+    first = process_sandbox(settings)
+    assert right(first) and process_sandbox(settings) is first
     pid = first.pid
-    other = guard(GuardSettings(2_000_000, 65_500, 5.0))
+    larger = replace(settings, limits=replace(settings.limits, max_pixels=2_000_000))
+    other = process_sandbox(larger)
     assert other is not first and not alive(pid) and right(other)
     pid = other.pid
-    module.close()
+    sandbox.close_process_sandbox()
     assert not alive(pid)
 
 
 FORKED = """
 import os
-from wordsworth.pipeline.images.sandbox import GuardSettings, guard
+from wordsworth.pipeline.images.sandbox import SandboxSettings, process_sandbox
+from wordsworth.pipeline.images.limits import DecodeLimits
 from tests.support.samples import encoded, photo
 
-settings, data = GuardSettings(1_000_000, 65_500, 10.0), encoded(photo(0))
-mine = guard(settings)
+data = encoded(photo(0))
+settings = SandboxSettings(limits=DecodeLimits(max_pixels=1_000_000, timeout_s=10.0))
+mine = process_sandbox(settings)
 mine.decode(data)
 pid = mine.pid
 if not (fork := os.fork()):
-    ours = guard(settings)
+    ours = process_sandbox(settings)
     ours.decode(data)
     os._exit(ours is mine or ours.pid == pid)
 assert os.waitpid(fork, 0)[1] == 0
@@ -344,7 +351,7 @@ def test_threads_take_turns(child):
     assert not wrong
 
 
-# ---- what stays behind ------------------------------------------------------------------------------------------------------
+# ---- what stays behind ----------------------------------------------------------------------------
 
 
 def rss(pid: int) -> int:
@@ -379,5 +386,5 @@ def test_a_large_picture_does_not_keep_its_memory(child):
     right(child)
     child.decode(encoded(photo(0).resize((6000, 4000))))  # 72 MB of pixels
     shared = int(status(os.getpid(), "RssShmem").split()[0]) << 10
-    assert shared <= module.KEEP_BYTES + (1 << 20)
+    assert shared <= sandbox.KEEP_BYTES + (1 << 20)
     assert right(child)

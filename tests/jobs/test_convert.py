@@ -9,9 +9,9 @@ import transformers
 from tests.support.hub import hub
 from tests.support.parity import images
 from wordsworth.jobs.cli import run
-from wordsworth.vit_model.checkpoint import load_folder, random, save_folder
+from wordsworth.vit_model.checkpoint import load_folder, random_checkpoint, save_folder
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
-from wordsworth.vit_model.foreign.export import convert
+from wordsworth.vit_model.foreign.export import export_model
 
 SIZE = {
     "hidden_size": 32,
@@ -25,8 +25,10 @@ SIZE = {
 @pytest.fixture
 def small(tmp_path):
     """A model folder of tanh GELU, three classes, every parameter random."""
-    config = ViTConfig(32, 8, 32, 2, 4, 64, num_classes=3, gelu="tanh")
-    checkpoint = random(config, Preprocessing(), 0, ("ant", "bee", "cat"))
+    config = ViTConfig(
+        image_size=32, patch_size=8, width=32, depth=2, heads=4, mlp_dim=64, num_classes=3, gelu="tanh"
+    )
+    checkpoint = random_checkpoint(config, Preprocessing(), 0, ("ant", "bee", "cat"))
     for tensor in checkpoint.state.values():
         tensor.add_(torch.randn(tensor.shape) * 0.1)
     save_folder(tmp_path / "small", checkpoint)
@@ -35,7 +37,8 @@ def small(tmp_path):
 
 @pytest.fixture
 def command(capsys):
-    """Run the command line in this process, which has imported everything: the exit code, stdout and stderr."""
+    """Run the command line in this process, which has imported everything: the exit code, stdout and
+    stderr."""
 
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -71,7 +74,14 @@ def test_a_model_goes_through_every_form_and_comes_back_bit_identical(command, t
 
 
 def test_a_loss_is_refused_in_one_line_and_noted_when_accepted(command, tmp_path):
-    save_folder(tmp_path / "exact", random(ViTConfig(32, 8, 32, 1, 4, 64, num_classes=3), Preprocessing(), 0))
+    save_folder(
+        tmp_path / "exact",
+        random_checkpoint(
+            ViTConfig(image_size=32, patch_size=8, width=32, depth=1, heads=4, mlp_dim=64, num_classes=3),
+            Preprocessing(),
+            0,
+        ),
+    )
     arguments = ("convert", tmp_path / "exact", "--output", tmp_path / "w.npz", "--format", "npz")
     code, _, errors = command(*arguments)
     assert code == 1 and errors.count("\n") == 1 and "Traceback" not in errors
@@ -109,7 +119,7 @@ def test_models_come_from_the_hub_in_either_form_without_what_is_not_needed(word
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     for useless in ("pytorch_model.bin", "README.md", "flax_model.msgpack"):
         (tmp_path / "vit" / useless).write_bytes(b"x")
-    convert(small, tmp_path / "timms", "timm")
+    export_model(small, tmp_path / "timms", "timm")
     with hub({"tiny/vit": tmp_path / "vit", "tiny/timms": tmp_path / "timms"}) as (endpoint, downloaded):
         env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
         for name in ("vit", "timms"):

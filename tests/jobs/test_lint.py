@@ -1,4 +1,5 @@
-"""wordsworth lint on the command line: exit codes that scripts can trust, output that no file name can take over."""
+"""wordsworth lint on the command line: exit codes that scripts can trust, output that no file name can
+take over."""
 
 import json
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 from tests.support.tars import make_tar
 from wordsworth.jobs.cli import run
 from wordsworth.jobs.lint import shown
-from wordsworth.pipeline.storage.filesystem import ObjectStream
+from wordsworth.pipeline.storage.streams import ObjectStream
 
 CLEAN = [("a.jpg", b"1"), ("a.json", b"{}"), ("b.jpg", b"2"), ("b.json", b"{}")]
 
@@ -140,6 +141,6 @@ def test_the_whole_command_loads_neither_torch_nor_ray(shards):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "wordsworth.jobs.lint", "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "wordsworth", "lint", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "Usage: wordsworth lint" in done.stdout

@@ -1,4 +1,4 @@
-"""pretrain from the command line: recipes, what it prints and leaves, and that it goes on after its driver was killed."""
+"""pretrain from the command line: recipes, what it prints and leaves, and that it continues after a kill."""
 
 import json
 import os
@@ -16,6 +16,7 @@ import torch
 from tests.jobs.test_resume import end_leftovers
 from tests.support.trainings import write_classes
 from wordsworth.jobs.cli import run
+from wordsworth.pipeline.training.news import EpochNews
 from wordsworth.vit_model.checkpoint import load_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -37,12 +38,13 @@ SIZE = [
 
 @pytest.fixture
 def requests(monkeypatch) -> list:
-    """What is asked of wordsworth.pipeline.training.trainer.train, which is not done."""
+    """Return what is asked of wordsworth.pipeline.training.trainer.train, which is not done."""
     asked = []
 
-    def train(request, watch):
+    def train(request, on_news):
         asked.append(request)
-        return {"kind": "epoch", "epoch": 1, "step": 1, "loss": 0.5, "accuracy": 1.0, "lr": 0.0}
+        means = {"loss": 0.5, "accuracy": 1.0}
+        return EpochNews(epoch=1, step=1, means=means, lr=0.0, rates=None, errors=0, validation=None)
 
     monkeypatch.setattr("wordsworth.pipeline.training.trainer.train", train)
     return asked

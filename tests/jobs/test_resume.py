@@ -17,8 +17,8 @@ from tests.support.builders import make_model, write_shards
 
 SHARDS, IMAGES, KILLS = 48, 16, 5
 
-# A file system in place of s3 that notes every object that is opened. It is registered as any fsspec plug-in is, by an entry point,
-# so every process of the job has it, and none of our code knows.
+# A file system in place of s3 that notes every object that is opened. It is registered as any fsspec plug-in
+# is, by an entry point, so every process of the job has it, and none of our code knows.
 COUNTED_FS = """
 import os
 from fsspec.implementations.dirfs import DirFileSystem
@@ -30,7 +30,9 @@ class Counted(DirFileSystem):
         super().__init__(path=os.environ["COUNTED_ROOT"], fs=LocalFileSystem(), skip_instance_cache=True)
     @classmethod
     def _strip_protocol(cls, path):
-        return path.removeprefix("s3://").rstrip("/") if isinstance(path, str) else [cls._strip_protocol(one) for one in path]
+        if not isinstance(path, str):
+            return [cls._strip_protocol(one) for one in path]
+        return path.removeprefix("s3://").rstrip("/")
     def open(self, path, *arguments, **options):
         with open(os.environ["COUNTED_LOG"], "a") as log:
             log.write(path + "\\n")
@@ -40,7 +42,8 @@ class Counted(DirFileSystem):
 
 @pytest.fixture
 def counted(tmp_path) -> dict[str, str]:
-    """The environment of a job whose s3:// is the folder tmp_path/store, every open noted in tmp_path/opened."""
+    """The environment of a job whose s3:// is the folder tmp_path/store, every open noted in
+    tmp_path/opened."""
     plugin = tmp_path / "plugin"
     (plugin / "counted_fs-1.dist-info").mkdir(parents=True)
     (plugin / "counted_fs.py").write_text(COUNTED_FS)

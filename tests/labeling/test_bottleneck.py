@@ -1,39 +1,30 @@
-"""balance: the stage that holds a run back is named, with what to change."""
+"""bottleneck: the stage that holds a run back is named, with what to change."""
 
 import pytest
 
-from wordsworth.pipeline.labeling.bottleneck import ENOUGH, Balance
+from wordsworth.pipeline.labeling.bottleneck import MIN_UNITS_PER_ACTOR, BottleneckFinder
+from wordsworth.pipeline.output.records import RECEIPT, Receipt
 
 
 def after(
-    device: str = "cpu", actors: int = 2, units: int = 41, every: float = 1.0, **seconds: float
-) -> Balance:
+    device: str = "cpu", actors: int = 2, units: int = 41, every: float = 1.0, **seconds: float | None
+) -> BottleneckFinder:
     """A run that wrote a unit `every` second, of whose stages each took so many seconds for a unit."""
     now = 0.0
-    balance = Balance(actors, device, clock=lambda: now)
+    finder = BottleneckFinder(actors, device, clock=lambda: now)
+    row = dict.fromkeys(RECEIPT.names) | {"errors": "{}", "bytes_read": 5_000_000, "rows": 10} | seconds
     for _ in range(units):
         now += every
-        balance.receipt(
-            {
-                "bytes_read": 5_000_000,
-                "rows": 10,
-                "read": 0.0,
-                "decode": 0.0,
-                "predict": 0.0,
-                "write": 0.0,
-                **seconds,
-            }
-        )
-    return balance
+        finder.add(Receipt.from_row(row))
+    return finder
 
 
 def test_a_model_that_is_busy_all_the_time_is_what_holds_a_run_back():
-    balance = after(decode=0.2, predict=1.9)
-    assert (
-        balance.busy == {"read": 0.0, "decode": 0.2, "predict": 1.9, "write": 0.0} and balance.share == 0.95
-    )
-    assert balance.rate == 10.0
-    assert balance.advice() == "the model, its 2 actors busy 95%: more cores make it faster"
+    finder = after(decode=0.2, predict=1.9)
+    assert finder.busy == {"read": 0.0, "decode": 0.2, "predict": 1.9, "write": 0.0}
+    assert finder.model_share == 0.95
+    assert finder.images_per_second == 10.0
+    assert finder.advice() == "the model, its 2 actors busy 95%: more cores make it faster"
     assert (
         after("cuda", 1, decode=7.0, predict=0.9).advice()
         == "the model, its GPU busy 90%: more GPUs make it faster"
@@ -41,9 +32,9 @@ def test_a_model_that_is_busy_all_the_time_is_what_holds_a_run_back():
 
 
 def test_a_model_that_waits_for_pictures_gets_as_many_more_cores_as_it_needs():
-    balance = after("cuda", 1, decode=15.0, predict=0.62)
+    finder = after("cuda", 1, decode=15.0, predict=0.62)
     assert (
-        balance.advice() == "decoding, the model was busy 62%: 10 more cores to decode would keep it busy"
+        finder.advice() == "decoding, the model was busy 62%: 10 more cores to decode would keep it busy"
     )  # 15 / 0.62 - 15
 
 
@@ -52,10 +43,10 @@ def test_a_model_that_waits_for_the_store_is_told_what_the_store_gave():
     assert advice.startswith("reading, the model was busy 20%: the source gave 5 MB/s;")
 
 
-@pytest.mark.parametrize("units", [0, 1, 2 * ENOUGH])
+@pytest.mark.parametrize("units", [0, 1, 2 * MIN_UNITS_PER_ACTOR])
 def test_of_a_few_units_nothing_is_said(units):
-    balance = after(units=units, every=9.0, decode=0.2, predict=1.9)
-    assert balance.busy == {} and balance.advice() is None and (balance.rate is None) == (units < 2)
+    finder = after(units=units, every=9.0, decode=0.2, predict=1.9)
+    assert finder.busy == {} and finder.advice() is None and (finder.images_per_second is None) == (units < 2)
 
 
 def test_of_a_few_seconds_nothing_is_said():

@@ -1,4 +1,4 @@
-"""What a picture is labelled with depends on the picture: not on its batch, on how many work, or on where a run was interrupted."""
+"""An image's label depends on the image: not on its batch, the number of workers, or an interruption."""
 
 import shutil
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.builders import write_shards
 from tests.support.labelling import run
-from wordsworth.pipeline.labeling import labeler
+from wordsworth.pipeline.labeling import model_setup
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 
@@ -78,14 +78,14 @@ def test_the_size_of_a_batch_changes_no_label(tmp_path, model, shards, usual, ba
 
 
 def test_two_predictors_label_as_one_does(tmp_path, model, shards, usual, monkeypatch):
-    plan, planned = labeler.plan_resources, []
+    plan, planned = model_setup.plan_resources, []
 
     def two(*args):
         one = plan(*args)
         planned.append(one.predictors)
         return replace(one, predictors=2, predict={**one.predict, "memory": one.predict["memory"] // 2})
 
-    monkeypatch.setattr(labeler, "plan_resources", two)
+    monkeypatch.setattr(model_setup, "plan_resources", two)
     run(tmp_path, model, shards, batch_size=8, **SETTINGS)
     assert set(planned) == {1} and same(tmp_path / "out", usual)
 

@@ -12,12 +12,13 @@ from tests.support.standin.device import standin
 from wordsworth.jobs.label import foretold
 from wordsworth.jobs.plan import _gpus
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling.estimate import ENGINE, SHARE, Measured, forecast, measure
-from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.pipeline.labeling.estimate import measure
+from wordsworth.pipeline.labeling.forecast import EFFICIENCY, RAY_SECONDS, Measurement, forecast
+from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.load_model import load_model
 
-ON_CPU = Measured(
+ON_CPU = Measurement(
     shards=100,
     bytes=10**9,
     sampled=256,
@@ -30,7 +31,7 @@ ON_CPU = Measured(
     seconds={"read": 0.001, "decode": 0.002, "predict": 0.02, "write": 0.0001},
     read_cpu=0.0001,
 )
-PER_IMAGE = 0.002 + 0.0001 + 0.0001 + ENGINE / 100  # CPU beside the model's
+PER_IMAGE = 0.002 + 0.0001 + 0.0001 + RAY_SECONDS / 100  # CPU beside the model's
 
 
 def request(source, **more) -> LabelRequest:
@@ -40,7 +41,7 @@ def request(source, **more) -> LabelRequest:
 def test_a_forecast_divides_the_cores_among_the_stages():
     found = forecast(ON_CPU, 8, 0)
     assert ON_CPU.images == 10_000
-    assert found.images_per_second == pytest.approx(SHARE * 8 / (PER_IMAGE + 0.02))
+    assert found.images_per_second == pytest.approx(EFFICIENCY * 8 / (PER_IMAGE + 0.02))
     assert (
         found.seconds == pytest.approx(10_000 / found.images_per_second) and found.output_bytes == 2_000_000
     )
@@ -56,9 +57,9 @@ def test_beside_gpus_the_cores_decode_and_the_scarcer_of_the_two_decides():
     assert (many.bottleneck, many.busy["predict"]) == (
         "predict",
         1,
-    ) and many.images_per_second == pytest.approx(SHARE * 2000)
-    assert few.bottleneck == "decode" and few.images_per_second == pytest.approx(SHARE * 2 / PER_IMAGE)
-    assert few.busy["predict"] == pytest.approx(few.images_per_second / SHARE * 0.0005)
+    ) and many.images_per_second == pytest.approx(EFFICIENCY * 2000)
+    assert few.bottleneck == "decode" and few.images_per_second == pytest.approx(EFFICIENCY * 2 / PER_IMAGE)
+    assert few.busy["predict"] == pytest.approx(few.images_per_second / EFFICIENCY * 0.0005)
 
 
 def test_a_source_is_counted_and_every_stage_is_timed_on_it(tmp_path, small_model):
@@ -113,7 +114,7 @@ def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, loca
     RunFolder(str(tmp_path / "out")).keep_estimate(json.loads(json.dumps(told)))
     summary, _ = run(tmp_path, model, source)
     kept, size = (
-        summary["estimate"],
+        summary.estimate,
         sum(path.stat().st_size for path in (tmp_path / "out" / "predictions").iterdir()),
     )
     assert kept["images"] == [8, 8] and kept["bytes_written"][0] > 0 and kept["bytes_written"][1] == size
@@ -126,7 +127,7 @@ def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, loca
     )
 
 
-# ---- GPUs -----------------------------------------------------------------------------------------------------------------
+# ---- GPUs -----------------------------------------------------------------------------------------------
 
 
 def test_on_a_gpu_the_models_rate_is_that_of_its_own_batches(tmp_path, small_model):

@@ -10,11 +10,18 @@ import pytest
 from tests.support.builders import photo, write_tar
 from tests.support.labelling import Watcher, label_of
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling import evaluate as evaluation
-from wordsworth.pipeline.labeling.evaluate import BINS, Probes, Tally, Target, evaluate, wilson
-from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.pipeline.labeling import accuracy
+from wordsworth.pipeline.labeling.accuracy import (
+    NUM_BINS,
+    AccuracyCounter,
+    EmbeddingProbes,
+    wilson_interval,
+)
+from wordsworth.pipeline.labeling.evaluate import evaluate
+from wordsworth.pipeline.labeling.request import LabelRequest
+from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.vit_model.checkpoint import load_folder
-from wordsworth.vit_model.few_shot import few_shot_accuracy
+from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 
@@ -31,7 +38,7 @@ def answers(seed: int, images: int = 500, classes: int = 7):
 
 def test_figures_are_those_of_their_definitions_whatever_the_pieces_they_come_in():
     true, ids, scores = answers(0)
-    whole, pieces = Tally(), Tally()
+    whole, pieces = AccuracyCounter(), AccuracyCounter()
     whole.add(true, ids, scores)
     for at in range(0, len(true), 37):
         pieces.add(true[at : at + 37], ids[at : at + 37], scores[at : at + 37])
@@ -43,24 +50,24 @@ def test_figures_are_those_of_their_definitions_whatever_the_pieces_they_come_in
     assert found["top1"] == np.mean(ids[:, 0] == true)
     assert found["top5"] == np.mean([one in some for one, some in zip(true, ids, strict=True)])
     error = 0.0
-    for low in np.arange(BINS) / BINS:
-        inside = (scores >= low) & ((scores < low + 1 / BINS) | (low + 1 / BINS > 1 - 1e-9))
+    for low in np.arange(NUM_BINS) / NUM_BINS:
+        inside = (scores >= low) & ((scores < low + 1 / NUM_BINS) | (low + 1 / NUM_BINS > 1 - 1e-9))
         if inside.any():
             error += inside.mean() * abs(scores[inside].mean() - (ids[inside, 0] == true[inside]).mean())
     assert found["calibration_error"] == pytest.approx(error)
 
 
 def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error():
-    tally = Tally()
+    tally = AccuracyCounter()
     tally.add(np.array([0] * 8 + [1] * 2), np.zeros((10, 1), int), np.full(10, 0.8))
     assert tally.figures(None)["calibration_error"] == pytest.approx(0.0)
-    sure = Tally()
+    sure = AccuracyCounter()
     sure.add(np.array([0] * 5 + [1] * 5), np.zeros((10, 1), int), np.full(10, 1.0))
     assert sure.figures(None)["calibration_error"] == pytest.approx(0.5)
 
 
 def test_the_worst_classes_come_first_with_what_they_are_taken_for():
-    tally = Tally()
+    tally = AccuracyCounter()
     said = np.array([0, 0, 0, 1, 1, 2, 0, 0])
     tally.add(np.array([0, 0, 0, 1, 1, 2, 2, 2]), said[:, None], np.full(8, 0.5))
     worst, *rest = tally.figures(("ant", "bee", "cat"))["worst"]
@@ -69,12 +76,13 @@ def test_the_worst_classes_come_first_with_what_they_are_taken_for():
 
 
 def test_an_interval_is_wilsons():
-    low, high = wilson(8, 10)
+    low, high = wilson_interval(8, 10)
     assert low == pytest.approx(0.4902, abs=1e-4) and high == pytest.approx(0.9433, abs=1e-4)
-    assert wilson(0, 10)[0] == pytest.approx(0.0, abs=1e-9) and wilson(10, 10)[1] == pytest.approx(1.0)
+    assert wilson_interval(0, 10)[0] == pytest.approx(0.0, abs=1e-9)
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
 
 
-# ---- embeddings -----------------------------------------------------------------------------------------------------------
+# ---- embeddings -----------------------------------------------------------------------------------------
 
 
 def clouds(seed: int, images: int, classes: int = 4, width: int = 12):
@@ -86,24 +94,26 @@ def clouds(seed: int, images: int, classes: int = 4, width: int = 12):
 
 def test_probes_and_neighbours_in_pieces_are_those_of_the_whole(monkeypatch):
     (x, classes), (x_test, true) = clouds(1, 200), clouds(2, 300)
-    monkeypatch.setattr(evaluation, "BLOCK", 64)
-    probes = Probes(x, classes, (1, 5, 10**6), 4)
+    monkeypatch.setattr(accuracy, "BLOCK", 64)
+    probes = EmbeddingProbes(x, classes, (1, 5, 10**6), 4)
     for at in range(0, 300, 77):
         probes.add(x_test[at : at + 77], true[at : at + 77])
     found = probes.figures()
-    assert found["few_shot"] == {
-        str(k): values for k, values in few_shot_accuracy(x, classes, x_test, true, (1, 5)).items()
-    }
+    for k in (1, 5):
+        drawn = [draw(classes, k, seed) for seed in SEEDS]
+        predicted = [fit_probe(x[rows], classes[rows]).predict(x_test).numpy() for rows in drawn]
+        assert found["few_shot"].pop(str(k)) == [np.mean(one == true) for one in predicted]
+    assert not found["few_shot"], "1,000,000 images of a class were not there"
     votes = np.zeros((300, 4))
     for row, one in enumerate(x_test):
         cosines = x @ one / np.linalg.norm(x, axis=1) / np.linalg.norm(one)
-        for place in np.argsort(cosines)[-evaluation.NEIGHBOURS :]:
-            votes[row, classes[place]] += np.exp(cosines[place] / evaluation.TEMPERATURE)
+        for place in np.argsort(cosines)[-accuracy.NEIGHBOURS :]:
+            votes[row, classes[place]] += np.exp(cosines[place] / accuracy.TEMPERATURE)
     assert found["neighbours"] == np.mean(votes.argmax(1) == true) > 0.6
     assert found["train_images"] == 200
 
 
-# ---- classes --------------------------------------------------------------------------------------------------------------
+# ---- classes --------------------------------------------------------------------------------------------
 
 
 def rows(**columns) -> pa.Table:
@@ -153,7 +163,7 @@ def test_a_sample_without_a_class_of_the_model_is_named(where, columns, said):
     assert said in str(refusal.value)
 
 
-# ---- the whole ------------------------------------------------------------------------------------------------------------
+# ---- the whole ------------------------------------------------------------------------------------------
 
 
 def write(folder, first: int, images: int, model, truth):
@@ -165,7 +175,7 @@ def write(folder, first: int, images: int, model, truth):
             members[f"{number:04d}.jpg"] = photo(number)
             members[f"{number:04d}.cls"] = str(said if truth(number) else (said + 1) % 5).encode()
         if not shard:
-            members |= {"bad.jpg": b"no picture", "bad.cls": b"0"}
+            members |= {"bad.jpg": b"no image", "bad.cls": b"0"}
         write_tar(folder / f"part-{shard}.tar", members)
     return str(folder)
 
@@ -174,7 +184,14 @@ def test_every_image_counts_once_and_what_cannot_be_decoded_is_said(tmp_path, lo
     model = load_folder(small_model)
     source = write(tmp_path / "test", 0, 40, model, lambda number: number % 4 != 0)
     train = write(tmp_path / "train", 100, 30, model, lambda number: True)
-    request = LabelRequest("label", (source,), str(tmp_path / "out"), "small", precision="fp32", unit_rows=8)
+    request = LabelRequest(
+        command="label",
+        sources=(source,),
+        output=str(tmp_path / "out"),
+        model="small",
+        precision="fp32",
+        unit_rows=8,
+    )
     watchers = []
 
     @contextlib.contextmanager

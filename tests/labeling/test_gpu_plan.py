@@ -1,5 +1,5 @@
-"""The plan of a GPU cluster, on raylets with declared GPUs: the stages, claims, actors, threads and retries that a real one
-gets."""
+"""The plan of a GPU cluster, on raylets with declared GPUs: the stages, claims, actors, threads and retries
+that a real one gets."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from tests.support.builders import photo, write_shards, write_tar
 from tests.support.labelling import run
 from tests.support.standin.cluster import GpuCluster
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.prediction.gpu_batches import UNITS
+from wordsworth.pipeline.prediction.gpu_batches import UNITS_IN_FLIGHT
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 
@@ -46,7 +46,7 @@ def check(done: dict, out: Path, keys: list[str]) -> dict[str, dict]:
     rows = rows_of(out)
     assert rows.keys() == set(keys)
     report = verify(str(out), source=True)
-    assert report.ok, report.faults
+    assert report.ok, report.findings
     return rows
 
 
@@ -77,12 +77,12 @@ def labelled(tmp_path_factory, small_model, two_gpus):
     return folder / "in", keys, check(done, folder / "cpu", keys)
 
 
-# ---- the plan ---------------------------------------------------------------------------------------------------------------
+# ---- the plan ----------------------------------------------------------------------------------------------
 
 
 def test_a_gpu_clusters_plan_gives_the_rows_of_the_cpu_plan(tmp_path, small_model, two_gpus, labelled):
-    """A call gets exactly one unit, which `Unit.from_arrow` asserts: blocks of one row, of which Ray makes batches of one row. What
-    the GPUs can do is found before the run begins, and frozen in its plan."""
+    """A call gets exactly one unit, which `Unit.from_arrow` asserts: blocks of one row, of which Ray makes
+    batches of one row. What the GPUs can do is found before the run begins, and frozen in its plan."""
     source, keys, wanted = labelled
     asked = {"unit_rows": 8, "embedding": "float32", "precision": "auto"}
     two_gpus.set_faults(bf16=False)
@@ -128,7 +128,7 @@ def test_parts_of_a_gpu_take_more_actors_and_each_has_two_units_under_way(
     )
     assert_same(check(done, tmp_path / "out", keys), wanted)
     actors = two_gpus.actors()
-    assert 2 <= len(actors) <= 4 and max(actor["together"] for actor in actors) == UNITS
+    assert 2 <= len(actors) <= 4 and max(actor["together"] for actor in actors) == UNITS_IN_FLIGHT
 
 
 def test_embed_takes_the_gpu(tmp_path, small_model, two_gpus, labelled):
@@ -159,7 +159,7 @@ def test_evaluate_takes_the_gpu(tmp_path, small_model, two_gpus):
 def test_errors_are_tried_again_on_the_gpu(tmp_path, small_model, two_gpus):
     write_tar(tmp_path / "in" / "a.tar", {"a.jpg": photo(1), "b.jpg": photo(2), "c.jpg": b"never"})
     asked = {"gpu_mode": "overlap", **BATCH}
-    done = two_gpus.label(tmp_path / "out", small_model, tmp_path / "in", max_pixels=10, **asked)
+    done = two_gpus.label(tmp_path / "out", small_model, tmp_path / "in", limits={"max_pixels": 10}, **asked)
     assert done["summary"]["errors"] == {"too_many_pixels": 2, "not_an_image": 1}
     done = two_gpus.label(tmp_path / "out", small_model, tmp_path / "in", retry_errors=True, **asked)
     assert "error" not in done, done
@@ -184,14 +184,14 @@ def test_nodes_with_few_cpus_have_room_for_every_stage(tmp_path, small_model, la
         )
 
 
-# ---- the ladder -------------------------------------------------------------------------------------------------------------
+# ---- the ladder --------------------------------------------------------------------------------------------
 
 
 def test_what_does_not_work_is_said_once_and_stands_in_the_summary_with_its_reason(
     tmp_path, small_model, two_gpus, labelled
 ):
-    """Graphs that cannot be captured, and memory that becomes too small in the middle: the unit is done again by smaller
-    batches."""
+    """Graphs that cannot be captured, and memory that becomes too small in the middle: the unit is done again
+    by smaller batches."""
     source, keys, wanted = labelled
     two_gpus.set_faults(capture_fails="error", memory_after=[2, 1], in_calls=True)
     done = two_gpus.label(tmp_path / "out", small_model, source, batch_size=4, unit_rows=4)
@@ -245,7 +245,7 @@ def test_a_gpu_that_is_lost_again_and_again_ends_the_run_and_is_named(
     ), done
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------------------
+# ---- what is refused ---------------------------------------------------------------------------------------
 
 ABSENT = {
     "present": False,
@@ -254,12 +254,14 @@ ABSENT = {
 REFUSED = [
     (
         ABSENT,
-        r"cannot use the GPU that Ray has here (RuntimeError: The NVIDIA driver on your system is too old (found version 11040).)",
+        "cannot use the GPU that Ray has here "
+        "(RuntimeError: The NVIDIA driver on your system is too old (found version 11040).)",
     ),
     ({"memory": 5000}, "its memory is too small for the model's weights"),
     (
         {"memory": 110_000},
-        "the model does not fit into its memory with a batch of one image (16.0 GiB in all, 16.0 GiB are held by",
+        "the model does not fit into its memory with a batch of one image "
+        "(16.0 GiB in all, 16.0 GiB are held by",
     ),
     (
         {"lost_at": 1},
@@ -267,7 +269,8 @@ REFUSED = [
     ),
     (
         {"lost_at": 2},
-        "is lost: AcceleratorError: standin error: unspecified launch failure with --gpu-mode plain: look at that GPU",
+        "is lost: AcceleratorError: standin error: unspecified launch failure "
+        "with --gpu-mode plain: look at that GPU",
     ),
 ]
 

@@ -14,12 +14,12 @@ from PIL import Image
 from tests.support.builders import photo, write_shards, write_tar
 from tests.support.labelling import rows, run
 from wordsworth.pipeline.errors import UserError, root_cause
-from wordsworth.pipeline.images.decode import fit
-from wordsworth.pipeline.labeling import labeler
-from wordsworth.pipeline.output.frozen_listing import Head
+from wordsworth.pipeline.images.decode import crop_for_evaluation
+from wordsworth.pipeline.labeling import dataset
+from wordsworth.pipeline.output.frozen_listing import FirstPage
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder, random
+from wordsworth.vit_model.checkpoint import load_folder, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -39,12 +39,12 @@ def test_every_sample_of_every_shard_gets_exactly_one_row(tmp_path, model):
         row["label"] in model.labels and len(row["topk"]) == 5 and row["error"] is None for row in found
     )
     assert all(json.loads(row["json"])["n"] == int(row["key"][-4:]) for row in found)
-    assert summary["rows"] == 92 and summary["files"] == 12, (
+    assert summary.rows == 92 and summary.files == 12, (
         "23 samples are units of 8, 8 and 7: blocks were merged or split"
     )
-    assert sum(receipt["rows"] for receipt in watcher.receipts) == 92
+    assert sum(receipt.rows for receipt in watcher.receipts) == 92
     report = verify(str(tmp_path / "out"), source=True)
-    assert report.ok and report.recounted == 92, report.faults
+    assert report.ok and report.recounted == 92, report.findings
 
 
 def test_an_image_is_found_again_by_one_range_read(tmp_path, model):
@@ -64,7 +64,7 @@ def test_loose_images_are_keyed_by_their_path_under_the_prefix(tmp_path, model):
     summary, watcher = run(tmp_path, model, tmp_path / "photos")
     assert sorted(row["key"] for row in rows(tmp_path)) == sorted(f"album{n % 2}/{n}.JPG" for n in range(7))
     assert any("1 .md" in note for note in watcher.notes), "what is left out is said"
-    assert summary["rows"] == 7 and verify(str(tmp_path / "out"), source=True).ok
+    assert summary.rows == 7 and verify(str(tmp_path / "out"), source=True).ok
 
 
 def test_bad_images_are_rows_and_the_good_ones_are_not_disturbed(tmp_path, model):
@@ -85,7 +85,7 @@ def test_bad_images_are_rows_and_the_good_ones_are_not_disturbed(tmp_path, model
     }
     assert {key: (row["label"], row["topk"]) for key, row in mixed.items() if not row["error"]} == undisturbed
     assert all(row["label"] is None and row["topk"] is None for row in mixed.values() if row["error"])
-    assert sum(summary["errors"].values()) == 4
+    assert sum(summary.errors.values()) == 4
 
 
 LONG = pytest.mark.long
@@ -128,7 +128,7 @@ def test_on_error_fail_stops_at_the_first_and_keeps_what_was_done(tmp_path, mode
         and "--on-error fail" in str(cause)
     )
     summary, _ = run(tmp_path, model, tmp_path / "shards")
-    assert summary["errors"] == {"not_an_image": 1}
+    assert summary.errors == {"not_an_image": 1}
 
 
 def test_skipped_members_are_counted_once_by_kind(tmp_path, model):
@@ -147,24 +147,25 @@ def test_skipped_members_are_counted_once_by_kind(tmp_path, model):
                 info.size = len(data or b"")
                 tar.addfile(info, BytesIO(data or b""))
     summary, _ = run(tmp_path, model, tmp_path / "shards", unit_rows=2)
-    assert summary["skipped_members"] == {"directory": 6, "apple_double": 6, "no_extension": 6}
+    assert summary.skipped_members == {"directory": 6, "apple_double": 6, "no_extension": 6}
     sorted((tmp_path / "out" / "predictions").iterdir())[
         1
     ].unlink()  # a resume reads the rest of the shard again
     summary, _ = run(tmp_path, model, tmp_path / "shards", unit_rows=2)
-    assert summary["skipped_members"] == {"directory": 6, "apple_double": 6, "no_extension": 6}
+    assert summary.skipped_members == {"directory": 6, "apple_double": 6, "no_extension": 6}
 
 
 def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_path, model, monkeypatch):
     write_shards(tmp_path / "shards", shards=2, images=4)
-    real = Head.of
+    real = FirstPage.of
 
     def with_one_more(finder):
-        head = real(finder)
-        head.shards.append(Shard("tar", str(tmp_path / "shards" / "gone.tar"), 10240, "0"))
-        return head
+        page = real(finder)
+        gone = str(tmp_path / "shards" / "gone.tar")
+        page.shards.append(Shard(kind="tar", uri=gone, size=10240, version="0"))
+        return page
 
-    monkeypatch.setattr(Head, "of", with_one_more)
+    monkeypatch.setattr(FirstPage, "of", with_one_more)
     with pytest.raises(UserError, match=r"1 shards could not be read to their end, first .*gone\.tar"):
         run(tmp_path, model, tmp_path / "shards")
     assert len(rows(tmp_path)) == 8, "the other shards go on"
@@ -174,7 +175,7 @@ def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_p
 
 
 def test_the_labels_in_parquet_are_those_that_timm_gives(tmp_path):
-    """timm's own model on timm's own preprocessing, against the whole pipeline: decode, crop, patches, folded normalisation."""
+    """timm's own model and preprocessing, against the whole pipeline with its folded normalisation."""
     import timm
 
     from wordsworth.pipeline.prediction.load_model import load_model
@@ -188,7 +189,7 @@ def test_the_labels_in_parquet_are_those_that_timm_gives(tmp_path):
     write_tar(
         tmp_path / "shards" / "x.tar", {f"{number}.jpg": photo(number, (300, 220)) for number in range(24)}
     )
-    run(tmp_path, load_model("timm:test_vit", str(tmp_path / "weights.pth")), tmp_path / "shards")
+    run(tmp_path, load_model("timm:test_vit", weights=str(tmp_path / "weights.pth")), tmp_path / "shards")
     for row in rows(tmp_path):
         data = Path(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
         with torch.no_grad():
@@ -199,7 +200,7 @@ def test_the_labels_in_parquet_are_those_that_timm_gives(tmp_path):
 
 
 def test_the_labels_in_parquet_are_those_that_transformers_gives(tmp_path):
-    """Its processor, which squashes, and its model, against the whole pipeline from the folder that it saved."""
+    """Its processor, which squashes, and its model, against the pipeline with the folder that both saved."""
     import transformers
 
     from wordsworth.pipeline.prediction.load_model import load_model
@@ -246,7 +247,7 @@ def test_a_hybrid_labels_like_its_model_on_whole_images(tmp_path):
     config = ViTConfig(
         image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=5, resnet=()
     )
-    checkpoint = random(config, Preprocessing(), 0)
+    checkpoint = random_checkpoint(config, Preprocessing(), 0)
     for tensor in checkpoint.state.values():  # a zero head would label everything alike
         tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
     write_shards(tmp_path / "shards", shards=1, images=8)
@@ -254,7 +255,7 @@ def test_a_hybrid_labels_like_its_model_on_whole_images(tmp_path):
     model = checkpoint.model()
     for row in rows(tmp_path):
         data = Path(row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
-        pixels = fit(Image.open(BytesIO(data)), checkpoint.preprocessing, (32, 32))
+        pixels = crop_for_evaluation(Image.open(BytesIO(data)), checkpoint.preprocessing, (32, 32))
         with torch.no_grad():
             scores = model(
                 (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
@@ -268,18 +269,20 @@ HOSTILE = Path(__file__).parents[1] / "support" / "hostile.py"
 
 
 def decode_by(script: Path, calls: Path):
-    """The decode stage with another child. Every call leaves a line: a worker that dies would make Ray call it again."""
+    """The decode stage with another child. Every call leaves a line, so that a second call by Ray is seen."""
 
     def stage(table, settings):
+        from dataclasses import replace
+
         from wordsworth.pipeline.images.decode import decode_unit
-        from wordsworth.pipeline.images.sandbox import GuardSettings, guard
+        from wordsworth.pipeline.images.sandbox import process_sandbox
         from wordsworth.pipeline.unit import Unit
 
         unit = Unit.from_arrow(table)
         with open(calls, "a") as file:
             file.write(f"{unit.shard_name}-{unit.number}\n")
-        child = guard(GuardSettings(settings.max_pixels, settings.max_side, 20.0, script))
-        return decode_unit(unit, settings, child=child).to_arrow()
+        sandbox = process_sandbox(replace(settings.sandbox_settings, script=script))
+        return decode_unit(unit, settings, sandbox=sandbox).to_arrow()
 
     return stage
 
@@ -291,11 +294,11 @@ def test_an_image_that_kills_its_decoder_is_one_row_and_no_worker_dies(tmp_path,
         tmp_path / "poison" / "x.tar", members | {"13.jpg": photo(13) + b"ORDER:signal SIGSEGV"}
     )
     run(tmp_path / "1", model, clean, unit_rows=8)
-    monkeypatch.setattr(labeler, "decode_stage", decode_by(HOSTILE, tmp_path / "calls"))
+    monkeypatch.setattr(dataset, "decode_stage", decode_by(HOSTILE, tmp_path / "calls"))
     summary, _ = run(tmp_path / "2", model, poison, unit_rows=8)
     undisturbed = {row["key"]: row["topk"] for row in rows(tmp_path / "1")}
     found = {row["key"]: row for row in rows(tmp_path / "2")}
-    assert len(rows(tmp_path / "2")) == 24 and summary["errors"] == {"decoder_crashed": 1}
+    assert len(rows(tmp_path / "2")) == 24 and summary.errors == {"decoder_crashed": 1}
     assert found["13"]["error"] == "decoder_crashed" and "SIGSEGV" in found["13"]["error_detail"]
     assert {key: row["topk"] for key, row in found.items() if key != "13"} == {
         k: v for k, v in undisturbed.items() if k != "13"
@@ -307,7 +310,7 @@ def test_an_image_that_kills_its_decoder_is_one_row_and_no_worker_dies(tmp_path,
 def test_a_decoder_that_cannot_start_fails_the_run_in_one_clear_line(tmp_path, model, monkeypatch):
     write_shards(tmp_path / "shards", shards=1, images=3)
     (tmp_path / "broken.py").write_text("import no_such_library")
-    monkeypatch.setattr(labeler, "decode_stage", decode_by(tmp_path / "broken.py", tmp_path / "calls"))
+    monkeypatch.setattr(dataset, "decode_stage", decode_by(tmp_path / "broken.py", tmp_path / "calls"))
     with pytest.raises(Exception) as error:
         run(tmp_path, model, tmp_path / "shards")
     cause = root_cause(error.value)

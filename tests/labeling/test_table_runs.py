@@ -1,4 +1,4 @@
-"""Tables and compressed tars through the whole plan on a local Ray: every record one row, resumable, and verified."""
+"""Tables and compressed tars through the whole plan on a local Ray: a record is a row, resumed, verified."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ from tests.support.tables import write_csv, write_jsonl, write_parquet
 from tests.support.tars import make_tar
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling import labeler
-from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 
@@ -39,19 +39,19 @@ def rows(output: Path) -> list[dict]:
 
 @pytest.fixture
 def sources(tmp_path) -> list[Path]:
-    """The same nine pictures in every form; in the CSV one is missing and one refused, in the JSONL a line is bad."""
+    """The same nine images in every form; the CSV has a missing and a refused one, the JSONL a bad line."""
     (tmp_path / "in").mkdir()
-    pictures = [photo(number) for number in range(9)]
-    for number, data in enumerate(pictures):
+    images = [photo(number) for number in range(9)]
+    for number, data in enumerate(images):
         (tmp_path / "in" / f"{number}.jpg").write_bytes(data)
     names = [f"{number}.jpg" for number in range(9)]
-    tar = make_tar(list(zip(names, pictures, strict=True)))
+    tar = make_tar(list(zip(names, images, strict=True)))
     for form in ("gz", "zst"):
         (tmp_path / "in" / f"a.tar.{form}").write_bytes(squeeze(tar, form))
     csv_names = [*names[:5], "gone.jpg", "pipe:ls", *names[5:]]
     lines = [{"path": str(tmp_path / "in" / name)} for name in names]
     return [
-        write_parquet(tmp_path / "in" / "b.parquet", {"id": names, "picture": pictures}, rows_in_group=5),
+        write_parquet(tmp_path / "in" / "b.parquet", {"id": names, "picture": images}, rows_in_group=5),
         write_csv(tmp_path / "in" / "c.csv", [{"n": n, "image": name} for n, name in enumerate(csv_names)]),
         write_jsonl(tmp_path / "in" / "d.jsonl", [*lines[:3], "{broken", *lines[3:]]),
         tmp_path / "in" / "a.tar.gz",
@@ -70,7 +70,7 @@ def test_every_record_of_every_form_gets_exactly_one_row_and_the_same_label(tmp_
         "a.tar.gz": 9,
         "a.tar.zst": 9,
     }
-    assert len({(row["shard"], row["index"]) for row in found}) == 48 == summary["rows"]
+    assert len({(row["shard"], row["index"]) for row in found}) == 48 == summary.rows
     errors = {"c.csv": {"not_found": "gone.jpg", "refused_uri": "pipe:ls"}, "d.jsonl": {"bad_record": "3"}}
     labels = []
     for name, entries in by_shard.items():
@@ -79,14 +79,12 @@ def test_every_record_of_every_form_gets_exactly_one_row_and_the_same_label(tmp_
         assert all(row["offset"] is None for row in entries)
         good = [row for row in entries if not row["error"]]
         labels.append([(row["label"], round(row["score"], 3), row["size"], row["width"]) for row in good])
-    assert labels[0][0][0] in model.labels and labels == [labels[0]] * 5, (
-        "the same pictures, however they came"
-    )
+    assert labels[0][0][0] in model.labels and labels == [labels[0]] * 5, "the same images, however they came"
     assert [row["key"] for row in by_shard["b.parquet"]] == [str(n) for n in range(9)]
-    assert Counter(summary["errors"]) == {"not_found": 1, "refused_uri": 1, "bad_record": 1}
-    assert summary["bytes_read"] == sum(path.stat().st_size for path in sources)
+    assert Counter(summary.errors) == {"not_found": 1, "refused_uri": 1, "bad_record": 1}
+    assert summary.bytes_read == sum(path.stat().st_size for path in sources)
     report = verify(str(tmp_path / "out"), source=True)
-    assert report.ok and report.recounted == report.rows == 48, report.faults
+    assert report.ok and report.recounted == report.rows == 48, report.findings
 
 
 def test_a_run_over_tables_and_compressed_tars_goes_on_where_it_was_killed(tmp_path, model, sources):
@@ -99,11 +97,11 @@ def test_a_run_over_tables_and_compressed_tars_goes_on_where_it_was_killed(tmp_p
     (tmp_path / "out" / "_run" / "summary.json").unlink()
     summary, watcher = run(tmp_path / "out", model, *sources)
     assert (
-        sorted(receipt["file"] for receipt in watcher.receipts) == sorted(path.name for path in lost)
+        sorted(receipt.file for receipt in watcher.receipts) == sorted(path.name for path in lost)
         and len(lost) == 10
     )
     assert sorted(rows(tmp_path / "out"), key=lambda row: (row["shard"], row["index"])) == whole
-    assert summary["bytes_read"] == sum(path.stat().st_size for path in sources)
+    assert summary.bytes_read == sum(path.stat().st_size for path in sources)
     assert verify(str(tmp_path / "out"), source=True).ok
 
 
@@ -111,10 +109,10 @@ def test_a_damaged_table_and_a_cut_compressed_tar_say_so_and_verify(tmp_path, mo
     for path in (sources[0], sources[3], sources[4]):
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     summary, _ = run(tmp_path / "out", model, sources[0], *sources[3:])
-    assert summary["errors"] == {"shard_truncated": 3}
+    assert summary.errors == {"shard_truncated": 3}
     assert sum(row["key"] is None for row in rows(tmp_path / "out")) == 3
     report = verify(str(tmp_path / "out"), source=True)
-    assert report.ok, report.faults
+    assert report.ok, report.findings
 
 
 def test_key_and_image_column_are_part_of_what_makes_two_commands_the_same_run(tmp_path, model, sources):

@@ -1,4 +1,4 @@
-"""The frozen listing: a stream that goes on where it was killed, whatever else happens, and what an update adds to it."""
+"""The frozen listing: a stream that is continued where it was killed, and what an update adds to it."""
 
 import os
 import tracemalloc
@@ -9,17 +9,13 @@ import pytest
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output import frozen_listing as listings
-from wordsworth.pipeline.output.frozen_listing import (
-    About,
-    FrozenListing,
-    Head,
-    changes,
-    freeze_update,
-    listed,
-)
+from wordsworth.pipeline.output import source_changes
+from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, PageMetadata, list_pages
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.sources import shards as sources
-from wordsworth.pipeline.sources.shards import Finder, Place, Shard, expand_sources, find_shards
+from wordsworth.pipeline.output.source_changes import find_changes, freeze_update
+from wordsworth.pipeline.sources import finder as sources
+from wordsworth.pipeline.sources.finder import Finder, ListingCursor, expand_sources, find_shards
+from wordsworth.pipeline.sources.shards import Shard
 
 
 def fill(root, *names: str, data: bytes = b"bytes"):
@@ -35,7 +31,7 @@ def fill(root, *names: str, data: bytes = b"bytes"):
 def small_pages(monkeypatch):
     """Five images in a shard, four shards in a page."""
     monkeypatch.setattr(sources, "PAGE", 5)
-    monkeypatch.setattr(listings, "PAGE", 5)
+    monkeypatch.setattr(source_changes, "PAGE", 5)
     monkeypatch.setattr(listings, "SHARDS_IN_PAGE", 4)
 
 
@@ -64,12 +60,12 @@ def killing(put, page: int):
 
 
 def freeze_all(at: FrozenListing, *given: str) -> None:
-    Head.of(Finder([*given])).freeze(at)
-    for _ in listed(at, Finder([*given])):
+    FirstPage.of(Finder([*given])).freeze(at)
+    for _ in list_pages(at, Finder([*given])):
         pass
 
 
-# ---- the stream -----------------------------------------------------------------------------------------------------------
+# ---- the stream -------------------------------------------------------------------------------------------
 
 
 def test_every_file_comes_once_in_the_order_of_the_paths(images, small_pages):
@@ -84,8 +80,8 @@ def test_a_listing_may_go_on_behind_any_of_its_shards(images, tmp_path, small_pa
     whole = list(Finder(given).shards())
     assert len(keys(whole)) == 113 and sum(shard.kind == "tar" for shard in whole) == 7
     for cut in range(len(whole) + 1):
-        place = Place()
-        place.passed(whole[:cut])
+        place = ListingCursor()
+        place.advance(whole[:cut])
         assert list(Finder(given).shards(place)) == whole[cut:]
 
 
@@ -110,8 +106,8 @@ def test_a_killed_listing_goes_on_behind_its_last_page(images, tmp_path, small_p
 
 def test_two_jobs_that_list_at_once_freeze_one_listing(images, tmp_path, small_pages):
     at, finder = frozen(tmp_path), Finder([str(images)])
-    Head.of(finder).freeze(at)
-    jobs = [listed(at, Finder([str(images)])) for _ in range(2)]
+    FirstPage.of(finder).freeze(at)
+    jobs = [list_pages(at, Finder([str(images)])) for _ in range(2)]
     given: list[list[str]] = [[], []]
     for turn in [0, 1, 1, 0, 0, 1, 0, 1, 0, 1]:
         for page in jobs[turn]:
@@ -126,12 +122,12 @@ def test_two_jobs_that_list_at_once_freeze_one_listing(images, tmp_path, small_p
 
 def test_a_page_that_others_wrote_with_other_shards_is_kept_and_gone_on_behind(images, tmp_path, small_pages):
     at, whole = frozen(tmp_path), list(Finder([str(images)]).shards())
-    assert at.put(0, whole[:3], False, About())  # a job with another idea of a page
+    assert at.put(0, whole[:3], last=False, metadata=PageMetadata())  # a job with another idea of a page
     freeze_all(at, str(images))
     assert (
         list(at.shards()) == whole
-        and not at.put(0, whole[:2], False, About())
-        and not at.put(0, whole[:2], True, About())
+        and not at.put(0, whole[:2], last=False, metadata=PageMetadata())
+        and not at.put(0, whole[:2], last=True, metadata=PageMetadata())
     )
 
 
@@ -162,7 +158,7 @@ def test_the_memory_of_a_listing_does_not_grow_with_it(tmp_path, monkeypatch):
     assert peaks[1] < 1.3 * peaks[0], peaks
 
 
-# ---- braces and lists -----------------------------------------------------------------------------------------------------
+# ---- braces and lists -------------------------------------------------------------------------------------
 
 
 def test_braces_are_expanded_as_a_shell_does(tmp_path):
@@ -214,7 +210,7 @@ def test_a_list_file_may_lie_on_a_store_and_braces_of_a_store_ask_it_nothing():
         assert len(expand_sources(["s3://b/y-{0..99}.tar"])) == 100
 
 
-# ---- updates --------------------------------------------------------------------------------------------------------------
+# ---- updates ----------------------------------------------------------------------------------------------
 
 
 def rewritten(path) -> None:
@@ -232,7 +228,7 @@ def complete(images, tmp_path, small_pages):
 
 def test_an_unchanged_source_has_no_changes(complete):
     at, given = complete
-    found = changes(at, Finder(given), replace_changed=True)
+    found = find_changes(at, Finder(given), replace_changed=True)
     assert (found.new, found.changed, found.shards) == (0, [], [])
 
 
@@ -241,7 +237,7 @@ def test_an_update_adds_what_is_new_and_numbers_it_on(complete, images, tmp_path
     before = list(at.shards())
     fill(images, "a/0000.jpg", "new/1.jpg", *(f"zz/{n}.jpg" for n in range(6)))
     fill(tmp_path / "tars", "aa.tar")
-    found = changes(at, Finder(given))
+    found = find_changes(at, Finder(given))
     assert found.new == 9 and not found.changed
     freeze_update(at, found)
     assert at.complete
@@ -250,7 +246,7 @@ def test_an_update_adds_what_is_new_and_numbers_it_on(complete, images, tmp_path
     assert sorted(keys(after)) == sorted(keys(Finder(given).shards()))
     added = [shard for shard in after[len(before) :] if shard.kind == "images"]
     assert [shard.first_index for shard in added] == [113, 118]  # behind the 113 that were there
-    assert changes(at, Finder(given)).new == 0
+    assert find_changes(at, Finder(given)).new == 0
 
 
 def test_what_was_overwritten_is_named_and_replaced_only_when_asked(complete, images, tmp_path):
@@ -258,12 +254,12 @@ def test_what_was_overwritten_is_named_and_replaced_only_when_asked(complete, im
     before = {shard.id: shard for shard in at.shards()}
     rewritten(images / "a" / "007.jpg")
     rewritten(tmp_path / "tars" / "b.tar")
-    found = changes(at, Finder(given))
+    found = find_changes(at, Finder(given))
     assert (
         sorted(found.changed) == sorted([f"{images}/a/007.jpg", f"{tmp_path}/tars/b.tar"])
         and not found.shards
     )
-    found = changes(at, Finder(given), replace_changed=True)
+    found = find_changes(at, Finder(given), replace_changed=True)
     freeze_update(at, found)
     after = {shard.id: shard for shard in at.shards()}
     gone, come = before.keys() - after.keys(), after.keys() - before.keys()
@@ -274,7 +270,7 @@ def test_what_was_overwritten_is_named_and_replaced_only_when_asked(complete, im
     assert sum(shard.size for shard in after.values()) == sum(
         shard.size for shard in before.values()
     ) + 2 * len(b"other ")
-    assert not changes(at, Finder(given), replace_changed=True).shards
+    assert not find_changes(at, Finder(given), replace_changed=True).shards
 
 
 def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_next_finds_the_rest(
@@ -291,11 +287,11 @@ def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_n
         lambda fs, path, data: 1 / 0 if f"{pages + 1:05d}" in path else put(fs, path, data),
     )
     with pytest.raises(ZeroDivisionError):
-        freeze_update(at, changes(at, Finder(given), replace_changed=True))
+        freeze_update(at, find_changes(at, Finder(given), replace_changed=True))
     monkeypatch.setattr(listings, "put_if_absent", put)
     assert not at.complete and at.close_update() and at.complete and not at.close_update()
     assert sum(key.startswith("zz/") for key in keys(at.shards())) == 20  # a page of four shards of five
-    freeze_update(at, changes(at, Finder(given), replace_changed=True))
+    freeze_update(at, find_changes(at, Finder(given), replace_changed=True))
     assert sorted(keys(at.shards())) == sorted(keys(Finder(given).shards()))
     assert len(at.replaced()) == 1
 
@@ -303,16 +299,16 @@ def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_n
 def test_two_updates_at_once_are_one_and_a_refusal(complete, images):
     at, given = complete
     fill(images, "zz/1.jpg")
-    first = changes(at, Finder(given))
+    first = find_changes(at, Finder(given))
     fill(images, "zz/2.jpg")
-    second = changes(at, Finder(given))
+    second = find_changes(at, Finder(given))
     number = len(at.files())
     freeze_update(at, first)
-    assert not at.put(number, second.shards, True, About())
-    freeze_update(at, changes(at, Finder(given)))  # afterwards it finds the rest
+    assert not at.put(number, second.shards, last=True, metadata=PageMetadata())
+    freeze_update(at, find_changes(at, Finder(given)))  # afterwards it finds the rest
     assert [key for key in keys(at.shards()) if key.startswith("zz")] == ["zz/1.jpg", "zz/2.jpg"]
 
 
 def test_the_source_number_is_no_part_of_what_a_shard_is():
-    shard = Shard("tar", "/a.tar", 1, "v")
+    shard = Shard(kind="tar", uri="/a.tar", size=1, version="v")
     assert replace(shard, source=7).id == shard.id

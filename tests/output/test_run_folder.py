@@ -1,11 +1,11 @@
-"""output and rows: a file is what is promised, appears once, is met again as one's own, and says what is done."""
+"""output: a file is what is promised, appears once, is met again as one's own, and says what is done."""
 
 import json
 import os
 import pickle
 import tracemalloc
 import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import permutations
 
 import duckdb
@@ -17,35 +17,48 @@ import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.runs import made_up_plan
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.output import run_folder as output
-from wordsworth.pipeline.output.committed import Committed, Done, unit_file
+from wordsworth.pipeline.output import commit as commits
+from wordsworth.pipeline.output.commit import commit, read_footer
+from wordsworth.pipeline.output.committed import CommittedUnits, ShardUnits, unit_file
 from wordsworth.pipeline.output.prediction_rows import WriteSettings, prediction_schema, prediction_table
-from wordsworth.pipeline.output.run_folder import MANIFEST, RunFolder, commit, read_footer
+from wordsworth.pipeline.output.records import FOOTER_KEY, MANIFEST, Provenance, Receipt, RunPlan
+from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.storage.filesystem import open_filesystem
 from wordsworth.pipeline.unit import SAMPLE, Unit
 
 D = 4
 LABELS = ("ant", "bee", "cat", "dog", "elk")
-PROVENANCE = {
-    "run_id": "r" * 16,
-    "fingerprint": "f" * 64,
-    "model": "timm:vit",
-    "package_version": "1",
-    "dtype": "fp32",
-}
+PROVENANCE = Provenance(
+    run_id="r" * 16,
+    fingerprint="f" * 64,
+    model="timm:vit",
+    package_version="1",
+    schema_version=1,
+    preprocessing={"mean": [0.5]},
+    decoder="simplejpeg 1",
+    dtype="fp32",
+)
 
 
 def settings(output, **changes) -> WriteSettings:
     fields = {
+        "output": str(output),
+        "provenance": PROVENANCE,
         "labels": LABELS,
         "top_k": 2,
         "embedding": "float16",
         "width": D,
         "keep": ("json", "txt"),
-    } | changes
-    return WriteSettings(str(output), PROVENANCE, **fields)
+    }
+    return WriteSettings(**fields | changes)
+
+
+def columns(**changes) -> pa.Schema:
+    given = settings("", **changes)
+    return prediction_schema(given.top_k, given.embedding, given.width, given.keep)
 
 
 def predicted(
@@ -81,20 +94,19 @@ def predicted(
     }
     for name, (kind, value) in columns.items():
         samples = samples.append_column(name, pa.array([value if ok else None for ok in good], kind))
-    uri = "s3://key:canary@bucket/a.tar"
-    fields = {"seconds": {"read": 0.5, "decode": 0.25, "predict": 1.5}} | changes
-    return Unit(
-        uri,
-        "a-0123456789ab",
-        number,
-        last,
-        4096,
-        first + len(good),
-        4000,
-        samples,
-        np.empty(0, np.uint8),
-        **fields,
-    )
+    given = {
+        "shard_uri": "s3://key:canary@bucket/a.tar",
+        "shard_name": "a-0123456789ab",
+        "number": number,
+        "last": last,
+        "next_offset": 4096,
+        "next_index": first + len(good),
+        "bytes_read": 4000,
+        "samples": samples,
+        "payload": np.empty(0, np.uint8),
+        "seconds": {"read": 0.5, "decode": 0.25, "predict": 1.5},
+    }
+    return Unit(**given | changes)
 
 
 @pytest.fixture
@@ -108,7 +120,7 @@ def bucket():
         yield made
 
 
-# ---- the rows -------------------------------------------------------------------------------------------------------------
+# ---- the rows ---------------------------------------------------------------------------------------------
 
 
 def test_the_schema_is_the_promised_one(out):
@@ -125,13 +137,13 @@ def test_the_schema_is_the_promised_one(out):
     promised = pa.schema(
         [*place, *image, *best, *kept, ("error", pa.string()), ("error_detail", pa.string())]
     )
-    assert prediction_schema(settings(out)) == promised
+    assert columns() == promised
     table = prediction_table(predicted(), settings(out))
     assert table.schema == promised
     commit(predicted(), settings(out))
     (path,) = (out / "predictions").iterdir()
     assert pq.read_schema(path).remove_metadata() == promised
-    few = prediction_schema(settings(out, top_k=0, embedding="float32", keep=())).names
+    few = columns(top_k=0, embedding="float32", keep=()).names
     assert few == [
         "key",
         "shard",
@@ -222,7 +234,8 @@ def test_every_reader_opens_the_files(out, kind, arrow):
     assert str(duck.types[3]) == f"FLOAT[{D}]"
     assert [None if row[3] is None else list(row[3]) for row in duck.fetchall()] == expected
     near = duckdb.sql(
-        f"select array_distance(embedding::FLOAT[{D}], [0,1,2,4]::FLOAT[{D}]) from '{folder}/*.parquet' where error is null"
+        f"select array_distance(embedding::FLOAT[{D}], [0,1,2,4]::FLOAT[{D}]) "
+        f"from '{folder}/*.parquet' where error is null"
     )
     assert near.fetchall() == [(1.0,)] * 4
 
@@ -235,16 +248,17 @@ def test_every_reader_opens_the_files(out, kind, arrow):
     assert panda["shard"].dtype == "category" and panda["label_id"].tolist()[0] == 3
 
 
-# ---- commits --------------------------------------------------------------------------------------------------------------
+# ---- commits ----------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_named_by_shard_and_number_and_its_footer_says_what_it_is(out):
     receipt = commit(predicted(number=3, last=True), settings(out))
     name = "a-0123456789ab-00003-end.parquet"
     assert os.listdir(out / "predictions") == [name] == [unit_file("a-0123456789ab", 3, True)]
-    footer = read_footer(*open_filesystem(str(out / "predictions" / name)))
+    footer = json.loads(pq.read_schema(out / "predictions" / name).metadata[FOOTER_KEY])
     seconds = footer.pop("seconds")
-    assert footer == PROVENANCE | {
+    assert list(footer)[:8] == list(asdict(PROVENANCE))
+    assert footer == asdict(PROVENANCE) | {
         "job": "",
         "shard": "s3://bucket/a.tar",
         "shard_name": "a-0123456789ab",
@@ -258,17 +272,12 @@ def test_a_file_is_named_by_shard_and_number_and_its_footer_says_what_it_is(out)
         "next_index": 3,
     }
     assert seconds == {"read": 0.5, "decode": 0.25, "predict": 1.5}
-    told = {
-        "file": name,
-        "rows": 3,
-        "errors": '{"truncated": 1}',
-        "written": True,
-        "last": True,
-        "fault": None,
-        "bytes_read": 4000,
-    }
-    assert told.items() <= receipt.items() and receipt["predict"] == 1.5 and receipt["write"] > 0
-    assert "canary" not in json.dumps(receipt) and b"canary" not in (out / "predictions" / name).read_bytes()
+    assert (receipt.file, receipt.rows, receipt.errors) == (name, 3, {"truncated": 1})
+    assert receipt.written and receipt.last and receipt.fault is None and receipt.bytes_read == 4000
+    row = receipt.to_arrow().to_pylist()[0]
+    assert row["errors"] == '{"truncated": 1}' and row["predict"] == 1.5 and row["write"] > 0
+    assert Receipt.from_row(row) == receipt
+    assert "canary" not in json.dumps(row) and b"canary" not in (out / "predictions" / name).read_bytes()
 
 
 @pytest.mark.parametrize("where", ["disk", "store"])
@@ -276,14 +285,14 @@ def test_a_unit_that_runs_twice_meets_its_own_file(out, bucket, where):
     at = settings(out if where == "disk" else "s3://b/out")
     fs, root = open_filesystem(at.output)
     path = f"{root}/predictions/{unit_file('a-0123456789ab', 0, False)}"
-    assert commit(predicted(), at)["written"] is True
+    assert commit(predicted(), at).written is True
     before = fs.cat_file(path)
     again = commit(predicted(seconds={"read": 99.0}), at)
-    assert again["written"] is False and again["rows"] == 3 and again["errors"] == '{"truncated": 1}'
+    assert again.written is False and again.rows == 3 and again.errors == {"truncated": 1}
     assert fs.cat_file(path) == before and len(fs.find(root)) == 1
-    assert (again["twin"], commit(predicted(), replace(at, job="another"))["twin"]) == (False, True)
+    assert (again.twin, commit(predicted(), replace(at, job="another")).twin) == (False, True)
     bucket.late = True  # an acknowledgement that is lost is a commit like any other
-    assert commit(predicted(number=1), at)["rows"] == 3
+    assert commit(predicted(number=1), at).rows == 3
 
 
 @pytest.mark.parametrize(
@@ -298,8 +307,8 @@ def test_a_unit_that_runs_twice_meets_its_own_file(out, bucket, where):
 def test_another_runs_file_under_the_name_is_no_success(out, change, named):
     commit(predicted(), settings(out))
     (path,) = (out / "predictions").iterdir()
-    footer = read_footer(*open_filesystem(str(path))) | change
-    pq.write_table(pq.read_table(path).replace_schema_metadata({output.FOOTER: json.dumps(footer)}), path)
+    footer = json.loads(read_footer(*open_filesystem(str(path))).to_json()) | change
+    pq.write_table(pq.read_table(path).replace_schema_metadata({FOOTER_KEY: json.dumps(footer)}), path)
     with pytest.raises(UserError, match=rf"written by another run \({named} differ\): use another --output"):
         commit(predicted(), settings(out))
 
@@ -322,12 +331,12 @@ def test_a_foreign_file_under_the_name_is_no_success(out, content):
 
 def test_a_unit_with_a_fault_writes_nothing(out):
     receipt = commit(predicted([], fault="OSError: 503"), settings(out))
-    assert (receipt["fault"], receipt["written"], receipt["rows"]) == ("OSError: 503", False, 0)
+    assert (receipt.fault, receipt.written, receipt.rows) == ("OSError: 503", False, 0)
     assert not out.exists()
 
 
 def test_a_row_that_got_lost_on_the_way_stops_the_commit(out, monkeypatch):
-    monkeypatch.setattr(output, "prediction_table", lambda unit, at: prediction_table(unit, at).slice(1))
+    monkeypatch.setattr(commits, "prediction_table", lambda unit, at: prediction_table(unit, at).slice(1))
     with pytest.raises(AssertionError, match="3 samples became 2 rows"):
         commit(predicted(), settings(out))
     assert not out.exists()
@@ -344,7 +353,7 @@ def test_pages_carry_checksums_so_that_one_flipped_bit_is_found(out):
 
 
 def test_a_file_of_many_tables_holds_no_more_than_a_row_group_of_them(monkeypatch):
-    monkeypatch.setattr(output, "GROUP", 1000)
+    monkeypatch.setattr(commits, "GROUP_ROWS", 1000)
     given, alive = [], []
 
     def tables():
@@ -355,18 +364,18 @@ def test_a_file_of_many_tables_holds_no_more_than_a_row_group_of_them(monkeypatc
             yield table
 
     file = pq.ParquetFile(
-        output.parquet_of(tables(), pa.schema([("n", pa.int64())])), page_checksum_verification=True
+        commits.parquet_bytes_of(tables(), pa.schema([("n", pa.int64())])), page_checksum_verification=True
     )
     assert max(alive) <= 12 and file.num_row_groups == 21
     assert file.read()["n"].to_pylist() == list(range(20_050))
-    assert pq.ParquetFile(output.parquet_of([], MANIFEST)).read().schema.equals(MANIFEST)
+    assert pq.ParquetFile(commits.parquet_bytes_of([], MANIFEST)).read().schema.equals(MANIFEST)
 
 
-# ---- the folder -----------------------------------------------------------------------------------------------------------
+# ---- the folder -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("units", "ended", "complete", "prefix"),
+    ("units", "ended", "complete", "contiguous"),
     [
         ({0}, True, True, 1),
         ({0, 1, 2}, True, True, 3),
@@ -377,15 +386,15 @@ def test_a_file_of_many_tables_holds_no_more_than_a_row_group_of_them(monkeypatc
         (set(), False, False, 0),
     ],
 )
-def test_a_shard_is_complete_when_its_end_is_there_and_no_gap(units, ended, complete, prefix):
+def test_a_shard_is_complete_when_its_end_is_there_and_no_gap(units, ended, complete, contiguous):
     for order in permutations(units):
-        have = Committed()
+        have = ShardUnits()
         for number in order:
             have.add(number, ended and number == max(units))
-        assert (have.complete, have.prefix, have.beyond) == (
+        assert (have.complete, have.contiguous, have.after_gap) == (
             complete,
-            prefix,
-            {number for number in units if number > prefix},
+            contiguous,
+            {number for number in units if number > contiguous},
         )
 
 
@@ -409,10 +418,10 @@ def test_what_is_committed_is_read_from_the_names_alone(out):
     (out / "predictions" / "c-abcdefabcdef-00000-end.parquet").write_bytes(b"")
     done = RunFolder(str(out)).committed()
     assert len(done) == 3
-    assert done["a-0123456789ab"] == Committed(1, {2, 3}, True)
-    assert done["b-end-00007-abcdefabcdef"] == Committed(0, {100_000}, True)
-    assert done["c-abcdefabcdef"] == Committed(1, set(), True)
-    assert done["d-abcdefabcdef"] == Committed()
+    assert done["a-0123456789ab"] == ShardUnits(1, {2, 3}, True)
+    assert done["b-end-00007-abcdefabcdef"] == ShardUnits(0, {100_000}, True)
+    assert done["c-abcdefabcdef"] == ShardUnits(1, set(), True)
+    assert done["d-abcdefabcdef"] == ShardUnits()
     assert done.complete(["c-abcdefabcdef", "a-0123456789ab", "d-abcdefabcdef"]).tolist() == [
         True,
         False,
@@ -423,18 +432,18 @@ def test_what_is_committed_is_read_from_the_names_alone(out):
 @pytest.mark.parametrize(
     ("units", "have"),
     [
-        (["00000", "00001-end"], Committed(2, set(), True)),
-        (["00000", "00001", "00001-end"], Committed(2, set(), True)),  # two names of a unit
-        (["00000", "00001-end", "00002"], Committed(3, set(), True)),  # a unit behind the end
-        (["00000", "00001-end", "00007"], Committed(2, {7}, True)),
-        (["00000-end", "00001-end", "00003-end", "00005"], Committed(2, {3, 5}, True)),
+        (["00000", "00001-end"], ShardUnits(2, set(), True)),
+        (["00000", "00001", "00001-end"], ShardUnits(2, set(), True)),  # two names of a unit
+        (["00000", "00001-end", "00002"], ShardUnits(3, set(), True)),  # a unit behind the end
+        (["00000", "00001-end", "00007"], ShardUnits(2, {7}, True)),
+        (["00000-end", "00001-end", "00003-end", "00005"], ShardUnits(2, {3, 5}, True)),
     ],
 )
 def test_what_is_committed_is_the_same_in_any_order_of_the_names(units, have):
     others = unit_files({f"part-{n}-0123456789ab": ["00000-end"] for n in range(50)})
     for order in permutations(unit_files({"a-0123456789ab": units})):
         for files in ([*order, *others], [*others, *order], [*order[:1], *others, *order[1:]]):
-            done = Done(files)
+            done = CommittedUnits(files)
             assert done["a-0123456789ab"] == have and len(done) == 51
             assert done.complete(["a-0123456789ab"]).tolist() == [have.complete]
 
@@ -444,7 +453,7 @@ def test_what_is_committed_takes_few_bytes_a_unit_in_memory_and_on_the_way_to_a_
     many, big = 50_000, 200
     for shards, units in ((many, 1), (big, many // big)):
         tracemalloc.start()
-        done = Done(
+        done = CommittedUnits(
             f"part-{shard:07d}-{shard:012x}-{unit:05d}{'-end' * (unit == units - 1)}.parquet"
             for shard in range(shards)
             for unit in range(units)
@@ -459,13 +468,17 @@ def test_what_is_committed_takes_few_bytes_a_unit_in_memory_and_on_the_way_to_a_
         assert len(pickle.dumps(done, 5)) < 24 * shards + 2000
 
 
+def plan(run_id: str) -> RunPlan:
+    return made_up_plan({}, run_id)
+
+
 @pytest.mark.parametrize("where", ["disk", "store"])
 def test_the_first_plan_stays(out, bucket, where):
     run = RunFolder(str(out) if where == "disk" else "s3://b/out")
     assert run.plan() is None
-    assert run.create({"run_id": "first"}) == {"run_id": "first"}
+    assert run.create(plan("first")) == plan("first")
     commit(predicted(), settings(run.uri))  # a twin that was a moment faster is at work already
-    assert run.create({"run_id": "second"}) == run.plan() == {"run_id": "first"}
+    assert run.create(plan("second")) == run.plan() == plan("first")
 
 
 @pytest.mark.parametrize("name", ["thesis.doc", "predictions/old.parquet"])
@@ -473,15 +486,40 @@ def test_a_folder_with_something_else_in_it_is_refused(out, name):
     (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(b"precious")
     with pytest.raises(UserError, match="is not empty and holds no run: choose a new folder as --output"):
-        RunFolder(str(out)).create({"run_id": "first"})
+        RunFolder(str(out)).create(plan("first"))
     assert not (out / "_run").exists()
 
 
-def test_a_damaged_plan_says_which_file(out):
-    RunFolder(str(out)).create({"run_id": "first"})
-    (out / "_run" / "plan.json").write_text('{"run_id": ')
-    with pytest.raises(UserError, match=r"_run/plan.json is damaged"):
-        RunFolder(str(out)).plan()
+DAMAGES = pytest.mark.parametrize(
+    "text", ['{"run_id": ', "[]", '{"run_id": "first"}'], ids=["cut", "list", "fields"]
+)
+
+
+@DAMAGES
+def test_a_damaged_plan_says_which_file(out, text):
+    refuses_damaged(out, "plan", text)
+
+
+@DAMAGES
+def test_a_damaged_summary_says_which_file(out, text):
+    refuses_damaged(out, "summary", text)
+
+
+def refuses_damaged(out, name: str, text: str) -> None:
+    run = RunFolder(str(out))
+    run.create(plan("first"))
+    (out / "_run" / f"{name}.json").write_text(text)
+    with pytest.raises(UserError, match=rf"_run/{name}.json is damaged \(.*restore it") as told:
+        getattr(run, name)()
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_with_an_unfinished_compaction_is_refused(out):
+    (out / "_run" / "compacted").mkdir(parents=True)
+    (out / "_run" / "compacted" / "00000-plan.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="holds a compaction that is not complete: run the same `wordsworth"):
+        RunFolder(str(out)).create(plan("first"))
+    assert not (out / "_run" / "plan.json").exists()
 
 
 def test_leftovers_of_killed_writers_go_once_they_are_old(out):

@@ -1,4 +1,4 @@
-"""predictor: the model's own numbers for every good image, nulls for the others, whatever the batch."""
+"""actor: the model's own numbers for every good image, nulls for the others, whatever the batch."""
 
 import contextlib
 from types import SimpleNamespace
@@ -11,8 +11,7 @@ import torch
 from tests.support.standin.device import standin
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.unit import SAMPLE, Unit
-from wordsworth.vit_model import checkpoint as formats
-from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.patches import patchify
 
@@ -27,7 +26,7 @@ def checkpoint() -> Checkpoint:
     config = ViTConfig(
         image_size=(32, 48), patch_size=8, width=32, depth=2, heads=4, mlp_dim=64, num_classes=CLASSES
     )
-    made = formats.random(config, PREPROCESSING, 0)
+    made = random_checkpoint(config, PREPROCESSING, 0)
     generator = torch.Generator().manual_seed(1)
     for tensor in made.state.values():
         tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.2)
@@ -36,11 +35,11 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def predictor(checkpoint, monkeypatch, request):
-    """A function that makes the actor's object as Ray would, with the checkpoint's bytes in the object store's place; once on a
-    CPU, and once on the stand-in GPU."""
+    """A function that makes the actor's object as Ray would, with the checkpoint's bytes in the object
+    store's place; once on a CPU, and once on the stand-in GPU."""
     threads = torch.get_num_threads()
     monkeypatch.setattr("wordsworth.pipeline.prediction.actor.ray", SimpleNamespace(get=lambda blob: blob))
-    monkeypatch.setattr("wordsworth.pipeline.prediction.actor.lost_before", list)
+    monkeypatch.setattr("wordsworth.pipeline.prediction.actor.restart_notes", list)
 
     def make(model: Checkpoint = checkpoint, **changes) -> Predictor:
         settings = {
@@ -57,7 +56,7 @@ def predictor(checkpoint, monkeypatch, request):
     torch.set_num_threads(threads)
 
 
-def pictures(count: int, seed: int = 0) -> np.ndarray:
+def make_images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 48, 3), dtype=np.uint8)
 
 
@@ -78,7 +77,7 @@ def scores_by_class(predicted: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_predictions_of_patches_are_those_of_the_model_on_normalised_images(predictor, checkpoint):
-    images = pictures(19)
+    images = make_images(19)
     predicted = predictor().predict(patchify(images, 8))
     logits, embedding = by_the_model(checkpoint, images)
     np.testing.assert_allclose(scores_by_class(predicted), logits.softmax(-1), **EXACT)
@@ -94,7 +93,7 @@ def test_predictions_of_patches_are_those_of_the_model_on_normalised_images(pred
 
 
 def test_the_best_classes_come_first_and_an_embedding_enters_the_head(predictor, checkpoint):
-    predicted = predictor(top_k=3).predict(patchify(pictures(5), 8))
+    predicted = predictor(top_k=3).predict(patchify(make_images(5), 8))
     assert (
         predicted["ids"].shape == predicted["scores"].shape == (5, 3) and predicted["ids"].dtype == np.int32
     )
@@ -108,7 +107,7 @@ def test_the_best_classes_come_first_and_an_embedding_enters_the_head(predictor,
 
 @pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-5), ("bf16", 0.02)])
 def test_the_batch_size_changes_no_label(predictor, precision, rounding):
-    patches = patchify(pictures(70), 8)
+    patches = patchify(make_images(70), 8)
     one, eight, many = (
         predictor(batch_size=size, precision=precision).predict(patches) for size in (1, 8, 64)
     )
@@ -124,7 +123,7 @@ def test_the_batch_size_changes_no_label(predictor, precision, rounding):
 
 
 def test_more_labels_than_classes_are_all_classes(predictor):
-    predicted = predictor(top_k=50).predict(patchify(pictures(3), 8))
+    predicted = predictor(top_k=50).predict(patchify(make_images(3), 8))
     assert predicted["ids"].shape == (3, CLASSES) and np.array_equal(
         np.sort(predicted["ids"]), [range(CLASSES)] * 3
     )
@@ -132,7 +131,7 @@ def test_more_labels_than_classes_are_all_classes(predictor):
 
 @pytest.mark.parametrize(("kind", "error"), [("float32", 1e-6), ("float16", 1e-3)])
 def test_a_normalised_embedding_has_length_one_and_the_same_direction(predictor, kind, error):
-    patches = patchify(pictures(6), 8)
+    patches = patchify(make_images(6), 8)
     plain = predictor(embedding="float32").predict(patches)["embedding"]
     found = predictor(embedding=kind, normalize=True).predict(patches)["embedding"]
     assert found.dtype == np.dtype(kind)
@@ -141,7 +140,7 @@ def test_a_normalised_embedding_has_length_one_and_the_same_direction(predictor,
     np.testing.assert_allclose(found, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=error)
 
 
-# ---- units ----------------------------------------------------------------------------------------------------------------
+# ---- units -------------------------------------------------------------------------------------------------
 
 
 def unit_of(good: list[bool]) -> tuple[Unit, np.ndarray]:
@@ -150,7 +149,7 @@ def unit_of(good: list[bool]) -> tuple[Unit, np.ndarray]:
         {"key": f"{n}", "index": n, "sidecars": [], "error": None if ok else "empty"}
         for n, ok in enumerate(good)
     ]
-    images = pictures(sum(good))
+    images = make_images(sum(good))
     return Unit(
         "/a.tar", "a", 0, True, 0, 0, 0, pa.Table.from_pylist(rows, schema=SAMPLE), patchify(images, 8)
     ), images
@@ -187,6 +186,9 @@ def test_units_with_and_without_good_images_have_one_schema(predictor):
 def test_only_what_is_asked_for_is_there(predictor, checkpoint):
     unit, _ = unit_of([True, False])
     assert "embedding" not in Unit.from_arrow(predictor(embedding=None)(unit.to_arrow())).samples.column_names
-    headless = formats.random(ViTConfig((32, 48), 8, 32, 2, 4, 64, num_classes=0), PREPROCESSING, 0)
+    config = ViTConfig(
+        image_size=(32, 48), patch_size=8, width=32, depth=2, heads=4, mlp_dim=64, num_classes=0
+    )
+    headless = random_checkpoint(config, PREPROCESSING, 0)
     samples = Unit.from_arrow(predictor(headless, top_k=0)(unit.to_arrow())).samples
     assert samples.column_names[len(SAMPLE) :] == ["embedding"] and samples["embedding"].null_count == 1

@@ -1,37 +1,34 @@
 """gpu_trial: what a run on several GPUs is, from what each of them can do."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from wordsworth.pipeline.cluster.session import GpuNode
+from wordsworth.pipeline.cluster.resources import GpuNode
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction import gpu_trial
 from wordsworth.pipeline.prediction.actor import PredictSettings
 from wordsworth.pipeline.prediction.gpu import DeviceLost
 from wordsworth.pipeline.prediction.gpu_modes import MODES
-from wordsworth.pipeline.prediction.gpu_trial import modes_of, try_gpus
+from wordsworth.pipeline.prediction.gpu_trial import GpuTrial, modes_of, try_gpus
+from wordsworth.pipeline.unit import GpuCall
 
 NODES = [GpuNode("a", 4.0, 1.0), GpuNode("b", 4.0, 1.0), GpuNode("no CPU", 0.0, 1.0)]
-GOOD = {
-    "gpu": "GPU on node a",
-    "mode": "graphs",
-    "batch_size": 256,
-    "notes": [],
-    "precision": "bf16",
-    "rate": 1000.0,
-}
+CALL = GpuCall(gpu="GPU on node a", mode="graphs", batch_size=256, notes=[])
+GOOD = GpuTrial(call=CALL, precision="bf16", rate=1000.0)
 
 
 @pytest.fixture
 def trial(monkeypatch):
-    """A function that tries GPUs which answer in turn as the lists of answers say; what each attempt was told, and the notes."""
+    """A function that tries GPUs which answer in turn as the lists of answers say; what each attempt was
+    told, and the notes."""
     seen = SimpleNamespace(settings=[], nodes=[], notes=[])
 
-    def run(*attempts: list[dict] | Exception, modes: tuple[str, ...] = MODES):
+    def run(*attempts: list[GpuTrial] | Exception, modes: tuple[str, ...] = MODES):
         answers = iter(attempts)
 
-        def tried(weights, settings, claim, nodes, note, patience):
+        def tried(weights, settings, claim, nodes, note, patience_s):
             seen.settings.append(settings)
             seen.nodes.append([node.node_id for node in nodes])
             answer = next(answers)
@@ -39,8 +36,8 @@ def trial(monkeypatch):
                 raise answer
             return iter(answer)
 
-        monkeypatch.setattr(gpu_trial, "_tried", tried)
-        settings = PredictSettings("auto", "cuda", None, gpu_modes=modes)
+        monkeypatch.setattr(gpu_trial, "_run_trials", tried)
+        settings = PredictSettings(precision="auto", device="cuda", batch_size=None, gpu_modes=modes)
         return try_gpus(None, settings, {"num_gpus": 1.0}, NODES, seen.notes.append, 60)
 
     return run, seen
@@ -48,13 +45,8 @@ def trial(monkeypatch):
 
 def test_all_do_what_the_least_of_them_can(trial):
     run, seen = trial
-    way = run(
-        [
-            GOOD,
-            GOOD
-            | {"gpu": "GPU on node b", "mode": "overlap", "batch_size": 64, "notes": ["why"], "rate": 500.0},
-        ]
-    )
+    other = GpuCall(gpu="GPU on node b", mode="overlap", batch_size=64, notes=["why"])
+    way = run([GOOD, replace(GOOD, call=other, rate=500.0)])
     assert (way.precision, way.modes, way.batch_size, way.notes) == (
         "bf16",
         ("overlap", "plain"),
@@ -62,22 +54,23 @@ def test_all_do_what_the_least_of_them_can(trial):
         ("why",),
     )
     assert (
-        way.told
-        == "GPU on node a and 1 more: bf16, overlapped batches, batches of 64, 500 images/s of the model alone"
+        way.told == "GPU on node a and 1 more: bf16, overlapped batches, batches of 64, "
+        "500 images/s of the model alone"
     )
     assert seen.nodes == [["a", "b"]], "a node without a CPU takes no actor"
 
 
 def test_where_one_computes_no_bf16_all_are_tried_in_fp32(trial):
     run, seen = trial
-    way = run([GOOD, GOOD | {"precision": "fp32"}], [GOOD | {"precision": "fp32", "batch_size": 128}] * 2)
+    smaller = GpuTrial(call=replace(CALL, batch_size=128), precision="fp32", rate=1000.0)
+    way = run([GOOD, replace(GOOD, precision="fp32")], [smaller] * 2)
     assert [settings.precision for settings in seen.settings] == ["auto", "fp32"]
     assert (way.precision, way.batch_size) == ("fp32", 128) and "all use fp32" in way.notes[0]
 
 
 def test_a_way_that_takes_a_gpu_down_is_left_for_the_next_and_the_last_one_ends_it(trial):
     run, seen = trial
-    way = run(DeviceLost("GPU on node a is lost: x"), [GOOD | {"mode": "overlap"}])
+    way = run(DeviceLost("GPU on node a is lost: x"), [replace(GOOD, call=replace(CALL, mode="overlap"))])
     assert [settings.gpu_modes for settings in seen.settings] == [MODES, MODES[1:]] and way.modes == MODES[1:]
     assert way.notes == ("GPU on node a is lost: x with --gpu-mode graphs: goes on with overlap",)
     with pytest.raises(

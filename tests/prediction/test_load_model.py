@@ -9,17 +9,19 @@ import torch
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction.load_model import load_model
-from wordsworth.vit_model import checkpoint as formats
-from wordsworth.vit_model.checkpoint import Checkpoint, save_folder
-from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig, variant
+from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint, save_folder
+from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
+from wordsworth.vit_model.variants import variant
 
-PREPROCESSING = Preprocessing("bilinear", 0.95, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+PREPROCESSING = Preprocessing(
+    interpolation="bilinear", crop_pct=0.95, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+)
 LABELS = ("ant", "bee", "cat")
 
 
 def make(config: ViTConfig, seed: int = 0, labels: tuple[str, ...] | None = LABELS) -> Checkpoint:
     """Every parameter random: zeros would hide that one was not loaded."""
-    made = formats.random(config, PREPROCESSING, seed, labels)
+    made = random_checkpoint(config, PREPROCESSING, seed, labels)
     generator = torch.Generator().manual_seed(seed)
     for tensor in made.state.values():
         tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
@@ -28,7 +30,9 @@ def make(config: ViTConfig, seed: int = 0, labels: tuple[str, ...] | None = LABE
 
 @pytest.fixture(scope="module")
 def small() -> Checkpoint:
-    return make(ViTConfig((32, 32), 8, 32, 2, 4, 64, num_classes=3))
+    return make(
+        ViTConfig(image_size=(32, 32), patch_size=8, width=32, depth=2, heads=4, mlp_dim=64, num_classes=3)
+    )
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ def refused(*arguments, **options) -> tuple[str, int]:
     return message, getattr(refusal.value, "exit_code", 1)
 
 
-# ---- model folders --------------------------------------------------------------------------------------------------------
+# ---- model folders ---------------------------------------------------------------------------------------
 
 
 def test_a_model_folder_is_loaded_as_it_was_saved(folder, small, monkeypatch):
@@ -119,7 +123,7 @@ def test_a_damaged_model_folder_names_its_file(folder):
     assert str(folder / "config.json") in refused(str(folder))[0]
 
 
-# ---- variants -------------------------------------------------------------------------------------------------------------
+# ---- variants --------------------------------------------------------------------------------------------
 
 
 def test_a_variant_without_weights_is_a_wrong_command():
@@ -142,7 +146,7 @@ def test_a_variant_takes_its_classes_from_the_weights(named):
     found = load_model("Ti/32", weights=str(path), note=notes.append)
     assert (
         len(notes) == 1
-        and "does not say how pictures are prepared, so: interpolation bicubic, crop_pct 0.9" in notes[0]
+        and "does not say how images are prepared, so: interpolation bicubic, crop_pct 0.9" in notes[0]
     )
     assert found.config == made.config and found.config.num_classes == 7 and found.labels is None
     assert all(torch.equal(found.state[name], made.state[name]) for name in made.state)
@@ -212,7 +216,7 @@ def test_a_file_that_is_no_weights_is_one_line(tmp_path, name, code):
     assert str(tmp_path / name) in message and exit_code == code
 
 
-# ---- labels and overrides -------------------------------------------------------------------------------------------------
+# ---- labels and overrides --------------------------------------------------------------------------------
 
 
 def test_a_labels_file_replaces_the_names(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""compressed: a compressed tar gives what the tar gives, and where it is cut, damaged or a bomb, one row says so."""
+"""Show that a compressed tar gives what the tar gives, and one row more if it is cut, damaged or a bomb."""
 
 import gzip
 import io
@@ -15,16 +15,17 @@ from fsspec.implementations.local import LocalFileSystem
 from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.tars import make_tar
 from wordsworth.pipeline.sources import compressed, reader
-from wordsworth.pipeline.sources.compressed import Damaged, Decompressed
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import find_shards
-from wordsworth.pipeline.storage.filesystem import ObjectStream
+from wordsworth.pipeline.sources.compressed import CompressedCut, Decompressed
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.storage.streams import ObjectStream
 
 FORMS = ("gz", "zst")
 
 
 def images(count: int) -> list[tuple[str, bytes]]:
-    """Bytes that do not compress, as pictures do not, and a sidecar behind each."""
+    """Return members that do not compress, as images do not, and a sidecar behind each."""
     generator = random.Random(count)
     pairs = [
         ((f"d/{n:03d}.jpg", generator.randbytes(200 + 90 * n)), (f"d/{n:03d}.json", b"{}"))
@@ -56,7 +57,7 @@ def content(units) -> list[tuple]:
     ]
 
 
-# ---- whole tars -----------------------------------------------------------------------------------------------------------
+# ---- whole tars --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "A.TAR.ZST", "a.tzst"])
@@ -94,7 +95,7 @@ def test_a_reading_begun_at_any_unit_makes_the_same_units_and_counts_every_byte_
         (f"{n:03d}.jpg", generator.randbytes(40_000)) for n in range(40)
     ]  # many compressed chunks and pieces
     shard = shard_of(place(tmp_path, squeeze(make_tar(members), form), form))
-    settings = ReadSettings(7)
+    settings = ReadSettings(unit_rows=7)
     units = content(list(read_units(shard, settings)))
     assert (
         len(units) == 6
@@ -105,7 +106,7 @@ def test_a_reading_begun_at_any_unit_makes_the_same_units_and_counts_every_byte_
         assert content(list(read_units(shard, settings, number + 1, position, index))) == units[at:]
 
 
-# ---- cuts and damage ------------------------------------------------------------------------------------------------------
+# ---- cuts and damage ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -170,7 +171,7 @@ def test_the_bytes_before_damage_do_not_depend_on_how_they_are_asked_for():
 
     def read(size):
         stream, out = Decompressed(io.BytesIO(bytes(bad)), "gzip"), b""
-        with pytest.raises(Damaged) as damage:
+        with pytest.raises(CompressedCut) as damage:
             while piece := stream.read(size):
                 out += piece
         assert damage.value.offset == len(out)
@@ -185,7 +186,7 @@ def test_the_bytes_before_damage_do_not_depend_on_how_they_are_asked_for():
     assert read(1) == read(1 << 20) and read(7)[: len(by_hand)] == by_hand and len(by_hand) > 1000
 
 
-# ---- bombs and memory -----------------------------------------------------------------------------------------------------
+# ---- bombs and memory --------------------------------------------------------------------------------------
 
 
 def zeros(form: str, mib: int) -> bytes:
@@ -233,7 +234,7 @@ def test_memory_stays_bounded_on_300_megabytes_that_compress_to_a_few(tmp_path, 
     assert path.stat().st_size < 10 << 20
     tracemalloc.start()
     seen = 0
-    for unit in read_units(shard_of(path), ReadSettings(4)):
+    for unit in read_units(shard_of(path), ReadSettings(unit_rows=4)):
         seen += len(unit.samples)
         assert unit.samples["error"].null_count == len(unit.samples)
     peak = tracemalloc.get_traced_memory()[1]
@@ -241,7 +242,7 @@ def test_memory_stays_bounded_on_300_megabytes_that_compress_to_a_few(tmp_path, 
     assert seen == 300 and peak < 40 << 20, peak
 
 
-# ---- the store ------------------------------------------------------------------------------------------------------------
+# ---- the store ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -260,7 +261,7 @@ def test_a_store_that_fails_in_the_middle_is_a_fault_and_no_row(tmp_path, monkey
     fs = LocalFileSystem(skip_instance_cache=True)
     monkeypatch.setattr(fs, "open", lambda path, *args, **options: Failing(data))
     monkeypatch.setattr(reader, "open_filesystem", lambda uri, options=None: (fs, uri))
-    *units, fault = read_units(shard, ReadSettings(4))
+    *units, fault = read_units(shard, ReadSettings(unit_rows=4))
     assert fault.fault == "OSError: 503 SlowDown" and not fault.last and len(fault.samples) == 0
     assert units and not any(unit.last or unit.samples["error"].null_count < 4 for unit in units)
 
@@ -270,7 +271,7 @@ def test_bytes_that_differ_once_make_no_truncated_row(tmp_path, monkeypatch, for
     generator = random.Random(1)
     data = squeeze(make_tar([(f"{n:03d}.jpg", generator.randbytes(90_000)) for n in range(30)]), form)
     shard = shard_of(place(tmp_path, data, form))
-    whole, readings = told(read_units(shard, ReadSettings(4))), []
+    whole, readings = told(read_units(shard, ReadSettings(unit_rows=4))), []
 
     def flipped(fs, path, size, position):
         readings.append(1)
@@ -282,7 +283,7 @@ def test_bytes_that_differ_once_make_no_truncated_row(tmp_path, monkeypatch, for
         return stream
 
     monkeypatch.setattr(reader, "ObjectStream", flipped)
-    assert told(read_units(shard, ReadSettings(4))) == whole and len(readings) == 2
+    assert told(read_units(shard, ReadSettings(unit_rows=4))) == whole and len(readings) == 2
 
 
 def test_compressed_tars_are_found_beside_plain_ones(tmp_path):

@@ -1,4 +1,4 @@
-"""source: what the user points at becomes shards, each once, in a fixed order, under names that only what they are decides."""
+"""Show that sources become shards, each once, in a fixed order, with names made from the shard alone."""
 
 import hashlib
 import os
@@ -8,8 +8,9 @@ import pytest
 
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources import shards as source
-from wordsworth.pipeline.sources.shards import LISTING, Shard, find_shards, listing_table
+from wordsworth.pipeline.sources import finder as source
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def images(tmp_path):
     return fill(tmp_path / "images", "b.jpg", "a.JPEG", "c/d.png", "c/._d.png", "notes.txt", "e.v1.2.jpg")
 
 
-# ---- what is found --------------------------------------------------------------------------------------------------------
+# ---- what is found -----------------------------------------------------------------------------------------
 
 
 def test_a_file_a_folder_and_globs_of_tars(tars, monkeypatch):
@@ -129,16 +130,16 @@ def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_
         ("empty", {}, "no .tar shards, images or tables in {root}/empty (it holds no file at all)"),
         ("papers", {}, "no .tar shards, images or tables in {root}/papers (it holds 2 .pdf, 1 .txt)"),
         ("papers/a.pdf", {}, "no .tar shards, images or tables in {root}/papers/a.pdf (it holds 1 .pdf)"),
-        ("pictures", {"format": "tar"}, "no .tar shards in {root}/pictures"),
+        ("photos", {"format": "tar"}, "no .tar shards in {root}/photos"),
         (
-            "pictures",
+            "photos",
             {"image_keys": ("png",)},
-            "no .tar shards, images or tables in {root}/pictures (it holds 1 .jpg)",
+            "no .tar shards, images or tables in {root}/photos (it holds 1 .jpg)",
         ),
     ],
 )
 def test_a_source_of_nothing_is_one_line_that_says_what_and_where(tmp_path, name, options, message):
-    fill(tmp_path, "papers/a.pdf", "papers/b.pdf", "papers/c.txt", "pictures/a.jpg")
+    fill(tmp_path, "papers/a.pdf", "papers/b.pdf", "papers/c.txt", "photos/a.jpg")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as refusal:
         find_shards([f"{tmp_path}/{name}"], **options)
@@ -169,7 +170,7 @@ def test_a_name_that_is_no_utf8_is_refused_by_its_name(tmp_path):
         find_shards([str(tmp_path)])
 
 
-# ---- identity -------------------------------------------------------------------------------------------------------------
+# ---- identity ----------------------------------------------------------------------------------------------
 
 
 def test_an_id_changes_with_size_time_and_place_and_with_nothing_else(tars, tmp_path, monkeypatch):
@@ -207,10 +208,10 @@ def test_the_id_of_a_page_changes_with_each_of_its_images(images):
 
 def test_names_come_from_the_uri_and_never_from_keys():
     member = {"key": "../../etc/passwd.jpg", "size": 1, "version": ""}
-    page = Shard("images", "s3://b/pets", 1, "", 0, (member,))
+    page = Shard(kind="images", uri="s3://b/pets", size=1, version="", first_index=0, members=(member,))
     assert page.name == f"pets-{page.id}"
     odd = [
-        Shard("tar", uri, 1, "")
+        Shard(kind="tar", uri=uri, size=1, version="")
         for uri in ("/a/b/x y%2F.tar", "/a/..tar", "/a/-end.tar", "s3://b/" + "n" * 300 + ".tar", "/a/é.tar")
     ]
     for shard in odd:
@@ -226,7 +227,7 @@ def test_a_shard_survives_its_listing(images, tars):
     assert table["id"].to_pylist() == [shard.id for shard in shards]
 
 
-# ---- pages ----------------------------------------------------------------------------------------------------------------
+# ---- pages -------------------------------------------------------------------------------------------------
 
 
 def test_pages_of_loose_images_number_them_without_gaps_across_sources(tmp_path, monkeypatch):
@@ -249,7 +250,7 @@ def test_a_page_holds_4096_images(bucket):
     assert [(shard.first_index, len(shard.members)) for shard in listing.shards] == [(0, 4096), (4096, 1)]
 
 
-# ---- stores ---------------------------------------------------------------------------------------------------------------
+# ---- stores ------------------------------------------------------------------------------------------------
 
 
 def test_a_store_is_listed_like_a_disk_and_its_etags_are_the_versions(bucket):

@@ -8,9 +8,9 @@ import pytest
 from tests.support.builders import photo, write_tar
 from tests.support.serving import Quiet, serving
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
-from wordsworth.pipeline.sources.shards import find_shards
 from wordsworth.pipeline.storage.filesystem import ALLOW_HTTP
 
 ALLOWED = {ALLOW_HTTP: True}
@@ -18,7 +18,7 @@ ALLOWED = {ALLOW_HTTP: True}
 
 @contextmanager
 def web(files: dict[str, bytes | int]) -> Iterator[tuple[str, list[str]]]:
-    """A web server with byte ranges; a number in place of a file is the status that it answers. Its address, and what was asked."""
+    """Serve files with byte ranges; a number instead of a file is the status. Give address and requests."""
     asked: list[str] = []
 
     class Handler(Quiet):
@@ -44,7 +44,7 @@ def web(files: dict[str, bytes | int]) -> Iterator[tuple[str, list[str]]]:
 
 def rows(uri: str, **settings) -> list[dict]:
     (shard,) = find_shards([uri], storage_options=ALLOWED).shards
-    units = list(read_units(shard, ReadSettings(100, storage_options=ALLOWED, **settings)))
+    units = list(read_units(shard, ReadSettings(unit_rows=100, storage_options=ALLOWED, **settings)))
     assert not any(unit.fault for unit in units), [unit.fault for unit in units]
     return [row for unit in units for row in unit.samples.to_pylist()]
 
@@ -57,7 +57,7 @@ def test_a_web_server_is_asked_nothing_unless_it_is_allowed(tmp_path):
             find_shards([f"{address}/a.tar"])
         (tmp_path / "t.jsonl").write_text(f'{{"url": "{address}/x.jpg"}}\n')
         (shard,) = find_shards([str(tmp_path / "t.jsonl")]).shards
-        (unit,) = read_units(shard, ReadSettings(10))
+        (unit,) = read_units(shard, ReadSettings(unit_rows=10))
         assert unit.samples["error"].to_pylist() == ["refused_uri"]
         assert asked == []
 

@@ -1,4 +1,4 @@
-"""lint: each finding planted in a tar is found at its byte, a clean shard has none, and lint sees the labeler's samples."""
+"""Show that lint finds each planted fault at its byte, none in a clean shard, and the labeler's samples."""
 
 import gzip
 import io
@@ -26,8 +26,9 @@ from tests.support.tars import (
     sparse_6_gib,
     write_shard,
 )
-from wordsworth.pipeline.sources import lint as lint_module
-from wordsworth.pipeline.sources.lint import CODES, HARMLESS, Finding, Report, lint
+from wordsworth.pipeline.sources import lint_tar as lint_module
+from wordsworth.pipeline.sources.lint import lint
+from wordsworth.pipeline.sources.lint_report import CODES, HARMLESS, LintFinding, LintReport
 from wordsworth.pipeline.sources.samples import ReadSettings
 
 
@@ -39,9 +40,9 @@ PAIR = member(b"a.jpg") + member(b"a.json", b"{}")  # 4 blocks
 NEXT = member(b"b.jpg") + member(b"b.json", b"{}")
 
 
-def report_of(tmp_path: Path, data: bytes, **settings) -> Report:
+def report_of(tmp_path: Path, data: bytes, **settings) -> LintReport:
     (tmp_path / "s.tar").write_bytes(data)
-    return lint([str(tmp_path / "s.tar")], ReadSettings(1, **settings))
+    return lint([str(tmp_path / "s.tar")], ReadSettings(unit_rows=1, **settings))
 
 
 def found(tmp_path: Path, data: bytes, **settings) -> dict[str, list[tuple[str | None, int | None]]]:
@@ -154,7 +155,7 @@ def test_junk_behind_the_end_is_told_with_the_cut_that_the_labeler_will_write(tm
     assert [row["error"] for row in rows] == [None, "shard_truncated"]
 
 
-# ---- order, keys, sidecars ------------------------------------------------------------------------------------------------
+# ---- order, keys, sidecars ---------------------------------------------------------------------------------
 
 
 def test_shards_sorted_by_key_or_by_file_name_are_in_order(tmp_path):
@@ -197,7 +198,7 @@ def test_a_random_shard_lacks_exactly_what_counting_says(tmp_path):
 def test_places_are_capped_and_counts_are_not(tmp_path):
     path = tmp_path / "s.tar"
     path.write_bytes(make_tar([(f"{number:04d}.json", b"1") for number in range(300)]))
-    (finding,) = lint([str(path)], ReadSettings(1), most_places=7).findings
+    (finding,) = lint([str(path)], ReadSettings(unit_rows=1), most_places=7).findings
     assert (finding.code, finding.count, [place.key for place in finding.places]) == (
         "missing_image",
         300,
@@ -212,14 +213,14 @@ def test_memory_holds_neither_members_nor_keys_and_a_key_of_a_million_characters
             info = tarfile.TarInfo(f"{number:03d}{'k' * 500_000}.json")
             info.size = 1 << 20
             archive.addfile(info, io.BytesIO(bytes(1 << 20)))
-    reports: list[Report] = []
-    peak = peak_bytes(lambda: reports.append(lint([str(path)], ReadSettings(1))))
+    reports: list[LintReport] = []
+    peak = peak_bytes(lambda: reports.append(lint([str(path)], ReadSettings(unit_rows=1))))
     (finding,) = reports[0].findings
     assert finding.count == 40 and {len(place.key) for place in finding.places} == {1000}
     assert peak < 12 << 20, f"{peak >> 20} MiB for a tar of {path.stat().st_size >> 20} MiB"
 
 
-# ---- the labeler's view ---------------------------------------------------------------------------------------------------
+# ---- the labeler's view ------------------------------------------------------------------------------------
 
 
 def odd_shards() -> dict[str, bytes]:
@@ -261,9 +262,9 @@ def test_lint_and_the_labeler_agree_on_samples_images_and_cuts(tmp_path, name):
     cuts = [(None, row["offset"]) for row in rows if row["error"] == "shard_truncated"]
     assert report.samples == len(rows) - len(cuts)
     for code, theirs in (("missing_image", "missing_image"), ("sparse_member", "sparse_member")):
-        keys = [place.key for place in by_code.get(code, Finding("", "")).places]
+        keys = [place.key for place in by_code.get(code, LintFinding("", "")).places]
         assert keys == [row["key"] for row in rows if row["error"] == theirs]
-    assert [place[:2] for place in by_code.get("truncated", Finding("", "")).places] == cuts
+    assert [place[:2] for place in by_code.get("truncated", LintFinding("", "")).places] == cuts
 
 
 def test_the_odd_shards_have_what_the_agreement_is_about(tmp_path):
@@ -274,7 +275,7 @@ def test_the_odd_shards_have_what_the_agreement_is_about(tmp_path):
     )
 
 
-# ---- stores ---------------------------------------------------------------------------------------------------------------
+# ---- stores ------------------------------------------------------------------------------------------------
 
 
 def flaky(monkeypatch, open_):
@@ -311,7 +312,7 @@ def test_a_shard_that_the_store_does_not_give_is_no_finding_and_the_others_are_r
         return file
 
     flaky(monkeypatch, refuse)
-    report = lint([str(tmp_path)], ReadSettings(1))
+    report = lint([str(tmp_path)], ReadSettings(unit_rows=1))
     assert report.unreadable == {str(tmp_path / "b.tar"): "OSError: 503 SlowDown"} and not report.clean
     assert [(finding.code, os.path.basename(finding.shard)) for finding in report.findings] == [
         ("truncated", "c.tar")
@@ -322,17 +323,17 @@ def test_a_store_gives_the_same_findings_as_a_disk(tmp_path):
     data = NEXT + PAIR + member(b"README") + PAIR[:700]
     with s3_bucket() as bucket:
         bucket.objects["b/s.tar"] = data
-        theirs = lint(["s3://b/s.tar"], ReadSettings(1)).findings
+        theirs = lint(["s3://b/s.tar"], ReadSettings(unit_rows=1)).findings
     ours = report_of(tmp_path, data).findings
     assert {finding.shard for finding in theirs} == {"s3://b/s.tar"} and len(ours) == 3
     assert [(f.code, f.count, f.places) for f in theirs] == [(f.code, f.count, f.places) for f in ours]
 
 
-# ---- loose images ---------------------------------------------------------------------------------------------------------
+# ---- loose images ------------------------------------------------------------------------------------------
 
 
 def test_loose_images_empty_large_or_of_one_key_are_found_across_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr("wordsworth.pipeline.sources.shards.PAGE", 2)
+    monkeypatch.setattr("wordsworth.pipeline.sources.finder.PAGE", 2)
     sizes = {
         "a.jpg": 3,
         "a.png": 3,
@@ -347,7 +348,9 @@ def test_loose_images_empty_large_or_of_one_key_are_found_across_pages(tmp_path,
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)
     begun = []
-    report = lint([str(tmp_path)], ReadSettings(1, max_bytes=10), begun=lambda *told: begun.append(told))
+    report = lint(
+        [str(tmp_path)], ReadSettings(unit_rows=1, max_bytes=10), on_shard=lambda *told: begun.append(told)
+    )
     assert {finding.code: [tuple(place[:2]) for place in finding.places] for finding in report.findings} == {
         "empty_file": [("b.v1.jpg", None)],
         "oversized_member": [("c.jpg", None)],
@@ -360,7 +363,7 @@ def test_loose_images_empty_large_or_of_one_key_are_found_across_pages(tmp_path,
 def test_clean_loose_images_have_no_finding(tmp_path):
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_bytes(b"x")
-    report = lint([str(tmp_path)], ReadSettings(1))
+    report = lint([str(tmp_path)], ReadSettings(unit_rows=1))
     assert report.clean and report.findings == [] and json.dumps(report.ignored) == "{}"
 
 
@@ -375,7 +378,7 @@ def test_a_compressed_tar_is_linted_as_the_tar_in_it(tmp_path, ending):
         path = tmp_path / name / f"a{ending}"
         path.parent.mkdir()
         path.write_bytes(data)
-        found = {finding.code for finding in lint([str(path)], ReadSettings(1)).findings}
+        found = {finding.code for finding in lint([str(path)], ReadSettings(unit_rows=1)).findings}
         assert found >= extra
         if not extra:
             assert found == {"skipped_member", "missing_image", "hidden_extension"}
@@ -389,7 +392,7 @@ def test_a_table_is_linted_without_asking_for_what_it_names(tmp_path):
         '{"url": "x.jpg", "id": "a"}',
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
-    report = lint([str(tmp_path / "t.jsonl")], ReadSettings(1, key="id"))
+    report = lint([str(tmp_path / "t.jsonl")], ReadSettings(unit_rows=1, key="id"))
     assert {finding.code: finding.count for finding in report.findings} == {
         "bad_record": 1,
         "missing_image": 1,

@@ -1,4 +1,4 @@
-"""packing: the same folder gives the same bytes, and every image comes back under a key of its own, with its class."""
+"""Show that a folder gives the same bytes each time, and every image comes back with its key and class."""
 
 import hashlib
 import io
@@ -10,8 +10,8 @@ import webdataset
 from tests.support.samples import rows_of, units_of
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.pack import pack
-from wordsworth.pipeline.sources.shards import find_shards
 from wordsworth.pipeline.sources.tar import read_samples
 
 

@@ -1,4 +1,4 @@
-"""reader: a shard gives the same units at every reading, each sample once, and a store's fault is never a row."""
+"""Show that a shard gives the same units at every reading, each sample once, and that a fault is no row."""
 
 import io
 import os
@@ -11,14 +11,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.support.samples import rows_of, shard_of, units_of, write_tar
 from tests.support.stores import s3_bucket
-from wordsworth.pipeline.output.committed import Done
-from wordsworth.pipeline.output.frozen_listing import open_shards
 from wordsworth.pipeline.sources import reader
-from wordsworth.pipeline.sources.reader import ReadSettings, read_stage, read_units
-from wordsworth.pipeline.sources.shards import find_shards, listing_table
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.unit import Unit
 
-SETTINGS = ReadSettings(4)
+SETTINGS = ReadSettings(unit_rows=4)
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def broken(monkeypatch, open_, **fields):
     monkeypatch.setattr(reader, "open_filesystem", lambda uri, options=None: (fs, uri))
 
 
-# ---- units ----------------------------------------------------------------------------------------------------------------
+# ---- units -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_a_second_reading_and_one_begun_at_any_unit_make_the_same_units(tmp_path
         if kind == "cut":
             os.truncate(path, path.read_bytes().index(b"d/010.jpg") + 700)
         shard = shard_of(path)
-    settings = ReadSettings(3, keep=("json",))
+    settings = ReadSettings(unit_rows=3, keep=("json",))
     units = content(list(read_units(shard, settings)))
     assert len(units) == 4 and content(list(read_units(shard, settings))) == units
     for place, (number, _, position, index, *_) in enumerate(units[:-1], 1):
@@ -135,10 +134,12 @@ def test_an_object_of_no_bytes_is_a_truncated_shard(tmp_path):
 
 
 def test_pages_of_one_prefix_number_their_images_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("wordsworth.pipeline.sources.shards.PAGE", 3)
+    monkeypatch.setattr("wordsworth.pipeline.sources.finder.PAGE", 3)
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(image(number))
-    units = [list(read_units(shard, ReadSettings(2))) for shard in find_shards([str(tmp_path)]).shards]
+    units = [
+        list(read_units(shard, ReadSettings(unit_rows=2))) for shard in find_shards([str(tmp_path)]).shards
+    ]
     assert [row["index"] for page in units for row in rows_of(page)] == [0, 1, 2, 3, 4]
     assert [[(unit.next_offset, unit.next_index) for unit in page] for page in units] == [
         [(2, 2), (3, 3)],
@@ -146,7 +147,7 @@ def test_pages_of_one_prefix_number_their_images_on(tmp_path, monkeypatch):
     ]
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def test_a_sample_without_an_image_is_a_row_that_says_so(tmp_path):
@@ -202,13 +203,13 @@ def test_an_image_over_the_limit_is_a_row_and_is_never_held(tmp_path):
     (tmp_path / "i/a.jpg").write_bytes(b"x" * 101)
     (tmp_path / "i/b.jpg").write_bytes(b"x" * 100)
     for shard in (shard_of(path), shard_of(tmp_path / "i")):
-        (unit,) = read_units(shard, ReadSettings(4, max_bytes=100))
+        (unit,) = read_units(shard, ReadSettings(unit_rows=4, max_bytes=100))
         rows = rows_of([unit])
         assert [(row["error"], row["size"]) for row in rows] == [("too_many_bytes", 101), (None, 100)]
         assert rows[0]["error_detail"] == "101 bytes" and unit.payload.size == 100
 
 
-# ---- cut tars and faults --------------------------------------------------------------------------------------------------
+# ---- cut tars and faults -----------------------------------------------------------------------------------
 
 
 def test_a_cut_tar_gives_its_whole_samples_and_one_row_for_the_rest(tmp_path, monkeypatch):
@@ -364,29 +365,14 @@ def test_a_refused_loose_image_is_a_fault_and_no_row(tmp_path, monkeypatch, wait
     assert unit.fault == "PermissionError: 403" and not unit.last and waits == []
 
 
-# ---- the stages -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_read_stage_makes_only_the_units_that_are_not_there(tmp_path, monkeypatch):
-    shard = shard_of(write_tar(tmp_path / "a.tar", members(18)))
-    units = content(list(read_units(shard, SETTINGS)))
-    (row,) = (table.drop_columns(["start", "have"]) for table in open_shards(listing_table([shard]), Done()))
-
-    def read(start, have):
-        footer = {"next_offset": units[start - 1][2], "next_index": units[start - 1][3]}
-        monkeypatch.setattr(reader, "read_footer", lambda fs, path: footer)
-        todo = row.append_column("start", [[start]]).append_column("have", [[have]])
-        return content(
-            [Unit.from_arrow(table) for table in read_stage(todo, SETTINGS, str(tmp_path / "out"))]
-        )
-
-    assert read(0, []) == units
-    assert read(2, [0, 1]) == units[2:]
-    assert read(1, [0, 2, 4]) == [units[1], units[3]]
+# ---- the imports -------------------------------------------------------------------------------------------
 
 
 def test_reading_and_decoding_load_neither_torch_nor_ray():
-    script = "import sys, wordsworth.pipeline.{}; print(sorted({{'torch', 'ray', 'timm', 'torchvision'}} & set(sys.modules)))"
+    script = (
+        "import sys, wordsworth.pipeline.{}; "
+        "print(sorted({{'torch', 'ray', 'timm', 'torchvision'}} & set(sys.modules)))"
+    )
     modules = (
         "storage.filesystem",
         "sources.shards",

@@ -1,4 +1,4 @@
-"""table: every record is one row, whatever is wrong with it or with what it names, and no record shifts another."""
+"""Show that every record is one row, whatever is wrong with it or its image, and no record shifts another."""
 
 import os
 import random
@@ -10,11 +10,12 @@ import pytest
 
 from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.stores import s3_bucket
-from tests.support.tables import picture, write_csv, write_files, write_jsonl, write_parquet
+from tests.support.tables import image_bytes, write_csv, write_files, write_jsonl, write_parquet
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources import table_records as records
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +38,13 @@ def content(units) -> list[tuple]:
     ]
 
 
-# ---- where the image is ---------------------------------------------------------------------------------------------------
+# ---- where the image is ------------------------------------------------------------------------------------
 
 
 def hugging_face(count: int) -> dict:
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     return {
-        "image": pa.array([{"bytes": picture(n), "path": f"{n}.jpg"} for n in range(count)], struct),
+        "image": pa.array([{"bytes": image_bytes(n), "path": f"{n}.jpg"} for n in range(count)], struct),
         "n": list(range(count)),
     }
 
@@ -51,8 +52,8 @@ def hugging_face(count: int) -> dict:
 @pytest.mark.parametrize(
     "columns",
     [
-        {"n": range(9), "photo": pa.array(map(picture, range(9)), pa.binary())},
-        {"n": range(9), "photo": pa.array(map(picture, range(9)), pa.large_binary())},
+        {"n": range(9), "photo": pa.array(map(image_bytes, range(9)), pa.binary())},
+        {"n": range(9), "photo": pa.array(map(image_bytes, range(9)), pa.large_binary())},
         hugging_face(9),
     ],
     ids=["the only binary column", "large", "a struct with bytes"],
@@ -62,8 +63,8 @@ def test_bytes_are_found_without_a_name_and_keyed_by_their_row(tmp_path, columns
         {name: column if isinstance(column, pa.Array) else list(column) for name, column in columns.items()}
     )
     units = units_of(write_parquet(tmp_path / "t.parquet", table), keep=("n",))
-    assert told(units) == [(str(n), len(picture(n)), None) for n in range(9)]
-    assert payload(units) == b"".join(map(picture, range(9)))
+    assert told(units) == [(str(n), len(image_bytes(n)), None) for n in range(9)]
+    assert payload(units) == b"".join(map(image_bytes, range(9)))
     assert all(row["offset"] is None and row["sidecars"] == [row["key"]] for row in rows_of(units))
 
 
@@ -80,19 +81,19 @@ def write(folder, form: str, rows: list[dict]):
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "jsonl", "ndjson"])
 def test_a_column_of_names_is_found_and_its_files_are_fetched_in_order(tmp_path, form):
-    names = write_files(tmp_path / "pictures", 70)
+    names = write_files(tmp_path / "images", 70)
     rows = [
         {"id": f"k{n}", "caption": f'a "photo",\n{n}', "file_name": name, "path": "no"}
         for n, name in enumerate(names)
     ]
     path = write(tmp_path, form, rows)
     units = units_of(path, rows=16, keep=("caption",))
-    assert told(units) == [(name, len(picture(n)), None) for n, name in enumerate(names)], (
+    assert told(units) == [(name, len(image_bytes(n)), None) for n, name in enumerate(names)], (
         "the first column of such a name"
     )
-    assert payload(units) == b"".join(map(picture, range(70)))
+    assert payload(units) == b"".join(map(image_bytes, range(70)))
     assert [row["sidecars"] for row in rows_of(units)] == [[f'a "photo",\n{n}'] for n in range(70)]
-    assert told(units_of(path, key="id", rows=99))[7] == ("k7", len(picture(7)), None)
+    assert told(units_of(path, key="id", rows=99))[7] == ("k7", len(image_bytes(7)), None)
     assert {row["error"] for row in rows_of(units_of(path, image_column="path"))} == {"not_found"}
 
 
@@ -143,7 +144,7 @@ def test_half_a_surrogate_pair_in_a_json_reaches_the_row(tmp_path):
     assert (row["key"], row["error"], row["sidecars"]) == ("\\ud800.jpg", "refused_uri", ["\\udfff"])
 
 
-# ---- units ----------------------------------------------------------------------------------------------------------------
+# ---- units -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
@@ -152,7 +153,7 @@ def test_a_reading_begun_at_any_unit_makes_the_same_units_and_counts_every_byte_
     path = write(tmp_path, form, rows)
     if form == "parquet":
         write_parquet(path, pa.Table.from_pylist(rows), rows_in_group=5)
-    shard, settings = shard_of(path), ReadSettings(4, keep=("t",))
+    shard, settings = shard_of(path), ReadSettings(unit_rows=4, keep=("t",))
     units = content(list(read_units(shard, settings)))
     assert [len(unit[5]) for unit in units] == [4, 4, 4, 4, 4, 3] and [unit[3] for unit in units] == [
         4,
@@ -174,7 +175,7 @@ def test_a_table_without_records_is_one_empty_last_unit(tmp_path, form, text):
     assert (unit.last, len(unit.samples), unit.fault, unit.bytes_read) == (True, 0, None, len(text))
 
 
-# ---- records that are wrong -----------------------------------------------------------------------------------------------
+# ---- records that are wrong --------------------------------------------------------------------------------
 
 
 def test_a_malformed_line_of_json_is_a_row_and_shifts_nothing(tmp_path):
@@ -224,7 +225,7 @@ def test_a_malformed_line_of_json_is_a_row_and_shifts_nothing(tmp_path):
 )
 @pytest.mark.parametrize("quoted_later", [False, True])
 def test_a_malformed_line_of_csv_costs_itself_and_no_other(tmp_path, bad, quoted_later):
-    """An open quote would swallow all lines up to the next one: the rows behind it must be there all the same."""
+    """An open quote would swallow all lines up to the next quote: these rows must be there all the same."""
     (tmp_path / "a.jpg").write_bytes(b"abc")
     good = [b"a.jpg,%d" % n for n in range(8)]
     later = b'a.jpg,"two\nlines"' if quoted_later else b"a.jpg,9"
@@ -266,7 +267,7 @@ def test_an_empty_cell_is_a_missing_image_and_too_large_a_one_is_not_held(tmp_pa
     assert told(units_of(path, max_bytes=5)) == [("a.jpg", 6, "too_many_bytes"), ("1", None, "missing_image")]
 
 
-# ---- damaged Parquet ------------------------------------------------------------------------------------------------------
+# ---- damaged Parquet ---------------------------------------------------------------------------------------
 
 
 def noisy(count: int) -> dict:
@@ -287,7 +288,7 @@ def test_a_parquet_file_with_a_damaged_page_gives_the_rows_before_it_and_one_tha
     at = data.index(noisy(40)["image"][31]) + 100
     data[at] ^= 1
     path.write_bytes(data)
-    shard, settings = shard_of(path), ReadSettings(4)
+    shard, settings = shard_of(path), ReadSettings(unit_rows=4)
     units = content(list(read_units(shard, settings)))
     *good, rest = told(list(read_units(shard, settings)))
     assert rest == (None, None, "shard_truncated") and good == whole[: len(good)] and 24 <= len(good) <= 31
@@ -319,9 +320,9 @@ def test_a_store_that_fails_under_a_parquet_file_is_a_fault_and_never_a_cut(tmp_
             return read(self, path, start, end)
 
         bucket.cat_file = failing
-        assert told(list(read_units(shard, ReadSettings(40)))) == told(units_of(path))
+        assert told(list(read_units(shard, ReadSettings(unit_rows=40)))) == told(units_of(path))
         left[0] = (1000 - left[0]) * 3 // 4  # of the readings that it takes
-        *units, fault = read_units(shard, ReadSettings(40))
+        *units, fault = read_units(shard, ReadSettings(unit_rows=40))
         assert (
             "503" in fault.fault
             and not fault.last
@@ -330,7 +331,7 @@ def test_a_store_that_fails_under_a_parquet_file_is_a_fault_and_never_a_cut(tmp_
         )
 
 
-# ---- listing and memory ---------------------------------------------------------------------------------------------------
+# ---- listing and memory ------------------------------------------------------------------------------------
 
 
 def test_tables_are_found_by_name_and_mixtures_are_refused_until_the_format_is_said(tmp_path):
@@ -347,12 +348,15 @@ def test_tables_are_found_by_name_and_mixtures_are_refused_until_the_format_is_s
     assert {shard.kind for shard in listing.shards} == {"table"} and listing.ignored == {".txt": 1}
     (tmp_path / "g.tar").write_bytes(b"x")
     (tmp_path / "h.jpg").write_bytes(b"x")
-    message = "holds both .tar shards and images and tables: say which with --format tar or --format images or --format table"
+    message = (
+        "holds both .tar shards and images and tables: "
+        "say which with --format tar or --format images or --format table"
+    )
     with pytest.raises(UserError, match=message):
         find_shards([str(tmp_path)])
     assert (
-        len(find_shards([str(tmp_path)], "table").shards) == 5
-        and len(find_shards([str(tmp_path)], "tar").shards) == 1
+        len(find_shards([str(tmp_path)], format="table").shards) == 5
+        and len(find_shards([str(tmp_path)], format="tar").shards) == 1
     )
 
 
@@ -380,4 +384,6 @@ def test_a_parquet_file_is_read_in_a_small_part_of_its_size(tmp_path):
 
 
 def units_iterated(path):
-    yield from read_units(shard_of(path), ReadSettings(64, image_column="image", unit_bytes=4 << 20))
+    yield from read_units(
+        shard_of(path), ReadSettings(unit_rows=64, image_column="image", unit_bytes=4 << 20)
+    )

@@ -1,5 +1,6 @@
-"""uris: a table's URIs are followed where they may be, fetched in order, and a store's fault is never a row."""
+"""Show that a table's URIs are followed where they may be, in order, and a store's fault is no row."""
 
+import itertools
 import os
 import threading
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from tests.support.stores import s3_bucket
 from tests.support.tables import write_csv, write_files, write_jsonl
 from wordsworth.pipeline.sources import table
 from wordsworth.pipeline.sources import table_images as uris
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.storage.filesystem import open_filesystem
 
 
@@ -57,7 +59,7 @@ def test_a_table_in_a_bucket_names_its_neighbours_and_never_this_machine(tmp_pat
         write_jsonl(tmp_path / "t.jsonl", [{"url": uri} for uri in [*refused, *reached, *missing]])
         bucket.objects["b/dir/t.jsonl"] = (tmp_path / "t.jsonl").read_bytes()
         (shard,) = find_shards(["s3://b/dir/t.jsonl"]).shards
-        units = list(read_units(shard, ReadSettings(99)))
+        units = list(read_units(shard, ReadSettings(unit_rows=99)))
     rows = rows_of(units)
     assert [row["key"] for row in rows] == [*refused, *reached, *missing]
     assert [row["error"] for row in rows] == ["refused_uri"] * 13 + [None] * 5 + ["not_found"] * 5
@@ -100,23 +102,23 @@ def test_images_are_fetched_several_at_a_time_and_what_waits_is_bounded(tmp_path
     monkeypatch.setattr(uris, "HELD_BYTES", 3000)
     names = write_files(tmp_path / "p", 60)
     together, held, most = threading.Barrier(4, timeout=20), [0], [0]
-    read, take, claim = uris._Fetch._size, uris._Fetch._read, threading.Lock()
+    read, take, claim, calls = uris._Fetch._size, uris._Fetch._read, threading.Lock(), itertools.count()
 
     def size(self):
-        if self.ticket < 4:
+        if next(calls) < 4:
             together.wait()  # passes only when four are asked for at once
         return read(self)
 
-    def counted(self, size, limit):
+    def counted(self, limit):
         with claim:
-            held[0] += size
+            held[0] += self.size
             most[0] = max(most[0], held[0])
-        return take(self, size, limit)
+        return take(self, limit)
 
     monkeypatch.setattr(uris._Fetch, "_size", size)
     monkeypatch.setattr(uris._Fetch, "_read", counted)
     path = write_csv(tmp_path / "t.csv", [{"url": name, "n": 1} for name in names])
-    settings, keys = ReadSettings(99), []
+    settings, keys = ReadSettings(unit_rows=99), []
     for sample in uris.fetched(_pairs(path, settings), shard_of(path), settings):
         keys.append(sample.key)
         with claim:
@@ -126,4 +128,4 @@ def test_images_are_fetched_several_at_a_time_and_what_waits_is_bounded(tmp_path
 
 def _pairs(path, settings):
     shard = shard_of(path)
-    return table._samples(*open_filesystem(str(path)), shard, settings, 0)
+    return table.named_samples(*open_filesystem(str(path)), shard, settings, 0)

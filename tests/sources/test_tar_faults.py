@@ -1,4 +1,4 @@
-"""The tar reader under faults: a read error at any byte costs nothing, a cut at any byte is a row, and memory stays flat."""
+"""Show that a read error at any byte costs nothing, a cut at any byte is a row, and memory stays flat."""
 
 import io
 import subprocess
@@ -12,9 +12,10 @@ from tests.support.faulty import FaultyFileSystem, multi_format_tar, places, wri
 from tests.support.samples import rows_of
 from tests.support.tars import BLOCK, END, read_until_cut, webdataset
 from wordsworth.pipeline.sources import reader, tar
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import ObjectStream
+from wordsworth.pipeline.storage.streams import ObjectStream
 
 SHARD = multi_format_tar()
 SAMPLES = list(tar.read_samples(io.BytesIO(SHARD)))
@@ -31,7 +32,12 @@ def waits(monkeypatch):
 
 def units(monkeypatch, fs: FaultyFileSystem, rows: int = 3) -> list:
     monkeypatch.setattr(reader, "open_filesystem", lambda uri, options=None: (fs, uri))
-    return list(read_units(Shard("tar", "s.tar", len(fs.data), "1"), ReadSettings(rows, keep=("json",))))
+    return list(
+        read_units(
+            Shard(kind="tar", uri="s.tar", size=len(fs.data), version="1"),
+            ReadSettings(unit_rows=rows, keep=("json",)),
+        )
+    )
 
 
 def test_the_shard_has_every_header_format_and_tarfile_reads_it_alike():
@@ -50,7 +56,7 @@ def test_the_shard_has_every_header_format_and_tarfile_reads_it_alike():
     assert {place % BLOCK for place in PLACES} == {0, 1, 256, 511} and len(PLACES) == 4 * len(SHARD) // BLOCK
 
 
-# ---- read errors ----------------------------------------------------------------------------------------------------------
+# ---- read errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("buffer", [1, 700, 10_240, 1 << 20])
@@ -90,7 +96,7 @@ def test_every_fault_that_is_planted_is_met_and_stops_a_reader_without_retries()
 
 
 def retried_on_the_same_stream(stream) -> list[str]:
-    """What not to do: after an error begin the tar anew on the stream as it stands, and pass over what was yielded."""
+    """Do what is wrong: after an error begin the tar anew on the same stream, and skip what was yielded."""
     yielded: list[str] = []
     for _ in range(2):
         try:
@@ -121,7 +127,7 @@ def test_a_retry_on_the_same_stream_loses_samples_in_silence_at_some_of_these_pl
     assert short > 10, "the negative control: these places tell a right reader from a wrong one"
 
 
-# ---- cuts -----------------------------------------------------------------------------------------------------------------
+# ---- cuts --------------------------------------------------------------------------------------------------
 
 
 def test_a_cut_at_any_place_is_all_rows_or_whole_rows_and_one_that_says_so(monkeypatch):
@@ -152,12 +158,12 @@ def test_a_cut_while_the_store_also_fails_is_the_same_cut(monkeypatch):
         assert read_until_cut(tar.read_samples(io.BytesIO(SHARD[:length])))[1].offset == calm[-1]["offset"]
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 READ = """
 import io, sys
 from fsspec.implementations.local import LocalFileSystem
-from wordsworth.pipeline.storage.filesystem import ObjectStream
+from wordsworth.pipeline.storage.streams import ObjectStream
 from wordsworth.pipeline.sources.tar import read_samples
 
 def peak():
@@ -174,7 +180,7 @@ print(samples, read, peak() - before)
 
 
 def growth(path, size: int, mode: str = "stream") -> tuple[int, int, int]:
-    """Samples, bytes of their data, and MiB by which the reading process grew at its peak; in a process of its own."""
+    """Return samples, bytes of their data, and MiB by which a process of its own grew while reading."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads the peak from /proc")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The members of a tar: equal to tarfile where it is right; cuts and damage are loud, and a claim alone allocates nothing."""
+"""Show that members equal tarfile's where it is right, that damage is loud, and a claim allocates nothing."""
 
 import io
 import pickle
@@ -20,12 +20,14 @@ from tests.support.tars import (
     padded,
     pax_record,
     peak_bytes,
+    read_members,
     read_until_cut,
     sparse_6_gib,
     webdataset_read,
     write_shard,
 )
-from wordsworth.pipeline.sources.tar import BLOCK, Member, TarCut, read_members, read_samples
+from wordsworth.pipeline.sources.tar import Member, read_samples
+from wordsworth.pipeline.sources.tar_headers import BLOCK, TarCut
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -41,7 +43,7 @@ def only(data: bytes) -> Member:
     return member
 
 
-# ---- equal to tarfile -----------------------------------------------------------------------------------------------------
+# ---- equal to tarfile --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -157,7 +159,7 @@ def test_reading_restarts_at_every_member():
         assert list(read_members(io.BytesIO(shard[member.start :]), member.start)) == whole[index:]
 
 
-# ---- cuts and damage ------------------------------------------------------------------------------------------------------
+# ---- cuts and damage ---------------------------------------------------------------------------------------
 
 
 def test_a_flipped_header_byte_is_a_cut_at_its_member():
@@ -238,7 +240,7 @@ def test_pax_payloads_of_random_records_raise_nothing_but_a_cut():
     assert whole > 100
 
 
-# ---- refusals -------------------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 def test_sparse_members_are_refused_without_allocating_and_the_next_ones_read():

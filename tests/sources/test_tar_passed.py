@@ -1,4 +1,4 @@
-"""What the tar reader goes past is told: every skipped member with its kind and place, every end that is none."""
+"""Show that every skipped member is told with its kind and place, and every end that is none."""
 
 import io
 import tarfile
@@ -6,8 +6,19 @@ from collections import Counter
 
 import pytest
 
-from tests.support.tars import END, extension, header, make_tar, octal, padded, pax_record, read_until_cut
-from wordsworth.pipeline.sources.tar import Passed, is_skipped, read_members, read_samples, skip_reason
+from tests.support.tars import (
+    END,
+    extension,
+    header,
+    make_tar,
+    octal,
+    padded,
+    pax_record,
+    read_members,
+    read_until_cut,
+)
+from wordsworth.pipeline.sources.tar import TarNote, read_samples
+from wordsworth.pipeline.sources.tar_keys import is_skipped, skip_reason
 
 FILE = header() + padded(b"abc")
 SKIPPED = {
@@ -20,9 +31,9 @@ SKIPPED = {
 }
 
 
-def told(data: bytes, start: int = 0) -> list[Passed]:
-    heard: list[Passed] = []
-    read_until_cut(read_samples(io.BytesIO(data[start:]), start, tell=heard.append))
+def told(data: bytes, start: int = 0) -> list[TarNote]:
+    heard: list[TarNote] = []
+    read_until_cut(read_samples(io.BytesIO(data[start:]), start, on_note=heard.append))
     return heard
 
 
@@ -31,7 +42,7 @@ def test_every_skipped_file_is_told_with_its_kind_and_place():
         [("a.jpg", b"1"), *((name, b"x") for name in SKIPPED), ("b.jpg", b"2")], tarfile.USTAR_FORMAT
     )
     assert told(shard) == [
-        Passed("skipped", 1024 * place, name, kind) for place, (name, kind) in enumerate(SKIPPED.items(), 1)
+        TarNote("skipped", 1024 * place, name, kind) for place, (name, kind) in enumerate(SKIPPED.items(), 1)
     ]
     assert all(skip_reason(name) == kind and is_skipped(name) for name, kind in SKIPPED.items())
     assert skip_reason("d.1/a.jpg") is None
@@ -51,9 +62,9 @@ def test_every_skipped_file_is_told_with_its_kind_and_place():
 def test_what_is_no_file_is_told_with_its_kind_and_place(kind, name):
     long_name = extension(b"n" * 120, b"L")
     data = FILE + long_name + header(b"n", octal(0), kind) + FILE + END
-    assert told(data) == [Passed("skipped", 1024, "n" * 120, name)]
+    assert told(data) == [TarNote("skipped", 1024, "n" * 120, name)]
     assert told(header(b"folder/", octal(0), b"\0", b"") + FILE + END) == [
-        Passed("skipped", 0, "folder/", "directory")
+        TarNote("skipped", 0, "folder/", "directory")
     ]
 
 
@@ -64,13 +75,13 @@ def test_a_clean_tar_and_its_global_header_tell_nothing():
 
 def test_more_behind_the_end_blocks_is_told_where_a_trusting_reader_stops():
     one = make_tar([("a.jpg", b"1")], tarfile.USTAR_FORMAT)
-    assert told(one + one + one) == [Passed("end", 1024), Passed("end", len(one) + 1024)]
-    assert told(FILE + END + b"junk" * 128) == told(FILE + END + b"junk") == [Passed("end", 1024)]
+    assert told(one + one + one) == [TarNote("end", 1024), TarNote("end", len(one) + 1024)]
+    assert told(FILE + END + b"junk" * 128) == told(FILE + END + b"junk") == [TarNote("end", 1024)]
 
 
 def test_a_name_that_is_not_utf_8_is_told_and_one_that_spells_an_escape_is_not():
     shard = header(b"\xff.jpg") + padded(b"abc") + header(b"\\xff.jpg") + padded(b"abc") + END
-    assert told(shard) == [Passed("not_utf8", 0, "\\xff.jpg")]
+    assert told(shard) == [TarNote("not_utf8", 0, "\\xff.jpg")]
     assert [member.name for member in read_members(io.BytesIO(shard))] == ["\\xff.jpg"] * 2
 
 
@@ -91,4 +102,4 @@ def test_a_reading_that_goes_on_from_any_sample_tells_the_rest_so_that_counts_ad
 def test_to_listen_changes_no_sample():
     shard = make_tar([("a.jpg", b"1"), ("README", b""), ("a.json", b"2")]) + FILE + END
     samples = list(read_samples(io.BytesIO(shard)))
-    assert list(read_samples(io.BytesIO(shard), tell=[].append)) == samples and len(samples) == 2
+    assert list(read_samples(io.BytesIO(shard), on_note=[].append)) == samples and len(samples) == 2

@@ -1,4 +1,4 @@
-"""The samples of a tar: equal to webdataset where it is right, and loud where webdataset and tarfile read short in silence."""
+"""Show that samples equal webdataset's where it is right, and are loud where it reads short in silence."""
 
 import io
 import random
@@ -15,13 +15,16 @@ from tests.support.tars import (
     octal,
     padded,
     peak_bytes,
+    read_members,
     read_until_cut,
     sparse_6_gib,
     webdataset_key,
     webdataset_read,
     write_shard,
 )
-from wordsworth.pipeline.sources.tar import BLOCK, is_skipped, read_members, read_samples, split_key
+from wordsworth.pipeline.sources.tar import read_samples
+from wordsworth.pipeline.sources.tar_headers import BLOCK
+from wordsworth.pipeline.sources.tar_keys import is_skipped, split_key
 
 
 class Drip(io.RawIOBase):
@@ -42,7 +45,7 @@ def content_end(tar: bytes) -> int:
     return len(padded(tar.rstrip(b"\0")))
 
 
-# ---- equal to webdataset --------------------------------------------------------------------------------------------------
+# ---- equal to webdataset -----------------------------------------------------------------------------------
 
 
 def test_same_samples_as_webdataset_on_shards_that_webdataset_wrote():
@@ -123,7 +126,7 @@ def test_fields_that_are_not_wanted_stay_in_the_sample_without_their_bytes():
     assert names == ["a.jpg", "c.jpg"]
 
 
-# ---- cuts -----------------------------------------------------------------------------------------------------------------
+# ---- cuts --------------------------------------------------------------------------------------------------
 
 
 def cut_lengths(shard: bytes) -> list[int]:
@@ -170,7 +173,7 @@ def webdataset_reads_short(data: bytes, whole: list[dict]) -> bool:
         return False
 
 
-# ---- streams, restart, memory ---------------------------------------------------------------------------------------------
+# ---- streams, restart, memory ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [OSError("store"), ValueError("closed")])
@@ -238,7 +241,7 @@ def test_bytes_that_are_not_wanted_are_not_held():
     assert peak_bytes(lambda: list(read_members(Endless(1, 100 << 20), max_member_bytes=1 << 20))) < 4 << 20
 
 
-# ---- fuzz -----------------------------------------------------------------------------------------------------------------
+# ---- fuzz --------------------------------------------------------------------------------------------------
 
 
 def fix_checksum(block: bytearray) -> bytes:

@@ -1,4 +1,4 @@
-"""scan: every file under a prefix once, in the order of the paths, from any path on; on S3 by the store's own order."""
+"""walk: every file under a prefix once, in the order of the paths, from any path on."""
 
 import random
 
@@ -6,8 +6,8 @@ import fsspec
 import pytest
 
 from tests.support.stores import s3_bucket
-from wordsworth.pipeline.storage import walk as scan_module
-from wordsworth.pipeline.storage.walk import names, scan
+from wordsworth.pipeline.storage import walk
+from wordsworth.pipeline.storage.walk import list_names, walk_files
 
 NAMES = [
     "a.jpg",
@@ -52,7 +52,7 @@ def on_disk(tmp_path, names):
 
 @pytest.mark.parametrize("where", ["disk", "store", "s3"])
 def test_files_come_in_the_order_of_their_paths_and_from_any_of_them_on(tmp_path, monkeypatch, where):
-    monkeypatch.setattr(scan_module, "KEYS", 3)
+    monkeypatch.setattr(walk, "KEYS_PER_ANSWER", 3)
     with s3_bucket() as bucket:
         if where == "disk":
             fs, root = on_disk(tmp_path, NAMES)
@@ -66,26 +66,26 @@ def test_files_come_in_the_order_of_their_paths_and_from_any_of_them_on(tmp_path
                 S3([f"in/{name}" for name in [*NAMES, "empty/"]] + ["inner/x.jpg", "other"]),
                 "bucket/in",
             )
-        found = [(path.removeprefix(f"{root}/"), info["size"]) for path, info in scan(fs, root)]
+        found = [(path.removeprefix(f"{root}/"), info["size"]) for path, info in walk_files(fs, root)]
         assert found == [(name, 3) for name in sorted(NAMES)]
         for after in [*NAMES, "a", "a/", "b/y", "zz"]:
-            rest = [path.removeprefix(f"{root}/") for path, _ in scan(fs, root, f"{root}/{after}")]
+            rest = [path.removeprefix(f"{root}/") for path, _ in walk_files(fs, root, f"{root}/{after}")]
             assert rest == [name for name in sorted(NAMES) if name > after], after
 
 
 def test_a_resumed_listing_of_s3_asks_the_store_to_begin_there(monkeypatch):
-    monkeypatch.setattr(scan_module, "KEYS", 10)
+    monkeypatch.setattr(walk, "KEYS_PER_ANSWER", 10)
     s3 = S3([f"in/{n:04d}.jpg" for n in range(100)])
-    assert len(list(scan(s3, "bucket/in", "bucket/in/0079.jpg"))) == 20
+    assert len(list(walk_files(s3, "bucket/in", "bucket/in/0079.jpg"))) == 20
     assert s3.asked == ["in/0079.jpg", "in/0089.jpg"]
 
 
 def test_a_key_that_is_listed_twice_while_it_is_replaced_comes_once(monkeypatch):
-    monkeypatch.setattr(scan_module, "KEYS", 4)
+    monkeypatch.setattr(walk, "KEYS_PER_ANSWER", 4)
     s3, whole = S3([f"in/{n}.jpg" for n in range(6)]), [f"bucket/in/{n}.jpg" for n in range(6)]
     s3.keys = [key for key in s3.keys for _ in range(2)]
-    assert [path for path, _ in scan(s3, "bucket/in")] == whole
-    assert list(names(s3, "bucket/in")) == [f"{n}.jpg" for n in range(6)]
+    assert [path for path, _ in walk_files(s3, "bucket/in")] == whole
+    assert list(list_names(s3, "bucket/in")) == [f"{n}.jpg" for n in range(6)]
 
 
 def test_random_trees_are_listed_as_sorted_does(tmp_path):
@@ -96,13 +96,13 @@ def test_random_trees_are_listed_as_sorted_does(tmp_path):
         for n in range(60)
     }
     fs, root = on_disk(tmp_path, names)
-    whole = [path for path, _ in scan(fs, root)]
+    whole = [path for path, _ in walk_files(fs, root)]
     assert whole == sorted(f"{root}/{name}" for name in names)
     for at in range(0, len(whole), 7):
-        assert [path for path, _ in scan(fs, root, whole[at])] == whole[at + 1 :]
+        assert [path for path, _ in walk_files(fs, root, whole[at])] == whole[at + 1 :]
 
 
-# ---- the names in a folder --------------------------------------------------------------------------------------------------
+# ---- the names in a folder ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["disk", "store", "s3"])
@@ -117,12 +117,12 @@ def test_the_names_in_a_folder_are_as_they_are_now(tmp_path, where):
             fs, root = fsspec.filesystem("s3"), "bucket/in"
         else:
             fs, root = S3([f"in/{name}" for name in NAMES] + ["inner/x.jpg", "in"]), "bucket/in"
-        assert set(names(fs, root)) - {"a", "b", "c"} == {name for name in NAMES if "/" not in name}
-        assert list(names(fs, f"{root}/nowhere")) == []
+        assert set(list_names(fs, root)) - {"a", "b", "c"} == {name for name in NAMES if "/" not in name}
+        assert list(list_names(fs, f"{root}/nowhere")) == []
 
 
 def test_the_names_in_a_folder_of_s3_come_with_the_answers_of_the_store():
     store = S3([f"in/{n:05d}.parquet" for n in range(2500)])
-    found = names(store, "bucket/in")
+    found = list_names(store, "bucket/in")
     assert next(found) == "00000.parquet" and len(store.asked) == 1
     assert sum(1 for _ in found) == 2499 and len(store.asked) == 3

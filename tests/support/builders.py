@@ -1,4 +1,4 @@
-"""What tests are made of: pictures, shards and small models, all made by code."""
+"""Make images, shards and small models for the tests, all by code."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def photo(seed: int, size: tuple[int, int] = (96, 72), kind: str = "JPEG") -> bytes:
-    """An encoded picture with a camera's falling spectrum, different for every seed."""
+    """Return an encoded image with a camera's falling spectrum, different for every seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
@@ -27,7 +27,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_shards(folder: Path, shards: int, images: int, size: tuple[int, int] = (96, 72)) -> list[str]:
-    """`shards` tars of `images` photographs with a json sidecar; the keys, in order."""
+    """Write `shards` tars of `images` photographs with a json sidecar, and return the keys in order."""
     keys = []
     for shard in range(shards):
         members = {}
@@ -43,13 +43,13 @@ def write_shards(folder: Path, shards: int, images: int, size: tuple[int, int] =
 def make_model(folder: Path, **size) -> Path:
     import torch
 
-    from wordsworth.vit_model.checkpoint import random, save_folder
+    from wordsworth.vit_model.checkpoint import random_checkpoint, save_folder
     from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
     labels = ("ant", "bee", "cat", "dog", "elk")
-    checkpoint = random(ViTConfig(num_classes=len(labels), **size), Preprocessing(), 0, labels)
+    checkpoint = random_checkpoint(ViTConfig(num_classes=len(labels), **size), Preprocessing(), 0, labels)
     generator = torch.Generator().manual_seed(1)
-    for tensor in checkpoint.state.values():  # a zero head would label everything alike
+    for tensor in checkpoint.state.values():  # a head of zeros would give every image the same label
         tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.2)
     save_folder(folder, checkpoint)
     return folder

@@ -1,4 +1,4 @@
-"""A tar of every header format and a file system whose reads fail once at a chosen byte, for the tar reader's proof."""
+"""Make a tar of every header format, and a file system whose reads fail once at a chosen byte."""
 
 import io
 import tarfile
@@ -12,7 +12,8 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT, "gnu": tarf
 
 
 def multi_format_tar(count: int = 2) -> bytes:
-    """`count` samples of each kind: ustar, pax with a long name, GNU with a long name, and base-256 sizes. One tar, no gaps."""
+    """Return one tar without gaps, with `count` samples of each kind: ustar, pax with a long name, GNU
+    with a long name, base-256 sizes."""
     made = bytearray()
     for place, (kind, form) in enumerate(FORMATS.items()):
         out = io.BytesIO()
@@ -40,14 +41,16 @@ def _content_end(tar: bytes) -> int:
 
 
 def places(shard: bytes) -> list[int]:
-    """Each block's first byte and three within it: the second, the middle one and the last."""
+    """Return each block's first byte, and three bytes within the block: the second, the middle one and the
+    last."""
     return [
         start + within for start in range(0, len(shard), BLOCK) for within in (0, 1, BLOCK // 2, BLOCK - 1)
     ]
 
 
 class FailsOnce(io.RawIOBase):
-    """The bytes of a file system; a read that would give byte `fail_at` raises, once for all its files together."""
+    """Read the bytes of a file system. A read that would give byte `fail_at` raises, once for all files
+    together."""
 
     def __init__(self, fs: "FaultyFileSystem"):
         self.fs, self.at = fs, 0
@@ -70,7 +73,7 @@ class FailsOnce(io.RawIOBase):
         end = min(self.at + len(buffer), len(self.fs.data))
         if self.at <= self.fs.fail_at < end and not self.fs.failed:
             if self.at < self.fs.fail_at:
-                end = self.fs.fail_at  # what lies before the fault arrives, as it does from a socket
+                end = self.fs.fail_at  # the bytes before the fault arrive, as they do from a socket
             else:
                 self.fs.failed = True
                 raise self.fs.error
@@ -81,7 +84,12 @@ class FailsOnce(io.RawIOBase):
 
 
 class FaultyFileSystem(AbstractFileSystem):
-    """One object. `failed` says whether the fault was met, `opened` how often the object was opened."""
+    """Hold one object whose reads fail once.
+
+    Attributes:
+        failed: whether a read has met the fault.
+        opened: the number of times that the object was opened.
+    """
 
     protocol = "faulty"
     cachable = False
@@ -103,7 +111,8 @@ class FaultyFileSystem(AbstractFileSystem):
 
 
 def write_holes(path: Path, sizes: list[int]) -> int:
-    """A tar of one-member samples whose data is holes: large to read, nothing on the disk. Its bytes."""
+    """Write a tar of one-member samples whose data is holes: large to read, nothing on the disk. Return
+    its bytes."""
     with open(path, "wb") as file:
         for number, size in enumerate(sizes):
             file.write(header(f"{number:06d}.jpg".encode(), octal(size)))

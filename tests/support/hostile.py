@@ -1,6 +1,7 @@
-"""A child for the guard that obeys orders: bytes behind the end of an image, which to the real decoder are garbage.
+"""Run a decoder process that obeys orders: bytes behind the end of an image, which the real one ignores.
 
-The guard runs this file by its path in place of `pipeline/images/codec.py`; it is the real child but for the orders.
+The sandbox runs this file by its path in place of `pipeline/images/codec.py`. Without an order it is the real
+decoder process.
 """
 
 import os
@@ -12,17 +13,18 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from wordsworth.pipeline.images import codec as decoder
+from wordsworth.pipeline.images import codec
 
 ORDER = b"ORDER:"
 
 
 def ordered(data: bytes, order: str) -> bytes:
-    """The image with an order behind it."""
+    """Return the image with an order behind it."""
     return data + ORDER + order.encode()
 
 
 def obey(order: str) -> None:
+    """Do what an order says, instead of decoding."""
     word, _, argument = order.partition(" ")
     match word:
         case "signal":
@@ -39,15 +41,22 @@ def obey(order: str) -> None:
             held = []
             while True:
                 held.append(bytearray(32 << 20))
+        case _:
+            answer_wrongly(word)
+
+
+def answer_wrongly(word: str) -> None:
+    """Close the pipe, or send a reply that breaks the protocol."""
+    match word:
         case "deaf":
             os.close(1)
             time.sleep(600)
         case "lie":
-            os.write(1, decoder.REPLY.pack(decoder.PIXELS, 1, 1, 60_000, 60_000, 0))
+            os.write(1, codec.REPLY.pack(codec.PIXELS, 1, 1, 60_000, 60_000, 0))
         case "babble":
             os.write(1, b"\xff" * 1000)
         case "half":
-            os.write(1, decoder.REPLY.pack(decoder.PIXELS, 1, 1, 8, 8, 0)[:5])
+            os.write(1, codec.REPLY.pack(codec.PIXELS, 1, 1, 8, 8, 0)[:5])
             time.sleep(600)
 
 
@@ -59,5 +68,5 @@ def decode(data: bytes, *rest):
 
 
 if __name__ == "__main__":
-    real, decoder.decode = decoder.decode, decode
-    decoder.main()
+    real, codec.decode = codec.decode, decode
+    codec.main()

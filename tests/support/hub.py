@@ -1,4 +1,4 @@
-"""A model hub on loopback: as much of its API as huggingface_hub asks for."""
+"""Serve a model hub on loopback: the part of the hub's API that huggingface_hub calls."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def _tree(folder: Path) -> list[dict]:
 
 @contextmanager
 def hub(repositories: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders as repositories OWNER/NAME; the endpoint, and the files that were downloaded."""
+    """Serve folders as repositories OWNER/NAME; give the endpoint, and the list of downloaded files."""
     downloaded: list[str] = []
 
     class Handler(Quiet):

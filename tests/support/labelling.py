@@ -1,4 +1,4 @@
-"""Runs of the labeler in this process, on the local Ray."""
+"""Run the labeler in this process, on the local Ray."""
 
 from io import BytesIO
 from pathlib import Path
@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from wordsworth.pipeline.images.decode import fit
+from wordsworth.pipeline.images.decode import crop_for_evaluation
 from wordsworth.pipeline.labeling import labeler
-from wordsworth.pipeline.labeling.plan import LabelRequest
+from wordsworth.pipeline.labeling.request import LabelRequest
 
 
 class Watcher:
-    """A progress that remembers."""
+    """Remember everything that a progress is told."""
 
     def __init__(self):
         self.notes, self.receipts, self.plan = [], [], {}
@@ -32,9 +32,10 @@ class Watcher:
 
 
 def run(tmp_path: Path, model, *sources, watcher: Watcher | None = None, **asked):
+    """Label into tmp_path/out, unless an output is given; return the summary and the watcher."""
     watcher = watcher or Watcher()
-    asked = {"command": "label", "model": "small", "precision": "fp32"} | asked
-    request = LabelRequest(sources=tuple(map(str, sources)), output=str(tmp_path / "out"), **asked)
+    given = {"command": "label", "model": "small", "precision": "fp32", "output": str(tmp_path / "out")}
+    request = LabelRequest(sources=tuple(map(str, sources)), **given | asked)
     return labeler.label(request, model, watcher), watcher
 
 
@@ -43,9 +44,9 @@ def rows(tmp_path: Path) -> list[dict]:
 
 
 def label_of(model, data: bytes) -> str:
-    """The label by the model itself, on the crop that the labeler makes."""
+    """Return the label that the model itself gives, on the crop that the labeler makes."""
     pixels = torch.from_numpy(
-        fit(Image.open(BytesIO(data)), model.preprocessing, model.config.image_size).copy()
+        crop_for_evaluation(Image.open(BytesIO(data)), model.preprocessing, model.config.image_size).copy()
     )
     with torch.no_grad():
         return model.labels[int(model.model()((pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.5).argmax())]

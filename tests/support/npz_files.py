@@ -1,4 +1,5 @@
-"""Files as Google's code leaves them, written by hand from its naming: every array random, none of it by the code under test."""
+"""Make files as Google's code leaves them, by hand from the names in that code. Every array is random, and
+the code under test makes none of them."""
 
 import numpy as np
 
@@ -6,7 +7,7 @@ D, HEADS, MLP, P, GRID, DEPTH = 32, 4, 64, 8, 4, 2
 
 
 class Arrays:
-    """A dictionary of random float32 arrays."""
+    """Hold random float32 arrays by name."""
 
     def __init__(self, seed: int = 0):
         self.random = np.random.default_rng(seed)
@@ -44,7 +45,7 @@ class Arrays:
 def original(
     classes: int = 5, hidden: int = 0, patch: int = P, channels: int = 3, grid: int = GRID
 ) -> dict[str, np.ndarray]:
-    """vit_jax: [class] has a position, the parts of a block are counted together."""
+    """Return vit_jax's arrays: [class] has a position, and the parts of a block are counted together."""
     arrays = Arrays()
     arrays.add("embedding/kernel", patch, patch, channels, D)
     arrays.add("embedding/bias", D)
@@ -60,7 +61,11 @@ def original(
 
 
 def big_vision(pool: str, classes: int = 5) -> dict[str, np.ndarray]:
-    """big_vision: no position of [class], each kind of part counted by itself. pool: "tok", "gap" or "map"."""
+    """Return big_vision's arrays: [class] has no position, and each kind of part is counted by itself.
+
+    Args:
+        pool: "tok", "gap" or "map".
+    """
     arrays = Arrays(1)
     arrays.add("embedding/kernel", P, P, 3, D)
     arrays.add("embedding/bias", D)
@@ -80,7 +85,8 @@ def big_vision(pool: str, classes: int = 5) -> dict[str, np.ndarray]:
 
 
 def scanned(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """big_vision with scan=True: the blocks' arrays stacked along a first axis of depth."""
+    """Return big_vision's arrays with scan=True: the blocks' arrays are stacked along a first axis of
+    depth."""
     first = "params/Transformer/encoderblock_0/"
     kept = {name: array for name, array in named.items() if "/encoderblock_" not in name}
     for name in [name for name in named if name.startswith(first)]:
@@ -91,7 +97,8 @@ def scanned(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def hybrid(layers: tuple[int, ...], classes: int = 5, image: int = 64) -> dict[str, np.ndarray]:
-    """vit_jax's models_resnet in front of a ViT; GroupNorm's scale and bias as (1, 1, 1, C), as released files have them."""
+    """Return the arrays of vit_jax's models_resnet in front of a ViT; GroupNorm's scale and bias are (1,
+    1, 1, C), as in released files."""
     arrays = Arrays(2)
 
     def group_norm(name: str, channels: int) -> None:

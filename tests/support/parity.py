@@ -1,6 +1,8 @@
-"""Is our model theirs? Tokens, logits, loss, gradients and one optimiser step, in single and in double precision.
+"""Compare our model with another library's: tokens, logits, loss, gradients and one optimiser step, in single
+and double precision.
 
-Their tensors get our names by the table under test, gradients as well as weights: a gradient in a wrong place is a wrong table.
+The other library's tensors get our names by the table under test, gradients as well as weights. So a gradient
+in a wrong place is a wrong table.
 """
 
 from collections.abc import Callable
@@ -25,13 +27,14 @@ def loss_of(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def translated(named: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gradients or weights of theirs under our names; where theirs has a parameter without a gradient it is left out."""
+    """Return the other library's gradients or weights under our names. A parameter without a gradient is
+    left out."""
     known = {name: named.get(name, torch.zeros_like(tensor)) for name, tensor in like.items()}
     return translate(known, "theirs").state
 
 
 def tokens_after_blocks(blocks: nn.Module, call: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs of the blocks, and of the call."""
+    """Return the outputs of the blocks, and of the call."""
     seen = []
     hooks = [
         b.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
@@ -47,7 +50,7 @@ def tokens_after_blocks(blocks: nn.Module, call: Callable[[], torch.Tensor]) -> 
 def assert_outputs(
     ours: nn.Module, theirs: nn.Module, call: Callable, blocks: Callable, size=(32, 32)
 ) -> None:
-    """Tokens after every block and the outputs, in both precisions."""
+    """Compare the tokens after every block and the outputs, in both precisions."""
     for dtype, close in ((torch.float32, FP32), (torch.float64, FP64)):
         mine, other, x = deepcopy(ours).to(dtype), deepcopy(theirs).to(dtype), images(size).to(dtype)
         found = tokens_after_blocks(mine.blocks, lambda m=mine, x=x: m(x))
@@ -58,7 +61,7 @@ def assert_outputs(
 
 
 def assert_training(ours: nn.Module, theirs: nn.Module, call: Callable, size=(32, 32)) -> None:
-    """Loss, gradients and a step of SGD."""
+    """Compare loss, gradients and a step of SGD."""
     for dtype, close in ((torch.float32, FP32), (torch.float64, FP64)):
         mine, other, x = deepcopy(ours).to(dtype), deepcopy(theirs).to(dtype), images(size).to(dtype)
         losses = loss_of(mine(x)), loss_of(call(other, x))
@@ -93,7 +96,8 @@ def _assert_gradient(name: str, found: torch.Tensor, expected: torch.Tensor, rel
 
 
 def coarse(model: nn.Module) -> nn.Module:
-    """Weights of few digits: adding two of them rounds nothing, so what is folded on loading can be compared to 1e-12."""
+    """Return weights of few digits. Sums of two such weights are exact, so folded weights can be compared
+    to 1e-12."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_((parameter * 1024).round() / 1024)

@@ -1,21 +1,34 @@
-"""Runs made by hand: real tars read by the real reader, predictions made up, committed as a run commits them."""
+"""Make runs by hand: the real reader reads real tars, predictions are made up, and units are committed as
+in a run."""
 
 import io
-import json
 import random
 import tarfile
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 
-from wordsworth.pipeline.output.frozen_listing import About, FrozenListing
+from wordsworth.pipeline.output.commit import commit, parquet_bytes
+from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata
+from wordsworth.pipeline.output.manifest import ManifestTotals
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
-from wordsworth.pipeline.output.run_folder import MANIFEST, RunFolder, commit, parquet
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import Shard, find_shards
+from wordsworth.pipeline.output.records import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    LastCommand,
+    Provenance,
+    ResolvedSettings,
+    RunPlan,
+    Summary,
+)
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.unit import SAMPLE, Unit
 from wordsworth.pipeline.verification.report import Report
 
@@ -33,8 +46,8 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], format: int = tarfil
     return path
 
 
-def pictures(count: int, first: int = 0) -> list[tuple[str, bytes]]:
-    """`count` samples of an image and a sidecar; the bytes are never decoded here."""
+def image_members(count: int, first: int = 0) -> list[tuple[str, bytes]]:
+    """Return `count` samples of an image and a sidecar; the bytes are never decoded."""
     generator = random.Random(first)
     names = [(f"d/{i:03d}.jpg", f"d/{i:03d}.json") for i in range(first, first + count)]
     return [
@@ -45,7 +58,7 @@ def pictures(count: int, first: int = 0) -> list[tuple[str, bytes]]:
 
 
 def predicted(unit: Unit) -> Unit:
-    """The unit with two classes and an embedding for every row without an error."""
+    """Return the unit with two classes and an embedding for every row without an error."""
     good = [error is None for error in unit.samples["error"].to_pylist()]
     ids = pa.array([[3, 1] if ok else None for ok in good], pa.list_(pa.int32()))
     scores = pa.array([[0.75, 0.25] if ok else None for ok in good], pa.list_(pa.float32()))
@@ -58,12 +71,12 @@ def predicted(unit: Unit) -> Unit:
 
 
 def read_rows(shard: Shard) -> list[dict]:
-    units = read_units(shard, ReadSettings(UNIT_ROWS, image_keys=KEYS))
+    units = read_units(shard, ReadSettings(unit_rows=UNIT_ROWS, image_keys=KEYS))
     return [row for unit in units for row in unit.samples.to_pylist()]
 
 
 def units_of(shard: Shard, rows: list[dict]) -> list[Unit]:
-    """Rows cut into units, their places counted anew: the folder is consistent, whatever the rows are."""
+    """Cut rows into units, with new places: the folder is consistent, whatever the rows are."""
     cuts = range(0, max(1, len(rows)), UNIT_ROWS)
     batches = [rows[i : i + UNIT_ROWS] for i in cuts]
     units = []
@@ -72,53 +85,104 @@ def units_of(shard: Shard, rows: list[dict]) -> list[Unit]:
         batch = [{**row, "index": shard.first_index + first + i} for i, row in enumerate(batch)]
         samples = pa.Table.from_pylist(batch, schema=SAMPLE)
         end, last = first + len(batch), number == len(batches) - 1
-        units.append(Unit(shard.uri, shard.name, number, last, 0, end, 0, samples, np.empty(0, np.uint8)))
+        unit = Unit(
+            shard_uri=shard.uri,
+            shard_name=shard.name,
+            number=number,
+            last=last,
+            next_offset=0,
+            next_index=end,
+            bytes_read=0,
+            samples=samples,
+            payload=np.empty(0, np.uint8),
+        )
+        units.append(unit)
     return units
 
 
-def finish(out: Path | str, options: dict | None = None, **changes) -> None:
-    """Manifest and summary of what lies in the folder."""
-    run = RunFolder(str(out), options)
-    manifest = pa.concat_tables([run.compacted(MANIFEST.names), run.manifest(run.uncompacted())]).sort_by(
-        "file"
+def made_up_plan(asked: dict, run_id: str = "0123456789abcdef") -> RunPlan:
+    """Return the plan of a run over a model that does not exist."""
+    resolved = ResolvedSettings(
+        device="cpu", precision="fp32", batch_size=8, unit_rows=UNIT_ROWS, decoder="made up"
     )
-    footers, errors = manifest.to_pylist(), Counter()
-    for footer in footers:
-        errors.update(json.loads(footer["errors"]))
+    return RunPlan(
+        schema_version=SCHEMA_VERSION,
+        package_version="0",
+        model="made up",
+        fingerprint="f" * 64,
+        asked=asked,
+        resolved=resolved,
+        run_id=run_id,
+    )
+
+
+def provenance_of(plan: RunPlan) -> Provenance:
+    return Provenance(
+        run_id=plan.run_id,
+        fingerprint=plan.fingerprint,
+        model=plan.model,
+        package_version=plan.package_version,
+        schema_version=plan.schema_version,
+        preprocessing={},
+        decoder="made up",
+        dtype="fp32",
+    )
+
+
+def finish(out: Path | str, options: dict | None = None, **changes) -> None:
+    """Write the manifest and the summary of the files in the folder."""
+    run = RunFolder(str(out), options)
+    units = run.units()
+    own = units.manifest(units.unrecorded())
+    manifest = pa.concat_tables([units.recorded().select(MANIFEST.names), own]).sort_by("file")
+    totals = ManifestTotals()
+    totals.add(manifest)
     plan = run.plan()
-    summary = {
-        "run_id": plan["run_id"],
-        "fingerprint": plan["fingerprint"],
-        "shards": sum(row["last"] for row in footers),
-    }
-    summary |= {"files": len(footers), "rows": sum(row["rows"] for row in footers), "errors": dict(errors)}
-    run.finish(parquet(manifest), summary | changes)
+    summary = Summary(
+        run_id=plan.run_id,
+        model=plan.model,
+        fingerprint=plan.fingerprint,
+        shards=totals.sums["last"],
+        files=totals.files,
+        rows=totals.sums["rows"],
+        errors=dict(totals.errors),
+        skipped_members=dict(totals.skipped),
+        ignored={},
+        bytes_read=totals.sums["bytes_read"],
+        bytes_written=totals.sums["bytes"],
+        stage_seconds={},
+        last_command=LastCommand(images=0, seconds=0.0, images_per_second=0.0),
+    )
+    run.finish(parquet_bytes(manifest), replace(summary, **changes))
 
 
 def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None) -> Path:
-    """A finished run over real files; `reader` says which rows each shard has."""
+    """Make a finished run over real files; `reader` returns the rows of each shard."""
     run = RunFolder(str(out))
-    listing = find_shards([str(source) for source in sources], format, KEYS)
+    listing = find_shards([str(source) for source in sources], format=format, image_keys=KEYS)
     asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "top-k": 2, "embedding": "float16"}
-    run.create({"schema_version": 1, "run_id": "0123456789abcdef", "fingerprint": "f" * 64, "asked": asked})
+    run.create(made_up_plan(asked))
     _label(run, listing.shards, reader)
     return out
 
 
 def update(out: Path, *sources: Path, format: str | None = None) -> None:
-    """Add sources to a finished run, as --update adds what is new."""
-    _label(
-        RunFolder(str(out)), find_shards([str(source) for source in sources], format, KEYS).shards, read_rows
-    )
+    """Add sources to a finished run, as --update adds new shards."""
+    found = find_shards([str(source) for source in sources], format=format, image_keys=KEYS)
+    _label(RunFolder(str(out)), found.shards, read_rows)
 
 
 def _label(run: RunFolder, shards: list[Shard], reader) -> None:
     """Freeze a page of shards and commit their units."""
     frozen = FrozenListing(run)
-    frozen.put(len(frozen.files()), shards, True, About())
-    provenance = {name: run.plan()[name] for name in ("run_id", "fingerprint")}
+    frozen.put(len(frozen.files()), shards, last=True, metadata=PageMetadata())
     settings = WriteSettings(
-        run.root, provenance | {"model": "made up"}, ("a", "b", "c", "d"), 2, "float16", 4
+        output=run.root,
+        provenance=provenance_of(run.plan()),
+        labels=("a", "b", "c", "d"),
+        top_k=2,
+        embedding="float16",
+        width=4,
     )
     for shard in shards:
         for unit in units_of(shard, reader(shard)):
@@ -127,16 +191,19 @@ def _label(run: RunFolder, shards: list[Shard], reader) -> None:
 
 
 def two_tars(folder: Path) -> Path:
-    """Tars of 3 units and of 1, and what belongs to them: an image without sidecar, a sidecar without image, a hidden file."""
+    """Make tars of 3 units and of 1 unit, with an image without sidecar, a sidecar without image and a
+    hidden file."""
     write_tar(
-        folder / "a.tar", [*pictures(9), ("._x.jpg", b"x"), ("README", b"x"), ("d/lone.txt", b"no image")]
+        folder / "a.tar",
+        [*image_members(9), ("._x.jpg", b"x"), ("README", b"x"), ("d/lone.txt", b"no image")],
     )
-    write_tar(folder / "b.tar", [*pictures(2, 100), ("z.PNG", b"z" * 700)])
+    write_tar(folder / "b.tar", [*image_members(2, 100), ("z.PNG", b"z" * 700)])
     return folder
 
 
 def whole_run(folder: Path) -> SimpleNamespace:
-    """A run over two tars in which nothing is wrong. first, middle, end: the files of the first tar's units."""
+    """Make a run over two tars in which nothing is wrong. first, middle and end are files of the first
+    tar's units."""
     source = two_tars(folder / "in")
     out = build(folder / "out", source)
     first, middle, end, _ = sorted((out / "predictions").iterdir())
@@ -144,4 +211,4 @@ def whole_run(folder: Path) -> SimpleNamespace:
 
 
 def codes(report: Report) -> set[str]:
-    return {fault.what for fault in report.faults}
+    return {fault.code for fault in report.findings}

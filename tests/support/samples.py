@@ -1,4 +1,4 @@
-"""Pictures and shards for the tests of this package, and what their encoders make of them."""
+"""Make images and shards for the tests, and read them back."""
 
 import io
 import tarfile
@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wordsworth.pipeline.sources.reader import ReadSettings, read_units
-from wordsworth.pipeline.sources.shards import Shard, find_shards
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.unit import Unit
 
 
 def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
-    """A picture as a camera makes them: a spectrum that falls towards fine detail, a few hard edges, a little noise."""
+    """Return an image like a camera's: a spectrum that falls towards fine detail, hard edges, a little
+    noise."""
     generator = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
     for cells in (2, 5, 12, 28, 64):
@@ -51,7 +54,7 @@ def shard_of(path: Path) -> Shard:
 
 
 def units_of(path: Path, rows: int = 4, **settings) -> list[Unit]:
-    return list(read_units(shard_of(path), ReadSettings(rows, **settings)))
+    return list(read_units(shard_of(path), ReadSettings(unit_rows=rows, **settings)))
 
 
 def rows_of(units: list[Unit]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""A web server on loopback while a block runs."""
+"""Run a web server on loopback for the length of a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from threading import Thread
 
 
 class Quiet(BaseHTTPRequestHandler):
-    """A handler that logs nothing and sends a whole answer at once."""
+    """Handle requests without a log, and send each answer in one piece."""
 
     def send(self, status: int, data: bytes, headers: dict[str, str], body: bool = True) -> None:
         self.send_response(status)
@@ -23,7 +23,7 @@ class Quiet(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The server's address."""
+    """Run the server, and give its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:

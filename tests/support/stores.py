@@ -1,4 +1,4 @@
-"""A small object store in memory: s3 for fsspec while a test runs, with the faults that real stores have."""
+"""Put a small object store in memory in the place of s3, with the faults of real stores."""
 
 import contextlib
 import hashlib
@@ -11,13 +11,14 @@ from fsspec.spec import AbstractFileSystem
 
 
 class Bucket(AbstractFileSystem):
-    """Flat objects by path, an etag for each. The attributes below `objects` make it fail."""
+    """Hold flat objects by path, with an etag for each. The attributes below `objects` make the store
+    fail."""
 
     protocol = "s3"
     cachable = False
     objects: dict[str, bytes]
-    late = False  # a PUT is done and its acknowledgement is lost
-    refused: type[OSError] | None = None  # what every read raises
+    late = False  # whether a PUT is done and its acknowledgement is lost
+    refused: type[OSError] | None = None  # the exception that every read raises
     conditional = True  # False: a store that knows no If-None-Match
 
     def info(self, path, **kwargs):
@@ -72,7 +73,7 @@ class Bucket(AbstractFileSystem):
 
 @contextlib.contextmanager
 def s3_bucket() -> Iterator[type[Bucket]]:
-    """s3:// is an empty Bucket inside the block."""
+    """Make s3:// an empty Bucket inside the block."""
     made = type("Bucket", (Bucket,), {"objects": {}})
     before = _registry.get("s3")
     fsspec.register_implementation("s3", made, clobber=True)

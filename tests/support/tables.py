@@ -1,4 +1,4 @@
-"""Tables for the tests, written by pyarrow, csv and json."""
+"""Write tables for the tests by pyarrow, csv and json."""
 
 import csv
 import json
@@ -31,12 +31,12 @@ def write_jsonl(path: Path, rows: list) -> Path:
 
 
 def write_files(folder: Path, count: int) -> list[str]:
-    """`count` files of different bytes; their names, relative to the folder's parent."""
+    """Write `count` files of different bytes, and return their names relative to the folder's parent."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        (folder / f"{number:03d}.jpg").write_bytes(picture(number))
+        (folder / f"{number:03d}.jpg").write_bytes(image_bytes(number))
     return [f"{folder.name}/{number:03d}.jpg" for number in range(count)]
 
 
-def picture(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     return b"%04d" % number * (50 + number)  # the reader never looks into it

@@ -1,12 +1,21 @@
-"""Tars for the tests: by tarfile, by webdataset, and block by block where no writer would make them; and what is read back."""
+"""Make tars for the tests: by tarfile, by webdataset, and block by block where no writer would make them."""
 
 import io
 import os
 import random
 import tarfile
 import tracemalloc
+from collections.abc import Iterator
 
-from wordsworth.pipeline.sources.tar import BLOCK, TarCut
+from wordsworth.pipeline.sources.tar import (
+    MAX_MEMBER_BYTES,
+    Member,
+    OnNote,
+    Readable,
+    WantMember,
+    walk_members,
+)
+from wordsworth.pipeline.sources.tar_headers import BLOCK, TarCut
 
 os.environ["WDS_SECURE"] = "1"  # webdataset reads it when it is imported
 import webdataset
@@ -21,7 +30,12 @@ def padded(data: bytes) -> bytes:
 def header(
     name=b"a.jpg", size=b"00000000003\0", kind=b"0", magic=b"ustar\x0000", signed=False, tail=b""
 ) -> bytes:
-    """One header block made by hand. `size` is the raw 12-byte field, `tail` what stands from byte 345 on."""
+    """Make one header block by hand.
+
+    Args:
+        size: the raw 12-byte field.
+        tail: the bytes from byte 345 on.
+    """
     fields = [name.ljust(100, b"\0"), b"0000644\0", b"0000000\0" * 2, size, b"00000000000\0", b" " * 8, kind]
     block = (b"".join(fields) + bytes(100) + magic.ljust(88, b"\0") + tail).ljust(BLOCK, b"\0")
     assert len(block) == BLOCK
@@ -45,7 +59,8 @@ def extension(payload: bytes, kind: bytes = b"x") -> bytes:
 
 
 def sparse_6_gib() -> bytes:
-    """An old GNU sparse file of 3 stored bytes, 6 GiB when unpacked, with two blocks of its map behind the header."""
+    """Return an old GNU sparse file: 3 stored bytes, 6 GiB when unpacked, two blocks of map behind the
+    header."""
     tail = bytes(41) + (octal(0) + octal(3)) * 4 + b"\x01" + b"\x80" + (6 << 30).to_bytes(11, "big")
     maps = bytes(504) + b"\x01" + bytes(7) + bytes(BLOCK)
     return header(b"s.jpg", kind=b"S", magic=b"ustar  \0", tail=tail) + maps + padded(b"abc")
@@ -66,7 +81,8 @@ def make_tar(files: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> 
 
 
 def make_samples(count: int) -> list[dict]:
-    """Samples for TarWriter with every kind of name: nested, dotted, upper case, unicode, longer than a header."""
+    """Return samples for TarWriter with every kind of name: nested, dotted, upper case, unicode, very
+    long."""
     rng = random.Random(0)
     keys = [
         "plain",
@@ -127,3 +143,16 @@ def peak_bytes(read) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def read_members(
+    stream: Readable,
+    start: int = 0,
+    max_member_bytes: int = MAX_MEMBER_BYTES,
+    want: WantMember | None = None,
+    on_note: OnNote | None = None,
+) -> Iterator[Member]:
+    """Yield the members of a tar that were read or refused."""
+    for member in walk_members(stream, start, max_member_bytes, want, on_note):
+        if member.data is not None or member.refused is not None:
+            yield member

@@ -1,4 +1,4 @@
-"""Small trainings: what is asked for, and pictures to learn from."""
+"""Make small trainings: requests, and images to learn from."""
 
 from io import BytesIO
 
@@ -24,13 +24,13 @@ def request(tmp_path, **changes) -> TrainRequest:
         "batch_size": 16,
         "precision": "fp32",
         "device": "cpu",
-        "augmentation": Augmentation(0.8),
+        "augmentation": Augmentation(crop_scale=0.8),
     }
     return TrainRequest(**(given | changes))
 
 
 def write_classes(folder, shards: int, images: int, classes: int = 2) -> None:
-    """Pictures whose class is how bright they are."""
+    """Write images whose class is their brightness."""
     rng = np.random.default_rng(0)
     for shard in range(shards):
         members = {}
@@ -45,7 +45,7 @@ def write_classes(folder, shards: int, images: int, classes: int = 2) -> None:
 
 
 def workers() -> list[psutil.Process]:
-    """The processes that train."""
+    """Return the processes that train."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:

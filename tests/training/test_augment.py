@@ -1,4 +1,4 @@
-"""Augmentation: where crops lie, how often pictures are mirrored, and that a generator decides all of it."""
+"""Augmentation: where crops lie, how often images are mirrored, and that a generator decides all of it."""
 
 import numpy as np
 import pytest
@@ -10,24 +10,30 @@ from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.training.augment import Augmentation, augment, random_crop
 from wordsworth.vit_model.config import Preprocessing
 
-DECODE = DecodeSettings(Preprocessing(), (16, 16), 8)
+DECODE = DecodeSettings(preprocessing=Preprocessing(), image_size=(16, 16), patch_size=8)
 PLAIN = Augmentation()
+WHOLE = Augmentation(crop_scale=1.0, aspect=1.0)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1, 1), (1, 4000), (3000, 2), (100, 100)])
 @pytest.mark.parametrize(
     "augmentation",
-    [PLAIN, Augmentation(0.05, 4 / 3), Augmentation(0.05, 2.0, flip=True), Augmentation(1.0, 1.0)],
+    [
+        PLAIN,
+        Augmentation(crop_scale=0.05),
+        Augmentation(crop_scale=0.05, aspect=2.0, flip=True),
+        WHOLE,
+    ],
 )
 def test_a_crop_lies_inside_the_picture_and_has_the_area_and_aspect_allowed(size, augmentation, monkeypatch):
     boxes, rng, (width, height) = [], np.random.default_rng(0), size
-    resized = loops.region
+    resized = loops.resize_region
     monkeypatch.setattr(
-        loops, "region", lambda pixels, box, *rest: boxes.append(box) or resized(pixels, box, *rest)
+        loops, "resize_region", lambda pixels, box, *rest: boxes.append(box) or resized(pixels, box, *rest)
     )
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     for _ in range(300):
-        assert random_crop(picture, DECODE, augmentation, rng).shape == (16, 16, 3)
+        assert random_crop(image, DECODE, augmentation, rng).shape == (16, 16, 3)
     for left, top, right, bottom in boxes:
         assert 0 <= left < right <= width * (1 + 1e-9) and 0 <= top < bottom <= height * (1 + 1e-9)
         share = (right - left) * (bottom - top) / (width * height)
@@ -36,7 +42,7 @@ def test_a_crop_lies_inside_the_picture_and_has_the_area_and_aspect_allowed(size
         )  # a side that would have stuck out was cut off
         assert share <= 1 + 1e-9 and (cut or share >= augmentation.crop_scale - 1e-9)
         assert cut or abs(np.log((right - left) / (bottom - top))) <= np.log(augmentation.aspect) + 1e-9
-    if augmentation == Augmentation(1.0, 1.0) and width == height:
+    if augmentation == WHOLE and width == height:
         assert set(boxes) == {(0, 0, width, height)}
 
 
@@ -44,7 +50,7 @@ def test_crops_differ_in_size_shape_and_place_and_half_are_mirrored():
     gradient = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     rng = np.random.default_rng(0)
     crops = [
-        random_crop(gradient, DECODE, Augmentation(0.3, 4 / 3, flip=True), rng).astype(int)
+        random_crop(gradient, DECODE, Augmentation(crop_scale=0.3, flip=True), rng).astype(int)
         for _ in range(400)
     ]
     mirrored = sum(crop[0, 0, 0] > crop[0, -1, 0] for crop in crops)
@@ -61,17 +67,20 @@ def test_every_small_picture_can_be_cropped():
     for width in range(1, 30):
         for height in (*range(1, 30), 997):
             crop = random_crop(
-                np.full((height, width, 3), (1, 2, 3), np.uint8), DECODE, Augmentation(0.05, 2.0), rng
+                np.full((height, width, 3), (1, 2, 3), np.uint8),
+                DECODE,
+                Augmentation(crop_scale=0.05, aspect=2.0),
+                rng,
             )
             assert (crop == (1, 2, 3)).all()
 
 
 def test_rand_augment_changes_pictures_as_the_generator_says():
-    picture = np.asarray(photo(3))
-    asked = Augmentation(1.0, 1.0, rand_augment="rand-m10-n2")
-    plain = augment(picture, DECODE, PLAIN, np.random.default_rng(0))
-    first = [augment(picture, DECODE, asked, np.random.default_rng(seed)) for seed in range(8)]
-    again = [augment(picture, DECODE, asked, np.random.default_rng(seed)) for seed in range(8)]
+    image = np.asarray(photo(3))
+    asked = Augmentation(crop_scale=1.0, aspect=1.0, rand_augment="rand-m10-n2")
+    plain = augment(image, DECODE, PLAIN, np.random.default_rng(0))
+    first = [augment(image, DECODE, asked, np.random.default_rng(seed)) for seed in range(8)]
+    again = [augment(image, DECODE, asked, np.random.default_rng(seed)) for seed in range(8)]
     assert all(one.shape == plain.shape and one.dtype == np.uint8 for one in first)
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert len({one.tobytes() for one in first}) > 4

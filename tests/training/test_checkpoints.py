@@ -1,4 +1,4 @@
-"""What a training goes on with: the same workers where they were, more or fewer with what nobody has finished."""
+"""What a training continues with: as many workers at their places, other numbers with unfinished shards."""
 
 from dataclasses import replace
 
@@ -8,59 +8,61 @@ import torch
 from tests.support.trainings import request
 from tests.training.test_step import CLASSED, CPU, batch
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.training.checkpoints import Leg, Progress, going_on, load, save
-from wordsworth.pipeline.training.request import objective_of, optimizer_of
-from wordsworth.pipeline.training.step import Average, Step
-from wordsworth.pipeline.training.stream import Place
+from wordsworth.pipeline.training.batches import ShardCursor
+from wordsworth.pipeline.training.checkpoints import EpochPlan, EpochPlanner, TrainingProgress, TrainingState
+from wordsworth.pipeline.training.optimizer import build_optimizer
+from wordsworth.pipeline.training.request import build_objective
+from wordsworth.pipeline.training.step import Step, WeightAverage
 
-SHARDS = [Shard("tar", f"/{n}.tar", 1, "") for n in range(12)]
+SHARDS = [Shard(kind="tar", uri=f"/{n}.tar", size=1, version="") for n in range(12)]
 ROWS = {shard.name: 10 for shard in SHARDS}
 
 
-def go_on(progress: Progress, workers: int, epoch_seed: int = 0):
-    return going_on(progress, SHARDS, ROWS, workers, 5, epoch_seed)
+def go_on(progress: TrainingProgress, workers: int) -> tuple[TrainingProgress, EpochPlan]:
+    planner = EpochPlanner(shards=tuple(SHARDS), rows=ROWS, num_workers=workers, local_batch=5, seed=0)
+    return planner.resume(progress)
 
 
-def names(leg: Leg) -> list[str]:
-    return sorted(shard.name for part in leg.parts for shard in part)
+def names(plan: EpochPlan) -> list[str]:
+    return sorted(shard.name for part in plan.parts for shard in part)
 
 
 def test_a_training_begins_with_all_shards_in_equal_parts():
-    progress, leg = go_on(Progress(), 3)
-    assert progress == Progress(places=(Place(),) * 3)
-    assert names(leg) == sorted(ROWS) and [len(part) for part in leg.parts] == [4, 4, 4] and leg.steps == 8
+    progress, plan = go_on(TrainingProgress(), 3)
+    assert progress == TrainingProgress(places=(ShardCursor(),) * 3)
+    assert names(plan) == sorted(ROWS) and [len(part) for part in plan.parts] == [4, 4, 4] and plan.steps == 8
 
 
 def test_as_many_workers_go_on_where_they_were():
-    places = (Place(1, (2, 1), (0, 0), 3, 2), Place(0, (1, 0)))
-    at = Progress(3, 77, 5, places=places, sums={"loss": 1.5}, count=5, best=(0.5, 2))
-    progress, leg = go_on(at, 2)
-    assert progress == at and leg == go_on(replace(at, step=0), 2)[1]
-    assert Progress.from_json(at.to_json()) == at
+    places = (ShardCursor(1, (2, 1), (0, 0), 3, 2), ShardCursor(0, (1, 0)))
+    at = TrainingProgress(3, 77, 5, places=places, sums={"loss": 1.5}, count=5, best=(0.5, 2))
+    progress, plan = go_on(at, 2)
+    assert progress == at and plan == go_on(replace(at, step=0), 2)[1]
+    assert TrainingProgress.from_json(at.to_json()) == at
 
 
 @pytest.mark.parametrize("workers", [1, 3, 6])
 def test_more_or_fewer_share_what_nobody_has_finished(workers):
-    _, before = go_on(Progress(epoch=2), 2)
-    places = (Place(at=(4, 1)), Place(at=(2, 0)))
-    at = Progress(2, 30, 9, places=places, sums={"loss": 3.0}, count=9)
-    progress, leg = go_on(at, workers)
+    _, before = go_on(TrainingProgress(epoch=2), 2)
+    places = (ShardCursor(at=(4, 1)), ShardCursor(at=(2, 0)))
+    at = TrainingProgress(2, 30, 9, places=places, sums={"loss": 3.0}, count=9)
+    progress, plan = go_on(at, workers)
     finished = {shard.name for part, turn in zip(before.parts, (4, 2), strict=True) for shard in part[:turn]}
-    assert set(progress.finished) == finished and names(leg) == sorted(set(ROWS) - finished)
+    assert set(progress.finished) == finished and names(plan) == sorted(set(ROWS) - finished)
     assert (progress.step, progress.number, progress.sums) == (0, 30, at.sums) and progress.places == (
-        Place(),
+        ShardCursor(),
     ) * workers
-    assert leg.steps == 60 // workers // 5
+    assert plan.steps == 60 // workers // 5
 
-    again, third = go_on(replace(progress, step=1, places=(Place(at=(1, 0)),) * workers), 2)
-    assert set(again.finished) == finished | {part[0].name for part in leg.parts}
+    again, third = go_on(replace(progress, step=1, places=(ShardCursor(at=(1, 0)),) * workers), 2)
+    assert set(again.finished) == finished | {part[0].name for part in plan.parts}
     assert names(third) == sorted(set(ROWS) - set(again.finished))
 
 
 def test_where_too_few_shards_are_left_for_all_the_epoch_is_over():
-    at = Progress(0, 30, 9, places=(Place(at=(6, 0)), Place(at=(5, 0))))
-    _, leg = go_on(at, 3)
-    assert leg.steps == 0
+    at = TrainingProgress(0, 30, 9, places=(ShardCursor(at=(6, 0)), ShardCursor(at=(5, 0))))
+    _, plan = go_on(at, 3)
+    assert plan.steps == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -69,28 +71,26 @@ def test_from_a_checkpoint_the_next_steps_are_the_same_to_the_bit(tmp_path, monk
     asked = request(tmp_path, config=CLASSED, dropout=0.1, ema=0.9, optimizer=optimizer)
 
     def parts():
-        objective = objective_of(asked)
-        step = Step(objective, optimizer_of(objective, asked), asked, CPU)
-        return objective, step.optimizer, Average(objective, 0.9), step
+        objective = build_objective(asked)
+        step = Step(objective, build_optimizer(objective, asked), asked, CPU)
+        return TrainingState(objective, step.optimizer, WeightAverage(objective, 0.9)), step
 
     def steps(step, average, numbers):
         for number in numbers:
             step([batch(number)], 0.01, number)
             average.update()
 
-    objective, sgd, average, step = parts()
-    steps(step, average, range(3))
-    folder = save(objective, sgd, average, Progress(0, 3, 3, best=(0.25, 1)), 0)
-    steps(step, average, range(3, 6))
+    progress = TrainingProgress(epoch=0, number=3, step=3, best=(0.25, 1))
+    one, step = parts()
+    steps(step, one.average, range(3))
+    folder = one.save(progress, 0)
+    steps(step, one.average, range(3, 6))
 
-    other, sgd, other_average, other_step = parts()
-    steps(other_step, other_average, range(7, 9))  # as far from there as can be
-    assert load(other, sgd, other_average, folder) == Progress(0, 3, 3, best=(0.25, 1))
-    steps(other_step, other_average, range(3, 6))
-    assert all(
-        torch.equal(one, two)
-        for one, two in zip(objective.state_dict().values(), other.state_dict().values(), strict=True)
-    )
-    assert all(
-        torch.equal(one, two) for one, two in zip(average.averages, other_average.averages, strict=True)
-    )
+    other, other_step = parts()
+    steps(other_step, other.average, range(7, 9))  # as far from there as can be
+    assert other.load(folder) == progress
+    steps(other_step, other.average, range(3, 6))
+    weights, other_weights = one.objective.state_dict(), other.objective.state_dict()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    pairs = zip(one.average.averages, other.average.averages, strict=True)
+    assert all(torch.equal(mean, other_mean) for mean, other_mean in pairs)

@@ -1,5 +1,8 @@
-"""Training on a cluster with declared GPUs, as far as the stand-in carries it: one worker, its place, its device, autocast, pinned
-batches, checkpoints. Several workers exchange gradients by NCCL, which only GPUs have."""
+"""Training on a cluster with declared GPUs, as far as the stand-in carries it: one worker.
+
+Tested are its place, its device, autocast, pinned batches and checkpoints. Several workers exchange gradients
+by NCCL, which only GPUs have.
+"""
 
 import contextlib
 import json

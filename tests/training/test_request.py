@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from tests.support.trainings import SIZE, request
-from wordsworth.pipeline.training.request import (
-    DECAYS,
-    learning_rate,
-    objective_of,
-    optimizer_of,
-    parameter_groups,
-    start_of,
-)
-from wordsworth.vit_model.checkpoint import random
+from wordsworth.pipeline.training.optimizer import DECAYS, build_optimizer, learning_rate, parameter_groups
+from wordsworth.pipeline.training.request import build_objective, initial_checkpoint
+from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 
 
@@ -37,7 +31,7 @@ def test_every_decay_rises_first_and_ends_near_zero(decay):
 
 
 def test_matrices_decay_and_nothing_else_does():
-    model = random(ViTConfig(num_classes=3), Preprocessing(), 0).model()
+    model = random_checkpoint(ViTConfig(num_classes=3), Preprocessing(), 0).model()
     decay, rest = parameter_groups(model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decay["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
@@ -51,7 +45,7 @@ def test_matrices_decay_and_nothing_else_does():
 
 
 def test_with_layer_decay_every_layer_learns_slower_than_the_one_above():
-    model = random(
+    model = random_checkpoint(
         ViTConfig(width=16, depth=3, heads=2, mlp_dim=32, num_classes=3), Preprocessing(), 0
     ).model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -75,11 +69,11 @@ def test_with_layer_decay_every_layer_learns_slower_than_the_one_above():
 
 def test_what_is_fine_tuned_begins_as_it_was_under_a_head_of_zeros(tmp_path):
     config = replace(SIZE, num_classes=7, representation_size=24)
-    start = random(config, Preprocessing(), 3)
+    start = random_checkpoint(config, Preprocessing(), 3)
     asked = request(
         tmp_path, start=start, config=replace(config, image_size=48, num_classes=2, representation_size=0)
     )
-    encoder = objective_of(asked).encoder
+    encoder = build_objective(asked).encoder
     state = encoder.state_dict()
     assert encoder.config == asked.config and all(
         parameter.requires_grad for parameter in encoder.parameters()
@@ -92,19 +86,19 @@ def test_what_is_fine_tuned_begins_as_it_was_under_a_head_of_zeros(tmp_path):
     assert state["pos_embed"].shape == (1, 37, 32), "positions for 6 x 6 patches and the [class] token"
     for name in ("patch_embed.proj.weight", "cls_token", "blocks.1.mlp.fc2.weight", "norm.bias"):
         assert torch.equal(state[name], start.state[name]), name
-    sgd = optimizer_of(objective_of(asked), replace(asked, optimizer="sgd", weight_decay=0.0))
+    sgd = build_optimizer(build_objective(asked), replace(asked, optimizer="sgd", weight_decay=0.0))
     assert isinstance(sgd, torch.optim.SGD) and {group["momentum"] for group in sgd.param_groups} == {0.9}
 
 
 def test_a_head_is_new_for_as_many_classes_too(tmp_path):
-    start = random(replace(SIZE, num_classes=2), Preprocessing(), 3)
+    start = random_checkpoint(replace(SIZE, num_classes=2), Preprocessing(), 3)
     start.state["head.weight"] = torch.ones(2, 32)
-    begun = start_of(request(tmp_path, start=start, config=start.config))
+    begun = initial_checkpoint(request(tmp_path, start=start, config=start.config))
     assert not begun.state["head.weight"].any() and torch.equal(
         begun.state["cls_token"], start.state["cls_token"]
     )
     begun.state["head.weight"] += 1
-    again = objective_of(request(tmp_path, start=begun, config=start.config)).encoder
+    again = build_objective(request(tmp_path, start=begun, config=start.config)).encoder
     assert torch.equal(again.head.weight, begun.state["head.weight"]), "a worker takes what it is given"
 
 
@@ -116,13 +110,13 @@ def test_a_head_is_new_for_as_many_classes_too(tmp_path):
     ],
 )
 def test_every_kind_of_head_gives_way_to_a_linear_one(change):
-    start = random(replace(SIZE, num_classes=5, **change), Preprocessing(), 3).with_head(2)
+    start = random_checkpoint(replace(SIZE, num_classes=5, **change), Preprocessing(), 3).with_head(2)
     assert start.model()(torch.zeros(1, 3, 32, 32)).tolist() == [[0.0, 0.0]]
 
 
 def test_from_scratch_the_head_and_small_patches_let_the_encoder_learn(tmp_path):
     asked = request(tmp_path, config=replace(SIZE, num_classes=4))
-    begun, jax = start_of(asked), random(asked.config, asked.preprocessing, asked.seed)
+    begun, jax = initial_checkpoint(asked), random_checkpoint(asked.config, asked.preprocessing, asked.seed)
     assert (
         begun.state["head.weight"].std().item() == pytest.approx(0.02, rel=0.3)
         and not begun.state["head.bias"].any()
@@ -130,15 +124,25 @@ def test_from_scratch_the_head_and_small_patches_let_the_encoder_learn(tmp_path)
     assert begun.state["patch_embed.proj.weight"].std().item() == pytest.approx((3 * 192) ** -0.5, rel=0.05)
     others = begun.state.keys() - {"head.weight", "patch_embed.proj.weight"}
     assert all(torch.equal(begun.state[name], jax.state[name]) for name in others)
-    rare = start_of(replace(asked, loss="sigmoid")).state["head.bias"]
+    rare = initial_checkpoint(replace(asked, loss="sigmoid")).state["head.bias"]
     assert rare.tolist() == pytest.approx([-math.log(4)] * 4), "each class as likely as it is"
-    without = start_of(replace(asked, objective="mae", config=SIZE))
-    assert without.fingerprint() == random(SIZE, asked.preprocessing, asked.seed).fingerprint()
+    without = initial_checkpoint(replace(asked, objective="mae", config=SIZE))
+    assert without.fingerprint() == random_checkpoint(SIZE, asked.preprocessing, asked.seed).fingerprint()
 
 
 def test_a_hybrids_stem_is_the_lowest_layer_and_no_table_of_positions_decays():
-    config = ViTConfig(32, 16, 16, 2, 2, 32, num_classes=3, resnet=(2, 2, 2), position="learned-2d")
-    model = random(config, Preprocessing(), 0).model()
+    config = ViTConfig(
+        image_size=32,
+        patch_size=16,
+        width=16,
+        depth=2,
+        heads=2,
+        mlp_dim=32,
+        num_classes=3,
+        resnet=(2, 2, 2),
+        position="learned-2d",
+    )
+    model = random_checkpoint(config, Preprocessing(), 0).model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
         names[id(one)]: (group["scale"], group["weight_decay"])
@@ -151,7 +155,7 @@ def test_a_hybrids_stem_is_the_lowest_layer_and_no_table_of_positions_decays():
 
 @pytest.mark.parametrize("name", ["masked-patch", "mae"])
 def test_of_an_objective_without_classes_the_tokens_decay_as_little(tmp_path, name):
-    objective = objective_of(request(tmp_path, objective=name, decoder=(24, 1, 2)))
+    objective = build_objective(request(tmp_path, objective=name, decoder=(24, 1, 2)))
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     _, rest = parameter_groups(objective, 0.1)
     kept = {names[id(parameter)] for parameter in rest["params"]}
@@ -165,4 +169,4 @@ def test_of_an_objective_without_classes_the_tokens_decay_as_little(tmp_path, na
 
 def test_what_is_dropped_in_training_is_no_part_of_the_model(tmp_path):
     asked = request(tmp_path, config=replace(SIZE, num_classes=2), dropout=0.1, drop_path=0.4)
-    assert objective_of(asked).encoder.config.drop_path == 0.4 and asked.config.drop_path == 0.0
+    assert build_objective(asked).encoder.config.drop_path == 0.4 and asked.config.drop_path == 0.0

@@ -15,17 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.trainings import SIZE, request
-from wordsworth.pipeline.training.request import (
-    OBJECTIVES,
-    Mixing,
-    TrainRequest,
-    objective_of,
-    optimizer_of,
-    parameter_groups,
-)
-from wordsworth.pipeline.training.step import Average, Step, flops_of
-from wordsworth.vit_model.checkpoint import random
-from wordsworth.vit_model.config import Preprocessing, ViTConfig, macs
+from wordsworth.pipeline.training.optimizer import build_optimizer, parameter_groups
+from wordsworth.pipeline.training.request import OBJECTIVES, Mixing, TrainRequest, build_objective
+from wordsworth.pipeline.training.speed import count_flops
+from wordsworth.pipeline.training.step import Step, WeightAverage
+from wordsworth.vit_model.checkpoint import random_checkpoint
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.cost import macs
 from wordsworth.vit_model.objectives import Supervised
 from wordsworth.vit_model.parallel import gathered_state_dict, parallelize
 from wordsworth.vit_model.patches import patchify
@@ -41,8 +37,8 @@ def batch(seed: int, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def step_of(asked: TrainRequest, rank: int = 0, wrap=lambda objective: objective) -> Step:
-    objective = wrap(objective_of(asked))
-    return Step(objective, optimizer_of(objective, asked), asked, CPU, rank)
+    objective = wrap(build_objective(asked))
+    return Step(objective, build_optimizer(objective, asked), asked, CPU, rank)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -55,8 +51,8 @@ def test_every_objective_is_the_seeds_and_so_are_the_masks_of_a_step(tmp_path, n
     )
 
     def losses(rank: int, numbers: list[int]) -> list[float]:
-        objective = objective_of(asked)
-        step = Step(objective, optimizer_of(objective, asked), asked, CPU, rank)
+        objective = build_objective(asked)
+        step = Step(objective, build_optimizer(objective, asked), asked, CPU, rank)
         return [float(step([(patches, classes)], 0.0, number)[0]) for number in numbers]
 
     one = losses(0, [0, 1, 0])
@@ -74,9 +70,9 @@ def test_three_steps_equal_a_plain_loop_on_normalised_images(tmp_path):
         preprocessing=Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)),
         label_smoothing=0.1,
     )
-    ours, plain = (random(config, asked.preprocessing, 0).model().train() for _ in range(2))
+    ours, plain = (random_checkpoint(config, asked.preprocessing, 0).model().train() for _ in range(2))
     objective = Supervised(ours, label_smoothing=0.1)
-    step = Step(objective, optimizer_of(objective, replace(asked, weight_decay=0.1)), asked, CPU)
+    step = Step(objective, build_optimizer(objective, replace(asked, weight_decay=0.1)), asked, CPU)
     optimizer = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=1e-3)
     rng = np.random.default_rng(0)
     for number in range(3):
@@ -93,12 +89,13 @@ def test_three_steps_equal_a_plain_loop_on_normalised_images(tmp_path):
         optimizer.step()
         torch.testing.assert_close(loss, expected.detach(), atol=1e-6, rtol=1e-5)
     for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        # Adam divides by the root of a squared gradient: where that is zero up to rounding (the key's bias), so is the meaning.
+        # Adam divides by the root of a squared gradient, which means nothing where the gradient is zero up to
+        # rounding: the bias of the keys.
         if "qkv.bias" not in name:
             torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4, msg=name)
 
 
-# ---- parts and workers ----------------------------------------------------------------------------------------------------
+# ---- parts and workers ----
 
 PATHS = {
     "ddp": {},
@@ -122,7 +119,7 @@ def halves(number: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def plain_loop(tmp_path, clip: float) -> dict[str, torch.Tensor]:
     """Three steps on whole batches as textbook PyTorch takes them."""
     asked = request(tmp_path, **SGD)
-    model = objective_of(asked).encoder
+    model = build_objective(asked).encoder
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     for number in range(3):
         patches, classes = (torch.from_numpy(values) for values in batch(number))
@@ -192,11 +189,11 @@ def test_three_steps_of_two_workers_are_those_of_one_plain_loop(workers, tmp_pat
     )
 
 
-# ---- what is random -------------------------------------------------------------------------------------------------------
+# ---- what is random ----
 
 
 def test_a_step_draws_what_it_would_have_drawn_before_it_was_cut_off(tmp_path):
-    """Dropout, drop path, mixing and erasing: of the seed, the worker and the number of the step, whatever was drawn before."""
+    """Dropout, drop path, mixing and erasing follow from seed, worker and step, whatever was drawn before."""
     mixing = Mixing(mixup=0.2, cutmix=1.0, share=0.8, erase=0.3)
     asked = request(tmp_path, config=CLASSED, dropout=0.1, drop_path=0.3, mixing=mixing, lr=0.1)
 
@@ -235,7 +232,7 @@ def test_mixing_gives_targets_of_two_classes_and_spares_its_share(tmp_path):
 
 def test_the_average_follows_the_weights_and_gives_them_back(tmp_path):
     step = step_of(request(tmp_path, config=CLASSED))
-    average = Average(step.objective, 0.9)
+    average = WeightAverage(step.objective, 0.9)
     expected = [parameter.detach().clone() for parameter in step.objective.parameters()]
     for number in range(20):
         step([batch(number)], 0.01, number)
@@ -254,20 +251,20 @@ def test_the_average_follows_the_weights_and_gives_them_back(tmp_path):
     )
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def test_operations_are_three_times_those_of_a_forward_pass(tmp_path):
     config = ViTConfig(image_size=64, patch_size=8, width=48, depth=3, heads=3, mlp_dim=96, num_classes=5)
-    objective = objective_of(request(tmp_path, config=config))
-    found = flops_of(objective, config.patch_dim, config.num_patches)
+    objective = build_objective(request(tmp_path, config=config))
+    found = count_flops(objective, config.patch_dim, config.num_patches)
     backward = 2 * macs(config)  # the patches themselves need no gradient
     assert found == pytest.approx(
         2 * (macs(config) + backward - config.num_patches * config.patch_dim * 48), rel=1e-3
     )
-    masked = objective_of(
+    masked = build_objective(
         request(tmp_path, config=replace(config, num_classes=0), objective="mae", decoder=(24, 1, 2))
     )
-    assert flops_of(masked, config.patch_dim, config.num_patches) < 0.6 * found, (
+    assert count_flops(masked, config.patch_dim, config.num_patches) < 0.6 * found, (
         "a quarter of the patches is encoded"
     )

@@ -1,4 +1,4 @@
-"""training data: every sample once an epoch, in an order that seed and epoch decide, and always the same number of steps."""
+"""Training data: every sample once an epoch, in the order of seed and epoch, in the same number of steps."""
 
 from pathlib import Path
 
@@ -10,42 +10,42 @@ from tests.support.samples import encoded, photo, write_tar
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.samples import ReadSettings
-from wordsworth.pipeline.sources.shards import Shard, find_shards, listing_table
-from wordsworth.pipeline.training import stream as training_data
+from wordsworth.pipeline.sources.shards import Shard, listing_table
+from wordsworth.pipeline.training import batches as training_batches
+from wordsworth.pipeline.training import stream as training_stream
 from wordsworth.pipeline.training.augment import Augmentation
-from wordsworth.pipeline.training.stream import (
-    Drawing,
-    Place,
-    _decode_stage,
-    _epochs_stage,
-    _read_stage,
-    ahead,
+from wordsworth.pipeline.training.batches import (
+    BatchSettings,
+    ShardCursor,
     epoch_batches,
-    ordered,
-    resumed,
+    prefetched,
+    shuffled_shards,
 )
+from wordsworth.pipeline.training.stream import _decode_stage, _epochs_stage, _read_stage, remaining_rows
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.config import Preprocessing
 
-DECODE = DecodeSettings(Preprocessing(), (16, 16), 8)
+DECODE = DecodeSettings(preprocessing=Preprocessing(), image_size=(16, 16), patch_size=8)
 PLAIN = Augmentation()
-TARGET = Target("cls", None, 256)
+TARGET = Target(where="cls", labels=None, classes=256)
+START = ShardCursor()
 
 
-def picture(number: int) -> bytes:
-    """Its colour says which one it is."""
+def numbered_image(number: int) -> bytes:
+    """Return an image whose colour says its number."""
     return encoded(Image.new("RGB", (20, 18), (number, 99, 77)), "PNG")
 
 
 def write_shards(folder: Path, sizes: list[int], broken: tuple[int, ...] = ()) -> list[Shard]:
-    """Shards whose samples have their own number as class; the broken ones are no image."""
+    """Write shards whose samples have their own number as class; the broken ones are no image."""
     number = 0
     for place, size in enumerate(sizes):
         members = []
         for sample in range(number, number + size):
             members += [
-                (f"{sample}.png", b"broken" if sample in broken else picture(sample)),
+                (f"{sample}.png", b"broken" if sample in broken else numbered_image(sample)),
                 (f"{sample}.cls", b"%d\n" % sample),
             ]
         write_tar(folder / f"{place}.tar", members)
@@ -53,11 +53,17 @@ def write_shards(folder: Path, sizes: list[int], broken: tuple[int, ...] = ()) -
     return find_shards([str(folder)]).shards
 
 
-def stream(shards: list[Shard], epochs: range, seed: int = 0, augmentation: Augmentation = PLAIN, place=None):
-    """The stages as Ray Data calls them, one table at a time. place: of a worker that goes on in the first of the epochs."""
-    first = resumed(ordered(shards, epochs[0], seed), epochs[0], place or Place())
+def stream(
+    shards: list[Shard],
+    epochs: range,
+    seed: int = 0,
+    augmentation: Augmentation = PLAIN,
+    cursor: ShardCursor = START,
+):
+    """Call the stages as Ray Data does, a table at a time. cursor: of a worker that continues an epoch."""
+    first = remaining_rows(shuffled_shards(shards, epochs[0], seed), epochs[0], cursor)
     for shard in _epochs_stage(listing_table(shards), first, epochs[1:], seed):
-        for table in _read_stage(shard, ReadSettings(training_data.UNIT_ROWS, keep=("cls",))):
+        for table in _read_stage(shard, ReadSettings(unit_rows=training_stream.UNIT_ROWS, keep=("cls",))):
             yield Unit.from_arrow(_decode_stage(table, DECODE, augmentation, seed))
 
 
@@ -67,22 +73,28 @@ def batches_of(
     batch_size: int,
     epochs: range,
     seed: int = 0,
-    place=None,
-    most=float("inf"),
-    done=0,
+    cursor: ShardCursor = START,
+    max_errors: float = float("inf"),
+    done: int = 0,
 ):
-    """Batch after batch; `done` of the first epoch were drawn before `place`."""
-    units = stream(shards, epochs, seed, place=place)
+    """Draw batch after batch; `done` of the first epoch were drawn before `cursor`."""
+    units = stream(shards, epochs, seed, cursor=cursor)
     for epoch in epochs:
-        drawing = Drawing(DECODE, TARGET, batch_size, (seed, epoch, 1), most)
-        count, at = (steps - done, place or Place()) if epoch == epochs[0] else (steps, Place())
-        yield from epoch_batches(units, len(shards), count, drawing, at)
+        settings = BatchSettings(
+            decode=DECODE,
+            target=TARGET,
+            batch_size=batch_size,
+            seed=(seed, epoch, 1),
+            max_errors=max_errors,
+        )
+        num_batches, begin = (steps - done, cursor) if epoch == epochs[0] else (steps, START)
+        yield from epoch_batches(units, len(shards), num_batches, settings, begin)
 
 
 def epochs_of(
     shards: list[Shard], steps: int, batch_size: int, epochs: int = 2, seed: int = 0
 ) -> list[list[int]]:
-    """The classes of every epoch in their order; the patches are checked to be theirs."""
+    """Return the classes of every epoch in their order; the patches are checked to be theirs."""
     drawn = list(batches_of(shards, steps, batch_size, range(epochs), seed))
     assert len(drawn) == epochs * steps
     for patches, classes, _ in drawn:
@@ -98,12 +110,12 @@ def epochs_of(
 
 @pytest.fixture(params=[8192, 10], ids=["one group", "many groups"])
 def group(request, monkeypatch):
-    monkeypatch.setattr(training_data, "GROUP_ROWS", request.param)
-    monkeypatch.setattr(training_data, "UNIT_ROWS", 4)
+    monkeypatch.setattr(training_batches, "GROUP_ROWS", request.param)
+    monkeypatch.setattr(training_stream, "UNIT_ROWS", 4)
     return request.param
 
 
-# ---- the stream -----------------------------------------------------------------------------------------------------------
+# ---- the stream ----
 
 
 def test_an_epoch_draws_every_sample_once(tmp_path, group):
@@ -146,7 +158,7 @@ def test_an_epoch_of_nothing_that_can_be_decoded_is_one_line(tmp_path):
 
 def test_shards_come_once_an_epoch_in_another_order_each(tmp_path):
     table = listing_table(write_shards(tmp_path, [1] * 9))
-    nothing = resumed([], 0, Place())
+    nothing = remaining_rows([], 0, START)
     order = [
         (row["epoch"][0].as_py(), row["uri"][0].as_py()) for row in _epochs_stage(table, nothing, range(4), 0)
     ]
@@ -162,14 +174,14 @@ def test_from_every_place_an_epoch_goes_on_with_the_batch_that_was_due(tmp_path,
     whole = list(batches_of(shards, steps, 4, epochs))
     read = []
     for at in range(steps):
-        place = whole[at].place
-        rest = list(batches_of(shards, steps, 4, epochs, place=place, done=at + 1))
+        cursor = whole[at].cursor
+        rest = list(batches_of(shards, steps, 4, epochs, cursor=cursor, done=at + 1))
         assert len(rest) == 2 * steps - at - 1
         if group == 10 and not broken:
-            read.append(sum(len(unit.samples) for unit in stream(shards, range(1), place=place)))
+            read.append(sum(len(unit.samples) for unit in stream(shards, range(1), cursor=cursor)))
         for one, other in zip(rest, whole[at + 1 :], strict=True):
             assert np.array_equal(one.patches, other.patches) and np.array_equal(one.classes, other.classes)
-            assert one.place == other.place
+            assert one.cursor == other.cursor
     if read:
         assert read[0] == 60 and max(read[-3:]) <= 32, "what lies more than two groups back is not read again"
 
@@ -190,18 +202,18 @@ def test_a_thread_draws_ahead_and_raises_where_it_failed():
 
     drawn = []
     with pytest.raises(UserError, match="after five"):
-        for number in ahead(failing()):
+        for number in prefetched(failing()):
             drawn.append(number)
-    assert drawn == list(range(5)) and list(ahead(iter(range(9)))) == list(range(9))
+    assert drawn == list(range(5)) and list(prefetched(iter(range(9)))) == list(range(9))
 
 
 def test_more_errors_than_are_allowed_stop_the_epoch_as_soon_as_they_are_met(tmp_path, group):
     shards = write_shards(tmp_path, [10, 10, 10], (4, 15, 22))
-    assert len(list(batches_of(shards, 9, 3, range(1), most=3))) == 9
+    assert len(list(batches_of(shards, 9, 3, range(1), max_errors=3))) == 9
     with pytest.raises(
         UserError, match=r"3 of \d+ images could not be decoded, more than --max-error-rate allows"
     ):
-        list(batches_of(shards, 9, 3, range(1), most=2))
+        list(batches_of(shards, 9, 3, range(1), max_errors=2))
 
 
 def test_a_retried_task_makes_the_same_crops_and_another_epoch_makes_others(tmp_path):

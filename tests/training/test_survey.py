@@ -9,23 +9,24 @@ import pytest
 
 from tests.support.samples import encoded, photo, rows_of, units_of, write_tar
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.samples import ReadSettings
-from wordsworth.pipeline.sources.shards import Shard, find_shards
+from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.survey import (
     Survey,
     assign,
     check_classes,
     class_names,
     classes_of,
-    paged,
+    cut_pages,
     survey_shard,
 )
 
-READING = ReadSettings(512, keep=("cls",))
+READING = ReadSettings(unit_rows=512, keep=("cls",))
 
 
 def found(names: dict[str, int]) -> Survey:
-    return Survey((), {}, Counter(names))
+    return Survey(shards=(), rows={}, classes=Counter(names))
 
 
 def test_a_survey_counts_rows_and_classes_as_training_will_meet_them(tmp_path):
@@ -83,15 +84,18 @@ def test_a_class_stands_in_a_sidecar_a_field_a_column_or_a_folder(tmp_path):
     ]
     (shard,) = find_shards([str(write_tar(tmp_path / "a.tar", members))]).shards
     for target, names in (("json:kind", {"cat": 1, "dog": 1}), ("json:n", {"3": 1, "4": 1})):
-        assert survey_shard(shard, ReadSettings(512, keep=("json",)), target) == (2, Counter(names))
+        assert survey_shard(shard, ReadSettings(unit_rows=512, keep=("json",)), target) == (2, Counter(names))
     pq.write_table(pa.table({"image": [b"x", b"y", b"z"], "label": [1, 0, 1]}), tmp_path / "t.parquet")
     (shard,) = find_shards([str(tmp_path / "t.parquet")]).shards
-    assert survey_shard(shard, ReadSettings(512, keep=("label",)), "label") == (3, Counter({"1": 2, "0": 1}))
+    assert survey_shard(shard, ReadSettings(unit_rows=512, keep=("label",)), "label") == (
+        3,
+        Counter({"1": 2, "0": 1}),
+    )
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_bytes(encoded(photo(1), "PNG"))
     (shard,) = find_shards([str(tmp_path / "tree")]).shards
-    assert survey_shard(shard, ReadSettings(512), "folder") == (3, Counter({"cat": 2, "dog": 1}))
+    assert survey_shard(shard, ReadSettings(unit_rows=512), "folder") == (3, Counter({"cat": 2, "dog": 1}))
 
 
 @pytest.mark.parametrize(
@@ -100,10 +104,17 @@ def test_a_class_stands_in_a_sidecar_a_field_a_column_or_a_folder(tmp_path):
 def test_loose_images_come_in_pages_of_which_several_workers_have_some(images, pages, largest):
     def page(first: int, count: int) -> Shard:
         members = tuple({"key": f"{n}.jpg", "size": n, "version": ""} for n in range(first, first + count))
-        return Shard("images", "/bucket", sum(member["size"] for member in members), "", first, members)
+        return Shard(
+            kind="images",
+            uri="/bucket",
+            size=sum(member["size"] for member in members),
+            version="",
+            first_index=first,
+            members=members,
+        )
 
     whole = [page(first, min(25_000, images - first)) for first in range(0, images, 25_000)]
-    cut = paged(whole)
+    cut = cut_pages(whole)
     assert len(cut) == pages and max(len(shard.members) for shard in cut) == largest
     assert [member for shard in cut for member in shard.members] == [
         member for shard in whole for member in shard.members
@@ -111,7 +122,9 @@ def test_loose_images_come_in_pages_of_which_several_workers_have_some(images, p
     assert all(shard.first_index == int(shard.members[0]["key"][:-4]) for shard in cut)
     assert sum(shard.size for shard in cut) == sum(shard.size for shard in whole)
     assert len({shard.name for shard in cut}) == pages
-    assert paged([Shard("tar", "/a.tar", 1, "")]) == [Shard("tar", "/a.tar", 1, "")]
+    assert cut_pages([Shard(kind="tar", uri="/a.tar", size=1, version="")]) == [
+        Shard(kind="tar", uri="/a.tar", size=1, version="")
+    ]
 
 
 def test_names_make_labels_in_order_and_numbers_make_none():
@@ -149,18 +162,18 @@ def test_a_target_that_names_every_sample_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_digest_is_the_datas_whatever_the_order(tmp_path):
-    shards = [Shard("tar", f"/{n}.tar", n, "") for n in range(3)]
+    shards = [Shard(kind="tar", uri=f"/{n}.tar", size=n, version="") for n in range(3)]
     rows = {shard.name: 5 for shard in shards}
-    one = Survey(tuple(shards), rows, Counter()).digest
-    assert Survey(tuple(shards[::-1]), rows, Counter()).digest == one
-    assert Survey(tuple(shards), rows | {shards[1].name: 6}, Counter()).digest != one
-    assert Survey(tuple(shards[:2]), rows, Counter()).digest != one
+    one = Survey(shards=tuple(shards), rows=rows, classes=Counter()).digest
+    assert Survey(shards=tuple(shards[::-1]), rows=rows, classes=Counter()).digest == one
+    assert Survey(shards=tuple(shards), rows=rows | {shards[1].name: 6}, classes=Counter()).digest != one
+    assert Survey(shards=tuple(shards[:2]), rows=rows, classes=Counter()).digest != one
 
 
 def test_shards_are_divided_so_that_no_worker_has_much_more_than_another():
     rng = np.random.default_rng(0)
     for workers in (1, 2, 3, 7):
-        shards = [Shard("tar", f"/{n}.tar", 1, "") for n in range(31)]
+        shards = [Shard(kind="tar", uri=f"/{n}.tar", size=1, version="") for n in range(31)]
         rows = {shard.name: int(rng.integers(1, 1000)) for shard in shards}
         parts = assign(shards, rows, workers)
         assert sorted(shard.uri for part in parts for shard in part) == sorted(shard.uri for shard in shards)

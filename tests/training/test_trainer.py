@@ -1,11 +1,12 @@
-"""Training: Ray Train workers that end in a model folder which the labeler loads, and go on after what befalls them."""
+"""Training: Ray Train workers write a model folder that the labeler loads, and continue after a failure."""
 
 import io
 import json
 import tarfile
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,98 +18,138 @@ from tests.support.builders import photo, write_tar
 from tests.support.trainings import SIZE, request, workers, write_classes
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.training.news import BeginNews, DataNews, EpochNews, TrainNews
+from wordsworth.pipeline.training.placement import place
 from wordsworth.pipeline.training.survey import Survey
-from wordsworth.pipeline.training.trainer import _check_size, train
+from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.checkpoint import load_folder
 from wordsworth.vit_model.config import Preprocessing
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads(tmp_path):
-    write_classes(tmp_path / "shards", shards=3, images=64)
-    write_classes(tmp_path / "val", shards=3, images=11)
-    write_tar(tmp_path / "val" / "broken.tar", {"x.png": b"no image", "x.cls": b"0"})
+@dataclass
+class Trained:
+    """A training of two workers, of which one was killed after the first epoch."""
+
+    folder: Path  # model/, shards/, val/
+    news: list[TrainNews]
+    last: EpochNews
+
+    def told(self, kind: type) -> list:
+        return [news for news in self.news if isinstance(news, kind)]
+
+    def logged_epochs(self) -> list[EpochNews]:
+        lines = [
+            json.loads(line) for line in (self.folder / "model" / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert all(one["time"] <= other["time"] for one, other in pairwise(lines))
+        return [EpochNews.from_json(line) for line in lines if line["kind"] == "epoch"]
+
+
+@pytest.fixture(scope="module")
+def trained(local_ray, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    write_classes(folder / "shards", shards=3, images=64)
+    write_classes(folder / "val", shards=3, images=11)
+    write_tar(folder / "val" / "broken.tar", {"x.png": b"no image", "x.cls": b"0"})
     seen, killed = [], []
 
-    def watch(news):
+    def on_news(news):
         seen.append(news)
-        if news["kind"] == "epoch" and not killed:
+        if isinstance(news, EpochNews) and not killed:
             killed.extend(workers()[:1])
             killed[0].kill()
 
-    asked = {
-        "workers": 2,
-        "epochs": 6,
-        "lr": 3e-3,
-        "labels": ("dark", "bright"),
-        "val": (str(tmp_path / "val"),),
-        "ema": 0.9,
-    }
-    last = train(request(tmp_path, **asked, save_every=3), watch)
-    assert seen[0] == {"kind": "data", "samples": 192, "shards": 3, "classes": 2, "val_samples": 34}
-    steps = [news["step"] for news in seen if news["kind"] == "begin"]
+    asked = request(
+        folder,
+        workers=2,
+        epochs=6,
+        lr=3e-3,
+        labels=("dark", "bright"),
+        val=(str(folder / "val"),),
+        ema=0.9,
+        save_every=3,
+    )
+    return Trained(folder, seen, train(asked, on_news))
+
+
+def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads(trained):
+    steps = [news.step for news in trained.told(BeginNews)]
     assert len(steps) == 2 and 0 < steps[1] < 48, "they go on from a checkpoint"
-    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
-    assert all(one["time"] <= other["time"] for one, other in pairwise(lines))
-    journal = [{name: value for name, value in line.items() if name != "time"} for line in lines]
-    epochs = [news for news in journal if news["kind"] == "epoch"]
-    assert [news["epoch"] for news in epochs] == [1, 2, 3, 4, 5, 6] and epochs[-1] == last, (
-        "none twice, none lost"
-    )
-    assert last["accuracy"] > 0.95 and last["loss"] < epochs[0]["loss"]
-    assert 0 <= last["data_wait"] <= 1 and 0 < last["mfu"] < 1.2 and last["lr"] < 3e-3
-
-    checkpoint = load_folder(tmp_path / "model")
+    checkpoint = load_folder(trained.folder / "model")
     assert checkpoint.labels == ("dark", "bright") and checkpoint.config.num_classes == 2
-    assert checkpoint.extra["objective"] == "supervised" and checkpoint.extra["recipe"]["seed"] == 0
-    assert checkpoint.extra["data"]["samples"] == 192 and len(checkpoint.extra["data"]["digest"]) == 64
-    assert checkpoint.extra["metrics"]["val_accuracy"] == last["val_accuracy"]
     assert checkpoint.preprocessing == Preprocessing(crop_pct=1.0)
-    assert (last["val_images"], last["val_errors"]) == (33, 1), (
-        "each once, on workers that have 22 and 12 of them"
-    )
-    right = sum(
-        int(checkpoint.model()(pixels).argmax()) == label for pixels, label in pictures(tmp_path / "val")
-    )
-    assert last["val_accuracy"] == pytest.approx(right / 33, abs=1e-6)
-    losses = [
-        cross_entropy(checkpoint.model()(pixels), torch.tensor([label])).item()
-        for pixels, label in pictures(tmp_path / "val")
-    ]
-    assert last["val_loss"] == pytest.approx(np.mean(losses), abs=2e-4), (
-        "the average is what was tried, and what is saved"
-    )
-    assert last["errors"] == 0
+    assert trained.last.means["accuracy"] > 0.95 and trained.last.errors == 0
 
-    best = max(epochs, key=lambda news: news["val_accuracy"])
-    (kept,) = (tmp_path / "model").glob("best-epoch-*")
-    assert (
-        kept.name == f"best-epoch-{best['epoch']}"
-        and load_folder(kept).extra["metrics"]["epoch"] == best["epoch"]
-    )
-    with Image.open(tmp_path / "model" / "curves.png") as curves:
+
+def test_what_the_sources_hold_is_told_before_anything_is_trained(trained):
+    assert trained.news[0] == DataNews(samples=192, shards=3, classes=2, val_samples=34)
+
+
+def test_a_killed_worker_makes_no_epoch_come_twice_and_loses_none(trained):
+    epochs = trained.logged_epochs()
+    assert [news.epoch for news in epochs] == [1, 2, 3, 4, 5, 6] and epochs[-1] == trained.last
+    assert trained.last.means["loss"] < epochs[0].means["loss"]
+
+
+def test_the_rates_of_an_epoch_are_shares_that_can_be(trained):
+    rates = trained.last.rates
+    assert 0 <= rates.data_wait <= 1 and 0 < rates.mfu < 1.2 and trained.last.lr < 3e-3
+
+
+def test_a_model_folder_says_where_the_model_comes_from(trained):
+    extra = load_folder(trained.folder / "model").extra
+    assert extra["objective"] == "supervised" and extra["settings"]["seed"] == 0
+    assert extra["data"]["samples"] == 192 and len(extra["data"]["digest"]) == 64
+    assert extra["metrics"] == trained.last.figures()
+
+
+def test_validation_counts_every_image_once_and_scores_the_average_that_is_saved(trained):
+    found = trained.last.validation
+    assert (found.images, found.errors) == (33, 1), "each once, on workers that have 22 and 12 of them"
+    model = load_folder(trained.folder / "model").model()
+    right, losses = 0, []
+    for pixels, label in validation_images(trained.folder / "val"):
+        logits = model(pixels)
+        right += int(logits.argmax()) == label
+        losses.append(cross_entropy(logits, torch.tensor([label])).item())
+    assert found.means["accuracy"] == pytest.approx(right / 33, abs=1e-6)
+    assert found.means["loss"] == pytest.approx(np.mean(losses), abs=2e-4)
+
+
+def test_the_model_of_the_best_epoch_alone_lies_beside_the_last(trained):
+    best = max(trained.logged_epochs(), key=lambda news: news.validation.means["accuracy"])
+    (kept,) = (trained.folder / "model").glob("best-epoch-*")
+    assert kept.name == f"best-epoch-{best.epoch}"
+    assert load_folder(kept).extra["metrics"]["epoch"] == best.epoch
+
+
+def test_curves_and_tensorboards_files_are_written(trained):
+    with Image.open(trained.folder / "model" / "curves.png") as curves:
         assert curves.size[0] > 800
-    assert list((tmp_path / "model").glob("events.out.tfevents*"))
+    assert list((trained.folder / "model").glob("events.out.tfevents*"))
+
+
+def test_an_output_that_holds_a_model_is_refused(trained):
     with pytest.raises(UserError, match="holds a model already"):
-        train(request(tmp_path), seen.append)
+        train(request(trained.folder), trained.news.append)
 
 
 def test_too_few_gpus_are_said_and_never_replaced_by_cpus(tmp_path):
-    shards = [Shard("tar", f"s{number}.tar", 1, "") for number in range(4)]
-    data = Survey(tuple(shards), dict.fromkeys([shard.name for shard in shards], 64), Counter())
+    shards = [Shard(kind="tar", uri=f"s{number}.tar", size=1, version="") for number in range(4)]
+    rows = dict.fromkeys([shard.name for shard in shards], 64)
+    data = Survey(shards=tuple(shards), rows=rows, classes=Counter())
     asked = request(tmp_path, device="auto", workers=4)
     with pytest.raises(
         UserError, match="4 workers need 4 GPUs, Ray has 2: use fewer --workers, or --device cpu"
     ):
-        _check_size(asked, data, {"CPU": 64, "GPU": 2})
-    assert _check_size(replace(asked, device="cpu"), data, {"CPU": 64, "GPU": 2}) == ("cpu", 4)
-    assert _check_size(replace(asked, workers=(1, 4), batch_size=2), data, {"CPU": 64}) == ("cpu", (1, 2)), (
-        "an image for each"
-    )
+        place(asked, data, {"CPU": 64, "GPU": 2})
+    assert place(replace(asked, device="cpu"), data, {"CPU": 64, "GPU": 2}) == ("cpu", 4)
+    few = replace(asked, workers=(1, 4), batch_size=2)
+    assert place(few, data, {"CPU": 64}) == ("cpu", (1, 2)), "an image for each"
 
 
-def pictures(folder):
-    """The pictures of a folder of shards as a model takes them, and their classes."""
+def validation_images(folder):
+    """Yield the images of a folder of shards as a model takes them, and their classes."""
     for path in sorted(folder.glob("[0-9].tar")):
         with tarfile.open(path) as archive:
             members = {member.name: archive.extractfile(member).read() for member in archive}
@@ -180,7 +221,7 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step_and_only_the_same_reque
     seen = []
     with pytest.raises(UserError, match=r"is not a number at step \d+"):
         train(asked, seen.append)
-    assert next(news for news in seen if news["kind"] == "begin")["step"] > 0, (
+    assert next(news for news in seen if isinstance(news, BeginNews)).step > 0, (
         "it goes on from the last good checkpoint"
     )
     write_classes(tmp_path / "shards", shards=2, images=64)
@@ -192,7 +233,7 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step_and_only_the_same_reque
 @pytest.mark.long  # the steps: tests/training/test_step.py
 @pytest.mark.parametrize("objective", ["supervised", "mae"])
 def test_sharded_weights_are_tried_and_saved_whole(tmp_path, objective):
-    """On workers that have three batches and one to try them on: with FSDP all of them must compute as often."""
+    """On workers with three batches and one batch of --val: with FSDP all of them must compute as often."""
     write_classes(tmp_path / "shards", shards=2, images=32)
     write_classes(tmp_path / "val", shards=1, images=20)
     asked = {
@@ -208,8 +249,9 @@ def test_sharded_weights_are_tried_and_saved_whole(tmp_path, objective):
         last[sharding] = train(
             request(tmp_path, **asked, sharding=sharding, output=str(tmp_path / sharding)), lambda news: None
         )
-        assert last[sharding]["val_images"] == 20
-    assert last["fsdp"]["val_loss"] == pytest.approx(last["ddp"]["val_loss"], abs=1e-4)
+        assert last[sharding].validation.images == 20
+    losses = {name: news.validation.means["loss"] for name, news in last.items()}
+    assert losses["fsdp"] == pytest.approx(losses["ddp"], abs=1e-4)
     whole, sharded = (load_folder(tmp_path / name).state for name in ("ddp", "fsdp"))
     assert whole.keys() == sharded.keys()
     for name in whole:
@@ -234,7 +276,8 @@ def test_a_model_that_was_trained_without_classes_is_fine_tuned_on_some(tmp_path
     seen = []
     asked = request(tmp_path, objective="masked-patch", epochs=8, lr=3e-3, labels=("no", "matter"))
     last = train(asked, seen.append)
-    assert last["loss"] < next(news for news in seen if news["kind"] == "epoch")["loss"], seen
+    first = next(news for news in seen if isinstance(news, EpochNews))
+    assert last.means["loss"] < first.means["loss"], seen
     saved = load_folder(tmp_path / "model")
     assert (
         saved.config.num_classes == 0 and saved.labels is None and saved.extra["objective"] == "masked-patch"
@@ -252,8 +295,8 @@ def test_a_model_that_was_trained_without_classes_is_fine_tuned_on_some(tmp_path
         request(tmp_path, **mine, start=saved, optimizer="sgd", lr=0.05, weight_decay=0.0), seen.append
     )
     tuned = load_folder(tmp_path / "mine")
-    assert last["accuracy"] > 0.9, seen
-    assert tuned.labels == ("dark", "bright") and tuned.extra["recipe"]["optimizer"] == "sgd"
+    assert last.means["accuracy"] > 0.9, seen
+    assert tuned.labels == ("dark", "bright") and tuned.extra["settings"]["optimizer"] == "sgd"
     near = torch.nn.functional.cosine_similarity(
         saved.state["pos_embed"].flatten(), tuned.state["pos_embed"].flatten(), dim=0
     )

@@ -1,4 +1,5 @@
-"""The recount: only it sees what the reader never gave, and it agrees with the reader on every cut and damaged tar."""
+"""The recount: only it sees what the reader never gave, and it agrees with the reader on every cut and
+damaged tar."""
 
 import io
 import os
@@ -7,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import KEYS, build, codes, pictures, read_rows, two_tars, whole_run, write_tar
-from wordsworth.pipeline.sources import tar
-from wordsworth.pipeline.sources.shards import find_shards
+from tests.support.runs import KEYS, build, codes, image_members, read_rows, two_tars, whole_run, write_tar
+from wordsworth.pipeline.sources import tar_keys
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.verification.recount import _is_part, _tar_samples, _Whole
 from wordsworth.pipeline.verification.verifier import verify
 
 
 def test_a_reader_that_drops_every_tenth_sample_is_caught_by_the_recount_and_by_nothing_else(tmp_path):
-    write_tar(tmp_path / "in" / "a.tar", pictures(40))
+    write_tar(tmp_path / "in" / "a.tar", image_members(40))
     lossy = build(
         tmp_path / "out",
         tmp_path / "in",
@@ -23,8 +24,8 @@ def test_a_reader_that_drops_every_tenth_sample_is_caught_by_the_recount_and_by_
     )
     assert verify(str(lossy)).ok, "the folder alone is consistent: only the input tells"
     report = verify(str(lossy), source=True)
-    (fault,) = report.faults
-    assert (fault.what, report.rows, report.recounted) == ("missing_sample", 36, 40)
+    (fault,) = report.findings
+    assert (fault.code, report.rows, report.recounted) == ("missing_sample", 36, 40)
     assert fault.where.endswith("a.tar")
     assert "'d/009' has no row (4 such here)" in fault.detail
 
@@ -76,32 +77,32 @@ def test_rows_that_are_not_the_sources_samples_are_found_by_the_recount_and_by_n
     assert verify(str(out)).ok
     report = verify(str(out), source=True)
     assert codes(report) == {what}
-    assert len(report.faults) == 2, "one a shard"
+    assert len(report.findings) == 2, "one a shard"
 
 
 def test_a_source_that_changed_or_vanished_is_named(tmp_path):
     run = whole_run(tmp_path)
-    write_tar(run.source / "a.tar", pictures(12))
+    write_tar(run.source / "a.tar", image_members(12))
     (run.source / "b.tar").unlink()
     assert verify(str(run.out)).ok
-    faults = verify(str(run.out), source=True).faults
-    assert [(fault.what, Path(fault.where).name) for fault in faults] == [
+    faults = verify(str(run.out), source=True).findings
+    assert [(fault.code, Path(fault.where).name) for fault in faults] == [
         ("source_changed", "a.tar"),
         ("source_changed", "b.tar"),
     ]
 
 
 def test_a_store_that_answers_short_is_not_a_cut_tar(tmp_path):
-    path = write_tar(tmp_path / "a.tar", pictures(3))
+    path = write_tar(tmp_path / "a.tar", image_members(3))
     with open(path, "rb") as file, pytest.raises(OSError, match="512 bytes early"):
         _tar_samples(_Whole(file, path.stat().st_size + 512), list(KEYS))
 
 
-# ---- cut and damaged tars ---------------------------------------------------------------------------------------------------
+# ---- cut and damaged tars ----------------------------------------------------------------------------------
 
 
 def cut_tar(tmp_path: Path, keep: int) -> Path:
-    path = write_tar(tmp_path / "in" / "a.tar", pictures(6))
+    path = write_tar(tmp_path / "in" / "a.tar", image_members(6))
     os.truncate(path, keep)
     return path
 
@@ -110,14 +111,14 @@ def test_a_cut_tar_verifies_with_its_truncated_row_and_not_without(tmp_path):
     cut_tar(tmp_path, 5 * 2048 + 700)
     whole = build(tmp_path / "out", tmp_path / "in")
     report = verify(str(whole), source=True)
-    assert report.faults == []
+    assert report.findings == []
     assert report.errors == {"shard_truncated": 1}
     assert report.rows == report.recounted + 1
 
     silent = build(tmp_path / "silent", tmp_path / "in", reader=lambda shard: read_rows(shard)[:-1])
     assert verify(str(silent)).ok, "a cut that nobody noted is invisible in the folder"
-    (fault,) = verify(str(silent), source=True).faults
-    assert (fault.what, fault.detail) == ("missing_sample", "the mark that the shard is cut has no row")
+    (fault,) = verify(str(silent), source=True).findings
+    assert (fault.code, fault.detail) == ("missing_sample", "the mark that the shard is cut has no row")
 
     twice = build(
         tmp_path / "twice", tmp_path / "in", reader=lambda shard: [*read_rows(shard), read_rows(shard)[-1]]
@@ -130,7 +131,7 @@ def recounted(data: bytes) -> list[tuple]:
 
 
 def as_read(path: Path) -> list[tuple]:
-    rows = read_rows(next(iter(find_shards([str(path)], "tar", KEYS).shards)))
+    rows = read_rows(next(iter(find_shards([str(path)], format="tar", image_keys=KEYS).shards)))
     return [(row["key"], row["offset"] if row["key"] else None, row["size"], row["error"]) for row in rows]
 
 
@@ -162,7 +163,7 @@ def test_reader_and_recount_agree_wherever_a_tar_is_cut(tmp_path, format):
 
 
 def test_reader_and_recount_agree_on_damage_and_on_tars_end_to_end(tmp_path):
-    one, other = (write_tar(tmp_path / f"{n}.tar", pictures(3, n)).read_bytes() for n in (0, 50))
+    one, other = (write_tar(tmp_path / f"{n}.tar", image_members(3, n)).read_bytes() for n in (0, 50))
     content = len(one.rstrip(b"\0")) + -len(one.rstrip(b"\0")) % 512
     damaged = bytearray(one)
     damaged[4 * 512] ^= 1  # in the second sample's first header
@@ -218,10 +219,10 @@ def test_the_recount_skips_the_members_that_the_reader_skips():
     names += [
         "/".join((one, two, three)) for one in parts for two in parts for three in ("a.jpg", ".b.jpg", "")
     ]
-    assert [name for name in names if _is_part(name) == tar.is_skipped(name)] == []
+    assert [name for name in names if _is_part(name) == tar_keys.is_skipped(name)] == []
 
 
-# ---- loose images -----------------------------------------------------------------------------------------------------------
+# ---- loose images ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -234,27 +235,27 @@ def loose(tmp_path):
 
 
 def test_loose_images_verify_over_several_pages(tmp_path, loose, monkeypatch):
-    monkeypatch.setattr("wordsworth.pipeline.sources.shards.PAGE", 3)
+    monkeypatch.setattr("wordsworth.pipeline.sources.finder.PAGE", 3)
     report = verify(str(build(tmp_path / "out", loose)), source=True)
-    assert report.faults == []
+    assert report.findings == []
     assert (report.rows, report.shards, report.recounted) == (4, 2, 4)
 
 
 def test_loose_images_that_are_dropped_replaced_removed_or_overlooked_are_named(tmp_path, loose):
     out = build(tmp_path / "out", loose, reader=lambda shard: read_rows(shard)[1:])
     assert verify(str(out)).ok
-    (fault,) = verify(str(out), source=True).faults
-    assert (fault.what, fault.detail) == ("missing_sample", "key 'a.jpg' has no row")
+    (fault,) = verify(str(out), source=True).findings
+    assert (fault.code, fault.detail) == ("missing_sample", "key 'a.jpg' has no row")
 
     out = build(tmp_path / "whole", loose)
     (loose / "new.jpg").write_bytes(b"new")
-    (fault,) = verify(str(out), source=True).faults
-    assert fault.what == "source_changed" and "'new.jpg' is not part of this run" in fault.detail
+    (fault,) = verify(str(out), source=True).findings
+    assert fault.code == "source_changed" and "'new.jpg' is not part of this run" in fault.detail
     (loose / "new.jpg").rename(loose / "a.jpg")
     (loose / "b" / "c.PNG").unlink()
-    (fault,) = verify(str(out), source=True).faults
+    (fault,) = verify(str(out), source=True).findings
     assert (
-        fault.what == "source_changed"
+        fault.code == "source_changed"
         and "2 of 4 images were replaced or removed since, first 'a.jpg'" in fault.detail
     )
 
@@ -262,5 +263,5 @@ def test_loose_images_that_are_dropped_replaced_removed_or_overlooked_are_named(
 def test_images_beside_those_that_a_glob_took_are_no_fault(tmp_path, loose):
     out = build(tmp_path / "out", loose / "*.jpg")
     report = verify(str(out), source=True)
-    assert report.faults == []
+    assert report.findings == []
     assert report.recounted == 2

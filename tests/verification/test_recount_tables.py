@@ -1,4 +1,5 @@
-"""The recount of tables and compressed tars: it sees what the reader dropped, and agrees with it on everything damaged."""
+"""The recount of tables and compressed tars: it sees what the reader dropped, and agrees with it on
+everything damaged."""
 
 import os
 import random
@@ -9,9 +10,9 @@ import zstandard
 
 from tests.sources.test_compressed import images, squeeze
 from tests.support.runs import KEYS, build, codes, read_rows
-from tests.support.tables import picture, write_csv, write_files, write_jsonl, write_parquet
+from tests.support.tables import image_bytes, write_csv, write_files, write_jsonl, write_parquet
 from tests.support.tars import make_tar
-from wordsworth.pipeline.sources.shards import find_shards
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.verification.recount import Recount
 from wordsworth.pipeline.verification.verifier import verify
 
@@ -23,7 +24,7 @@ def write_any(folder, form: str, count: int):
         return folder / f"t.{form}"
     if form == "parquet":
         return write_parquet(
-            folder / "t.parquet", {"image": [picture(n) for n in range(count)]}, rows_in_group=7
+            folder / "t.parquet", {"image": [image_bytes(n) for n in range(count)]}, rows_in_group=7
         )
     rows = [{"url": name, "t": 'a "quote",\n'} for name in write_files(folder / "p", count)]
     return write_jsonl(folder / "t.jsonl", rows) if form == "jsonl" else write_csv(folder / "t.csv", rows)
@@ -36,7 +37,7 @@ FORMS = ["parquet", "csv", "jsonl", "tar.gz", "tar.zst"]
 def test_a_reader_that_drops_every_tenth_row_is_caught_by_the_recount_and_by_nothing_else(tmp_path, form):
     path = write_any(tmp_path / "in", form, 40)
     whole = verify(str(build(tmp_path / "whole", path)), source=True)
-    assert whole.ok and whole.recounted == whole.rows == 40, whole.faults
+    assert whole.ok and whole.recounted == whole.rows == 40, whole.findings
     lossy = build(
         tmp_path / "out",
         path,
@@ -44,8 +45,8 @@ def test_a_reader_that_drops_every_tenth_row_is_caught_by_the_recount_and_by_not
     )
     assert verify(str(lossy)).ok, "the folder alone is consistent: only the input tells"
     report = verify(str(lossy), source=True)
-    (fault,) = report.faults
-    assert (fault.what, report.rows, report.recounted) == (
+    (fault,) = report.findings
+    assert (fault.code, report.rows, report.recounted) == (
         "missing_sample",
         36,
         40,
@@ -83,22 +84,22 @@ def test_another_size_of_bytes_in_a_table_is_found(tmp_path):
 
 class _Collector:
     def __init__(self):
-        self.recounted, self.faults = 0, []
+        self.recounted, self.findings = 0, []
 
     def add(self, what, where, detail, count=1):
-        self.faults.append((what, detail, count))
+        self.findings.append((what, detail, count))
 
 
 def differences(path, **asked) -> list:
     """What the recount finds wrong with the rows that the reader gives."""
-    (shard,) = find_shards([str(path)], None, KEYS).shards
+    (shard,) = find_shards([str(path)], format=None, image_keys=KEYS).shards
     report = _Collector()
-    recount = Recount({"asked": {"image-key": list(KEYS), "source": [str(path)]} | asked}, None, report)
+    recount = Recount({"image-key": list(KEYS), "source": [str(path)]} | asked, None, report)
     rows = [(row["key"], row["offset"], row["size"], row["error"]) for row in read_rows(shard)]
     from wordsworth.pipeline.verification.recount import Sample
 
     recount.shard(shard, [Sample(*row) for row in rows])
-    return report.faults
+    return report.findings
 
 
 @pytest.mark.parametrize("form", ["gz", "zst"])
@@ -121,7 +122,8 @@ def test_reader_and_recount_agree_wherever_a_compressed_tar_is_cut_or_damaged(tm
 
 
 def test_reader_and_recount_agree_on_zstd_blocks_that_end_where_members_do(tmp_path):
-    """A block is 128 KiB, and so are four members with their headers: damage in a block must not cost the one before it."""
+    """A block is 128 KiB, and so are four members with their headers: damage in a block must not cost the
+    one before it."""
     tar = make_tar([(f"{n:02d}.jpg", random.Random(n).randbytes((32 << 10) - 512)) for n in range(16)])
     whole = zstandard.ZstdCompressor(write_checksum=True).compress(tar)
     path = tmp_path / "a.tar.zst"
@@ -190,16 +192,17 @@ def test_a_key_and_an_image_column_of_the_run_are_those_of_the_recount(tmp_path)
     path = write_parquet(
         tmp_path / "t.parquet", {"a": [b"1"], "b": pa.array([None], pa.binary()), "id": ["x"]}
     )
-    from wordsworth.pipeline.sources.reader import ReadSettings, read_units
+    from wordsworth.pipeline.sources.reader import read_units
+    from wordsworth.pipeline.sources.samples import ReadSettings
 
     (shard,) = find_shards([str(path)]).shards
     for column, key in (("a", "id"), ("b", None), ("b", "id")):
-        settings = ReadSettings(9, image_column=column, key=key)
+        settings = ReadSettings(unit_rows=9, image_column=column, key=key)
         rows = [row for unit in read_units(shard, settings) for row in unit.samples.to_pylist()]
         report = _Collector()
         asked = {"image-key": list(KEYS), "source": [], "image-column": column, "key": key}
         from wordsworth.pipeline.verification.recount import Sample
 
-        recount = Recount({"asked": asked}, None, report)
+        recount = Recount(asked, None, report)
         recount.shard(shard, [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in rows])
-        assert report.faults == [] and len(rows) == 1
+        assert report.findings == [] and len(rows) == 1

@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.runs import UNIT_ROWS, build, codes, finish, whole_run, write_tar
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.output.run_folder import FOOTER
+from wordsworth.pipeline.output.records import FOOTER_KEY
+from wordsworth.pipeline.verification.report import Report
 from wordsworth.pipeline.verification.verifier import verify
 
 
@@ -24,13 +25,13 @@ def run(tmp_path):
     return whole_run(tmp_path)
 
 
-# ---- a whole run ------------------------------------------------------------------------------------------------------------
+# ---- a whole run -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [False, True])
 def test_a_whole_run_verifies(run, source):
     report = verify(str(run.out), source=source)
-    assert report.faults == []
+    assert report.findings == []
     assert (report.ok, report.rows, report.shards, report.files) == (True, 13, 2, 4)
     assert report.errors == {"missing_image": 1}
     assert report.recounted == (13 if source else None)
@@ -41,7 +42,7 @@ def test_empty_shards_and_leftovers_of_killed_writers_verify(tmp_path):
     out = build(tmp_path / "out", tmp_path / "in")
     (out / "predictions" / "_tmp-0123").write_bytes(b"half a file")
     report = verify(str(out), source=True)
-    assert report.faults == []
+    assert report.findings == []
     assert (report.rows, report.files, report.recounted) == (0, 1, 0)
 
 
@@ -80,17 +81,19 @@ def test_verify_and_recount_import_neither_the_reader_nor_torch_nor_ray():
     assert done.stdout.strip() == "[]"
 
 
-# ---- planted faults ---------------------------------------------------------------------------------------------------------
+# ---- planted faults ----------------------------------------------------------------------------------------
 
 
 def rewrite(path: Path, change=lambda table: table, **footer) -> None:
     """Put a changed file in a unit's place; its footer counts the rows that it now has."""
     table = pq.read_table(path)
-    told = json.loads(table.schema.metadata[FOOTER])
+    told = json.loads(table.schema.metadata[FOOTER_KEY])
     table = change(table)
     errors = dict(Counter(table["error"].drop_null().to_pylist()))
     told |= {"rows": table.num_rows, "errors": errors} | footer
-    pq.write_table(table.replace_schema_metadata({FOOTER: json.dumps(told)}), path, write_page_checksum=True)
+    pq.write_table(
+        table.replace_schema_metadata({FOOTER_KEY: json.dumps(told)}), path, write_page_checksum=True
+    )
 
 
 def drop(table: pa.Table, place: int) -> pa.Table:
@@ -289,8 +292,8 @@ def test_a_planted_fault_is_found_and_named(run, plant, what, where):
     plant(run)
     report = verify(str(run.out))
     assert not report.ok
-    assert any(fault.what == what and where in fault.where for fault in report.faults), report.faults
-    assert all("\n" not in fault.detail for fault in report.faults)
+    assert any(fault.code == what and where in fault.where for fault in report.findings), report.findings
+    assert all("\n" not in fault.detail for fault in report.findings)
 
 
 @pytest.mark.parametrize(
@@ -310,3 +313,13 @@ def test_every_flipped_byte_of_a_page_is_found(run):
         damaged[begin + column.total_compressed_size - 1] ^= 0x10
         run.middle.write_bytes(damaged)
         assert "unreadable_file" in codes(verify(str(run.out))), column.path_in_schema
+
+
+def test_a_report_on_a_run_with_errors_can_be_printed_as_json():
+    report = Report(rows=2, shards=1, files=1, recounted=2)
+    report.errors.update({"not_an_image": 1})
+    report.add("missing_unit", "a-0123456789ab", "unit 00000 of 0 to 1 is not there", 2)
+    told = json.loads(json.dumps(report.to_dict()))
+    detail = "unit 00000 of 0 to 1 is not there (2 such here)"
+    assert told["errors"] == {"not_an_image": 1} and told["ok"] is False
+    assert told["faults"] == [{"what": "missing_unit", "where": "a-0123456789ab", "detail": detail}]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.pictures import SMALL_DECODER
+from tests.support.random_images import SMALL_DECODER
 from wordsworth.vit_model.config import ViTConfig
+from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
 from wordsworth.vit_model.model import VisionTransformer
-from wordsworth.vit_model.objectives import MaskedAutoencoder
 
 
 @pytest.fixture(autouse=True)

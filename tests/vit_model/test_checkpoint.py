@@ -6,18 +6,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wordsworth.vit_model import checkpoint as checkpoints
-from wordsworth.vit_model.checkpoint import Checkpoint, fit, load_folder, load_weights, save_folder
+from wordsworth.vit_model.checkpoint import Checkpoint, load_folder, random_checkpoint, save_folder
 from wordsworth.vit_model.config import ModelError, Preprocessing
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.position import resample
+from wordsworth.vit_model.weights import check_weights, load_weights
 
 
 @pytest.fixture
 def checkpoint(tiny, randomised) -> Checkpoint:
     state = randomised(VisionTransformer(tiny)).state_dict()
     return Checkpoint(
-        tiny, Preprocessing(crop_pct=0.875), ("a", "b", "c", "d", "é, ü"), state, {"objective": "supervised"}
+        config=tiny,
+        preprocessing=Preprocessing(crop_pct=0.875),
+        labels=("a", "b", "c", "d", "é, ü"),
+        state=state,
+        extra={"objective": "supervised"},
     )
 
 
@@ -87,7 +91,10 @@ def test_the_fingerprint_of_a_fixed_model_never_changes(tiny):
     state = {k: torch.zeros(v.shape) for k, v in VisionTransformer(config).state_dict().items()}
     # Another value here means that no run of an earlier version can be resumed.
     expected = "316a52910e076aa72725653c76ed1526346d5eaa44a094a8b34841f72453870a"
-    assert Checkpoint(config, Preprocessing(), None, state).fingerprint() == expected
+    assert (
+        Checkpoint(config=config, preprocessing=Preprocessing(), labels=None, state=state).fingerprint()
+        == expected
+    )
 
 
 def test_any_change_of_weights_config_or_preprocessing_changes_the_fingerprint(checkpoint):
@@ -114,7 +121,7 @@ def test_any_change_of_weights_config_or_preprocessing_changes_the_fingerprint(c
 def test_a_random_model_depends_on_its_seed_alone(tiny):
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    a, b, c = (checkpoints.random(tiny, Preprocessing(), seed) for seed in (7, 7, 8))
+    a, b, c = (random_checkpoint(tiny, Preprocessing(), seed) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
     assert a.fingerprint() == b.fingerprint() != c.fingerprint()
 
@@ -132,7 +139,7 @@ def test_a_misfitting_file_names_its_keys_in_one_line(checkpoint):
     for key in [key for key in state if key.startswith("blocks.1.")]:
         del state[key]
     with pytest.raises(ModelError) as error:
-        fit(checkpoint.config, state, "w.pth")
+        check_weights(checkpoint.config, state, "w.pth")
     assert str(error.value) == (
         "w.pth does not fit the model: "
         "12 missing (blocks.1.norm1.weight, blocks.1.norm1.bias, blocks.1.attn.qkv.weight and 9 more); "
@@ -143,9 +150,11 @@ def test_a_misfitting_file_names_its_keys_in_one_line(checkpoint):
 
 def test_half_precision_weights_become_float32_and_whole_numbers_are_refused(checkpoint):
     half = {key: tensor.half() for key, tensor in checkpoint.state.items()}
-    assert {tensor.dtype for tensor in fit(checkpoint.config, half, "w").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in check_weights(checkpoint.config, half, "w").values()} == {
+        torch.float32
+    }
     with pytest.raises(ModelError, match=r"1 misfitting \(norm.bias is torch.int64"):
-        fit(checkpoint.config, half | {"norm.bias": torch.zeros(32, dtype=torch.int64)}, "w")
+        check_weights(checkpoint.config, half | {"norm.bias": torch.zeros(32, dtype=torch.int64)}, "w")
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,18 @@ import sys
 import pytest
 import torch
 
-from wordsworth.vit_model.config import (
-    PATCH_SIZES,
-    VARIANTS,
-    ModelError,
-    Preprocessing,
-    ViTConfig,
-    macs,
-    num_params,
-    variant,
-    variant_name,
-)
+from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
+from wordsworth.vit_model.cost import macs, num_params
 from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.variants import PATCH_SIZES, VARIANTS, variant, variant_name
 
 NAMES = [f"{size}/{patch}" for size in VARIANTS for patch in PATCH_SIZES]
 
 
 def test_importing_config_and_patches_does_not_import_torch():
-    code = "import sys, wordsworth.vit_model.config, wordsworth.vit_model.patches; sys.exit('torch' in sys.modules)"
+    names = ("config", "variants", "cost", "patches")
+    modules = ", ".join(f"wordsworth.vit_model.{name}" for name in names)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -49,7 +43,7 @@ def test_an_unknown_variant_is_answered_with_the_nearest_and_all_known_ones(wron
 
 @pytest.mark.parametrize(
     ("name", "classes", "millions"),
-    # with 1000 classes and without a head, as timm counts them; the paper's 86M, 307M and 632M are these, rounded
+    # With 1000 classes and without a head, as timm counts. Rounded, the paper's 86M, 307M and 632M.
     [
         ("Ti/16", 1000, 5.72),
         ("S/16", 1000, 22.05),
@@ -97,7 +91,13 @@ def test_macs_agree_with_timms_measurements(name, size, billions):
 
 
 def test_configs_survive_json(tiny):
-    preprocessing = Preprocessing("lanczos", 0.875, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ignore")
+    preprocessing = Preprocessing(
+        interpolation="lanczos",
+        crop_pct=0.875,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        exif="ignore",
+    )
     assert ViTConfig.from_dict(json.loads(json.dumps(tiny.to_dict()))) == tiny
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
 

@@ -5,7 +5,7 @@ import torch
 from timm.layers import GELUTanh, QuickGELU
 from torch import nn
 
-from wordsworth.vit_model.encoder import GELU, Attention, Block
+from wordsworth.vit_model.encoder import GELU_FUNCTIONS, Attention, Block
 
 
 def test_attention_is_equations_5_to_8_written_head_by_head(tiny, randomised):
@@ -34,6 +34,6 @@ def test_a_block_normalises_first_and_adds_twice(tiny, randomised):
 )
 def test_each_gelu_is_the_one_it_is_named_after(name, reference):
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
-    torch.testing.assert_close(GELU[name](x), reference(x), rtol=0, atol=1e-14)
-    others = [GELU[other](x) for other in GELU if other != name]
+    torch.testing.assert_close(GELU_FUNCTIONS[name](x), reference(x), rtol=0, atol=1e-14)
+    others = [GELU_FUNCTIONS[other](x) for other in GELU_FUNCTIONS if other != name]
     assert all((reference(x) - other).abs().max() > 1e-4 for other in others)

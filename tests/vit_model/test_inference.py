@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wordsworth.vit_model.config import ModelError, Preprocessing, variant
+from wordsworth.vit_model.config import ModelError, Preprocessing
 from wordsworth.vit_model.inference import fold_normalisation, prepare, resolve_precision
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.patches import patchify
+from wordsworth.vit_model.variants import variant
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -17,7 +18,7 @@ def uint8_patches(config, batch: int) -> torch.Tensor:
 
 
 def smooth_patches(config, batch: int) -> torch.Tensor:
-    """Patches of blurred noise: neighbouring pixels alike and colours far from the mean, as in photographs."""
+    """Return patches of blurred noise: neighbours alike, colours far from the mean, as in photographs."""
     coarse = torch.rand(batch, 3, 5, 5)
     images = F.interpolate(coarse, size=config.image_size, mode="bicubic").clamp(0, 1).mul(255).byte()
     return patchify(images.permute(0, 2, 3, 1), config.patch_size)

@@ -1,4 +1,4 @@
-"""The masked autoencoder against the published algorithm."""
+"""Check the masked autoencoder against the published algorithm."""
 
 import math
 from dataclasses import replace
@@ -10,10 +10,10 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import PatchEmbed as TimmPatchEmbed
 from torch import nn
 
-from tests.support.pictures import SMALL_DECODER, picture_patches, seeded
-from wordsworth.vit_model import objectives
+from tests.support.random_images import SMALL_DECODER, random_patches, seeded
+from wordsworth.vit_model import masked_autoencoder
 from wordsworth.vit_model.config import ViTConfig
-from wordsworth.vit_model.objectives import MaskedAutoencoder
+from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
 from wordsworth.vit_model.patches import unpatchify
 
 TARGETS = ["mean_colour", "colours_4x4", "pixels"]
@@ -98,7 +98,7 @@ def published_twin(mae: MaskedAutoencoder) -> PublishedMAE:
 def both_losses(mae: MaskedAutoencoder) -> tuple[torch.Tensor, torch.Tensor, PublishedMAE]:
     """Ours and the published algorithm's, from the same random numbers."""
     config, twin = mae.encoder.config, published_twin(mae)
-    patches, _ = picture_patches(config, batch=3)
+    patches, _ = random_patches(config, batch=3)
     images = unpatchify(patches, config.grid, config.patch_size).permute(0, 3, 1, 2)
     ours, _ = mae(patches, generator=seeded(3))
     return ours, twin(images, torch.rand(3, 24, generator=seeded(3))), twin
@@ -120,17 +120,17 @@ def test_loss_and_every_gradient_are_the_published_algorithms(mae):
 
 
 def positions_after_masking(self, patches, visible):
-    z = objectives.take(self.encoder.patch_embed(patches), visible)
+    z = masked_autoencoder.take(self.encoder.patch_embed(patches), visible)
     places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.arange(self.visible)])
     cls = self.encoder.cls_token.expand(len(z), -1, -1)
     return self.encoder.encode(torch.cat([cls, z], dim=1) + self.encoder.pos_embed[:, places])
 
 
 def loss_over_all_patches(self, painted, patches, masked):
-    return objectives._regression(painted, objectives.standardised(patches))
+    return masked_autoencoder.regression_loss(painted, masked_autoencoder.standardised(patches))
 
 
-def restored_in_the_wrong_order(self, latent, restore, forward=objectives.Decoder.forward):
+def restored_in_the_wrong_order(self, latent, restore, forward=masked_autoencoder.Decoder.forward):
     return forward(self, latent, restore.argsort(dim=1))
 
 
@@ -144,9 +144,9 @@ def biased_variance(patches):
     [
         (MaskedAutoencoder, "encode_visible", positions_after_masking),
         (MaskedAutoencoder, "score", loss_over_all_patches),
-        (objectives.Decoder, "forward", restored_in_the_wrong_order),
-        (objectives, "standardised", biased_variance),
-        (objectives, "standardised", lambda patches: patches),
+        (masked_autoencoder.Decoder, "forward", restored_in_the_wrong_order),
+        (masked_autoencoder, "standardised", biased_variance),
+        (masked_autoencoder, "standardised", lambda patches: patches),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -158,7 +158,7 @@ def test_a_wrong_variant_is_caught_by_the_tolerance(mae, monkeypatch, owner, nam
 
 def test_the_decoders_positions_are_maes_and_not_mocos_with_zero_rows_for_the_prefix(headless):
     config = replace(headless, width=24, heads=2)
-    table = objectives.Decoder(config, latent_width=32, prefix=3).positions
+    table = masked_autoencoder.Decoder(config, latent_width=32, prefix=3).positions
     assert table.shape == (1, 27, 24) and not table[:, :3].any() and table[:, 3:].any(-1).all()
     x, y, i, quarter = 5, 1, 3, 6
     row = table[0, 3 + 6 * y + x]
@@ -168,7 +168,7 @@ def test_the_decoders_positions_are_maes_and_not_mocos_with_zero_rows_for_the_pr
 
 
 def test_the_encoder_sees_the_visible_patches_only(mae):
-    patches, _ = picture_patches(mae.encoder.config)
+    patches, _ = random_patches(mae.encoder.config)
     visible = torch.tensor([[4, 17, 2, 9, 23, 0]] * 2)
     latent = mae.encode_visible(patches, visible)
     assert latent.shape == (2, 1 + 6, 32)
@@ -180,11 +180,11 @@ def test_the_encoder_sees_the_visible_patches_only(mae):
 
 
 def test_the_decoder_puts_every_token_back_in_its_place(mae, monkeypatch):
-    """With positions of zero and no blocks, what is painted at a place is a function of the token that belongs there."""
+    """With zero positions and no blocks, the paint at a place depends only on the token of that place."""
     mae.decoder.positions.zero_()
     mae.decoder.blocks = nn.Sequential()
-    patches, _ = picture_patches(mae.encoder.config)
-    order = objectives.random_order(patches, seeded(4))
+    patches, _ = random_patches(mae.encoder.config)
+    order = masked_autoencoder.random_order(patches, seeded(4))
     latent = mae.encode_visible(patches, order[:, :6])
     painted = mae.decoder(latent, order.argsort(dim=1))
     rest = mae.decoder.predict(mae.decoder.norm(mae.decoder.mask_token))[0, 0]
@@ -196,8 +196,8 @@ def test_the_decoder_puts_every_token_back_in_its_place(mae, monkeypatch):
 
 
 def test_what_is_painted_in_a_hole_depends_on_where_the_hole_is(mae):
-    patches, _ = picture_patches(mae.encoder.config)
-    order = objectives.random_order(patches, seeded(4))
+    patches, _ = random_patches(mae.encoder.config)
+    order = masked_autoencoder.random_order(patches, seeded(4))
     latent, holes = mae.encode_visible(patches, order[:, :6]), order[0, 6:]
     painted = mae.decoder(latent, order.argsort(dim=1))[0, holes]
     mae.decoder.positions.zero_()

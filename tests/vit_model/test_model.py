@@ -7,10 +7,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from wordsworth.vit_model.config import Preprocessing, ViTConfig, variant
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.patches import patchify
+from wordsworth.vit_model.variants import variant
 
 TIMM = {"vit_tiny_patch16_224": "Ti/16", "vit_small_patch16_224": "S/16", "vit_base_patch16_224": "B/16"}
 FP32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -161,7 +162,7 @@ def test_the_model_is_built_and_run_without_memory_on_the_meta_device():
 
 def test_building_on_the_meta_device_does_not_import_the_compiler():
     code = (
-        "import sys, torch; from wordsworth.vit_model.config import variant\n"
+        "import sys, torch; from wordsworth.vit_model.variants import variant\n"
         "from wordsworth.vit_model.model import VisionTransformer\n"
         "with torch.device('meta'): VisionTransformer(variant('Ti/16'))\n"
         "sys.exit('sympy' in sys.modules)"

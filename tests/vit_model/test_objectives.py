@@ -11,17 +11,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from tests.support.pictures import SMALL_DECODER, picture_patches, seeded
+from tests.support.random_images import SMALL_DECODER, random_patches, seeded
 from wordsworth.vit_model import objectives
 from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
 from wordsworth.vit_model.model import VisionTransformer
-from wordsworth.vit_model.objectives import MaskedAutoencoder, MaskedPatchPrediction, Supervised
+from wordsworth.vit_model.objectives import MaskedPatchPrediction, Supervised
 from wordsworth.vit_model.patches import patchify
 
 TARGETS = ["mean_colour", "colours_4x4", "pixels"]
 
 
-# ---- supervised -----------------------------------------------------------------------------------------------------------
+# ---- supervised ------------------------------------------------------------------------------------------
 
 
 def loop_cross_entropy(logits, targets, kind, smoothing):
@@ -48,7 +49,7 @@ def test_supervised_losses_are_their_formulas_for_ids_and_for_mixed_targets(
     tiny, randomised, kind, smoothing
 ):
     objective = Supervised(randomised(VisionTransformer(tiny)), loss=kind, label_smoothing=smoothing)
-    patches, _ = picture_patches(tiny, batch=4)
+    patches, _ = random_patches(tiny, batch=4)
     logits = objective.encoder(patches).detach()
     ids = torch.tensor([3, 0, 4, 1])
     one_hot = torch.eye(5)[ids]
@@ -60,7 +61,7 @@ def test_supervised_losses_are_their_formulas_for_ids_and_for_mixed_targets(
         assert metrics["accuracy"].item() == right / 4  # of a mixed image, the class that it has most of
 
 
-# ---- masked patch prediction ----------------------------------------------------------------------------------------------
+# ---- masked patch prediction -----------------------------------------------------------------------------
 
 
 def loop_colour_classes(patch: np.ndarray, cells: int) -> list[int]:
@@ -168,7 +169,7 @@ def test_half_of_the_patches_are_corrupted_80_10_10_and_every_place_equally_ofte
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_loss_is_a_loop_over_every_corrupted_patch_kept_ones_too(encoder, randomised, target):
     objective = randomised(MaskedPatchPrediction(encoder, target), seed=2)
-    patches, pixels = picture_patches(encoder.config)
+    patches, pixels = random_patches(encoder.config)
     loss, _ = objective(patches, pixels=pixels, generator=seeded(7))
     generator = seeded(7)
     embedded = encoder.patch_embed(patches)
@@ -199,7 +200,7 @@ def test_the_loss_is_a_loop_over_every_corrupted_patch_kept_ones_too(encoder, ra
 
 def test_a_mask_token_knows_its_place_and_nothing_of_the_patch(encoder):
     objective = MaskedPatchPrediction(encoder)
-    patches, _ = picture_patches(encoder.config, batch=1)
+    patches, _ = random_patches(encoder.config, batch=1)
     corrupted = torch.arange(12)[None]
     other = patches.clone()
     other[:, :8] += 1  # of 12 corrupted, the first ten are [mask]; none is another's donor here
@@ -211,7 +212,7 @@ def test_a_mask_token_knows_its_place_and_nothing_of_the_patch(encoder):
     assert (z[0] - z[1]).abs().max() > 1e-3  # positions are added after the corruption
 
 
-# ---- all of them ----------------------------------------------------------------------------------------------------------
+# ---- all of them -----------------------------------------------------------------------------------------
 
 
 def build(name: str, config: ViTConfig) -> nn.Module:
@@ -224,7 +225,7 @@ def build(name: str, config: ViTConfig) -> nn.Module:
 
 
 def waves(count: int = 16, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 patches (B, 16, 192) of smooth pictures in different colours, and two classes: across or down."""
+    """uint8 patches (B, 16, 192) of smooth images in different colours, and two classes: across or down."""
     generator = seeded(9)
     colours, phase = (
         torch.rand(count, 1, 1, 3, generator=generator),
@@ -233,8 +234,8 @@ def waves(count: int = 16, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     along = torch.arange(size)[:, None, None].expand(size, size, 1)  # (H, W, 1)
     classes = torch.arange(count) % 2
     along = torch.stack([along if c else along.transpose(0, 1) for c in classes.tolist()])
-    pictures = 0.7 * colours + 0.3 * (0.5 + 0.5 * torch.sin(along / 5 + phase))
-    return patchify((255 * pictures).to(torch.uint8), 8), classes
+    images = 0.7 * colours + 0.3 * (0.5 + 0.5 * torch.sin(along / 5 + phase))
+    return patchify((255 * images).to(torch.uint8), 8), classes
 
 
 # what each must reach: for reference, log 2 = 0.69, log 512 = 6.24, a variance of 0.04, and 1
@@ -273,7 +274,7 @@ def test_every_objective_learns(name, start, end):
 @pytest.mark.parametrize("name", ["mean_colour", "mae"])
 def test_the_seed_decides_the_masks(tiny, name, randomised):
     objective = randomised(build(name, tiny))
-    patches, pixels = picture_patches(tiny)
+    patches, pixels = random_patches(tiny)
     losses = [objective(patches, pixels=pixels, generator=seeded(seed))[0].item() for seed in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
     torch.manual_seed(0)  # without a generator, torch's own is used
@@ -291,14 +292,14 @@ def test_the_encoder_of_every_objective_loads_into_a_classifier_with_another_hea
     classifier = VisionTransformer(replace(tiny, num_classes=7))
     missing, unexpected = classifier.load_state_dict(torch.load(buffer, weights_only=True), strict=False)
     assert (sorted(missing), unexpected) == (["head.bias", "head.weight"], [])
-    patches, _ = picture_patches(tiny)
+    patches, _ = random_patches(tiny)
     assert torch.equal(classifier.forward_features(patches), objective.encoder.forward_features(patches))
 
 
 @pytest.mark.parametrize("name", ["supervised", *TARGETS, "mae"])
 def test_bfloat16_autocast_gives_nearly_the_same_loss(tiny, name, randomised):
     objective = randomised(build(name, tiny))
-    patches, pixels = picture_patches(tiny)
+    patches, pixels = random_patches(tiny)
     given = {"pixels": pixels, "classes": torch.tensor([0, 1])}
     expected, _ = objective(patches, **given, generator=seeded())
     with torch.autocast("cpu", torch.bfloat16):
@@ -396,9 +397,9 @@ def test_the_share_of_visible_patches_is_not_lost_to_rounding():
 
 def test_explained_is_0_for_the_mean_and_1_for_a_perfect_answer():
     target = torch.randn(4, 5, generator=seeded())
-    assert objectives._regression(target.mean().expand_as(target), target)[1][
+    assert objectives.regression_loss(target.mean().expand_as(target), target)[1][
         "explained"
     ].item() == pytest.approx(0, abs=1e-6)
-    loss, metrics = objectives._regression(target, target)
+    loss, metrics = objectives.regression_loss(target, target)
     assert (loss.item(), metrics["explained"].item()) == (0, 1)
     assert F.mse_loss(target, torch.zeros_like(target)) > 0

@@ -43,7 +43,7 @@ def loss_and_gradients(model: torch.nn.Module) -> tuple[torch.Tensor, list[torch
 
 
 def saved_bytes(model: torch.nn.Module) -> int:
-    """What a forward pass keeps for the backward pass; parameters are not counted, nor is a storage counted twice."""
+    """Return the bytes that a forward pass keeps for the backward pass: no parameters, each storage once."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -132,7 +132,7 @@ def test_a_precision_that_cannot_be_had_is_refused(tiny):
 
 
 def step(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One step that is linear in the gradient: Adam would turn the sign of a rounding error into a whole step."""
+    """Take a step that is linear in the gradient: Adam would turn a rounding error into a whole step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     loss = F.cross_entropy(model(images), labels)
     loss.backward()
@@ -164,7 +164,7 @@ def sharded_steps(rank: int, folder: Path, config: ViTConfig) -> None:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> dict[str, dict]:
-    """What two processes on the loopback device report for each kind, and a plain model after the same step."""
+    """Return the reports of two processes for each kind, and of a plain model after the same step."""
     config = ViTConfig(
         image_size=(32, 48), patch_size=8, width=36, depth=2, heads=4, mlp_dim=63, num_classes=5, registers=1
     )

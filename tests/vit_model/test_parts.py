@@ -1,4 +1,4 @@
-"""The optional parts of the model, each against timm's own: every parameter random, tokens, logits and gradients."""
+"""Check the optional parts against timm's: every parameter random, tokens, logits and gradients."""
 
 import pytest
 import timm
@@ -8,11 +8,14 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 import wordsworth.vit_model.hybrid
-from wordsworth.vit_model.config import Preprocessing, ViTConfig, num_params, variant
+from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.cost import num_params
 from wordsworth.vit_model.foreign.timm import config_of, foreign_parts
 from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.patches import patchify
+from wordsworth.vit_model.variants import variant
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -73,7 +76,7 @@ def test_a_part_that_is_left_out_is_seen(randomised, part):
 def test_prepared_for_inference_a_part_gives_the_same_logits(randomised, part):
     ours, _ = pair(randomised, **PARTS[part])
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
-    logits, embedding = prepare(ours, Preprocessing(), "fp32", "cpu", batch_size=2)(patchify(images, 8))
+    logits, embedding = prepare(ours, Preprocessing(), "fp32", "cpu")(patchify(images, 8))
     floats = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     torch.testing.assert_close(logits, ours(floats), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
@@ -129,7 +132,17 @@ def test_a_hybrid_takes_patches_floats_or_uint8_as_well_as_images(randomised):
 @pytest.mark.parametrize("position", ["none", "learned-1d", "learned-2d", "sincos-2d", "sincos-2d-mae"])
 @pytest.mark.parametrize("position_at", ["stem", "every-layer", "every-layer-shared"])
 def test_every_position_of_table_8_runs_learns_and_counts(position, position_at):
-    config = ViTConfig(32, 8, 32, 3, 2, 64, num_classes=4, position=position, position_at=position_at)
+    config = ViTConfig(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depth=3,
+        heads=2,
+        mlp_dim=64,
+        num_classes=4,
+        position=position,
+        position_at=position_at,
+    )
     model = VisionTransformer(config)
     assert num_params(config) == sum(parameter.numel() for parameter in model.parameters())
     nn.init.normal_(model.head.weight)
@@ -146,7 +159,17 @@ def test_every_position_of_table_8_runs_learns_and_counts(position, position_at)
 
 
 def test_dropout_and_drop_path_act_in_training_only():
-    config = ViTConfig(32, 8, 32, 3, 2, 64, num_classes=4, dropout=0.5, drop_path=0.5)
+    config = ViTConfig(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depth=3,
+        heads=2,
+        mlp_dim=64,
+        num_classes=4,
+        dropout=0.5,
+        drop_path=0.5,
+    )
     model, x = VisionTransformer(config), torch.randn(2, 3, 32, 32)
     nn.init.normal_(model.head.weight)
     assert not torch.equal(model(x), model(x))
@@ -155,14 +178,24 @@ def test_dropout_and_drop_path_act_in_training_only():
 
 
 def test_the_pretraining_head_has_a_tanh_and_fine_tuning_replaces_all_of_it_by_zeros():
-    config = ViTConfig(32, 8, 32, 2, 2, 64, num_classes=4, representation_size=16)
+    config = ViTConfig(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depth=2,
+        heads=2,
+        mlp_dim=64,
+        num_classes=4,
+        representation_size=16,
+    )
     model, x = VisionTransformer(config).eval(), torch.randn(2, 3, 32, 32)
     y = model.pool(model.forward_features(x))
     expected = torch.tanh(F.linear(y, model.pre_logits.weight, model.pre_logits.bias))
     torch.testing.assert_close(model.forward_head(model.forward_features(x), pre_logits=True), expected)
     assert expected.shape == (2, config.embedding_dim)
-    model.replace_head(9)
-    assert torch.equal(model(x), torch.zeros(2, 9)) and model.config.representation_size == 0
+    saved = Checkpoint(config=config, preprocessing=Preprocessing(), state=model.state_dict())
+    fine_tuned = saved.with_head(9).model()
+    assert torch.equal(fine_tuned(x), torch.zeros(2, 9)) and fine_tuned.config.representation_size == 0
 
 
 def std(tensor: torch.Tensor) -> float:
@@ -170,14 +203,14 @@ def std(tensor: torch.Tensor) -> float:
 
 
 def test_the_optional_parts_start_as_in_the_jax_code():
-    """LeCun's normal has a variance of 1 / fan_in, xavier's uniform an edge of sqrt(6 / (in + out)) for each matrix by itself."""
+    """LeCun's normal has a variance of 1 / fan_in, Xavier's uniform an edge of sqrt(6 / (in + out))."""
     config = ViTConfig(
-        64,
-        16,
-        192,
-        1,
-        4,
-        768,
+        image_size=64,
+        patch_size=16,
+        width=192,
+        depth=1,
+        heads=4,
+        mlp_dim=768,
         resnet=(2, 2, 2),
         pool="map",
         class_token=False,

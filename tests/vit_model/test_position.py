@@ -51,7 +51,7 @@ def test_the_learned_table_has_a_row_for_class_only_when_the_config_says_so(clas
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_dinov2s_manner_adds_its_tenth_of_a_patch(old, new):
-    """The lines of its `interpolate_pos_encoding`, with the offset of 0.1 that its models without registers have."""
+    """Repeat its `interpolate_pos_encoding`, with the offset of 0.1 of its models without registers."""
     table = torch.randn(1, 1 + old[0] * old[1], 4)
     grid = table[:, 1:].reshape(1, *old, 4).permute(0, 3, 1, 2)
     scale = (float(new[0] + 0.1) / old[0], float(new[1] + 0.1) / old[1])
@@ -70,7 +70,7 @@ def test_googles_manner_is_scipys_zoom_and_hfs_is_bicubic_without_antialiasing(o
     image = table[0, 1:].reshape(*old, 4)
     zoomed = zoom(image.numpy(), (new[0] / old[0], new[1] / old[1], 1), order=1)
     google, hf, timm = (
-        resample(table, old, new, 1, manner)[0, 1:].reshape(*new, 4) for manner in ("google", "hf", "timm")
+        resample(table, old, new, 1, kind)[0, 1:].reshape(*new, 4) for kind in ("google", "hf", "timm")
     )
     torch.testing.assert_close(google, torch.from_numpy(zoomed), atol=1e-5, rtol=0)
     bicubic = F.interpolate(image.permute(2, 0, 1)[None], size=new, mode="bicubic", align_corners=False)[
@@ -78,6 +78,6 @@ def test_googles_manner_is_scipys_zoom_and_hfs_is_bicubic_without_antialiasing(o
     ].permute(1, 2, 0)
     torch.testing.assert_close(hf, bicubic, atol=1e-6, rtol=0)
     for one, other in ((google, hf), (google, timm), (hf, timm)):
-        assert (one - other).abs().max() > 0.05, "a wrong manner would be seen"
-    with pytest.raises(ModelError, match="manner is 'jax'"):
+        assert (one - other).abs().max() > 0.05, "another interpolation would be seen"
+    with pytest.raises(ModelError, match="pos_interp is 'jax'"):
         resample(table, old, new, 1, "jax")

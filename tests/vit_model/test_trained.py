@@ -1,4 +1,4 @@
-"""The steps of the fast path on a model that was trained: what each of them, and all of them together, do to its answers."""
+"""Check what each step of the fast path, and all steps together, do to the answers of a trained model."""
 
 import copy
 
@@ -10,10 +10,8 @@ from sklearn.datasets import load_digits
 
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.inference import (
-    FixedBatch,
     InferenceModel,
     cast,
-    compiled,
     fold_layer_scale,
     fold_patch_embed,
     prepare,
@@ -34,7 +32,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 patches of scikit-learn's 1,797 handwritten digits, and their classes, in a fixed random order."""
+    """Return uint8 patches of scikit-learn's 1,797 digits, and the classes, in a fixed random order."""
     images, classes = load_digits(return_X_y=True)
     pixels = torch.from_numpy(images.reshape(-1, 1, 8, 8) * (255 / 16)).float()
     pixels = F.interpolate(pixels, size=32, mode="bicubic").clamp(0, 255).round().byte().expand(-1, 3, -1, -1)
@@ -44,7 +42,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def trained(digits) -> VisionTransformer:
-    """A ViT that reads 1,400 of them."""
+    """Return a ViT that was trained on 1,400 of the digits."""
     patches, classes = (part[:1400] for part in digits)
     torch.manual_seed(0)
     model = VisionTransformer(CONFIG)
@@ -87,21 +85,6 @@ def test_folding_the_layer_scale_alone_moves_the_rounding_only(digits, trained, 
         torch.testing.assert_close(model(normalised(digits[0][1400:])), expected[0], **FP32)
 
 
-def test_fixed_batches_give_every_image_its_own_answer(digits, trained, expected):
-    model = copy.deepcopy(trained)
-    fold_patch_embed(model, PREPROCESSING)
-    for found, wanted in zip(FixedBatch(InferenceModel(model), 64)(digits[0][1400:]), expected, strict=True):
-        torch.testing.assert_close(found, wanted, **FP32)
-
-
-def test_compiling_alone_moves_the_rounding_only(digits, trained, expected):
-    model = copy.deepcopy(trained)
-    fold_patch_embed(model, PREPROCESSING)
-    graph = compiled(InferenceModel(model), backend="aot_eager")
-    for found, wanted in zip(graph(digits[0][1400:]), expected, strict=True):
-        torch.testing.assert_close(found, wanted, **FP32)
-
-
 def assert_bf16(
     found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -120,10 +103,10 @@ def test_bf16_alone_keeps_direction_and_best_class(digits, trained, expected):
 
 def test_all_steps_together_stay_within_the_bounds_of_each(digits, trained, expected):
     patches = digits[0][1400:]
-    fp32 = prepare(trained, PREPROCESSING, "fp32", "cpu", batch_size=100)(patches)
+    fp32 = prepare(trained, PREPROCESSING, "fp32", "cpu")(patches)
     for found, wanted in zip(fp32, expected, strict=True):
         torch.testing.assert_close(found, wanted, **FP32)
-    assert_bf16(prepare(trained, PREPROCESSING, "bf16", "cpu", batch_size=100)(patches), expected)
+    assert_bf16(prepare(trained, PREPROCESSING, "bf16", "cpu")(patches), expected)
 
 
 def test_eight_bits_of_mantissa_fewer_would_be_seen(digits, trained, expected):

@@ -1,30 +1,36 @@
-"""ViTs in Hugging Face's form: a config.json, a preprocessor_config.json and tensors, in a folder or on the hub.
+"""Load ViTs in Hugging Face's form: a config.json, a preprocessor_config.json and tensors.
 
-Read from the files alone; transformers itself is not needed. Also OpenCLIP's form, whose config is open_clip_config.json.
+The files alone are read; transformers is not needed. OpenCLIP's form, with an open_clip_config.json, is read
+too.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from wordsworth.vit_model.checkpoint import Checkpoint, State, first_line, load_weights
+from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.config import ModelError, Preprocessing
 from wordsworth.vit_model.foreign.formats import CLIP_COLOURS
-from wordsworth.vit_model.foreign.translate import architecture, checkpoint_of, translate
+from wordsworth.vit_model.foreign.hub_folder import CONFIG, read_json
+from wordsworth.vit_model.foreign.translate import Translated, architecture, checkpoint_of, translate
+from wordsworth.vit_model.weights import State, first_line, load_weights
 
-CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
-# In order of preference; an index names the parts of weights that are too large for one file.
-SAFE = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors")
-WEIGHTS = (*SAFE, "pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")
-GELUS = {
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"  # of the image processor alone
+PROCESSOR_CONFIG = "processor_config.json"  # of the processor for images and texts
+CONFIGS = (CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG)
+# In order of preference. An index names the parts of weights that are too large for one file.
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors")
+WEIGHTS = (*SAFETENSORS, "pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")
+GELU_OF_HIDDEN_ACT = {
     "gelu": "exact",
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
     "gelu_fast": "tanh",
     "quick_gelu": "quick",
 }
-# transformers leaves a field out of config.json where it has its class's default: (hidden_act, layer_norm_eps)
-DEFAULTS = {
+# model_type: the defaults (hidden_act, layer_norm_eps). transformers leaves a field with a default out of
+# config.json.
+DEFAULT_SWITCHES = {
     "vit": ("gelu", 1e-12),
     "deit": ("gelu", 1e-12),
     "dinov2": ("gelu", 1e-6),
@@ -34,7 +40,8 @@ DEFAULTS = {
     "siglip": ("gelu_pytorch_tanh", 1e-6),
     "siglip_vision_model": ("gelu_pytorch_tanh", 1e-6),
 }
-# Fields of OpenCLIP's vision_cfg that change the computation without a tensor of their own, and what they are in a plain tower.
+# Fields of OpenCLIP's vision_cfg that change the computation and have no tensor, with their values in a plain
+# tower.
 OPEN_CLIP_PLAIN = {
     "pool_type": "tok",
     "final_ln_after_pool": False,
@@ -48,37 +55,36 @@ OPEN_CLIP_PLAIN = {
     "scale_heads": False,
     "input_patchnorm": False,
 }
-RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+RESAMPLING = (
+    "nearest",
+    "lanczos",
+    "bilinear",
+    "bicubic",
+    "box",
+    "hamming",
+)  # in the order of Pillow's numbers
 
 
 def from_folder(folder: str | Path) -> Checkpoint:
-    """The model in a folder as transformers' `save_pretrained` writes it, or as OpenCLIP's hub repositories hold it.
+    """Load a folder that transformers' `save_pretrained` wrote, or the files of an OpenCLIP repository.
 
     Raises:
         ModelError: a file is missing or broken, or the model has parts that this one lacks.
     """
     folder = Path(folder)
-    where = next((folder / name for name in CONFIGS[:2] if (folder / name).is_file()), None)
-    if where is None:
-        raise ModelError(f"{folder} has neither a {CONFIGS[0]} nor an {CONFIGS[1]}")
-    about = _read_json(where)
+    for name in (CONFIG, OPEN_CLIP_CONFIG):
+        where = folder / name
+        if where.is_file():
+            break
+    else:
+        raise ModelError(f"{folder} has neither a {CONFIG} nor an {OPEN_CLIP_CONFIG}")
+    about = read_json(where)
     try:
-        if where.name == CONFIGS[1]:
-            fields, preprocessing, labels = _open_clip_fields(about), _open_clip_preprocessing(about), None
-        else:
-            fields, labels, preprocessing = _fields(about), _labels(about), None
-        weights, state = _weights(folder)
-        found = translate(state, weights)
-        config = architecture(found, weights, **fields)
-        preprocessing, size = (
-            (preprocessing, None)
-            if preprocessing
-            else _preprocessing(folder, about, found.format.preprocessing)
-        )
-        checkpoint = checkpoint_of(
-            found, config, preprocessing, labels if config.num_classes else None, weights
-        )
-        return checkpoint if size in (None, config.image_size) else checkpoint.resized(size)
+        if where.name == OPEN_CLIP_CONFIG:
+            return _open_clip(folder, about)
+        return _transformers(folder, about)
+    except ModelError:
+        raise
     except (
         AttributeError,
         LookupError,
@@ -86,92 +92,126 @@ def from_folder(folder: str | Path) -> Checkpoint:
         ValueError,
         ArithmeticError,
     ) as error:  # JSON of another shape
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"{where} cannot be used: {first_line(error)}") from error
 
 
+def _transformers(folder: Path, about: dict[str, Any]) -> Checkpoint:
+    fields = _fields(about)
+    labels = _labels(about)
+    weights, found = _translated(folder)
+    config = architecture(found, weights, **fields)
+    preprocessing, size = _preprocessing(folder, about, found.format.preprocessing)
+    if not config.num_classes:
+        labels = None
+    checkpoint = checkpoint_of(found, config, preprocessing, weights, labels)
+    if size is None or size == config.image_size:
+        return checkpoint
+    return checkpoint.resized(size)
+
+
+def _open_clip(folder: Path, about: dict[str, Any]) -> Checkpoint:
+    fields = _open_clip_fields(about)
+    preprocessing = _open_clip_preprocessing(about)
+    weights, found = _translated(folder)
+    config = architecture(found, weights, **fields)
+    return checkpoint_of(found, config, preprocessing, weights)
+
+
+def _translated(folder: Path) -> tuple[Path, Translated]:
+    """Return the file of weights, or its index, and the tensors under our names."""
+    weights, state = _weights(folder)
+    return weights, translate(state, weights)
+
+
 def switches_beside(path: Path) -> dict[str, Any]:
-    """What the config.json beside a file of weights says of the switches, if it is Hugging Face's; else nothing."""
-    config = Path(path).parent / CONFIGS[0]
-    about = _read_json(config) if config.is_file() else {}
-    if about.get("model_type") not in DEFAULTS:
+    """Return the switches in the config.json of transformers beside a file; nothing without such a JSON."""
+    config = path.parent / CONFIG
+    about = read_json(config) if config.is_file() else {}
+    if about.get("model_type") not in DEFAULT_SWITCHES:
         return {}
-    return {
-        name: value for name, value in _fields(about).items() if name in ("gelu", "norm_eps", "pos_interp")
-    }
+    fields = _fields(about)
+    return {name: fields[name] for name in ("gelu", "norm_eps", "pos_interp")}
 
 
-def from_hub(name: str) -> Checkpoint:
-    """The model of a repository OWNER/NAME on the hub, by its own client and cache; HF_ENDPOINT and HF_TOKEN hold.
+def download(name: str) -> Path:
+    """Download a repository OWNER/NAME of the hub, by the hub's own client. HF_ENDPOINT and HF_TOKEN hold.
+
+    Returns:
+        The folder with the configs and weights, in the client's cache.
 
     Raises:
-        ModelError: it cannot be downloaded, or as `from_folder`.
+        ModelError: the repository cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*CONFIGS, *SAFE, "model-*.safetensors"]))
-        if not any(
-            (folder / weights).is_file() for weights in WEIGHTS
-        ):  # only where there are no safetensors
+        safe = [*CONFIGS, *SAFETENSORS, "model-*.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=safe))
+        if not any((folder / weights).is_file() for weights in WEIGHTS):  # there are no safetensors
             folder = Path(snapshot_download(name, allow_patterns=[*CONFIGS, *WEIGHTS]))
-    except Exception as error:  # whatever the client raises: no network, no such repository, a refusal
+        return folder
+    except (
+        Exception
+    ) as error:  # no network, no such repository, a refusal: the client has many kinds of errors
+        reason = first_line(error)
         raise ModelError(
-            f"hf:{name} cannot be downloaded ({first_line(error)}); give a folder or a file instead"
+            f"hf:{name} cannot be downloaded ({reason}); give a folder or a file instead"
         ) from error
-    if (folder / CONFIGS[0]).is_file() and "architecture" in _read_json(folder / CONFIGS[0]):
-        from wordsworth.vit_model.foreign.timm import from_timm
-
-        return from_timm(f"hf-hub:{name}")
-    return from_folder(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(about, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return about
 
 
 def _weights(folder: Path) -> tuple[Path, State]:
+    """Read the first kind of weights that the folder has.
+
+    Returns:
+        The file, or the index of several files, and the tensors.
+    """
     for name in WEIGHTS:
         path = folder / name
-        if not path.is_file():
-            continue
-        if not name.endswith(".index.json"):
-            return path, load_weights(path)
-        parts = sorted(set(_read_json(path).get("weight_map", {}).values()))
-        if any(Path(part).name != part for part in parts):
-            raise ModelError(f"{path} names files outside of its folder")
-        return path, {key: tensor for part in parts for key, tensor in load_weights(folder / part).items()}
+        if path.is_file():
+            state = _indexed_weights(path) if name.endswith(".index.json") else load_weights(path)
+            return path, state
     raise ModelError(f"{folder} has no weights: one of {', '.join(WEIGHTS)}")
 
 
+def _indexed_weights(index: Path) -> State:
+    """Read the tensors of all files that an index names."""
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if any(Path(name).name != name for name in names):
+        raise ModelError(f"{index} names files outside of its folder")
+    state: State = {}
+    for name in names:
+        state |= load_weights(index.parent / name)
+    return state
+
+
+# ---- transformers ----
+
+
 def _fields(about: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says and the tensors do not."""
+    """Return the fields of ViTConfig that a config.json of transformers says and the tensors do not."""
     kind = about["model_type"]
-    if kind not in DEFAULTS:
-        raise ModelError(f"model_type is {kind!r}; known are {', '.join(DEFAULTS)}")
-    about = about.get("vision_config", about)
-    act, eps = DEFAULTS[kind]
-    act = about.get("hidden_act", act)
-    if act not in GELUS:
-        raise ModelError(f"hidden_act is {act!r}; known are {', '.join(GELUS)}")
-    size = about.get("image_size", 224)
+    if kind not in DEFAULT_SWITCHES:
+        raise ModelError(f"model_type is {kind!r}; known are {', '.join(DEFAULT_SWITCHES)}")
+    default_act, default_eps = DEFAULT_SWITCHES[kind]
+    vision = about.get("vision_config", about)
+    act = vision.get("hidden_act", default_act)
+    if act not in GELU_OF_HIDDEN_ACT:
+        raise ModelError(f"hidden_act is {act!r}; known are {', '.join(GELU_OF_HIDDEN_ACT)}")
     return {
-        "heads": about.get("num_attention_heads", 12),
-        "image_size": size if isinstance(size, int) else tuple(size),
-        "gelu": GELUS[act],
-        "norm_eps": about.get("layer_norm_eps", eps),
-        "pos_interp": "timm" if kind == "dinov2_with_registers" else "hf",  # which antialiases
+        "heads": vision.get("num_attention_heads", 12),
+        "image_size": _int_or_tuple(vision.get("image_size", 224)),
+        "gelu": GELU_OF_HIDDEN_ACT[act],
+        "norm_eps": vision.get("layer_norm_eps", default_eps),
+        "pos_interp": "timm" if kind == "dinov2_with_registers" else "hf",  # the former antialiases
     }
 
 
+def _int_or_tuple(size: Any) -> int | tuple[int, ...]:
+    return size if isinstance(size, int) else tuple(size)
+
+
 def _labels(about: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the names of the classes, or None if the names are only LABEL_0, LABEL_1, ..."""
     names = {int(number): name for number, name in (about.get("id2label") or {}).items()}
     if not names or all(name == f"LABEL_{number}" for number, name in names.items()):
         return None
@@ -181,63 +221,78 @@ def _labels(about: dict[str, Any]) -> tuple[str, ...] | None:
 def _preprocessing(
     folder: Path, config: dict[str, Any], default: Preprocessing | None
 ) -> tuple[Preprocessing, tuple[int, int] | None]:
-    """What the processor's JSON says, and the size of the images that it gives (None: the model's).
+    """Return what the JSON of the processor says, and the size of its images (None: the model's size).
 
-    size {height, width} squashes, {shortest_edge} keeps the aspect ratio; a plain number is the first for most processors and the
-    second for CLIP's. A centre crop may follow.
+    A size of {height, width} squashes, {shortest_edge} keeps the aspect ratio. A plain number is the former
+    for most processors, and the latter for CLIP's. A centre crop may follow.
     """
-    about, default = _processor(folder), default or Preprocessing()
+    about = _processor(folder)
+    default = default or Preprocessing()
     if about is None:
         return default, None
-    clip = config["model_type"].startswith("clip")
-    size, crop = about.get("size") or 224, about.get("crop_size") or {}
-    if not isinstance(size, dict):
-        size = {"shortest_edge": size} if clip else {"height": size, "width": size}
     if about.get("do_rescale", True) and abs(about.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise ModelError(f"{folder}: its processor rescales by {about['rescale_factor']}, which is not 1/255")
-    resized = (size["shortest_edge"],) * 2 if "shortest_edge" in size else (size["height"], size["width"])
-    given = resized
-    if about.get("do_center_crop"):
-        given = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
-    resample, normalised = about.get("resample"), about.get("do_normalize", True)
+    size = about.get("size") or 224
+    if not isinstance(size, dict):
+        clip = config["model_type"].startswith("clip")
+        size = {"shortest_edge": size} if clip else {"height": size, "width": size}
+    squash = "shortest_edge" not in size
+    resized = (size["height"], size["width"]) if squash else (size["shortest_edge"], size["shortest_edge"])
+    given = _crop_size(about) if about.get("do_center_crop") else resized
+    resample = about.get("resample")
+    normalised = about.get("do_normalize", True)
     preprocessing = Preprocessing(
-        default.interpolation if resample is None else RESAMPLING[resample],
-        min(min(g / r for g, r in zip(given, resized, strict=True)), 1.0),
-        (about.get("image_mean") or default.mean) if normalised else (0, 0, 0),
-        (about.get("image_std") or default.std) if normalised else (1, 1, 1),
-        crop_mode="center" if "shortest_edge" in size else "squash",
+        interpolation=default.interpolation if resample is None else RESAMPLING[resample],
+        crop_pct=min(given[0] / resized[0], given[1] / resized[1], 1.0),
+        mean=(about.get("image_mean") or default.mean) if normalised else (0, 0, 0),
+        std=(about.get("image_std") or default.std) if normalised else (1, 1, 1),
+        crop_mode="squash" if squash else "center",
     )
     return preprocessing, given
 
 
+def _crop_size(about: dict[str, Any]) -> tuple[int, int]:
+    crop = about.get("crop_size") or {}
+    return (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+
+
 def _processor(folder: Path) -> dict[str, Any] | None:
-    """The image processor's settings: a file of its own, or a part of the processor for images and texts."""
-    if (folder / CONFIGS[2]).is_file():
-        return _read_json(folder / CONFIGS[2])
-    return _read_json(folder / CONFIGS[3]).get("image_processor") if (folder / CONFIGS[3]).is_file() else None
+    """Return the settings of the image processor, or None if the folder has none."""
+    if (folder / PREPROCESSOR_CONFIG).is_file():
+        return read_json(folder / PREPROCESSOR_CONFIG)
+    if (folder / PROCESSOR_CONFIG).is_file():
+        return read_json(folder / PROCESSOR_CONFIG).get("image_processor")
+    return None
+
+
+# ---- OpenCLIP ----
 
 
 def _open_clip_fields(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of ViTConfig that an open_clip_config.json says and the tensors do not."""
     model = about["model_cfg"]
     vision = model["vision_cfg"]
     if "timm_model_name" in vision:
         raise ModelError(f"its visual tower is timm's {vision['timm_model_name']}: use --model timm:NAME")
-    if other := [
-        name for name, plain in OPEN_CLIP_PLAIN.items() if vision.get(name, plain) not in (plain, None)
-    ]:
-        raise ModelError(
-            f"its visual tower has parts that are not supported: {other[0]} = {vision[other[0]]!r}"
-        )
-    tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
+    for name, plain in OPEN_CLIP_PLAIN.items():
+        if vision.get(name, plain) not in (plain, None):
+            what = f"{name} = {vision[name]!r}"
+            raise ModelError(f"its visual tower has parts that are not supported: {what}")
     return {
         "heads": vision["width"] // vision.get("head_width", 64),
-        "image_size": vision["image_size"]
-        if isinstance(vision["image_size"], int)
-        else tuple(vision["image_size"]),
-        "gelu": "quick" if model.get("quick_gelu") else "tanh" if tanh else "exact",
+        "image_size": _int_or_tuple(vision["image_size"]),
+        "gelu": _open_clip_gelu(model, vision),
         "norm_eps": (vision.get("norm_kwargs") or {}).get("eps", 1e-5),
         "pos_interp": "timm",  # OpenCLIP resizes its table bicubic with antialiasing
     }
+
+
+def _open_clip_gelu(model: dict[str, Any], vision: dict[str, Any]) -> str:
+    if model.get("quick_gelu"):
+        return "quick"
+    if (vision.get("act_kwargs") or {}).get("approximate") == "tanh":
+        return "tanh"
+    return "exact"
 
 
 def _open_clip_preprocessing(about: dict[str, Any]) -> Preprocessing:
@@ -245,5 +300,10 @@ def _open_clip_preprocessing(about: dict[str, Any]) -> Preprocessing:
     mode = {"shortest": "center", "squash": "squash"}.get(cfg.get("resize_mode", "shortest"))
     if mode is None:
         raise ModelError(f"resize_mode is {cfg['resize_mode']!r}; known are shortest and squash")
-    mean, std = cfg.get("mean", CLIP_COLOURS[0]), cfg.get("std", CLIP_COLOURS[1])
-    return Preprocessing(cfg.get("interpolation", "bicubic"), 1.0, mean, std, crop_mode=mode)
+    return Preprocessing(
+        interpolation=cfg.get("interpolation", "bicubic"),
+        crop_pct=1.0,
+        mean=cfg.get("mean", CLIP_COLOURS["mean"]),
+        std=cfg.get("std", CLIP_COLOURS["std"]),
+        crop_mode=mode,
+    )

@@ -1,9 +1,13 @@
-"""Python runs this at the start of every process that has this folder on its path: writers die at the points that are armed, and
-wait where the run has come as far as it may; every unit that is decoded takes its time, for faults to meet it, and leaves a line,
-so that what is done again can be counted; and a small job has as many workers as a large one.
+"""Make processes die, wait and count for the tests of faults.
 
-A point is a file in the folder WORDSWORTH_TEST_ARMED; who comes to it takes the file away and dies, so that each kills once. The
-file `allowed` beside the folder says how many units there may be; without it a run goes to its end.
+Python runs this file at the start of every process that has this folder on its path. Writers die at armed
+points, and wait when the run has written as many units as it may. Every decoded unit takes its time, so that
+faults can meet it, and leaves a line, so that repeated units can be counted. A small job gets as many workers
+as a large job.
+
+A point is a file in the folder WORDSWORTH_TEST_ARMED. The process that comes to the point removes the file
+and dies, so that each file kills once. The file `allowed` beside the folder has the number of units that may
+be written; without the file a run goes to its end.
 """
 
 import functools
@@ -47,7 +51,8 @@ def _dying_link(source, target, **options):
 
 
 def _count(module):
-    """Of wordsworth.pipeline.images.decode: a line in the file `decoded` beside the armed points for every unit, and its time."""
+    """Change wordsworth.pipeline.images.decode: every unit leaves a line in the file `decoded` beside the
+    armed points, and takes its time."""
     stage = module.decode_stage
 
     @functools.wraps(stage)  # so that Ray still sends it by its name
@@ -62,7 +67,8 @@ def _count(module):
 
 
 def _spread(module):
-    """Of wordsworth.pipeline.cluster.session: the little there is to do is worth every worker that there can be."""
+    """Change wordsworth.pipeline.cluster.resources: the small amount of work justifies every worker that
+    there can be."""
     module.ACTOR_START = module.TASK_START = 1e-6
 
 
@@ -82,7 +88,7 @@ class _Finder:
         return spec
 
 
-CHANGES = {"wordsworth.pipeline.images.decode": _count, "wordsworth.pipeline.cluster.session": _spread}
+CHANGES = {"wordsworth.pipeline.images.decode": _count, "wordsworth.pipeline.cluster.resources": _spread}
 if _armed:
     os.link = _dying_link
     sys.meta_path.insert(0, _Finder)

@@ -1,8 +1,7 @@
-"""Raylets with declared GPUs whose torch has the stand-in device, and a driver that labels on them.
+"""Start raylets with declared GPUs whose torch has the stand-in device, and a driver that labels on them.
 
-As a module it is the handle; as a program (`python -m tests.support.standin.cluster ADDRESS`) it is the driver: it joins
-the cluster once,
-and answers every order that it reads, one JSON a line.
+The module is the handle of the cluster. As a program (`python -m tests.support.standin.cluster ADDRESS`) this
+file is the driver: it joins the cluster once, and answers every order that it reads, one JSON a line.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def plugged(folder: Path, **faults: Any) -> dict[str, str]:
-    """Return the environment in which torch finds the stand-in device, as it finds a vendor's; `set_faults` changes what it
-    does."""
+    """Return the environment in which torch finds the stand-in device, as torch finds a vendor's device.
+    `set_faults` changes the device's behaviour."""
     about = folder / "standin-1.dist-info"
     about.mkdir(parents=True, exist_ok=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: standin\nVersion: 1\n")
@@ -34,7 +34,8 @@ def plugged(folder: Path, **faults: Any) -> dict[str, str]:
 
 
 def set_faults(folder: Path, **faults: Any) -> None:
-    """Say what the device does from now on, in processes that look for it then, and forget what was seen of others."""
+    """Set the faults of the device in processes that look for it from now on, and forget what earlier
+    processes left."""
     shutil.rmtree(folder / "seen", ignore_errors=True)
     (folder / "seen").mkdir()
     faults["seen"] = str(folder / "seen")
@@ -44,7 +45,8 @@ def set_faults(folder: Path, **faults: Any) -> None:
 
 
 class GpuCluster:
-    """A head and `nodes` - 1 more, each with `gpus` GPUs and `cpus` CPUs, and a driver that has joined them."""
+    """Hold a head and `nodes` - 1 more nodes, each with `gpus` GPUs and `cpus` CPUs, and a driver that has
+    joined them."""
 
     def __init__(self, folder: Path, nodes: int = 1, cpus: int = 4, gpus: float = 1):
         self.folder = folder
@@ -65,15 +67,18 @@ class GpuCluster:
         set_faults(self.folder, **faults)
 
     def seen(self) -> list[dict[str, int]]:
-        """Return of every process that waited for the device since the last `set_faults`: its threads, and the most at a time."""
+        """Return, for every process that waited for the device since the last `set_faults`, its threads
+        and the most threads at a time."""
         return [json.loads(path.read_text()) for path in (self.folder / "seen").iterdir()]
 
     def actors(self) -> list[dict[str, int]]:
-        """Return the same of the actors alone: units come to them in other threads than the one that made them."""
+        """Return the same for the actors alone. An actor gets its units in other threads than the thread
+        that made it."""
         return [one for one in self.seen() if one["threads"] > 1]
 
     def label(self, output: Path, model: Path, *sources: Path, **asked: Any) -> dict[str, Any]:
-        """Return {"summary", "notes", "receipts"}, or {"error", "notes"} of a run that was refused or failed."""
+        """Return {"summary", "notes", "receipts"}, or {"error", "notes"} of a run that was refused or
+        failed."""
         return self._order(
             "label", output=str(output), model=str(model), sources=list(map(str, sources)), **asked
         )
@@ -102,29 +107,32 @@ class GpuCluster:
         self.machines.close()
 
 
-# ---- the program ------------------------------------------------------------------------------------------------------------
+# ---- the program -------------------------------------------------------------------------------------------
 
 
 def _label(output: str, model: str, sources: list[str], **asked: Any) -> dict[str, Any]:
     from tests.support.labelling import Watcher
+    from wordsworth.pipeline.images.limits import DecodeLimits
     from wordsworth.pipeline.labeling import labeler
-    from wordsworth.pipeline.labeling.plan import LabelRequest
+    from wordsworth.pipeline.labeling.request import LabelRequest
     from wordsworth.pipeline.prediction.load_model import load_model
 
     watcher = Watcher()
     asked = {"command": "label", "precision": "fp32", "storage_options": {}} | asked
+    asked["limits"] = DecodeLimits(**asked.get("limits", {}))
     request = LabelRequest(sources=tuple(sources), output=output, model="small", **_tuples(asked))
     try:
         summary = labeler.label(request, load_model(model), watcher)
     except Exception as error:
         return {"error": _told(error), "notes": watcher.notes}
-    return {"summary": summary, "notes": watcher.notes, "receipts": watcher.receipts}
+    receipts = [asdict(receipt) for receipt in watcher.receipts]
+    return {"summary": summary.to_dict(), "notes": watcher.notes, "receipts": receipts}
 
 
 def _evaluate(output: str, model: str, sources: list[str], target: str, **asked: Any) -> dict[str, Any]:
     from tests.support.labelling import Watcher
     from wordsworth.pipeline.labeling.evaluate import evaluate
-    from wordsworth.pipeline.labeling.plan import LabelRequest
+    from wordsworth.pipeline.labeling.request import LabelRequest
     from wordsworth.pipeline.prediction.load_model import load_model
 
     watcher = Watcher()
@@ -155,10 +163,10 @@ def _train(output: str, sources: list[str], config: dict[str, Any], **asked: Any
         sources=tuple(sources), output=output, config=config, preprocessing=Preprocessing(), **asked
     )
     try:
-        last = train(request, heard.append)
+        last = train(request, lambda news: heard.append(news.to_json()))
     except Exception as error:
         return {"error": _told(error), "heard": heard}
-    return {"last": last, "heard": heard}
+    return {"last": last.to_json(), "heard": heard}
 
 
 def _tuples(asked: dict[str, Any]) -> dict[str, Any]:
@@ -175,13 +183,13 @@ def _told(error: Exception) -> str:
 def main(address: str) -> None:
     import ray
 
-    from wordsworth.pipeline.cluster.ray_internals import on_one_machine
-    from wordsworth.pipeline.cluster.session import (
-        ray_session,  # before Ray: the package's environment variables
-    )
+    from wordsworth.pipeline.cluster.ray_internals import without_cluster_actors
+    from wordsworth.pipeline.cluster.session import ray_session
 
     orders = {"label": _label, "evaluate": _evaluate, "train": _train}
-    with ray_session(address), on_one_machine() if len(ray.nodes()) == 1 else contextlib.nullcontext():
+    with ray_session(address), contextlib.ExitStack() as one_machine:
+        if len(ray.nodes()) == 1:
+            one_machine.enter_context(without_cluster_actors())
         for line in sys.stdin:
             order = json.loads(line)
             print(json.dumps(orders[order.pop("order")](**order), default=str), flush=True)

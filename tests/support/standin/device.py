@@ -1,4 +1,4 @@
-"""The stand-in device in this process."""
+"""Load the stand-in device in this process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ import torch
 from tests.support.standin import gpu
 from tests.support.standin.queues import DEVICE, Faults
 
-POLICIES = ("late", "copies", "1", "2", "3")  # orders in which queues run: the last three are random ones
+POLICIES = ("late", "copies", "1", "2", "3")  # orders in which queues run; the last three are random
 
 
 @contextlib.contextmanager
 def standin(**faults: Any) -> Iterator[torch.device]:
-    """The device, with these faults; afterwards torch has none again."""
+    """Give the device with these faults; afterwards torch has no device again."""
     gpu.register()
     DEVICE.reset(Faults(**faults))
     try:

@@ -1,21 +1,24 @@
-"""A GPU made of Python: what CUDA promises and does not promise, on a CPU.
+"""Imitate a GPU in Python: what CUDA promises and does not promise, on a CPU.
 
-Torch loads this as it loads any vendor's backend (entry points of the group `torch.backends`), so the product sees an accelerator
-and knows nothing of a test. Tensors of the device "standin" hold CPU tensors. An operation is not computed when it is called: it
-joins the queue of the current stream, and the queues run when somebody waits, in an order that only streams, events and the policy
-decide. So what is read before it was waited for, a buffer that is filled again too early, or a stream that does not wait for
-another gives wrong numbers here, every time, and not once a month.
+Torch loads this file as it loads any vendor's backend (entry points of the group `torch.backends`). So the
+product sees an accelerator and knows nothing of a test. Tensors of the device "standin" hold CPU tensors. An
+operation is not computed when it is called: it joins the queue of the current stream. The queues run when
+somebody waits, in an order that only streams, events and the policy decide. Three mistakes then give wrong
+numbers every time, and not once a month: a value that is read before the wait, a buffer that is filled again
+too early, and a stream that does not wait for another stream.
 
-What is imitated:
-* streams, events, `wait_stream`, a current stream for every thread, blocking and asynchronous copies (pinned memory alone is
-  asynchronous; pageable memory is read at once, as CUDA stages it).
-* memory: a bound above which an allocation raises torch.OutOfMemoryError; memory that was freed is overwritten at that place of its
-  stream, since another tensor may have it then.
-* graphs: what is captured is recorded and not run; replays repeat it on the same memory; a replay overwrites the outputs of graphs
-  captured after it into the same pool, which may lie where its intermediates lie; what CUDA forbids during a capture is refused.
+The file imitates:
+
+* streams, events, `wait_stream`, a current stream for every thread, blocking and asynchronous copies (only
+  pinned memory is asynchronous; pageable memory is read at once, as CUDA stages it).
+* memory: above a bound, an allocation raises torch.OutOfMemoryError; freed memory is overwritten at that
+  place of its stream, since another tensor may have it then.
+* graphs: a captured operation is recorded and not run; a replay repeats it on the same memory; a replay
+  overwrites the outputs of graphs captured after it into the same pool, which may lie where its intermediates
+  lie; operations that CUDA forbids during a capture are refused.
 * a device that is lost: from then on every call raises torch.AcceleratorError, until the process ends.
 
-What is not: kernels that run at the same time, clocks, bf16 units, several devices, NCCL.
+The file does not imitate kernels that run at the same time, clocks, bf16 units, several devices, or NCCL.
 """
 
 import json
@@ -44,7 +47,7 @@ WHOLE = {"linear", "scaled_dot_product_attention"}  # computed as a CPU computes
 
 
 class Tensor(torch.Tensor):
-    """A tensor of the device."""
+    """Hold a tensor of the device."""
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor, block: Block) -> "Tensor":
@@ -190,8 +193,8 @@ def _argument(func: Any, number: int, args: tuple, kwargs: dict) -> Any:
 
 
 def _copied(target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> torch.Tensor:
-    """copy_: on the device in order; to and from pinned memory later, if asked for; pageable memory is read or written before it
-    returns."""
+    """Run copy_: on the device in order; to and from pinned memory later, if asked for; pageable memory is
+    read or written before the call returns."""
     into, of = _raw(target), _raw(source)
     host = target if not isinstance(target, Tensor) else source if not isinstance(source, Tensor) else None
     later = host is None or (non_blocking and _is_pinned(host))
@@ -206,7 +209,7 @@ def _copied(target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> t
 
 
 def _converted(source: torch.Tensor, **asked: Any) -> torch.Tensor:
-    """_to_copy: another type, another device."""
+    """Run _to_copy: another type, another device."""
     device, dtype = asked.get("device") or torch.device(NAME), asked.get("dtype") or source.dtype
     like = torch.empty_like(
         _raw(source), dtype=dtype, memory_format=asked.get("memory_format") or torch.preserve_format
@@ -218,7 +221,7 @@ def _converted(source: torch.Tensor, **asked: Any) -> torch.Tensor:
     )
 
 
-# ---- pinned memory ----------------------------------------------------------------------------------------------------------
+# ---- pinned memory -----------------------------------------------------------------------------------------
 
 _pinned: dict[int, int] = {}  # addresses of pinned memory and its bytes; they live as long as the process
 
@@ -244,11 +247,11 @@ def _pin(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
 _kept: list[torch.Tensor] = []  # or another tensor would come to lie at an address that is called pinned
 
 
-# ---- what torch and the product ask of a backend ------------------------------------------------------------------------------
+# ---- what torch and the product ask of a backend -----------------------------------------------------------
 
 
 def look() -> None:
-    """Read anew what goes wrong, in a process that was told where it stands and does not use the device yet."""
+    """Read the faults anew, in a process that knows their file and does not use the device yet."""
     import ray  # here: torch, which loads this, comes first
 
     if "STANDIN" in os.environ and not DEVICE.allocated:
@@ -296,7 +299,7 @@ FLOAT32 = (
 
 
 def _autocast(name: str, dtype: torch.dtype | None) -> Callable[..., Any]:
-    """An operation on arguments that were cast to `dtype`, or to what the autocast block says."""
+    """Run an operation on arguments that were cast to `dtype`, or to the type of the autocast block."""
     operation = getattr(torch.ops.aten, name.partition(".")[0])
 
     def cast(*args: Any, **kwargs: Any) -> Any:
@@ -314,7 +317,7 @@ def _autocast(name: str, dtype: torch.dtype | None) -> Callable[..., Any]:
 
 
 class Module(ModuleType):
-    """torch.standin."""
+    """Stand for torch.standin."""
 
     Stream, Event, CUDAGraph, graph = Stream, Event, Graph, graph
     stream = staticmethod(using)
@@ -373,7 +376,7 @@ _libraries: list[torch.library.Library] = []  # what they register ends with the
 
 
 def register() -> None:
-    """torch.backends' entry point; again it does nothing."""
+    """Register the device, as torch.backends' entry point; a second call does nothing."""
     if _libraries:
         return
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module(f"torch.{NAME}"), Hooks())

@@ -1,4 +1,4 @@
-"""The queues of the stand-in GPU: streams, events, memory and graphs, and what goes wrong with them."""
+"""Run the queues of the stand-in GPU: streams, events, memory and graphs, and their faults."""
 
 import json
 import os
@@ -18,11 +18,17 @@ import torch
 
 @dataclass
 class Faults:
-    """Say what goes wrong and when: in a process of its own by the file that the variable STANDIN names, in a test by hand.
+    """Say what goes wrong and when.
 
-    policy: "late": nothing runs before somebody waits for it; "copies": side streams run at once and the main one late; or a
-    number, the seed of a random order. memory: bytes that can be allocated. lost_at: the wait at which the device is lost, counted
-    from 1; with `once`, a file, only if it is there, and it is removed.
+    A process of its own reads the faults from the file that the variable STANDIN names. A test sets them by
+    hand.
+
+    Attributes:
+        policy: "late": nothing runs before somebody waits for it; "copies": side streams run at once and the
+            main stream late; or a number, the seed of a random order.
+        memory: bytes that can be allocated.
+        lost_at: number of the wait at which the device is lost, counted from 1.
+        once: a file; the device is lost only if the file is there, and the file is removed.
     """
 
     present: bool = True
@@ -36,16 +42,16 @@ class Faults:
     streams_fail: bool = False
     lost_at: int = 0
     once: str = ""
-    in_calls: bool = False  # waits count, and take time, in other threads than the main one: an actor's calls, and not its start
-    memory_after: tuple[int, int] | None = (
-        None  # waits, after which there is memory for no more than is allocated then and so much
-    )
+    # Waits count, and take time, in other threads than the main one: in an actor's calls, not in its start.
+    in_calls: bool = False
+    # After how many waits memory shrinks, and how many bytes are free from then on.
+    memory_after: tuple[int, int] | None = None
     pace: float = 0.0  # seconds that a wait takes
     seen: str = ""  # a folder in which every process leaves a file
 
 
 class Device:
-    """The whole state of the device in this process."""
+    """Hold the whole state of the device in this process."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -74,7 +80,7 @@ class Device:
 
     @property
     def graph(self) -> "Graph | None":
-        """The graph that this thread captures."""
+        """Return the graph that this thread captures."""
         return getattr(self.local, "graph", None)
 
     def check(self) -> None:
@@ -95,7 +101,7 @@ class Device:
             self.run_some()
 
     def run_some(self) -> None:
-        """Run what the policy wants to have run by now."""
+        """Run the tasks that the policy runs by now."""
         if self.faults.policy == "copies":
             for stream in self.streams:
                 while stream.side and stream.tasks and stream.tasks[0].ready:
@@ -108,7 +114,8 @@ class Device:
                 self.chance.choice(ready).run_next()
 
     def wait(self) -> None:
-        """Account for a thread that waits: forbidden while it captures, and the moment at which a loss shows."""
+        """Account for a thread that waits: a wait is forbidden during a capture, and a lost device shows
+        at a wait."""
         if self.graph is not None:
             self.graph.broken = True
             raise RuntimeError("standin error: operation not permitted when stream is capturing")
@@ -127,7 +134,8 @@ class Device:
         self._note_thread(threading.get_ident(), self.faults.pace if counts else 0.0)
 
     def _note_thread(self, thread: int, seconds: float) -> None:
-        """Leave in a file of this process how many threads ever waited, and how many of them at a time; and take time."""
+        """Leave in a file of this process how many threads ever waited, and how many waited at a time; and
+        take time."""
         if not self.faults.seen:
             return
         with self.lock:
@@ -168,7 +176,7 @@ def _taken(path: str) -> bool:
 
 
 class Task:
-    """Something that a stream does; `after` is what it waits for."""
+    """Hold an operation of a stream; `after` is what the operation waits for."""
 
     def __init__(self, run: Callable[[], None] | None = None, after: "Mark | None" = None):
         self.run, self.after = run, after
@@ -179,7 +187,7 @@ class Task:
 
 
 class Mark:
-    """A place in a stream that an event stands for."""
+    """Mark a place in a stream that an event stands for."""
 
     def __init__(self, stream: "Stream"):
         self.stream, self.done = stream, False
@@ -276,11 +284,11 @@ def using(stream: Stream) -> Iterator[None]:
         DEVICE.local.stream = before
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 
 class Block:
-    """An allocation; as long as any tensor refers to it, nobody else gets its memory."""
+    """Hold an allocation. As long as any tensor refers to it, no other tensor gets its memory."""
 
     def __init__(self, raw: torch.Tensor, size: int, stream: Stream, graph: "Graph | None"):
         self.raw, self.size, self.stream, self.graph = raw, size, stream, graph
@@ -302,7 +310,7 @@ def _overwrite(raw: torch.Tensor) -> None:
     raw.untyped_storage().fill_(0x5B)  # as a float and as an integer a number that no test expects
 
 
-# ---- graphs -----------------------------------------------------------------------------------------------------------------
+# ---- graphs ------------------------------------------------------------------------------------------------
 
 
 class Graph:

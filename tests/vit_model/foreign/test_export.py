@@ -12,12 +12,12 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from tests.support.parity import FP32, images
-from wordsworth.pipeline.images.decode import fit
-from wordsworth.vit_model.checkpoint import Checkpoint, from_timm, load_folder, random
-from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig, variant
-from wordsworth.vit_model.foreign import huggingface as hf_models
-from wordsworth.vit_model.foreign.export import convert
-from wordsworth.vit_model.foreign.translate import from_file
+from wordsworth.pipeline.images.decode import crop_for_evaluation
+from wordsworth.vit_model.checkpoint import Checkpoint, load_folder, random_checkpoint
+from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
+from wordsworth.vit_model.foreign.export import export_model
+from wordsworth.vit_model.foreign.load import from_file, from_folder, from_timm
+from wordsworth.vit_model.variants import variant
 
 BASE = {
     "image_size": 32,
@@ -29,7 +29,9 @@ BASE = {
     "num_classes": 5,
 }
 LABELS = ("ant", "bee", "cat", "dog", "é, ü")
-PREPROCESSING = Preprocessing("bilinear", 0.8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+PREPROCESSING = Preprocessing(
+    interpolation="bilinear", crop_pct=0.8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+)
 HF = {"pos_interp": "hf"}
 CLIP = {"norm_eps": 1e-5, "norm_pre": True, "patch_bias": False}
 GOOGLE = {"gelu": "tanh", "pos_interp": "google"}
@@ -72,7 +74,7 @@ ALL = [(format, case) for format, cases in CASES.items() for case in cases]
 
 def made(options: dict, labels: bool = True) -> Checkpoint:
     config = ViTConfig(**BASE | options)
-    checkpoint = random(
+    checkpoint = random_checkpoint(
         config, PREPROCESSING, 0, LABELS[: config.num_classes] if config.num_classes and labels else None
     )
     generator = torch.Generator().manual_seed(1)
@@ -84,10 +86,10 @@ def made(options: dict, labels: bool = True) -> Checkpoint:
 def written(checkpoint: Checkpoint, folder, format: str) -> Checkpoint:
     """Written and read again, by our own code."""
     path = folder / ("w.npz" if format == "npz" else "model")
-    convert(checkpoint, path, format)
+    export_model(checkpoint, path, format)
     if format == "timm":
         return from_timm(f"local-dir:{path}")
-    return from_file(path) if format == "npz" else hf_models.from_folder(path)
+    return from_file(path) if format == "npz" else from_folder(path)
 
 
 @pytest.mark.parametrize(("format", "case"), ALL)
@@ -110,7 +112,7 @@ def size_of(checkpoint: Checkpoint) -> tuple[int, int]:
 @pytest.mark.parametrize("case", CASES["timm"])
 def test_timm_computes_the_same_from_the_folder(case, tmp_path):
     checkpoint = made(CASES["timm"][case])
-    convert(checkpoint, tmp_path, "timm")
+    export_model(checkpoint, tmp_path, "timm")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = images(size_of(checkpoint))
     torch.testing.assert_close(checkpoint.model()(x), theirs(x), **FP32)
@@ -126,7 +128,7 @@ def test_timm_computes_the_same_from_the_folder(case, tmp_path):
 @pytest.mark.parametrize("case", [case for case in CASES["hf"] if case != "pooler"])
 def test_transformers_computes_the_same_from_the_folder(case, tmp_path):
     checkpoint = made(CASES["hf"][case])
-    convert(checkpoint, tmp_path, "hf")
+    export_model(checkpoint, tmp_path, "hf")
     kind = transformers.AutoModelForImageClassification
     if case == "distilled":
         kind = transformers.DeiTForImageClassificationWithTeacher
@@ -144,7 +146,7 @@ def test_transformers_computes_the_same_from_the_folder(case, tmp_path):
 
 def test_transformers_pools_the_same_from_a_folder_without_a_head(tmp_path):
     checkpoint = made(CASES["hf"]["pooler"])
-    convert(checkpoint, tmp_path, "hf")
+    export_model(checkpoint, tmp_path, "hf")
     x = images()
     theirs = transformers.AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(checkpoint.model()(x), theirs(pixel_values=x).pooler_output, **FP32)
@@ -161,7 +163,7 @@ def test_transformers_pools_the_same_from_a_folder_without_a_head(tmp_path):
 )
 def test_timms_npz_loader_computes_the_same_from_the_file(case, options, tmp_path):
     checkpoint = made(CASES["npz"][case])
-    convert(checkpoint, tmp_path / "w.npz", "npz")
+    export_model(checkpoint, tmp_path / "w.npz", "npz")
     size = {
         "img_size": 32,
         "patch_size": 8,
@@ -180,7 +182,7 @@ def test_timms_npz_loader_computes_the_same_from_the_file(case, options, tmp_pat
 @pytest.mark.parametrize("name", ["model", "one.safetensors"])
 def test_our_own_form_is_a_folder_or_one_file_with_all_inside(name, tmp_path):
     before = made({})
-    convert(before, tmp_path / name, "safetensors")
+    export_model(before, tmp_path / name, "safetensors")
     after = from_file(tmp_path / name) if name.endswith("s") else load_folder(tmp_path / name)
     assert after.fingerprint() == before.fingerprint() and after.labels == before.labels
     assert (tmp_path / name).is_file() == name.endswith("s")
@@ -216,12 +218,12 @@ def test_our_own_form_is_a_folder_or_one_file_with_all_inside(name, tmp_path):
 def test_what_a_form_cannot_hold_or_say_is_refused_and_nothing_is_written(format, options, message, tmp_path):
     path = tmp_path / ("w.npz" if format == "npz" else "model")
     with pytest.raises(ModelError, match=message) as error:
-        convert(made(options), path, format)
+        export_model(made(options), path, format)
     assert "\n" not in str(error.value) and not path.exists()
 
 
 def test_an_accepted_loss_is_a_note(tmp_path):
-    notes = convert(made({}), tmp_path / "w.npz", "npz", lossy=True)
+    notes = export_model(made({}), tmp_path / "w.npz", "npz", lossy=True)
     assert any("tanh GELU" in note for note in notes)
     assert from_file(tmp_path / "w.npz").config.gelu == "tanh"
 
@@ -237,7 +239,7 @@ def test_an_accepted_loss_is_a_note(tmp_path):
 def test_what_prepares_pictures_and_is_not_said_is_a_note(format, change, note, tmp_path):
     checkpoint = made(GOOGLE | {"pos_interp": {"hf": "hf", "timm": "timm", "npz": "google"}[format]})
     path = tmp_path / ("w.npz" if format == "npz" else "m")
-    notes = convert(replace(checkpoint, preprocessing=replace(PREPROCESSING, **change)), path, format)
+    notes = export_model(replace(checkpoint, preprocessing=replace(PREPROCESSING, **change)), path, format)
     assert len(notes) == 1 and note in notes[0]
 
 
@@ -248,29 +250,31 @@ def test_a_folder_of_clips_eps_with_a_head_of_zeros_has_classes_still(tmp_path):
 
 
 def test_transformers_gives_the_model_the_same_pixels(tmp_path):
-    checkpoint = replace(made(HF), preprocessing=Preprocessing("bilinear", 0.8))
-    convert(checkpoint, tmp_path, "hf")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).resize(
+    checkpoint = replace(made(HF), preprocessing=Preprocessing(interpolation="bilinear", crop_pct=0.8))
+    export_model(checkpoint, tmp_path, "hf")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).resize(
         (320, 240), 3
     )
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
-    ours = (fit(picture, checkpoint.preprocessing, (32, 32)).transpose(2, 0, 1) / 255 - 0.5) / 0.5
+    theirs = processor(image, return_tensors="np")["pixel_values"][0]
+    ours = (
+        crop_for_evaluation(image, checkpoint.preprocessing, (32, 32)).transpose(2, 0, 1) / 255 - 0.5
+    ) / 0.5
     assert np.abs(ours - theirs).mean() < 0.02, "about two levels of 255"
 
 
 def test_registers_beside_a_class_position_are_timms_in_its_own_way(tmp_path):
     """DINOv2's: timm adds the position to the token; the outputs stay, the tensors do not."""
     checkpoint = made({"registers": 3, "layer_scale": 0.1})
-    convert(checkpoint, tmp_path, "timm")
+    export_model(checkpoint, tmp_path, "timm")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = images()
     torch.testing.assert_close(checkpoint.model()(x), theirs(x), **FP32)
 
 
 def test_a_hybrid_is_timms_by_its_name_where_the_loss_is_accepted(tmp_path):
-    checkpoint = random(variant("R26+S/32", 64, 7), Preprocessing(), 0)
-    notes = convert(checkpoint, tmp_path, "timm", lossy=True)
+    checkpoint = random_checkpoint(variant("R26+S/32", 64, 7), Preprocessing(), 0)
+    notes = export_model(checkpoint, tmp_path, "timm", lossy=True)
     assert any("another eps" in note for note in notes)
     assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "vit_small_r26_s32_224"
     after = from_timm(f"local-dir:{tmp_path}")
@@ -280,8 +284,8 @@ def test_a_hybrid_is_timms_by_its_name_where_the_loss_is_accepted(tmp_path):
 
 def test_an_npz_that_is_not_called_so_and_an_unknown_form_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"must end in \.npz"):
-        convert(made(GOOGLE), tmp_path / "w", "npz")
+        export_model(made(GOOGLE), tmp_path / "w", "npz")
     with pytest.raises(ModelError, match="the format timm is a folder"):
-        convert(made({}), tmp_path / "w.npz", "timm")
+        export_model(made({}), tmp_path / "w.npz", "timm")
     with pytest.raises(ModelError, match="format is 'onnx'; it must be one of safetensors, timm, hf, npz"):
-        convert(made({}), tmp_path / "w", "onnx")
+        export_model(made({}), tmp_path / "w", "onnx")

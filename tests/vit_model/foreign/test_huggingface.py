@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from tests.support.parity import FP32, FP64, assert_outputs, assert_training, coarse, images
-from wordsworth.vit_model.checkpoint import load_weights
 from wordsworth.vit_model.config import ModelError, Preprocessing
-from wordsworth.vit_model.foreign import huggingface as hf_models
-from wordsworth.vit_model.foreign.translate import from_file, translate, weights_for
+from wordsworth.vit_model.foreign.load import from_file, from_folder, weights_for
+from wordsworth.vit_model.foreign.translate import translate
+from wordsworth.vit_model.weights import load_weights
 
 SIZE = {
     "hidden_size": 32,
@@ -81,7 +81,7 @@ def test_a_hugging_face_folder_is_their_model(name, randomised, tmp_path):
     make, call, blocks = HF[name]
     theirs = randomised(make())
     theirs.save_pretrained(tmp_path)
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     assert checkpoint.config.num_classes or checkpoint.labels is None
     assert_outputs(checkpoint.model(), theirs, call, blocks)
     assert_training(
@@ -93,7 +93,7 @@ def test_a_hugging_face_folder_is_their_model(name, randomised, tmp_path):
 def test_a_distilled_deit_of_hugging_face_is_their_model(name, randomised, tmp_path):
     theirs = coarse(randomised(getattr(transformers, name)(transformers.DeiTConfig(**HF_SIZE, num_labels=5))))
     theirs.save_pretrained(tmp_path)
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     assert (checkpoint.config.pool == "distilled") == name.endswith("Teacher")
     assert_outputs(checkpoint.model(), theirs, lambda m, x: m(pixel_values=x).logits, lambda m: m.deit.layers)
 
@@ -110,20 +110,24 @@ def test_the_new_names_of_transformers_modules_are_read_as_the_old_ones_of_its_f
 def test_a_hugging_face_folder_brings_labels_and_preprocessing(randomised, tmp_path):
     randomised(HF["ViT"][0]()).save_pretrained(tmp_path)
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     assert checkpoint.labels == tuple(LABELS.values())
-    assert checkpoint.preprocessing == Preprocessing("bilinear", 1.0, crop_mode="squash")
+    assert checkpoint.preprocessing == Preprocessing(
+        interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
+    )
     transformers.CLIPImageProcessor(
         size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path)
-    clip = hf_models.from_folder(tmp_path).preprocessing
+    clip = from_folder(tmp_path).preprocessing
     assert (clip.interpolation, clip.crop_pct, clip.crop_mode) == ("bicubic", 32 / 36, "center")
     assert clip.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     transformers.DeiTImageProcessor(
         size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}, do_normalize=False
     ).save_pretrained(tmp_path)
-    deit = hf_models.from_folder(tmp_path).preprocessing
-    assert deit == Preprocessing("bicubic", 0.8, (0, 0, 0), (1, 1, 1), crop_mode="squash")
+    deit = from_folder(tmp_path).preprocessing
+    assert deit == Preprocessing(
+        interpolation="bicubic", crop_pct=0.8, mean=(0, 0, 0), std=(1, 1, 1), crop_mode="squash"
+    )
 
 
 def test_the_processors_of_clip_old_and_new_keep_the_aspect_ratio(randomised, tmp_path):
@@ -133,18 +137,25 @@ def test_the_processors_of_clip_old_and_new_keep_the_aspect_ratio(randomised, tm
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
     old = {"crop_size": 32, "do_center_crop": True, "do_resize": True, "resample": 3, "size": 32, **colours}
-    missing = hf_models.from_folder(tmp_path).preprocessing  # CLIP's own, where nothing is said
+    missing = from_folder(tmp_path).preprocessing  # CLIP's own, where nothing is said
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps(old | {"feature_extractor_type": "CLIPFeatureExtractor"})
     )
-    before = hf_models.from_folder(tmp_path).preprocessing
+    before = from_folder(tmp_path).preprocessing
     (tmp_path / "preprocessor_config.json").unlink()
     new = old | {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     (tmp_path / "processor_config.json").write_text(
         json.dumps({"image_processor": new, "processor_class": "CLIPProcessor"})
     )
-    after = hf_models.from_folder(tmp_path).preprocessing
-    assert missing == before == after == Preprocessing("bicubic", 1.0, *colours.values())
+    after = from_folder(tmp_path).preprocessing
+    assert (
+        missing
+        == before
+        == after
+        == Preprocessing(
+            interpolation="bicubic", crop_pct=1.0, mean=colours["image_mean"], std=colours["image_std"]
+        )
+    )
 
 
 def test_a_processor_that_crops_smaller_than_the_model_decides_the_size_as_dinov2s_does(randomised, tmp_path):
@@ -153,7 +164,7 @@ def test_a_processor_that_crops_smaller_than_the_model_decides_the_size_as_dinov
     transformers.BitImageProcessor(
         size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}
     ).save_pretrained(tmp_path)
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     assert checkpoint.config.image_size == (16, 16) and checkpoint.preprocessing.crop_pct == 0.8
     x = images((16, 16))
     torch.testing.assert_close(checkpoint.model()(x), theirs(pixel_values=x).pooler_output, **FP32)
@@ -168,7 +179,7 @@ def test_a_classifier_beside_a_pooler_does_not_use_it_as_transformers_does_not(r
         state | pooler | {"vit.embeddings.mask_token": torch.ones(1, 1, 32)}, tmp_path / "model.safetensors"
     )
     torch.testing.assert_close(
-        hf_models.from_folder(tmp_path).model()(images()), theirs(pixel_values=images()).logits, **FP32
+        from_folder(tmp_path).model()(images()), theirs(pixel_values=images()).logits, **FP32
     )
 
 
@@ -177,7 +188,7 @@ def test_weights_in_several_files_are_one_model(randomised, tmp_path):
     theirs.save_pretrained(tmp_path / "one")
     theirs.save_pretrained(tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
-    one, many = hf_models.from_folder(tmp_path / "one"), hf_models.from_folder(tmp_path / "many")
+    one, many = from_folder(tmp_path / "one"), from_folder(tmp_path / "many")
     assert one.fingerprint() == many.fingerprint()
 
 
@@ -197,7 +208,7 @@ def test_the_text_tower_of_a_clip_is_left_out_and_counted(randomised, tmp_path):
         )
     )
     theirs.save_pretrained(tmp_path)
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     texts = [key for key in theirs.state_dict() if key.startswith("text_") or key == "logit_scale"]
     assert checkpoint.extra["left_out"] == len(texts) > 10
     x = images()
@@ -216,7 +227,7 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
         "preprocess_cfg": {},
     }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     assert checkpoint.config.heads == 4 and checkpoint.extra["left_out"] > 10
     assert_outputs(checkpoint.model(), theirs.visual, lambda m, x: m(x), lambda m: m.transformer.resblocks)
     assert_training(checkpoint.model(), theirs.visual, lambda m, x: m(x))
@@ -230,7 +241,7 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
         other = about | {"model_cfg": about["model_cfg"] | {"vision_cfg": vision | part}}
         (tmp_path / "open_clip_config.json").write_text(json.dumps(other))
         with pytest.raises(ModelError, match="visual tower"):
-            hf_models.from_folder(tmp_path)
+            from_folder(tmp_path)
     named = replace(checkpoint.config, norm_eps=1e-6)
     config, state = weights_for(named, tmp_path / "open_clip_pytorch_model.bin")  # under a named architecture
     assert config == checkpoint.config and all(
@@ -238,7 +249,7 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
     )
 
 
-# ---- what can be wrong -----------------------------------------------------------------------------------------------------
+# ---- what can be wrong -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -250,7 +261,7 @@ def test_a_wrong_switch_of_a_hugging_face_model_is_caught(wrong, randomised, tmp
     make, call, _ = HF["ViT"]
     theirs = randomised(make())
     theirs.save_pretrained(tmp_path)
-    checkpoint = hf_models.from_folder(tmp_path)
+    checkpoint = from_folder(tmp_path)
     model = replace(checkpoint, config=replace(checkpoint.config, **wrong)).model()
     x = images().double()
     with torch.no_grad():
@@ -260,7 +271,7 @@ def test_a_wrong_switch_of_a_hugging_face_model_is_caught(wrong, randomised, tmp
 def test_the_config_json_beside_a_file_says_its_switches(randomised, tmp_path):
     theirs = randomised(HF["ViT with the tanh GELU"][0]())
     theirs.save_pretrained(tmp_path / "with")
-    whole = hf_models.from_folder(tmp_path / "with")
+    whole = from_folder(tmp_path / "with")
     named = replace(whole.config, gelu="exact", norm_eps=1e-5)
     config, _ = weights_for(named, tmp_path / "with" / "model.safetensors")
     assert (config.gelu, config.norm_eps) == ("tanh", 1e-12)
@@ -278,7 +289,7 @@ def test_a_missing_tensor_is_called_what_it_is_called_in_the_file(randomised, tm
     state |= {"vit.surplus": torch.ones(1), "classifier.weight": torch.ones(4, 32)}
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ModelError) as error:
-        hf_models.from_folder(tmp_path)
+        from_folder(tmp_path)
     message = str(error.value)
     assert "2 missing (encoder.layer.1.attention.attention.key.bias, layernorm.weight)" in message, message
     assert (
@@ -303,7 +314,7 @@ def test_a_config_json_that_cannot_be_used_says_why(change, message, randomised,
     about = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(about | change))
     with pytest.raises(ModelError, match=message) as error:
-        hf_models.from_folder(tmp_path)
+        from_folder(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -317,11 +328,11 @@ def test_heads_that_are_not_ours_to_compute_are_refused_and_not_dropped(randomis
     with pytest.raises(
         ModelError, match=r"2 unexpected \(classifier.weight, classifier.bias\)|unexpected \(classifier"
     ):
-        hf_models.from_folder(tmp_path)
+        from_folder(tmp_path)
 
 
 def test_a_swiglu_is_refused_by_name(randomised, tmp_path):
     theirs = transformers.Dinov2Model(transformers.Dinov2Config(**SIZE, use_swiglu_ffn=True))
     theirs.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="has a SwiGLU instead of an MLP with GELU"):
-        hf_models.from_folder(tmp_path)
+        from_folder(tmp_path)

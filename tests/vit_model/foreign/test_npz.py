@@ -1,4 +1,4 @@
-"""Google's .npz: files written by hand in its naming, read by timm's own loader and by ours, and what timm drops."""
+"""Check Google's .npz: files written by hand in its naming, read by timm's own loader and by ours."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ import wordsworth.vit_model.hybrid
 from tests.support import npz_files
 from tests.support.npz_files import DEPTH, HEADS, MLP, D, P
 from tests.support.parity import FP32, assert_outputs, assert_training, images
-from wordsworth.vit_model.checkpoint import load_weights
 from wordsworth.vit_model.config import ModelError, Preprocessing
-from wordsworth.vit_model.foreign.translate import architecture, checkpoint_of, from_file, translate
+from wordsworth.vit_model.foreign.load import from_file
+from wordsworth.vit_model.foreign.translate import architecture, checkpoint_of, translate
 from wordsworth.vit_model.position import sincos_2d
+from wordsworth.vit_model.weights import load_weights
 
 TIMM = {
     "img_size": 32,
@@ -138,7 +139,7 @@ def test_a_file_without_a_table_has_sines_and_cosines_and_needs_its_size_named(t
     x = images()
     expected = from_file(save(tmp_path / "table.npz", with_table)).model()(x)
     torch.testing.assert_close(
-        checkpoint_of(found, config, Preprocessing(), None, "w").model()(x), expected, **FP32
+        checkpoint_of(found, config, Preprocessing(), "w").model()(x), expected, **FP32
     )
 
 

@@ -9,10 +9,12 @@ from timm.layers import resample_abs_pos_embed
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from wordsworth.vit_model.checkpoint import from_timm, load_folder, save_folder
-from wordsworth.vit_model.config import ModelError, Preprocessing, variant_name
+from wordsworth.vit_model.checkpoint import load_folder, save_folder
+from wordsworth.vit_model.config import ModelError, Preprocessing
+from wordsworth.vit_model.foreign.load import from_timm
 from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.patches import patchify
+from wordsworth.vit_model.variants import variant_name
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Files of weights by themselves: torchvision's, and those with timm's names or nearly; each against the library itself."""
+"""Check files of weights alone, torchvision's and those with nearly timm's names, against the library."""
 
 import pytest
 import timm
@@ -7,9 +7,9 @@ import torchvision
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from tests.support.parity import FP32, assert_outputs, assert_training, coarse, images
-from wordsworth.vit_model.checkpoint import load_weights
 from wordsworth.vit_model.config import ModelError
-from wordsworth.vit_model.foreign.translate import from_file
+from wordsworth.vit_model.foreign.load import from_file
+from wordsworth.vit_model.weights import load_weights
 
 TIMM_SIZE = {
     "img_size": 32,
@@ -40,7 +40,7 @@ def test_a_torchvision_file_is_their_model(randomised, tmp_path):
     assert_training(ours, theirs, lambda m, x: m(x))
 
 
-# ---- formats with timm's names, or nearly ---------------------------------------------------------------------------------
+# ---- formats with timm's names, or nearly ----------------------------------------------------------------
 
 
 def deit_iii(theirs):
@@ -108,7 +108,7 @@ def test_dinov2_with_registers_is_what_timm_makes_of_the_same_file(randomised, t
 
 
 def test_timms_distilled_deit_by_name(randomised, tmp_path):
-    from wordsworth.vit_model.checkpoint import from_timm
+    from wordsworth.vit_model.foreign.load import from_timm
 
     theirs = randomised(timm.create_model("deit_tiny_distilled_patch16_224"))
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
@@ -119,7 +119,7 @@ def test_timms_distilled_deit_by_name(randomised, tmp_path):
 
 
 def test_timms_clip_gives_the_common_space_and_not_five_hundred_classes(randomised, tmp_path):
-    from wordsworth.vit_model.checkpoint import from_timm
+    from wordsworth.vit_model.foreign.load import from_timm
 
     name = "vit_base_patch32_clip_quickgelu_224.openai"
     theirs = randomised(timm.create_model(name))
@@ -140,7 +140,7 @@ def test_timms_clip_gives_the_common_space_and_not_five_hundred_classes(randomis
     )  # a bias that was trained: these are classes
 
 
-# ---- what can be wrong -----------------------------------------------------------------------------------------------------
+# ---- what can be wrong -----------------------------------------------------------------------------------
 
 
 def test_a_size_that_nobody_published_does_not_tell_its_heads(tmp_path):

@@ -1,0 +1,190 @@
+"""Count how often a model is right, from its predictions as they come."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
+
+NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
+NUM_WORST = 10  # classes that are named as the worst
+NUM_CONFUSED = 4  # classes that are named as taken for one of the worst, at most
+Z_95 = 1.959964  # standard deviations on either side of the middle of a 95% interval
+NEIGHBOURS = 20  # nearest training images that vote, as for DINO (arXiv:2104.14294, appendix F)
+TEMPERATURE = 0.07  # of the weights of their votes, likewise
+BLOCK = 1024  # test images that are compared with all training images at a time
+EPS = 1e-12  # length of a vector, at least, where something is divided by it
+
+
+# ---- the classes of the head ----------------------------------------------------------------------------
+
+
+@dataclass
+class AccuracyCounter:
+    """Count right and wrong predictions. Memory grows with the pairs of classes that are confused.
+
+    Attributes:
+        num_images: images that could be decoded.
+        num_errors: images that could not be decoded.
+        num_right: images whose best class is right.
+        num_in_top: images whose class is one of the best.
+        bins: (NUM_BINS, 3): images, sum of their confidences, and right ones, by bin of confidences.
+        confused: images by (class, predicted class).
+    """
+
+    num_images: int = 0
+    num_errors: int = 0
+    num_right: int = 0
+    num_in_top: int = 0
+    bins: np.ndarray = field(default_factory=lambda: np.zeros((NUM_BINS, 3)))
+    confused: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def add(self, classes: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Count predictions.
+
+        Args:
+            classes: (M,) the right classes.
+            ids: (M, k) the best predicted classes, the best one first.
+            scores: (M,) confidence in the best predicted class.
+        """
+        is_right = ids[:, 0] == classes
+        self.num_images += len(classes)
+        self.num_right += int(is_right.sum())
+        self.num_in_top += int((ids == classes[:, None]).any(1).sum())
+        bin_of = np.minimum((scores * NUM_BINS).astype(int), NUM_BINS - 1)
+        for column, values in enumerate((np.ones(len(scores)), scores, is_right)):
+            self.bins[:, column] += np.bincount(bin_of, values, NUM_BINS)
+        self.confused.update(zip(classes.tolist(), ids[:, 0].tolist(), strict=True))
+
+    def figures(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
+        """Return what `wordsworth evaluate` prints; shares are of the images that could be decoded.
+
+        Args:
+            labels: class names by number, or None.
+        """
+        images, confidences, right = self.bins.T
+        calibration_error = np.abs(confidences - right).sum() / max(1, images.sum())
+        return {
+            "images": self.num_images,
+            "errors": self.num_errors,
+            "top1": self.num_right / self.num_images,
+            "top1_interval": wilson_interval(self.num_right, self.num_images),
+            "top5": self.num_in_top / self.num_images,
+            "calibration_error": float(calibration_error),
+            "worst": self._worst_classes(labels),
+        }
+
+    def _worst_classes(self, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:
+        """Return the classes with the smallest share of right predictions, and what they are taken for."""
+        predicted: dict[int, Counter[int]] = {}
+        for (right, said), count in self.confused.items():
+            predicted.setdefault(right, Counter())[said] += count
+
+        def badness(number: int) -> tuple[float, int, int]:
+            images = predicted[number].total()
+            return predicted[number][number] / images, -images, number
+
+        worst = sorted(predicted, key=badness)[:NUM_WORST]
+        return [_describe_class(number, predicted[number], labels) for number in worst]
+
+
+def _describe_class(number: int, predicted: Counter[int], labels: tuple[str, ...] | None) -> dict[str, Any]:
+    def name(number: int) -> str:
+        return labels[number] if labels else str(number)
+
+    taken_for = {}
+    for other, count in predicted.most_common(NUM_CONFUSED):
+        if other != number:
+            taken_for[name(other)] = count
+    return {
+        "class": name(number),
+        "images": predicted.total(),
+        "accuracy": predicted[number] / predicted.total(),
+        "taken_for": taken_for,
+    }
+
+
+def wilson_interval(num_right: int, num_images: int) -> list[float]:
+    """Return the 95% interval of a share: its lower and its upper end (Wilson 1927)."""
+    z = Z_95
+    share = num_right / num_images
+    middle = share + z * z / (2 * num_images)
+    half = z * np.sqrt(share * (1 - share) / num_images + (z / (2 * num_images)) ** 2)
+    scale = 1 + z * z / num_images
+    return [float((middle - half) / scale), float((middle + half) / scale)]
+
+
+# ---- embeddings -----------------------------------------------------------------------------------------
+
+
+class EmbeddingProbes:
+    """Count how well embeddings tell the classes apart, without the model's head.
+
+    Linear probes are fitted to a few training images of each class, as in the paper (vit_model/few_shot.py),
+    and the nearest training images vote. Memory holds the training embeddings.
+    """
+
+    def __init__(self, train: np.ndarray, classes: np.ndarray, shots: tuple[int, ...], num_classes: int):
+        """Fit the probes.
+
+        Args:
+            train: (N, D) embeddings of the training images.
+            classes: (N,) their classes.
+            shots: training images of each class, for one set of probes each. A number that is larger than the
+                smallest class is left out.
+            num_classes: classes of the model.
+        """
+        smallest_class = min(Counter(classes.tolist()).values())
+        self.probes = {}
+        for k in shots:
+            for seed in SEEDS:
+                if k <= smallest_class:
+                    rows = draw(classes, k, seed)
+                    self.probes[k, seed] = fit_probe(train[rows], classes[rows])
+        self.train = _unit_length(train)
+        self.classes = classes
+        self.num_classes = num_classes
+        self.num_images = 0
+        self.num_right_of_neighbours = 0
+        self.num_right_of_probe: Counter[tuple[int, int]] = Counter()
+
+    def add(self, test: np.ndarray, classes: np.ndarray) -> None:
+        """Count predictions of test images: embeddings (M, D) and their right classes (M,)."""
+        self.num_images += len(classes)
+        self.num_right_of_neighbours += int((self.nearest(test) == classes).sum())
+        for name, probe in self.probes.items():
+            self.num_right_of_probe[name] += int((probe.predict(test).numpy() == classes).sum())
+
+    def nearest(self, test: np.ndarray) -> np.ndarray:
+        """Map embeddings (M, D) to classes (M,): the nearest training images vote.
+
+        The weight of a vote is exp(cosine / TEMPERATURE).
+        """
+        k = min(NEIGHBOURS, len(self.train))
+        winners = []
+        for begin in range(0, len(test), BLOCK):
+            cosines = _unit_length(test[begin : begin + BLOCK]) @ self.train.T
+            best = np.argpartition(cosines, -k, axis=1)[:, -k:]
+            weights = np.exp((np.take_along_axis(cosines, best, 1) - 1) / TEMPERATURE)
+            votes = np.zeros((len(cosines), self.num_classes))
+            np.add.at(votes, (np.arange(len(cosines))[:, None], self.classes[best]), weights)
+            winners.append(votes.argmax(1))
+        return np.concatenate(winners)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what `wordsworth evaluate` prints; `few_shot` holds the accuracy of each seed, by shots."""
+        few_shot: dict[str, list[float]] = {}
+        for k, seed in self.probes:
+            accuracy = self.num_right_of_probe[k, seed] / self.num_images
+            few_shot.setdefault(str(k), []).append(accuracy)
+        return {
+            "few_shot": few_shot,
+            "neighbours": self.num_right_of_neighbours / self.num_images,
+            "train_images": len(self.classes),
+        }
+
+
+def _unit_length(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), EPS)

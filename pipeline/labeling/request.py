@@ -1,0 +1,73 @@
+"""Define what the user asks for. Imports nothing heavy: the command line reads its defaults here."""
+
+from dataclasses import dataclass, field
+
+from wordsworth.pipeline.images.limits import DecodeLimits
+from wordsworth.pipeline.sources.class_target import Target
+from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.storage.filesystem import StorageOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRequest:
+    """Hold what one command asks for.
+
+    Attributes:
+        command: "label" or "embed".
+        sources: files, folders and globs.
+        output: the run folder.
+        model: the model's name in messages and footers.
+        format: "tar", "images" or "table" for all sources; None lets their names say so.
+        image_keys: extensions that are images, in order of preference.
+        image_column: column of a table that holds the images; None lets the table's columns say so.
+        key: column of a table that names a row; None takes the URI or the number of the row.
+        keep: sidecar fields, or columns of a table, that the rows carry.
+        target: class that every image must have, for `evaluate`; its sidecar is one of `keep`.
+        storage_options: for fsspec.
+        top_k: classes in a row; 0 gives no labels.
+        embedding: "float16" or "float32"; None gives no embeddings.
+        normalize: scale every embedding to length 1.
+        on_error: "keep" makes a row of an image that fails; "fail" ends the run at the first.
+        limits: what one image may cost before it is refused.
+        fast_decode: decode a large JPEG at a fraction of its size.
+        precision: "fp32", "bf16" or "auto".
+        device: "cpu", "cuda" or "auto".
+        batch_size: images in one forward pass; 0 chooses.
+        gpu_mode: "auto", or the one mode of `prediction.gpu_modes.MODES` that a GPU may work in.
+        gpus_per_actor: GPUs that one model actor claims; above 0, at most 1.
+        unit_rows: samples in one unit, at most; 0 chooses.
+        address: Ray cluster to join; None takes RAY_ADDRESS, or starts a local Ray.
+        update: add the shards and images that are new in the source to a run that is there.
+        replace_changed: update, and label again the shards and images whose content changed.
+        retry_errors: fetch, decode and predict again the images that failed.
+        stall_timeout: seconds without a written unit after which the run gives up.
+    """
+
+    command: str
+    sources: tuple[str, ...]
+    output: str
+    model: str
+    format: str | None = None
+    image_keys: tuple[str, ...] = IMAGE_KEYS
+    image_column: str | None = None
+    key: str | None = None
+    keep: tuple[str, ...] = ()
+    target: Target | None = None
+    storage_options: StorageOptions = field(default_factory=dict)
+    top_k: int = 5
+    embedding: str | None = None
+    normalize: bool = False
+    on_error: str = "keep"
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    fast_decode: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int = 0
+    gpu_mode: str = "auto"
+    gpus_per_actor: float = 1.0
+    unit_rows: int = 0
+    address: str | None = None
+    update: bool = False
+    replace_changed: bool = False
+    retry_errors: bool = False
+    stall_timeout: float = 1800.0

@@ -1,0 +1,345 @@
+"""Find the shards of a source: tar files, tables, and pages of loose images. The listing is a stream."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import fsspec
+from braceexpand import braceexpand
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, kind_of
+from wordsworth.pipeline.sources.shards import ListedImage, Shard
+from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
+from wordsworth.pipeline.storage.filesystem import (
+    StorageOptions,
+    absolute_uri,
+    is_local,
+    open_filesystem,
+    version_of,
+    without_credentials,
+)
+
+PAGE = 4096  # loose images in one page of the listing, which is one shard
+PEEK = 4096  # files of a source that are looked at before its kind is decided
+
+
+@dataclass(slots=True)
+class Listing:
+    """Hold all that a set of sources holds.
+
+    Attributes:
+        shards: the shards, in the order of the sources and of the paths
+        ignored: number of files that are neither shards nor images, by extension
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class ListingCursor:
+    """Mark how far a listing came, so that another listing can begin there.
+
+    Attributes:
+        source: number of the source that is being listed, from 0
+        last: URI of the last file that was listed; None before the first
+        kinds: kind of each source that was begun, by the source's number
+        images: images listed so far, by the URI of their prefix
+    """
+
+    source: int = 0
+    last: str | None = None
+    kinds: dict[int, str] = field(default_factory=dict)
+    images: Counter[str] = field(default_factory=Counter)
+
+    def advance(self, shards: Iterable[Shard]) -> None:
+        """Move the cursor behind these shards."""
+        for shard in shards:
+            self.source = shard.source
+            self.last = shard.last_path
+            self.kinds[shard.source] = shard.kind
+            if shard.kind == "images":
+                listed = shard.first_index + len(shard.members)
+                self.images[shard.uri] = max(self.images[shard.uri], listed)
+
+
+class _File(NamedTuple):
+    """Hold one listed file. kind: None for a file that is neither a shard nor an image."""
+
+    path: str
+    info: dict[str, Any]
+    kind: str | None
+
+
+def find_shards(
+    sources: list[str],
+    *,
+    format: str | None = None,
+    image_keys: tuple[str, ...] = IMAGE_KEYS,
+    storage_options: StorageOptions | None = None,
+) -> Listing:
+    """Return the whole listing at once. `Finder` gives the same shards as a stream."""
+    finder = Finder(sources, format=format, image_keys=image_keys, storage_options=storage_options)
+    return Listing(list(finder.shards()), finder.ignored)
+
+
+class Finder:
+    """List the shards of sources in a fixed order, each once.
+
+    A source is a file, a folder or a glob, local or of any allowed fsspec URL. The listing is a stream:
+    memory holds the names of one folder (one answer of the store on S3).
+
+    Args:
+        sources: files, folders, globs and URLs
+        format: one of FORMATS, for a source that holds several kinds
+        image_keys: extensions of images, in lower case
+        storage_options: options of the store's client
+
+    Attributes:
+        ignored: number of files that were passed over so far, by extension
+    """
+
+    def __init__(
+        self,
+        sources: list[str],
+        *,
+        format: str | None = None,
+        image_keys: tuple[str, ...] = IMAGE_KEYS,
+        storage_options: StorageOptions | None = None,
+    ):
+        self.sources = sources
+        self.format = format
+        self.image_keys = image_keys
+        self.options = storage_options
+        self.ignored: Counter[str] = Counter()
+        self._first: dict[str, int] = {}  # number of the first source of each URI
+        self._globs: list[tuple[int, re.Pattern[str]]] = []  # number of the source and its pattern
+
+    def shards(self, after: ListingCursor | None = None) -> Iterator[Shard]:
+        """Yield all shards, or the shards behind `after`, a cursor that an earlier listing moved.
+
+        Raises:
+            UserError: a source is missing, holds nothing to label, or holds several kinds.
+        """
+        cursor = after or ListingCursor()
+        for number, source in enumerate(self.sources):
+            fs, path = open_filesystem(source, self.options)
+            self._note_source(number, absolute_uri(fs, path))
+            if number >= cursor.source:
+                last = cursor.last if number == cursor.source else None
+                yield from self._shards_of(number, fs, path, cursor, last)
+
+    def _shards_of(
+        self, number: int, fs: fsspec.AbstractFileSystem, path: str, cursor: ListingCursor, last: str | None
+    ) -> Iterator[Shard]:
+        """Yield the shards of one source that lie behind the file `last`, a URI."""
+        source = self.sources[number]
+        if last and not is_local(fs):
+            last = fs._strip_protocol(last)
+        root, entries = list_files(fs, path, source, last)
+        files = self._with_kinds(entries)
+        kind = cursor.kinds.get(number)
+        if kind is None:
+            kind, files = self._decide_kind(files, source)
+            cursor.kinds[number] = kind
+        chosen = self._choose(files, kind, number, fs, cursor)
+        if kind == "images":
+            yield from _pages(fs, root, chosen, cursor, number)
+            return
+        for file in chosen:
+            yield Shard(
+                kind=kind,
+                uri=absolute_uri(fs, file.path),
+                size=file.info["size"],
+                version=version_of(file.info),
+                source=number,
+            )
+
+    # ---- the kind of a source -----------------------------------------------------------------------------
+
+    def _with_kinds(self, entries: Iterator[FileInfo]) -> Iterator[_File]:
+        for path, info in entries:
+            yield _File(path, info, kind_of(path.rpartition("/")[2], self.image_keys))
+
+    def _decide_kind(self, files: Iterator[_File], source: str) -> tuple[str, Iterator[_File]]:
+        """Return the kind of a source, judged by its first files, and the files from the judged ones on."""
+        peeked = list(islice(files, PEEK))
+        kinds = self._kinds_among(peeked)
+        _check_not_mixed(kinds, source)
+        while peeked and not kinds:  # a source may begin with many files that are of no kind
+            for file in peeked:
+                self._ignore(file.path)
+            peeked = list(islice(files, PEEK))
+            kinds = self._kinds_among(peeked)
+        if not peeked:
+            raise UserError(self._nothing_found(source))
+        # A table beside shards or images describes them, as img2dataset's .parquet does.
+        labeled = [kind for kind in kinds if kind != "table"]
+        return (labeled or kinds)[0], chain(peeked, files)
+
+    def _kinds_among(self, files: list[_File]) -> list[str]:
+        """Return the kinds of the files in the order of their first files; with a format, that kind alone."""
+        kinds: list[str] = []
+        for file in files:
+            if file.kind is None or file.kind in kinds:
+                continue
+            if self.format is None or file.kind == self.format:
+                kinds.append(file.kind)
+        return kinds
+
+    def _nothing_found(self, source: str) -> str:
+        wanted = FORMATS[self.format] if self.format in FORMATS else _either(FORMATS.values())
+        counts = [f"{count} {name}" for name, count in self.ignored.most_common(3)]
+        return (
+            f"no {wanted} in {without_credentials(source)} (it holds {', '.join(counts) or 'no file at all'})"
+        )
+
+    # ---- the files of a source that count -----------------------------------------------------------------
+
+    def _choose(
+        self,
+        files: Iterator[_File],
+        kind: str,
+        number: int,
+        fs: fsspec.AbstractFileSystem,
+        cursor: ListingCursor,
+    ) -> Iterator[_File]:
+        """Yield the files of the kind that no earlier source gives. Other files are counted as ignored."""
+        for file in files:
+            if file.kind != kind:
+                self._ignore(file.path)
+                continue
+            check_name(file.path)
+            if not self._is_given_before(number, absolute_uri(fs, file.path), cursor):
+                yield file
+
+    def _ignore(self, path: str) -> None:
+        base = path.rpartition("/")[2]
+        if base == "labels.txt":  # the names of the classes lie beside the shards
+            return
+        extension = base.rpartition(".")[2].lower() if "." in base else ""
+        self.ignored[f".{extension}" if extension else base] += 1
+
+    def _note_source(self, number: int, uri: str) -> None:
+        self._first.setdefault(uri.rstrip("/"), number)
+        if any(char in uri for char in "*?["):
+            self._globs.append((number, re.compile(fsspec.utils.glob_translate(uri))))
+
+    def _is_given_before(self, number: int, uri: str, cursor: ListingCursor) -> bool:
+        """Return whether an earlier source of the same kind is this file, a folder above or a glob."""
+        if number == 0:
+            return False
+        kind = cursor.kinds[number]
+        for name in _path_and_parents(uri):
+            first = self._first.get(name, number)
+            if first < number and cursor.kinds.get(first) == kind:
+                return True
+        for first, glob in self._globs:
+            if first < number and cursor.kinds.get(first) == kind and glob.match(uri):
+                return True
+        return False
+
+
+def _check_not_mixed(kinds: list[str], source: str) -> None:
+    if len(set(kinds) - {"table"}) <= 1:
+        return
+    mixed = [kind for kind in FORMATS if kind in kinds]
+    names = " and ".join(FORMATS[kind] for kind in mixed)
+    options = " or ".join(f"--format {kind}" for kind in mixed)
+    raise UserError(f"{without_credentials(source)} holds both {names}: say which with {options}")
+
+
+def _either(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+def _path_and_parents(uri: str) -> Iterator[str]:
+    """Yield a URI and the folders above it."""
+    if "://" not in uri:
+        yield uri
+        yield from map(str, PurePosixPath(uri).parents)
+        return
+    while uri and not uri.endswith(":/"):
+        yield uri
+        uri = uri.rpartition("/")[0]
+
+
+# ---- pages ----------------------------------------------------------------------------------------------
+
+
+def _pages(
+    fs: fsspec.AbstractFileSystem, root: str, files: Iterator[_File], cursor: ListingCursor, source: int
+) -> Iterator[Shard]:
+    """Yield pages of PAGE images. Sources under one prefix share its numbering."""
+    uri = absolute_uri(fs, root)
+    while page := list(islice(files, PAGE)):
+        members: list[ListedImage] = []
+        for file in page:
+            key = file.path[len(root) :].lstrip("/")
+            members.append({"key": key, "size": file.info["size"], "version": version_of(file.info)})
+        first = cursor.images[uri]
+        cursor.images[uri] += len(members)
+        yield Shard(
+            kind="images",
+            uri=uri,
+            size=sum(member["size"] for member in members),
+            version="",
+            first_index=first,
+            members=tuple(members),
+            source=source,
+        )
+
+
+# ---- lists of sources -------------------------------------------------------------------------------------
+
+
+def expand_sources(sources: Iterable[str], storage_options: StorageOptions | None = None) -> list[str]:
+    """Return the sources that lists and brace patterns stand for.
+
+    `@FILE` is a list of sources, one a line; `#` begins a comment. `part-{000..127}.tar` stands for 128
+    sources.
+
+    Raises:
+        UserError: a list is missing or empty, or braces do not close.
+    """
+    expanded = []
+    for source in sources:
+        lines = _read_list(source, storage_options) if source.startswith("@") else [source]
+        for line in lines:
+            expanded += _expand_braces(line, storage_options)
+    return expanded
+
+
+def _read_list(source: str, storage_options: StorageOptions | None) -> list[str]:
+    fs, path = open_filesystem(source[1:], storage_options)
+    if not fs.isfile(path):
+        raise UserError(
+            f"{without_credentials(source)}: no such file; @FILE is a list of sources, one a line"
+        )
+    lines = [line.strip() for line in fs.cat_file(path).decode("utf-8", "surrogateescape").splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UserError(f"{without_credentials(source)} lists no source")
+    return found
+
+
+def _expand_braces(source: str, storage_options: StorageOptions | None) -> list[str]:
+    """Return the names that a brace pattern stands for. A local file of just this name is no pattern."""
+    if "{" not in source:
+        return [source]
+    fs, path = open_filesystem(source, storage_options)
+    if is_local(fs) and fs.exists(path):
+        return [source]
+    try:
+        return list(braceexpand(source, escape=False))
+    except ValueError as error:
+        raise UserError(
+            f"{without_credentials(source)}: its braces do not close; "
+            "quote a pattern such as 'part-{000..127}.tar'"
+        ) from error

@@ -1,0 +1,64 @@
+"""List the files that a source names: a file, a folder or a glob."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.storage.walk import walk_files
+
+FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says about it
+
+
+def list_files(
+    fs: fsspec.AbstractFileSystem, path: str, source: str, after: str | None
+) -> tuple[str, Iterator[FileInfo]]:
+    """Return the prefix that keys are relative to, and the files behind `after` in the order of their paths.
+
+    Raises:
+        UserError: nothing is there, or it may not be listed. The message names `source`.
+    """
+    try:
+        info = _info(fs, path)
+        if info and info["type"] != "directory":
+            return path.rpartition("/")[0], iter([(path, info)] if after is None else [])
+        if info:
+            return path, walk_files(fs, path, after)
+        if any(char in path for char in "*?["):
+            files = _glob(fs, path)
+            if files:
+                root = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+                return root, (entry for entry in files if after is None or entry[0] > after)
+    except PermissionError as error:
+        raise UserError(
+            f"not allowed to list {without_credentials(source)}: {error}; check the credentials"
+        ) from error
+    except FileNotFoundError:
+        pass
+    raise UserError(
+        f"nothing found at {without_credentials(source)}: no such file or folder, and no match as a glob"
+    )
+
+
+def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    try:
+        return fs.info(path)
+    except FileNotFoundError:
+        return None
+
+
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[FileInfo]:
+    found = fs.glob(pattern, detail=True)
+    return sorted((path, info) for path, info in found.items() if info.get("type") != "directory")
+
+
+def check_name(path: str) -> None:
+    """Refuse a name that is not UTF-8: on a disk names are bytes, but a listing and a row hold text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"the name {shown} is not UTF-8: rename it") from None

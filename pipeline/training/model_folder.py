@@ -1,0 +1,105 @@
+"""Write the model folders of a training: the output itself, and beside it the model of the best epoch."""
+
+import contextlib
+import tempfile
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wordsworth.pipeline.prediction.load_model import publish
+from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
+from wordsworth.pipeline.storage.streams import with_retries
+from wordsworth.pipeline.training.checkpoints import Best, TrainingState
+from wordsworth.pipeline.training.news import EpochNews
+from wordsworth.pipeline.training.worker_setup import WorkerSetup
+from wordsworth.vit_model.checkpoint import Checkpoint, save_folder
+from wordsworth.vit_model.parallel import gathered_state_dict
+
+BEST = "best-epoch-"  # and the number of an epoch: a model folder in the output
+
+
+class ModelFolders:
+    """Write and remove model folders. All workers must make the same calls, to gather sharded weights."""
+
+    def __init__(self, setup: WorkerSetup, state: TrainingState, rank: int):
+        self.setup = setup
+        self.state = state
+        self.rank = rank
+
+    def write_last(self, metrics: dict[str, Any]) -> None:
+        """Write the model of the last epoch into the output, which makes the training complete."""
+        self._write(self.setup.request.output, metrics)
+
+    def write_if_best(self, best: Best | None, news: EpochNews) -> Best | None:
+        """Write the model of an epoch if it is the best so far on --val, and return the best score and epoch.
+
+        Args:
+            best: score and epoch so far; None for none.
+            news: how the epoch ended.
+        """
+        if news.validation is None:
+            return None
+        if self.setup.request.classified:
+            score = news.validation.means["accuracy"]
+        else:
+            score = -news.validation.means["loss"]
+        if best and score <= best[0]:
+            return best
+        self._write(f"{self.setup.request.output}/{BEST}{news.epoch}", news.figures())
+        return score, news.epoch
+
+    def remove_others(self, kept: set[int]) -> None:
+        """Remove the models of all epochs but those that are kept."""
+        if self.rank:
+            return
+        fs, path = open_filesystem(self.setup.request.output, self.setup.request.storage_options)
+        for folder in fs.glob(f"{path.rstrip('/')}/{BEST}*"):
+            if int(folder.rpartition("-")[2]) not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm(folder, recursive=True)
+
+    def _write(self, uri: str, metrics: dict[str, Any]) -> None:
+        """Write a model folder. On a cluster the output must be storage that every node sees."""
+        state = self._weights()
+        if self.rank:
+            return
+        request = self.setup.request
+        train = self.setup.train
+        extra = {
+            "objective": request.objective,
+            "settings": self.setup.settings,
+            "data": {"digest": train.digest, "samples": train.total, "shards": len(train.shards)},
+            "versions": {"wordsworth": version("wordsworth"), "torch": torch.__version__},
+            "metrics": metrics,
+        }
+        weights = {}
+        for name, tensor in state.items():
+            if name.startswith("encoder."):
+                weights[name.removeprefix("encoder.")] = tensor.float()
+        checkpoint = Checkpoint(
+            config=request.config,
+            preprocessing=request.preprocessing,
+            labels=request.labels,
+            state=weights,
+            extra=extra,
+        )
+        fs, path = open_filesystem(uri, request.storage_options)
+        if is_local(fs):
+            save_folder(path, checkpoint)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_folder(folder, checkpoint)
+            with_retries(partial(publish, Path(folder), uri, request.storage_options))
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the whole objective, or their average. With FSDP only rank 0 gets them."""
+        average = self.state.average
+        if average is None:
+            return gathered_state_dict(self.state.objective)
+        with average.applied():
+            state = gathered_state_dict(self.state.objective)
+            # On a CPU these are the parameters themselves, whose values change back with the block.
+            return {name: tensor.clone() for name, tensor in state.items()}

@@ -1,0 +1,93 @@
+"""Decide the device and the number of workers of a training, and refuse what cannot work."""
+
+from typing import NamedTuple
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.training.request import TrainRequest
+from wordsworth.pipeline.training.survey import Survey, assign
+
+SPARE_CPUS = 2  # CPUs beside the workers, which read and decode
+
+
+class Placement(NamedTuple):
+    """Say where a training runs.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        workers: number of workers, or the least and the most.
+    """
+
+    device: str
+    workers: int | tuple[int, int]
+
+
+def place(request: TrainRequest, data: Survey, available: dict[str, float]) -> Placement:
+    """Return the device and the workers of a training.
+
+    Args:
+        request: what the user asked for.
+        data: what the sources hold.
+        available: resources of the cluster, as Ray names them.
+
+    Raises:
+        UserError: there is too little data, or the cluster is too small.
+    """
+    least, most = _bounds(request.workers)
+    _check_batch(request, data, least, most)
+    _check_warmup(request, data)
+    assign(list(data.shards), data.rows, least)  # raises where there are too few shards
+    device = request.device
+    if device == "auto":
+        device = "cuda" if available.get("GPU") else "cpu"
+    _check_cluster(device, least, available)
+    if least == most:
+        return Placement(device, least)
+    fitting = min(most, len(data.shards), request.batch_size // request.accumulate)
+    if device == "cpu":
+        # Ray would let workers take all CPUs and leave none to decode.
+        fitting = min(fitting, int(available.get("CPU", 0)) - SPARE_CPUS)
+    return Placement(device, (least, max(least, fitting)))
+
+
+def _bounds(workers: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(workers, int):
+        return workers, workers
+    return workers
+
+
+def _check_batch(request: TrainRequest, data: Survey, least: int, most: int) -> None:
+    batch = request.batch_size
+    parts = least * request.accumulate
+    if batch < parts or data.total < batch:
+        raise UserError(
+            f"--batch-size {batch} over {least} workers needs at least {max(batch, parts)} samples in a "
+            f"batch and there are {data.total}: use a smaller --batch-size or fewer --workers"
+        )
+    if least == most and batch % parts:
+        raise UserError(
+            f"--batch-size {batch} cannot be divided by {parts}, "
+            "the workers and the parts of each (--accumulate)"
+        )
+
+
+def _check_warmup(request: TrainRequest, data: Survey) -> None:
+    steps = request.epochs * (data.total // request.batch_size)
+    if request.warmup >= 1 and request.warmup >= steps:
+        raise UserError(
+            f"--warmup {request.warmup:g}: there are {steps:,} steps in all, so the learning rate would "
+            "never fall: give fewer, or a share of the steps such as 0.1"
+        )
+
+
+def _check_cluster(device: str, least: int, available: dict[str, float]) -> None:
+    gpus = available.get("GPU", 0)
+    cpus = available.get("CPU", 0)
+    if device == "cuda" and gpus < least:
+        raise UserError(
+            f"{least} workers need {least} GPUs, Ray has {gpus:g}: use fewer --workers, or --device cpu"
+        )
+    if cpus < least + SPARE_CPUS:
+        raise UserError(
+            f"{least} workers and their decoding need {least + SPARE_CPUS} CPUs, Ray has {cpus:g}: "
+            "use fewer --workers"
+        )

@@ -1,0 +1,85 @@
+"""Try the model on the images of --val: every image is counted once, whatever the number of workers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.training.batches import decoded
+from wordsworth.pipeline.training.collectives import Collectives
+from wordsworth.pipeline.training.news import Validation
+from wordsworth.pipeline.training.step import Part, Step
+from wordsworth.pipeline.training.survey import Survey, assign
+from wordsworth.pipeline.training.worker_setup import WorkerSetup
+from wordsworth.pipeline.unit import Unit
+
+
+def shards_of_worker(val: Survey, collectives: Collectives) -> list[Shard]:
+    """Return the shards that this worker validates; none where there are fewer shards than workers."""
+    shards = list(val.shards)
+    if len(shards) >= collectives.num_workers:
+        return assign(shards, val.rows, collectives.num_workers)[collectives.rank]
+    return shards[collectives.rank : collectives.rank + 1]
+
+
+class Validator:
+    """Score the validation images of one worker, and add up the scores of all workers."""
+
+    def __init__(self, setup: WorkerSetup, step: Step, collectives: Collectives, batch_size: int):
+        self.setup = setup
+        self.step = step
+        self.collectives = collectives
+        self.batch_size = batch_size
+        self.rows = 0  # samples that were read
+
+    def validate(self, units: Iterator[Unit]) -> Validation:
+        """Return the means over the images of all workers.
+
+        Args:
+            units: the decoded units of this worker's validation shards.
+
+        Raises:
+            UserError: no image could be decoded.
+        """
+        self.rows = 0
+        images = 0
+        sums: dict[str, float] = {}
+        for number, (patches, classes, is_own) in enumerate(self._in_step(self._batches(units))):
+            loss, metrics = self.step.score(patches, classes, number)
+            count = len(classes) if is_own else 0
+            images += count
+            for name, value in {"loss": loss, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + count * float(value)
+        names = ["loss", "explained" if self.setup.request.objective == "mae" else "accuracy"]
+        own = [sums.get(name, 0.0) for name in names]
+        *totals, all_images, all_rows = self.collectives.sums([*own, images, self.rows])
+        if not all_images:
+            raise UserError("no image of --val could be decoded: wordsworth lint says why")
+        means = {name: round(total / all_images, 6) for name, total in zip(names, totals, strict=True)}
+        return Validation(means=means, images=int(all_images), errors=int(all_rows - all_images))
+
+    def _batches(self, units: Iterator[Unit]) -> Iterator[Part]:
+        """Yield the decoded samples in batches, and count all samples."""
+        for unit in units:
+            patches, classes = decoded(unit, self.setup.decode, self.setup.target)
+            self.rows += len(unit.samples)
+            for begin in range(0, len(classes), self.batch_size):
+                end = begin + self.batch_size
+                yield patches[begin:end], classes[begin:end]
+
+    def _in_step(self, batches: Iterator[Part]) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+        """Yield the batches, and whether they are this worker's own.
+
+        FSDP gathers weights in every pass. With it all workers make as many passes as the one with the most
+        batches; a worker that has no batch left passes an empty image.
+        """
+        empty = np.zeros((1, *self.setup.decode.patches_shape), np.uint8)
+        while True:
+            batch = next(batches, None)
+            is_own = batch is not None
+            goes_on = self.collectives.any(is_own) if self.step.sharded else is_own
+            if not goes_on:
+                return
+            patches, classes = batch or (empty, np.zeros(1, np.int64))
+            yield patches, classes, is_own

@@ -1,0 +1,38 @@
+"""Hold what the command sends to the workers of a training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from wordsworth.pipeline.images.decode import DecodeSettings
+from wordsworth.pipeline.sources.class_target import Target
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.training.request import TrainRequest
+from wordsworth.pipeline.training.settings import Settings
+from wordsworth.pipeline.training.survey import Survey
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """Hold what every worker needs.
+
+    Attributes:
+        request: what the user asked for, without the start.
+        decode: how images become patches.
+        reading: how shards are read.
+        train: what the sources hold.
+        val: what --val holds; None without --val.
+        target: finds the class of a sample; None for an objective without classes.
+        device: "cpu" or "cuda".
+        weights: bytes of the initial checkpoint, as a reference into Ray's store.
+        settings: what the model folder keeps of the request.
+    """
+
+    request: TrainRequest
+    decode: DecodeSettings
+    reading: ReadSettings
+    train: Survey
+    val: Survey | None
+    target: Target | None
+    device: str
+    weights: Any
+    settings: Settings

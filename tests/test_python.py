@@ -1,0 +1,102 @@
+"""Hold what the functions of the package promise: what the commands do, without a print."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wordsworth
+from tests.support.builders import photo, write_shards, write_tar
+from wordsworth.pipeline.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, shards=2, images=6)
+    return folder
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = {"ray", "torch", "pyarrow", "timm", "cyclopts"}
+    code = f"import sys, wordsworth; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.ray
+def test_label_gives_a_run_whose_predictions_are_a_dataset_and_prints_nothing(
+    local_ray, tmp_path, shards, small_model, capfd
+):
+    out = tmp_path / "out"
+    run = wordsworth.label(shards, output=out, model=small_model, top_k=2, keep=["json"], batch_size=4)
+    rows = run.predictions().to_table(columns=["key", "label", "topk", "json"]).to_pylist()
+    assert len({row["key"] for row in rows}) == len(rows) == 12 == run.summary.rows
+    assert {len(row["topk"]) for row in rows} == {2} and all(row["json"] for row in rows)
+    again = wordsworth.open_run(out)
+    assert again == run and again.plan.asked["keep"] == ["json"]
+    assert wordsworth.verify(out, source=True).ok
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.ray
+def test_embed_and_label_are_different_runs_with_the_defaults_of_the_command_line(
+    local_ray, tmp_path, shards, small_model
+):
+    run = wordsworth.embed(str(shards), output=tmp_path / "vectors", model=small_model)
+    schema = run.predictions().schema
+    assert str(schema.field("embedding").type).startswith("fixed_size_list") and "label" not in schema.names
+    with pytest.raises(UserError, match="holds another run"):
+        wordsworth.label(shards, output=tmp_path / "vectors", model=small_model)
+
+
+@pytest.mark.ray
+def test_too_many_errors_are_raised_and_the_run_is_kept(local_ray, tmp_path, small_model):
+    write_tar(tmp_path / "a.tar", {"good.jpg": photo(1), "bad.jpg": b"no image"})
+    with pytest.raises(UserError, match=r"50\.00% of the rows have an error, over --max-error-rate 0\.1"):
+        wordsworth.label(tmp_path / "a.tar", output=tmp_path / "out", model=small_model, max_error_rate=0.1)
+    assert wordsworth.open_run(tmp_path / "out").predictions().count_rows() == 2
+
+
+def test_an_option_that_is_not_there_is_named(tmp_path, small_model):
+    with pytest.raises(TypeError, match="has no option 'topk'"):
+        wordsworth.label("shards", output=tmp_path, model=small_model, topk=5)
+    with pytest.raises(TypeError, match="prints nothing"):
+        wordsworth.label("shards", output=tmp_path, model=small_model, json=True)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'model'"):
+        wordsworth.label("shards", output=tmp_path)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        wordsworth.open_run(tmp_path)
+
+
+def test_a_model_is_loaded_by_the_name_that_the_commands_take(small_model):
+    checkpoint = wordsworth.load_model(small_model)
+    assert checkpoint.labels == ("ant", "bee", "cat", "dog", "elk")
+    assert checkpoint.config.image_size == (32, 32)
+    assert inspect.signature(wordsworth.load_model).parameters.keys() == {"model", "options"}
+
+
+def test_pretrain_asks_for_what_the_command_asks_for(monkeypatch, tmp_path):
+    from wordsworth.jobs.cli import run
+
+    asked = []
+
+    def train(request, on_news):
+        asked.append(request)
+        raise UserError("enough")
+
+    monkeypatch.setattr("wordsworth.pipeline.training.trainer.train", train)
+    size = {"width": 64, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
+    with pytest.raises(UserError, match="enough"):
+        wordsworth.pretrain(
+            "shards", output=tmp_path / "m", **size, epochs=3, lr=0.5, workers=2, objective="mae"
+        )
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in size.items()]
+    options += ["--epochs=3", "--lr=0.5", "--workers=2", "--objective=mae"]
+    assert run(["pretrain", "shards", f"--output={tmp_path / 'm'}", *options]) == 1
+    assert asked[0] == asked[1] and asked[0].epochs == 3

@@ -12,6 +12,22 @@ from tests.support.builders import make_model
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+RAY_FIXTURES = {"local_ray", "wordsworth"}  # a test that uses one of them starts Ray
+SERVERS = "faults"  # the folder whose tests start servers, machines and jobs
+# Folders whose tests are many and short. They come last, so that two processes end at about the same time.
+SHORT = ("sources", "storage", "output", "images", "verification")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test-fast` leaves out, and put short tests last."""
+    for item in items:
+        if RAY_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.ray)
+        if item.path.parent.name == SERVERS:
+            item.add_marker(pytest.mark.server)
+    items.sort(key=lambda item: item.path.parent.name in SHORT)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> Path:
     """A model folder of 32x32 pixels, 5 classes, every parameter random."""

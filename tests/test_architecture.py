@@ -94,6 +94,7 @@ def test_an_upward_import_would_be_seen():
     assert FLOOR[room(imported)] < FLOOR["sources"]
 
 
+@pytest.mark.slow
 def test_one_file_knows_the_insides_of_ray():
     knowing = []
     for module, path in MODULES.items():

@@ -14,6 +14,8 @@ from wordsworth.pipeline.errors import ClusterGone, UserError
 from wordsworth.pipeline.labeling import dataset
 from wordsworth.pipeline.prediction.load_model import load_model
 
+pytestmark = pytest.mark.ray
+
 
 def test_receipts_pass_in_order_and_an_error_is_raised_where_they_are_used():
     assert list(with_stall_timeout(iter([{"rows": n} for n in range(5000)]), 60, print)) == [

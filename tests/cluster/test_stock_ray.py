@@ -15,6 +15,8 @@ from wordsworth.pipeline.cluster import ray_internals
 from wordsworth.pipeline.cluster.ray_internals import STOCK, TRIED_VERSIONS, ray_is_known
 from wordsworth.vit_model.checkpoint import load_folder
 
+pytestmark = pytest.mark.ray
+
 CLOSED = {STOCK: "1"}  # the environment that closes the gate
 TINY = ("--width", "32", "--depth", "2", "--heads", "2", "--patch-size", "8", "--image-size", "32")
 

@@ -110,6 +110,7 @@ TWINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_file_that_has_a_compacted_name_and_is_another_is_refused(out, large, twin):
     killed(out, target(out), after=3)
@@ -163,6 +164,7 @@ def fill(path: Path) -> None:
     path.write_bytes(b"precious")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_folder_that_holds_something_else_is_refused_and_kept(out, large, other):
     plant, message = OTHERS[other]
@@ -263,6 +265,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [True, False], ids=["both", "compacted"])
 @pytest.mark.parametrize(
     "plant, what, where", FAULTS, ids=[f"{plant.__name__}-{what}" for plant, what, _ in FAULTS]

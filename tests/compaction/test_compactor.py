@@ -88,6 +88,7 @@ def keys_read(folder: Path) -> list[list]:
     ]
 
 
+@pytest.mark.slow
 def test_who_reads_the_whole_folder_sees_each_row_once_before_while_and_after(out, large, monkeypatch):
     expected = keys_read(out)
     assert len(expected[0]) == len(set(expected[0])) == 34 and expected[0] == expected[1] == expected[2]
@@ -142,6 +143,7 @@ def test_units_lie_in_the_order_of_the_listing_and_a_row_group_holds_whole_ones(
     assert counts(large)[0] == 34
 
 
+@pytest.mark.slow
 def test_a_compacted_file_says_what_it_is_of_and_every_page_has_a_checksum(out, large):
     run(out)
     (path,) = (large / "compacted").iterdir()
@@ -200,6 +202,7 @@ def test_as_ray_tasks_it_is_the_same(out, large, monkeypatch, local_ray):
         run(out, large=out.parent / "another")
 
 
+@pytest.mark.slow
 def test_a_million_units_are_planned_by_size_in_seconds():
     count = 1_000_000
     columns = {"bytes": pa.array([100_000] * count), "rows": pa.array([512] * count)}
@@ -225,6 +228,7 @@ def test_again_it_says_that_there_is_nothing_to_merge_and_changes_nothing(out, l
     assert summary["last_command"]["units"] == 0 and summary["units"] == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [ALL, 9000], ids=["one", "several"])
 def test_what_an_update_adds_to_a_compacted_run_is_compacted_with_the_rest(out, large, size):
     run(out, size)
@@ -244,6 +248,7 @@ def test_what_an_update_adds_to_a_compacted_run_is_compacted_with_the_rest(out, 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 10], ids=["killed", "complete"])
 def test_a_compaction_of_a_run_that_was_changed_since_is_refused(out, large, after):
     killed(out, target(out), after=after)
@@ -290,6 +295,7 @@ def test_what_changes_units_is_refused_once_a_compaction_is_planned(out, large):
 # ---- runs that earlier versions compacted in place ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [True, False], ids=["with small files", "without"])
 @pytest.mark.parametrize("generations", [1, 2])
 def test_a_run_that_was_compacted_in_place_is_read_verified_updated_and_compacted(
@@ -349,6 +355,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", KILLS)
 def test_killed_anywhere_it_goes_on_and_ends_as_if_nothing_had_happened(out, large, undisturbed, place):
     before, counted, whole, size = rows(out), counts(out, source=True), state(out), target(out)
@@ -368,6 +375,7 @@ def test_killed_anywhere_it_goes_on_and_ends_as_if_nothing_had_happened(out, lar
     assert rows(large) == before and counts(large, source=True) == counted
 
 
+@pytest.mark.slow
 def test_a_killed_compaction_met_by_another_target_size_keeps_its_plan(out, large, undisturbed):
     killed(out, target(out), after=3)
     run(out, 17)

@@ -93,6 +93,7 @@ def test_every_refusal_has_its_name(code, data):
     assert refusal(data) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_picture_is_never_filled_up(kind):
     data = encoded(photo(0), kind)
@@ -155,6 +156,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS and /proc are Linux's")
 def test_neither_a_header_nor_a_strip_buys_memory():
     done = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True)
@@ -187,6 +189,7 @@ LANDSCAPE = [(500, 375), (640, 427), (224, 224), (600, 333), (100, 80), (1024, 2
 PORTRAIT = [(427, 640), (720, 1280), (200, 300), (57, 333), (260, 1300)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop_pct", [0.9, 0.95])
 @pytest.mark.parametrize(("width", "height"), LANDSCAPE + PORTRAIT)
 def test_the_crop_is_timms_evaluation_crop(width, height, crop_pct):
@@ -245,6 +248,7 @@ def test_a_squashed_picture_is_timms(size, crop_pct):
         )
 
 
+@pytest.mark.slow
 def test_every_small_size_and_every_strip_fits_and_none_is_empty():
     sizes = [(width, height) for width in range(1, 49) for height in range(1, 49)]
     sizes += [(1, n) for n in range(50, 5000, 71)] + [(n, 1) for n in range(50, 5000, 71)]

@@ -37,6 +37,7 @@ def difference(exact: Unit, fast: Unit) -> np.ndarray:
     return np.abs(one - other).mean(1)
 
 
+@pytest.mark.slow
 def test_a_large_picture_shows_the_same_in_every_form_of_jpeg(tmp_path):
     image = photo(1, 1200, 900)
     forms = itertools.product((75, 95), ("4:4:4", "4:2:2", "4:2:0"), (False, True))
@@ -58,6 +59,7 @@ def test_a_large_picture_shows_the_same_in_every_form_of_jpeg(tmp_path):
     assert apart > 10, "other images are as near: this would show nothing"
 
 
+@pytest.mark.slow
 def test_the_row_has_the_size_of_the_file_and_a_turned_picture_is_turned(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -75,6 +77,7 @@ def test_the_row_has_the_size_of_the_file_and_a_turned_picture_is_turned(tmp_pat
     assert difference(exact, fast).max() < 3  # another turn would be as far as another image
 
 
+@pytest.mark.slow
 def test_what_is_small_or_no_jpeg_has_the_same_pixels(tmp_path):
     images = [encoded(photo(n, 141, 900)) for n in range(3)] + [
         encoded(photo(3, 800, 600), "PNG"),
@@ -85,6 +88,7 @@ def test_what_is_small_or_no_jpeg_has_the_same_pixels(tmp_path):
     assert np.array_equal(exact.payload, fast.payload)
 
 
+@pytest.mark.slow
 def test_no_side_gets_shorter_than_what_the_picture_is_resized_to():
     for width, height in (
         (142, 142),
@@ -108,6 +112,7 @@ def test_no_side_gets_shorter_than_what_the_picture_is_resized_to():
     assert FAST.sandbox_settings.keep_side == 71 and EXACT.sandbox_settings.keep_side == 0  # 64 / 0.9
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_refused_for_the_same_reason(tmp_path):
     whole = encoded(photo(6, 1200, 900))
     broken = [

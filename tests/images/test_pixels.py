@@ -120,6 +120,7 @@ def jpegs() -> Iterator[bytes]:
         yield encoded(image, "JPEG") + b"trailing garbage"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(simplejpeg is None, reason="simplejpeg is not installed")
 def test_libjpeg_turbo_gives_pillows_pixels_and_leaves_to_pillow_what_it_refuses():
     decoders = Counter()

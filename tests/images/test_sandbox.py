@@ -102,6 +102,7 @@ DEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", DEEDS)
 def test_a_deed_of_the_decoder_costs_one_image_and_the_next_is_right(hasty, deed):
     assert right(hasty)
@@ -116,6 +117,7 @@ def test_the_real_decoder_knows_no_orders():
     real.close()
 
 
+@pytest.mark.slow
 def test_a_decoder_that_closes_its_end_and_stays_is_ended(child):
     right(child)
     pid = child.pid
@@ -123,6 +125,7 @@ def test_a_decoder_that_closes_its_end_and_stays_is_ended(child):
     assert not alive(pid) and right(child)
 
 
+@pytest.mark.slow
 def test_in_a_unit_every_deed_is_one_row_and_every_other_row_is_right(hasty, tmp_path):
     deeds = [None, "signal SIGSEGV", None, "exit", "hang", None, "allocate", "lie", None]
     images = [encoded(photo(n, 60 + n, 50), ("JPEG", "PNG", "WEBP")[n % 3]) for n in range(len(deeds))]
@@ -150,6 +153,7 @@ def test_in_a_unit_every_deed_is_one_row_and_every_other_row_is_right(hasty, tmp
         )
 
 
+@pytest.mark.slow
 def test_a_kill_from_outside_is_no_images_fault(child, tmp_path):
     right(child)
     os.kill(child.pid, signal.SIGKILL)  # between two images
@@ -160,6 +164,7 @@ def test_a_kill_from_outside_is_no_images_fault(child, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_child_that_reads_nothing_is_late_even_if_the_image_does_not_fit_the_pipe(hasty):
     right(hasty)
     os.kill(hasty.pid, signal.SIGSTOP)
@@ -167,12 +172,14 @@ def test_a_child_that_reads_nothing_is_late_even_if_the_image_does_not_fit_the_p
     assert right(hasty)
 
 
+@pytest.mark.slow
 def test_images_larger_than_the_pipe_arrive_whole(child):
     image = photo(3, 2000, 1200)
     data = encoded(image, "BMP") + bytes(9 << 20)
     assert np.array_equal(np.asarray(child.decode(data)[0]), np.asarray(image))
 
 
+@pytest.mark.slow
 def test_what_the_memory_limit_refuses_is_a_row(child):
     tight = guarded(memory_bytes=40 << 20)
     assert refusal(tight, encoded(photo(1).resize((4000, 3000)), "PNG", compress_level=1)).startswith(
@@ -190,6 +197,7 @@ def test_what_the_memory_limit_refuses_is_a_row(child):
 # ---- the child as a process -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
@@ -215,6 +223,7 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
     made.close()
 
 
+@pytest.mark.slow
 def test_a_system_without_nameless_memory_uses_a_nameless_file(monkeypatch):
     monkeypatch.delattr(os, "memfd_create")
     made = guarded()
@@ -260,6 +269,7 @@ child.decode(ordered(encoded(photo(0)), "hang")) if "busy" in sys.argv[1] else s
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("doing", ["idle", "busy", "idle, started by a thread"])
 def test_the_child_dies_with_its_parent(doing):
     command = [sys.executable, "-c", PARENT, doing, str(HOSTILE)]
@@ -278,6 +288,7 @@ def test_the_child_dies_with_its_parent(doing):
     assert gone_within(pid, 10)
 
 
+@pytest.mark.slow
 def test_the_child_of_a_thread_outlives_the_thread(child):
     thread = threading.Thread(target=right, args=(child,))
     thread.start()
@@ -301,6 +312,7 @@ def test_a_child_that_cannot_start_is_the_machines_fault_and_says_why_in_one_lin
         made.close()
 
 
+@pytest.mark.slow
 def test_a_process_keeps_its_child_and_other_settings_bring_another():
     settings = SandboxSettings(limits=DecodeLimits(max_pixels=1_000_000, timeout_s=5.0))
     first = process_sandbox(settings)
@@ -335,10 +347,12 @@ assert mine.pid == pid
 """
 
 
+@pytest.mark.slow
 def test_a_fork_does_not_talk_to_its_parents_child():
     subprocess.run([sys.executable, "-c", FORKED], check=True, cwd=ROOT, env=ENVIRONMENT, timeout=60)
 
 
+@pytest.mark.slow
 def test_threads_take_turns(child):
     wrong = []
 
@@ -358,6 +372,7 @@ def rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.slow
 def test_two_thousand_images_and_fifty_crashes_leave_no_file_and_no_memory_behind(child):
     images = [
         encoded(photo(seed, 200, 150), kind)
@@ -382,6 +397,7 @@ def test_two_thousand_images_and_fifty_crashes_leave_no_file_and_no_memory_behin
     assert rss(os.getpid()) < ours + (16 << 20)
 
 
+@pytest.mark.slow
 def test_a_large_picture_does_not_keep_its_memory(child):
     right(child)
     child.decode(encoded(photo(0).resize((6000, 4000))))  # 72 MB of pixels

@@ -3,6 +3,9 @@
 import re
 
 import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.ray
 
 
 def test_the_demo_learns_real_handwriting_and_labels_what_was_held_out(tmp_path, wordsworth):

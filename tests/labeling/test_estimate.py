@@ -62,6 +62,7 @@ def test_beside_gpus_the_cores_decode_and_the_scarcer_of_the_two_decides():
     assert few.busy["predict"] == pytest.approx(few.images_per_second / EFFICIENCY * 0.0005)
 
 
+@pytest.mark.slow
 def test_a_source_is_counted_and_every_stage_is_timed_on_it(tmp_path, small_model):
     write_shards(tmp_path / "in", shards=6, images=5)
     found = measure(request(tmp_path / "in"), load_model(str(small_model)), "cpu", 0.5)
@@ -130,6 +131,7 @@ def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, loca
 # ---- GPUs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_models_rate_is_that_of_its_own_batches(tmp_path, small_model):
     write_shards(tmp_path / "in", shards=2, images=5)
     with standin(bf16=False):

@@ -17,6 +17,8 @@ from wordsworth.pipeline.prediction.gpu_batches import UNITS_IN_FLIGHT
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 
+pytestmark = pytest.mark.ray
+
 BATCH = {"batch_size": 4, "unit_rows": 8}
 
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.samples import shard_of, write_tar
 from wordsworth.pipeline.labeling import stages
 from wordsworth.pipeline.labeling.unit_begin import UnitBegin
@@ -47,6 +49,7 @@ def test_the_read_stage_makes_only_the_units_that_are_not_there(tmp_path, monkey
     assert read(1, [0, 2, 4]) == [units[1], units[3]]
 
 
+@pytest.mark.slow
 def test_the_stages_load_neither_torch_nor_ray():
     code = (
         "import sys, wordsworth.pipeline.labeling.stages; print({'torch', 'ray', 'timm'} & set(sys.modules))"

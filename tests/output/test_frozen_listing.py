@@ -138,6 +138,7 @@ def test_what_was_ignored_is_said_by_the_pages(images, tmp_path, small_pages):
     assert at.ignored() == {".txt": 2, "readme": 1}
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_listing_does_not_grow_with_it(tmp_path, monkeypatch):
     """A folder of 200 names at a time, of 20,000 and of 100,000 names."""
     from fsspec.implementations.local import LocalFileSystem
@@ -273,6 +274,7 @@ def test_what_was_overwritten_is_named_and_replaced_only_when_asked(complete, im
     assert not find_changes(at, Finder(given), replace_changed=True).shards
 
 
+@pytest.mark.slow
 def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_next_finds_the_rest(
     complete, images, monkeypatch
 ):
@@ -296,6 +298,7 @@ def test_an_update_that_was_killed_while_it_listed_keeps_what_it_wrote_and_the_n
     assert len(at.replaced()) == 1
 
 
+@pytest.mark.slow
 def test_two_updates_at_once_are_one_and_a_refusal(complete, images):
     at, given = complete
     fill(images, "zz/1.jpg")

@@ -448,6 +448,7 @@ def test_what_is_committed_is_the_same_in_any_order_of_the_names(units, have):
             assert done.complete(["a-0123456789ab"]).tolist() == [have.complete]
 
 
+@pytest.mark.slow
 def test_what_is_committed_takes_few_bytes_a_unit_in_memory_and_on_the_way_to_a_task():
     """One unit a shard is the most shards, many units a shard the most units."""
     many, big = 50_000, 200

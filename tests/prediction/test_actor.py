@@ -76,6 +76,7 @@ def scores_by_class(predicted: dict[str, np.ndarray]) -> np.ndarray:
     return scores
 
 
+@pytest.mark.slow
 def test_predictions_of_patches_are_those_of_the_model_on_normalised_images(predictor, checkpoint):
     images = make_images(19)
     predicted = predictor().predict(patchify(images, 8))
@@ -105,6 +106,7 @@ def test_the_best_classes_come_first_and_an_embedding_enters_the_head(predictor,
     assert np.array_equal(np.argsort(-head, 1)[:, :3], predicted["ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-5), ("bf16", 0.02)])
 def test_the_batch_size_changes_no_label(predictor, precision, rounding):
     patches = patchify(make_images(70), 8)
@@ -129,6 +131,7 @@ def test_more_labels_than_classes_are_all_classes(predictor):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "error"), [("float32", 1e-6), ("float16", 1e-3)])
 def test_a_normalised_embedding_has_length_one_and_the_same_direction(predictor, kind, error):
     patches = patchify(make_images(6), 8)
@@ -183,6 +186,7 @@ def test_units_with_and_without_good_images_have_one_schema(predictor):
     assert schemas[0] == schemas[1] == schemas[2]
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_there(predictor, checkpoint):
     unit, _ = unit_of([True, False])
     assert "embedding" not in Unit.from_arrow(predictor(embedding=None)(unit.to_arrow())).samples.column_names

@@ -61,6 +61,7 @@ def same(found: dict[str, np.ndarray], patches: np.ndarray) -> bool:
 # ---- answers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 47])
 def test_every_row_gets_its_own_answer_in_order(device, mode, rows):
@@ -77,6 +78,7 @@ def test_no_rows_are_no_answer(device, mode):
     assert GpuBatches(answer, SHAPE, device, 8, (mode,))(unit(0)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_units_of_several_threads_do_not_mix(device, mode):
     ladder = GpuBatches(answer, SHAPE, device, 4, (mode,))
@@ -147,6 +149,7 @@ def small(most: int):
     return limited, tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_for_which_memory_is_too_small_is_halved_until_it_fits(late, mode):
     limited, tried = small(most=5)
@@ -155,6 +158,7 @@ def test_a_batch_for_which_memory_is_too_small_is_halved_until_it_fits(late, mod
     assert same(ladder(unit(11)), unit(11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["overlap", "plain"])
 @pytest.mark.parametrize(
     "error",
@@ -179,6 +183,7 @@ def test_memory_that_becomes_too_small_later_costs_no_row(late, mode, error):
     assert ladder.notes == [f"{ladder.name}: memory became too small for batches of 16: 4 from then on"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graphs", "overlap"])
 def test_the_bound_of_the_devices_own_allocator_is_kept_and_what_is_given_up_is_free_again(late, mode):
     """The larger buffers are given back before smaller ones are made: both at once would not fit."""
@@ -191,6 +196,7 @@ def test_the_bound_of_the_devices_own_allocator_is_kept_and_what_is_given_up_is_
     assert ladder.batch_size == 32 and same(ladder(unit(70)), unit(70))
 
 
+@pytest.mark.slow
 def test_larger_buffers_are_given_back_before_smaller_ones_are_made(late):
     """In the middle of a run, when another process has taken what was free: both at once would not fit."""
     ladder = GpuBatches(answer, SHAPE, late, 64, ("overlap",))
@@ -198,6 +204,7 @@ def test_larger_buffers_are_given_back_before_smaller_ones_are_made(late):
     assert same(ladder(unit(70)), unit(70)) and ladder.batch_size == 32
 
 
+@pytest.mark.slow
 def test_a_model_that_fits_with_no_batch_says_what_to_do(late):
     said = (
         r"Stand-in GPU on node .*: the model does not fit into its memory with a batch of one image .*: "
@@ -207,6 +214,7 @@ def test_a_model_that_fits_with_no_batch_says_what_to_do(late):
         GpuBatches(small(most=0)[0], SHAPE, late, 8)
 
 
+@pytest.mark.slow
 def test_memory_that_others_hold_is_named():
     with (
         standin(memory=1 << 33) as device,
@@ -215,6 +223,7 @@ def test_memory_that_others_hold_is_named():
         GpuBatches(small(most=0)[0], SHAPE, device, 8)
 
 
+@pytest.mark.slow
 def test_a_way_with_less_buffers_is_tried_before_the_model_is_said_not_to_fit(late):
     patches = np.zeros((1, *SHAPE), np.uint8)
     plain = GpuBatches(answer, SHAPE, late, 1, ("plain",))
@@ -228,6 +237,7 @@ def test_a_way_with_less_buffers_is_tried_before_the_model_is_said_not_to_fit(la
 # ---- the size ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_size_that_is_found_is_the_smallest_beyond_which_nothing_is_won(late, monkeypatch):
     rates = {64: 100.0, 128: 150.0, 256: 190.0, 512: 191.0}
     monkeypatch.setattr(OverlappedBatches, "rate", lambda lanes: rates[lanes.batch_size])
@@ -240,6 +250,7 @@ def test_the_size_that_is_found_is_the_smallest_beyond_which_nothing_is_won(late
     assert GpuBatches(answer, SHAPE, late).batch_size == 64, "a slow device is not searched for minutes"
 
 
+@pytest.mark.slow
 def test_a_search_that_fails_keeps_what_it_has_and_says_why(late, monkeypatch):
     def rate(lanes):
         if lanes.batch_size > 64:
@@ -280,6 +291,7 @@ FALLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("faults", "mode", "notes"), FALLS)
 def test_what_does_not_work_makes_room_for_the_next_simpler_way(faults, mode, notes):
     with standin(**faults) as device:
@@ -294,6 +306,7 @@ def test_what_does_not_work_makes_room_for_the_next_simpler_way(faults, mode, no
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("faults", "mode"), [({"capture_fails": "error"}, "graphs"), ({"pinning_fails": True}, "overlap")]
 )
@@ -303,6 +316,7 @@ def test_a_way_that_was_asked_for_is_taken_or_refused(faults, mode):
         GpuBatches(answer, SHAPE, device, 8, (mode,))
 
 
+@pytest.mark.slow
 def test_what_a_capture_may_not_do_is_found_there_and_not_in_a_wrong_answer(late):
     """A model that looks at a value on the host cannot be captured; it runs all the same."""
 
@@ -314,6 +328,7 @@ def test_what_a_capture_may_not_do_is_found_there_and_not_in_a_wrong_answer(late
     assert same(ladder(unit(30)), unit(30))
 
 
+@pytest.mark.slow
 def test_a_way_that_fails_in_the_middle_does_the_unit_again_by_the_next(late):
     broken = threading.Event()
 
@@ -335,6 +350,7 @@ def test_a_way_that_fails_in_the_middle_does_the_unit_again_by_the_next(late):
     )
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_model_itself_is_told_when_no_way_is_left(late):
     def wrong(patches: torch.Tensor) -> dict[str, torch.Tensor]:
         raise ValueError("no such layer")
@@ -343,6 +359,7 @@ def test_a_fault_of_the_model_itself_is_told_when_no_way_is_left(late):
         GpuBatches(wrong, SHAPE, late, 8)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_lost_is_not_a_way_that_does_not_work():
     with standin(lost_at=12) as device:
         with contextlib.suppress(DeviceLost):

@@ -131,6 +131,7 @@ def test_a_variant_without_weights_is_a_wrong_command():
     assert code == 2 and "--model Ti/32 names an architecture but no weights: add --weights FILE" in message
 
 
+@pytest.mark.slow
 def test_random_weights_are_those_of_the_seed_and_are_said_loudly():
     notes = []
     first, again, other = (

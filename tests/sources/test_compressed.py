@@ -109,6 +109,7 @@ def test_a_reading_begun_at_any_unit_makes_the_same_units_and_counts_every_byte_
 # ---- cuts and damage ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_wherever_it_is_cut_all_rows_are_there_or_one_says_what_is_missing(tmp_path, form):
     tar, step = (
@@ -126,6 +127,7 @@ def test_wherever_it_is_cut_all_rows_are_there_or_one_says_what_is_missing(tmp_p
     assert lengths == set(range(13)), "samples before a cut are kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_flipped_bit_never_makes_fewer_rows_in_silence(tmp_path, form):
     whole = squeeze(make_tar(images(12)), form)
@@ -210,6 +212,7 @@ def _header(size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_bomb_of_zeros_is_given_up_early(tmp_path, form, monkeypatch):
     monkeypatch.setattr(compressed, "FREE_EXPANSION", 8 << 20)
@@ -219,6 +222,7 @@ def test_a_bomb_of_zeros_is_given_up_early(tmp_path, form, monkeypatch):
     assert int(rest["error_detail"].split("(byte ")[1].split()[0]) < 150 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_memory_stays_bounded_on_300_megabytes_that_compress_to_a_few(tmp_path, form):
     generator = random.Random(2)

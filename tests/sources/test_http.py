@@ -49,6 +49,7 @@ def rows(uri: str, **settings) -> list[dict]:
     return [row for unit in units for row in unit.samples.to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_web_server_is_asked_nothing_unless_it_is_allowed(tmp_path):
     with web({"a.tar": b""}) as (address, asked):
         with pytest.raises(
@@ -62,6 +63,7 @@ def test_a_web_server_is_asked_nothing_unless_it_is_allowed(tmp_path):
         assert asked == []
 
 
+@pytest.mark.slow
 def test_a_shard_on_a_web_server_gives_the_rows_of_the_same_file(tmp_path):
     path = write_tar(tmp_path / "a.tar", {f"{n}.jpg": photo(n) for n in range(5)})
     local = [(row["key"], row["offset"], row["size"]) for row in rows(str(path))]
@@ -69,6 +71,7 @@ def test_a_shard_on_a_web_server_gives_the_rows_of_the_same_file(tmp_path):
         assert [(row["key"], row["offset"], row["size"]) for row in rows(f"{address}/a.tar")] == local
 
 
+@pytest.mark.slow
 def test_a_dead_link_in_a_table_is_a_row_whatever_the_server_calls_it(tmp_path):
     with web({"good.jpg": photo(1), "gone.jpg": 410, "secret.jpg": 403}) as (address, _):
         names = ("good", "gone", "secret", "never")

@@ -206,6 +206,7 @@ def test_places_are_capped_and_counts_are_not(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_memory_holds_neither_members_nor_keys_and_a_key_of_a_million_characters_is_clipped(tmp_path):
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:

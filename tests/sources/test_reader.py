@@ -368,6 +368,7 @@ def test_a_refused_loose_image_is_a_fault_and_no_row(tmp_path, monkeypatch, wait
 # ---- the imports -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reading_and_decoding_load_neither_torch_nor_ray():
     script = (
         "import sys, wordsworth.pipeline.{}; "

@@ -360,6 +360,7 @@ def test_tables_are_found_by_name_and_mixtures_are_refused_until_the_format_is_s
     )
 
 
+@pytest.mark.slow
 def test_a_parquet_file_is_read_in_a_small_part_of_its_size(tmp_path):
     path, generator = tmp_path / "t.parquet", random.Random(0)
     schema = pa.schema([("image", pa.binary()), ("unneeded", pa.binary())])

@@ -59,6 +59,7 @@ def test_the_shard_has_every_header_format_and_tarfile_reads_it_alike():
 # ---- read errors -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffer", [1, 700, 10_240, 1 << 20])
 def test_a_read_error_at_any_place_leaves_the_samples_exact(buffer, waits):
     for place in PLACES:
@@ -130,6 +131,7 @@ def test_a_retry_on_the_same_stream_loses_samples_in_silence_at_some_of_these_pl
 # ---- cuts --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cut_at_any_place_is_all_rows_or_whole_rows_and_one_that_says_so(monkeypatch):
     end = SAMPLES[-1].end + len(END)
     cuts = sorted({*range(0, len(SHARD), 97), *PLACES})
@@ -190,6 +192,7 @@ def growth(path, size: int, mode: str = "stream") -> tuple[int, int, int]:
     return samples, read, peak
 
 
+@pytest.mark.slow
 def test_a_tar_of_300_mb_is_read_in_a_few_and_a_reader_that_keeps_them_is_seen(tmp_path):
     sizes = [1 << 20] * 280 + [16 << 20, 8 << 20]
     size = write_holes(tmp_path / "s.tar", sizes)

@@ -133,6 +133,7 @@ def cut_lengths(shard: bytes) -> list[int]:
     return sorted({*range(0, len(shard), 97), *range(0, len(shard), BLOCK)})
 
 
+@pytest.mark.slow
 def test_no_cut_is_read_short_in_silence_and_tarfile_does_read_some_short():
     shard = write_shard(make_samples(7))
     whole = list(read_samples(io.BytesIO(shard)))
@@ -269,6 +270,7 @@ def mutants(count: int):
         yield bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.2 else data)
 
 
+@pytest.mark.slow
 def test_damaged_tars_raise_nothing_but_a_cut_and_lie_about_no_place():
     cuts = 0
     for data in mutants(6000):

@@ -15,6 +15,7 @@ PLAIN = Augmentation()
 WHOLE = Augmentation(crop_scale=1.0, aspect=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1, 1), (1, 4000), (3000, 2), (100, 100)])
 @pytest.mark.parametrize(
     "augmentation",

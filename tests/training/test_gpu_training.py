@@ -14,6 +14,8 @@ from tests.support.standin.cluster import GpuCluster
 from tests.support.trainings import SIZE, write_classes
 from wordsworth.vit_model.checkpoint import load_folder
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
 def one_gpu(tmp_path_factory):

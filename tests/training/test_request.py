@@ -30,6 +30,7 @@ def test_every_decay_rises_first_and_ends_near_zero(decay):
     assert rates[110] == pytest.approx(middle, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_matrices_decay_and_nothing_else_does():
     model = random_checkpoint(ViTConfig(num_classes=3), Preprocessing(), 0).model()
     decay, rest = parameter_groups(model, 0.1)

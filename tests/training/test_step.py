@@ -179,6 +179,7 @@ def workers(tmp_path_factory) -> dict[str, dict]:
     return {name: torch.load(folder / f"{name}.pt") for name in PATHS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_three_steps_of_two_workers_are_those_of_one_plain_loop(workers, tmp_path, name):
     expected = plain_loop(tmp_path, 0.5)
@@ -211,6 +212,7 @@ def test_a_step_draws_what_it_would_have_drawn_before_it_was_cut_off(tmp_path):
     assert float(step_of(asked, rank=1, wrap=opinionated)([batch(0)], 0.0, 1)[0]) not in whole
 
 
+@pytest.mark.slow
 def test_mixing_gives_targets_of_two_classes_and_spares_its_share(tmp_path):
     def targets(mixing: Mixing) -> list[torch.Tensor]:
         step, seen = step_of(request(tmp_path, config=CLASSED, mixing=mixing)), []

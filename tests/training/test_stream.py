@@ -167,6 +167,7 @@ def test_shards_come_once_an_epoch_in_another_order_each(tmp_path):
     assert len({tuple(uris) for uris in by_epoch}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [(), tuple(range(3, 60, 7))], ids=["all good", "some broken"])
 def test_from_every_place_an_epoch_goes_on_with_the_batch_that_was_due(tmp_path, group, broken):
     shards = write_shards(tmp_path, [11, 3, 17, 8, 14, 7], broken)

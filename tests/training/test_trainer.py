@@ -25,6 +25,8 @@ from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.checkpoint import load_folder
 from wordsworth.vit_model.config import Preprocessing
 
+pytestmark = pytest.mark.ray
+
 
 @dataclass
 class Trained:

@@ -102,6 +102,7 @@ def differences(path, **asked) -> list:
     return report.findings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["gz", "zst"])
 def test_reader_and_recount_agree_wherever_a_compressed_tar_is_cut_or_damaged(tmp_path, form):
     tar = make_tar(images(9))
@@ -121,6 +122,7 @@ def test_reader_and_recount_agree_wherever_a_compressed_tar_is_cut_or_damaged(tm
             assert differences(path) == [], tail
 
 
+@pytest.mark.slow
 def test_reader_and_recount_agree_on_zstd_blocks_that_end_where_members_do(tmp_path):
     """A block is 128 KiB, and so are four members with their headers: damage in a block must not cost the
     one before it."""
@@ -133,6 +135,7 @@ def test_reader_and_recount_agree_on_zstd_blocks_that_end_where_members_do(tmp_p
             assert differences(path) == [], at
 
 
+@pytest.mark.slow
 def test_reader_and_recount_agree_on_csv_of_random_damage(tmp_path):
     generator, path = random.Random(5), tmp_path / "t.csv"
     tokens = ["a", "b.jpg", ",", ",", '"', '""', "\n", "\n", "\r\n", "\r", " ", "é", "\0", ""]
@@ -142,6 +145,7 @@ def test_reader_and_recount_agree_on_csv_of_random_damage(tmp_path):
         assert differences(path) == [], repr(text)
 
 
+@pytest.mark.slow
 def test_reader_and_recount_agree_on_json_of_random_damage(tmp_path):
     generator, path = random.Random(6), tmp_path / "t.jsonl"
     lines = [
@@ -162,6 +166,7 @@ def test_reader_and_recount_agree_on_json_of_random_damage(tmp_path):
         assert differences(path) == []
 
 
+@pytest.mark.slow
 def test_reader_and_recount_agree_on_parquet_of_random_damage(tmp_path):
     generator = random.Random(7)
     columns = {"image": [generator.randbytes(900) for _ in range(60)], "id": [f"k{n}" for n in range(60)]}

@@ -55,6 +55,7 @@ def test_a_folder_without_a_run_is_one_clear_line(tmp_path):
         verify(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_verify_and_recount_import_neither_the_reader_nor_torch_nor_ray():
     ours = [
         "wordsworth.pipeline.sources.tar",

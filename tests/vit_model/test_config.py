@@ -13,6 +13,7 @@ from wordsworth.vit_model.variants import PATCH_SIZES, VARIANTS, variant, varian
 NAMES = [f"{size}/{patch}" for size in VARIANTS for patch in PATCH_SIZES]
 
 
+@pytest.mark.slow
 def test_importing_config_and_patches_does_not_import_torch():
     names = ("config", "variants", "cost", "patches")
     modules = ", ".join(f"wordsworth.vit_model.{name}" for name in names)

@@ -91,6 +91,7 @@ def test_an_images_answer_does_not_depend_on_the_size_of_its_batch(tiny, randomi
 BF16 = {"atol": 5e-2, "rtol": 5e-2}
 
 
+@pytest.mark.slow
 def test_bf16_embeddings_and_logits_point_where_fp32_ones_do(randomised):
     model = randomised(VisionTransformer(variant("Ti/16")))
     patches = smooth_patches(model.config, 4)

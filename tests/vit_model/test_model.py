@@ -58,6 +58,7 @@ def images(batch: int = 2, size: int = 224) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_every_token_and_logit_is_timms_in_single_and_double_precision(name, reference):
     model = ours_with(reference, variant(TIMM[name]))
     found, expected = steps(model, images()), steps(reference, images())
@@ -69,6 +70,7 @@ def test_every_token_and_logit_is_timms_in_single_and_double_precision(name, ref
     assert all_close(steps(model.double(), x), steps(reference.double(), x), **FP64)
 
 
+@pytest.mark.slow
 def test_every_gradient_is_timms(name, reference):
     model = ours_with(reference, variant(TIMM[name]))
     labels = torch.tensor([3, 141])
@@ -86,6 +88,7 @@ def test_every_gradient_is_timms(name, reference):
     assert not expected_gradients
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_with_momentum_ends_where_timms_does(name, reference):
     model = ours_with(reference, variant(TIMM[name]))
     losses = {}
@@ -100,6 +103,7 @@ def test_a_step_of_sgd_with_momentum_ends_where_timms_does(name, reference):
         torch.testing.assert_close(tensor, expected[key], **FP32, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [{"gelu": "tanh"}, {"gelu": "quick"}, {"norm_eps": 1e-5}, {"norm_eps": 1e-12}],
@@ -111,6 +115,7 @@ def test_a_wrong_switch_is_caught_by_the_tolerance(wrong, randomised):
     assert not all_close(steps(model, images()), steps(reference, images()), **FP32)
 
 
+@pytest.mark.slow
 def test_a_table_without_a_class_row_is_timms_no_embed_class_and_the_other_kind_is_caught(randomised):
     reference = randomised(timm.create_model("vit_tiny_patch16_224", no_embed_class=True))
     config = replace(variant("Ti/16"), class_position=False)
@@ -154,12 +159,14 @@ def test_a_model_without_a_head_gives_the_class_state(tiny):
     assert not [key for key in model.state_dict() if key.startswith("head")]
 
 
+@pytest.mark.slow
 def test_the_model_is_built_and_run_without_memory_on_the_meta_device():
     with torch.device("meta"):
         model, x = VisionTransformer(variant("H/14")), torch.empty(2, 3, 224, 224)
     assert model(x).shape == (2, 1000)
 
 
+@pytest.mark.slow
 def test_building_on_the_meta_device_does_not_import_the_compiler():
     code = (
         "import sys, torch; from wordsworth.vit_model.variants import variant\n"

@@ -151,6 +151,7 @@ def test_the_counts_of_corrupted_masked_and_exchanged_patches_are_exact(headless
         assert all(kind == "kept" for place, kind in enumerate(row) if place not in places)
 
 
+@pytest.mark.slow
 def test_half_of_the_patches_are_corrupted_80_10_10_and_every_place_equally_often():
     config = ViTConfig(
         image_size=80, patch_size=8, width=8, depth=1, heads=1, mlp_dim=8, num_classes=0
@@ -239,6 +240,7 @@ def waves(count: int = 16, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # what each must reach: for reference, log 2 = 0.69, log 512 = 6.24, a variance of 0.04, and 1
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start", "end"),
     [

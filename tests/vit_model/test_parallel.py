@@ -88,6 +88,7 @@ def test_names_stay_and_a_copy_is_a_model_of_its_own(model):
     assert all(block.forward.__self__ is block for block in twin.blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_one_graph_serves_all_blocks(tiny, randomised, activation_checkpointing):
     torch._dynamo.reset()
@@ -105,6 +106,7 @@ def test_one_graph_serves_all_blocks(tiny, randomised, activation_checkpointing)
     torch.testing.assert_close(gradients_again, gradients, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_blocks_with_drop_path_rates_of_their_own_compile_however_many_they_are(tiny, randomised):
     torch._dynamo.reset()
     model = randomised(VisionTransformer(replace(tiny, depth=12, drop_path=0.3)))
@@ -116,6 +118,7 @@ def test_blocks_with_drop_path_rates_of_their_own_compile_however_many_they_are(
             assert torch.allclose(model.eval()(IMAGES), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_block_compiled_by_inductor_computes_the_same(tiny, randomised):
     torch._dynamo.reset()
     model = randomised(VisionTransformer(replace(tiny, depth=1)))
@@ -193,6 +196,7 @@ def run_to_the_end(context: mp.ProcessContext) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "all"])
 def test_sharded_over_two_processes_a_step_is_that_of_one(sharded, name):
     found, expected = sharded[name], sharded["one process"]

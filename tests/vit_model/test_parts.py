@@ -41,6 +41,7 @@ def pair(randomised, **parts):
     return ours, theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float32, CLOSE), (torch.float64, {"atol": 1e-12, "rtol": 0})]
@@ -59,6 +60,7 @@ def test_every_part_is_timms(randomised, part, dtype, close):
     assert num_params(ours.config) == sum(parameter.numel() for parameter in ours.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["registers", "LayerScale", "qk-norm", "attention pooling"])
 def test_a_part_that_is_left_out_is_seen(randomised, part):
     """The tolerance above can tell: without the part the logits differ by far more."""
@@ -91,6 +93,7 @@ HYBRIDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_a_hybrid_is_timms_but_for_the_documented_eps(randomised, monkeypatch, name):
     theirs = randomised(timm.create_model(HYBRIDS[name], img_size=64, num_classes=7))
@@ -112,6 +115,7 @@ def _timms_standardised(self) -> torch.Tensor:
     return (self.weight - mean) / (variance + 1e-8).sqrt()
 
 
+@pytest.mark.slow
 def test_a_hybrid_takes_patches_floats_or_uint8_as_well_as_images(randomised):
     config = variant("R26+S/32", image_size=(64, 96), num_classes=7)
     model, preprocessing = (
@@ -202,6 +206,7 @@ def std(tensor: torch.Tensor) -> float:
     return tensor.std().item()
 
 
+@pytest.mark.slow
 def test_the_optional_parts_start_as_in_the_jax_code():
     """LeCun's normal has a variance of 1 / fan_in, Xavier's uniform an edge of sqrt(6 / (in + out))."""
     config = ViTConfig(

@@ -66,6 +66,7 @@ def expected(digits, trained) -> tuple[torch.Tensor, torch.Tensor]:
         return trained.forward_head(tokens), trained.forward_head(tokens, pre_logits=True)
 
 
+@pytest.mark.slow
 def test_the_model_is_trained(digits, expected):
     assert (expected[0].argmax(-1) == digits[1][1400:]).float().mean() > 0.9
 
@@ -101,6 +102,7 @@ def test_bf16_alone_keeps_direction_and_best_class(digits, trained, expected):
     assert_bf16(InferenceModel(model)(digits[0][1400:]), expected)
 
 
+@pytest.mark.slow
 def test_all_steps_together_stay_within_the_bounds_of_each(digits, trained, expected):
     patches = digits[0][1400:]
     fp32 = prepare(trained, PREPROCESSING, "fp32", "cpu")(patches)
@@ -109,6 +111,7 @@ def test_all_steps_together_stay_within_the_bounds_of_each(digits, trained, expe
     assert_bf16(prepare(trained, PREPROCESSING, "bf16", "cpu")(patches), expected)
 
 
+@pytest.mark.slow
 def test_eight_bits_of_mantissa_fewer_would_be_seen(digits, trained, expected):
     """The bounds can tell: weights of float8 are outside of them."""
     model = copy.deepcopy(trained)

@@ -272,6 +272,7 @@ def test_registers_beside_a_class_position_are_timms_in_its_own_way(tmp_path):
     torch.testing.assert_close(checkpoint.model()(x), theirs(x), **FP32)
 
 
+@pytest.mark.slow
 def test_a_hybrid_is_timms_by_its_name_where_the_loss_is_accepted(tmp_path):
     checkpoint = random_checkpoint(variant("R26+S/32", 64, 7), Preprocessing(), 0)
     notes = export_model(checkpoint, tmp_path, "timm", lossy=True)

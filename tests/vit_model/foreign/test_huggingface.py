@@ -76,6 +76,7 @@ HF = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HF)
 def test_a_hugging_face_folder_is_their_model(name, randomised, tmp_path):
     make, call, blocks = HF[name]
@@ -216,6 +217,7 @@ def test_the_text_tower_of_a_clip_is_left_out_and_counted(randomised, tmp_path):
     torch.testing.assert_close(checkpoint.model()(x), expected, **FP32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp_path):
     vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0}
@@ -268,6 +270,7 @@ def test_a_wrong_switch_of_a_hugging_face_model_is_caught(wrong, randomised, tmp
         assert not torch.allclose(model.double()(x), call(theirs.double(), x), **FP64)
 
 
+@pytest.mark.slow
 def test_the_config_json_beside_a_file_says_its_switches(randomised, tmp_path):
     theirs = randomised(HF["ViT with the tanh GELU"][0]())
     theirs.save_pretrained(tmp_path / "with")

@@ -56,12 +56,14 @@ def assert_is_timms(path, **options) -> None:
     assert_training(checkpoint.model(), theirs, lambda m, x: m(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "opt/target/"])
 def test_an_original_file_is_what_timms_loader_makes_of_it(tmp_path, prefix):
     named = {prefix + name: array for name, array in npz_files.original().items()}
     assert_is_timms(save(tmp_path / "w.npz", named))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", BIG_VISION)
 def test_a_big_vision_file_is_what_timms_loader_makes_of_it(tmp_path, pool):
     path = save(tmp_path / "w.npz", npz_files.big_vision(pool))
@@ -183,6 +185,7 @@ HYBRIDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", HYBRIDS)
 def test_a_hybrid_is_what_timms_loader_makes_of_it_but_for_the_documented_eps(
     tmp_path, monkeypatch, architecture

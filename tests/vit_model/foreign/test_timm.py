@@ -48,6 +48,7 @@ def prepared_pixels(image: Image.Image, preprocessing: Preprocessing, size: int)
     return transforms.pil_to_tensor(transforms.center_crop(image, [size, size])).permute(1, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k", "test_vit", "flexivit_small"]
 )
@@ -63,6 +64,7 @@ def test_a_timm_model_gives_timms_logits_on_timms_own_preprocessing(name, saved)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_timm_model_survives_a_model_folder(saved, tmp_path):
     checkpoint = from_timm("vit_tiny_patch16_224", saved("vit_tiny_patch16_224")[1])
     assert variant_name(checkpoint.config) == "Ti/16"
@@ -71,6 +73,7 @@ def test_a_timm_model_survives_a_model_folder(saved, tmp_path):
     assert found.fingerprint() == checkpoint.fingerprint() and found.labels == checkpoint.labels
 
 
+@pytest.mark.slow
 def test_the_labels_of_an_imagenet_head_are_timms(saved):
     labels = from_timm("test_vit", saved("test_vit")[1]).labels
     assert len(labels) == 1000
@@ -84,11 +87,13 @@ def test_the_labels_of_an_imagenet_head_are_timms(saved):
     assert checkpoint.config.num_classes == len(checkpoint.labels) == 21843
 
 
+@pytest.mark.slow
 def test_a_headless_timm_model_has_no_labels(saved):
     checkpoint = from_timm("vit_small_patch8_224.dino", saved("vit_small_patch8_224.dino")[1])
     assert checkpoint.config.num_classes == 0 and checkpoint.labels is None
 
 
+@pytest.mark.slow
 def test_another_image_size_resamples_the_position_table_as_timm_does(saved):
     model, weights = saved("test_vit")
     checkpoint = from_timm("test_vit", weights, image_size=(224, 96))
@@ -102,6 +107,7 @@ def test_another_image_size_resamples_the_position_table_as_timm_does(saved):
     torch.testing.assert_close(checkpoint.model()(x), model(x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -122,12 +128,14 @@ def test_unknown_names_are_answered_with_the_nearest():
         from_timm("deit_tiny_patch16_224.x")
 
 
+@pytest.mark.slow
 def test_weights_for_another_number_of_classes_are_refused_by_shape(saved):
     weights = saved("test_vit", num_classes=10)[1]
     with pytest.raises(ModelError, match=r"head.weight is \(10, 64\) in the file, \(1000, 64\) in the model"):
         from_timm("test_vit", weights)
 
 
+@pytest.mark.slow
 def test_without_a_network_the_message_asks_for_a_file():
     with pytest.raises(
         ModelError, match=r"weights of timm:test_vit cannot be downloaded .* --weights FILE"

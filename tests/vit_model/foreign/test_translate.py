@@ -21,6 +21,7 @@ TIMM_SIZE = {
 }  # Ti's: a known size
 
 
+@pytest.mark.slow
 def test_a_torchvision_file_is_their_model(randomised, tmp_path):
     theirs = randomised(torchvision.models.VisionTransformer(32, 8, 12, 3, 192, 768, num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
@@ -75,6 +76,7 @@ NEARLY_TIMM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEARLY_TIMM)
 def test_a_file_of_the_authors_is_timms_model(name, randomised, tmp_path):
     architecture, parts, saved = NEARLY_TIMM[name]
@@ -88,6 +90,7 @@ def test_a_file_of_the_authors_is_timms_model(name, randomised, tmp_path):
         assert_training(checkpoint.model(), theirs, lambda m, x: m(x))
 
 
+@pytest.mark.slow
 def test_dinov2_with_registers_is_what_timm_makes_of_the_same_file(randomised, tmp_path):
     parts = {"init_values": 0.1, "num_classes": 0, "reg_tokens": 4, "no_embed_class": True}
     theirs = coarse(randomised(timm.create_model("vit_base_patch16_224", **TIMM_SIZE | parts)))
@@ -107,6 +110,7 @@ def test_dinov2_with_registers_is_what_timm_makes_of_the_same_file(randomised, t
     assert_outputs(checkpoint.model(), theirs, lambda m, x: m(x), lambda m: m.blocks)
 
 
+@pytest.mark.slow
 def test_timms_distilled_deit_by_name(randomised, tmp_path):
     from wordsworth.vit_model.foreign.load import from_timm
 
@@ -118,6 +122,7 @@ def test_timms_distilled_deit_by_name(randomised, tmp_path):
     assert len(checkpoint.labels) == 1000
 
 
+@pytest.mark.slow
 def test_timms_clip_gives_the_common_space_and_not_five_hundred_classes(randomised, tmp_path):
     from wordsworth.vit_model.foreign.load import from_timm
 
@@ -143,6 +148,7 @@ def test_timms_clip_gives_the_common_space_and_not_five_hundred_classes(randomis
 # ---- what can be wrong -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_size_that_nobody_published_does_not_tell_its_heads(tmp_path):
     theirs = timm.create_model(
         "vit_base_patch16_224", **TIMM_SIZE | {"embed_dim": 256, "num_heads": 8, "num_classes": 0}
@@ -161,6 +167,7 @@ def test_a_file_of_nobody_known_lists_the_formats_and_its_first_tensors(tmp_path
         from_file(tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 def test_a_position_table_that_is_no_square_asks_for_the_architecture(randomised, tmp_path):
     theirs = timm.create_model("vit_base_patch16_224", **TIMM_SIZE | {"img_size": (32, 48), "num_classes": 0})
     torch.save(mae(theirs), tmp_path / "w.pth")

@@ -395,19 +395,24 @@ def find_notes(prefix: bytes) -> dict[bytes, str]:
 
 
 def make_trainer(
-    train_loop: Callable[..., Any], is_final: Callable[[Exception], bool], **options: Any
+    train_loop: Callable[..., Any],
+    is_final: Callable[[Exception], bool],
+    is_local: bool = False,
+    **options: Any,
 ) -> "TorchTrainer":
     """Make Ray Train's trainer, which does not start workers again after a final error.
 
     Gives an end at the first error that would come again; saves an actor that hands out data sets, which the
-    workers make themselves; and lets Ctrl-C end the command as everywhere else. Fails with AttributeError or
-    ImportError where Ray has renamed what is extended. Stock Ray starts the workers again after every error,
-    as often as `max_failures` says, and handles Ctrl-C itself.
+    workers make themselves; saves on a local Ray an actor that tidies up after a controller that died, since
+    that Ray ends with the command; and lets Ctrl-C end the command as everywhere else. Fails with
+    AttributeError or ImportError where Ray has renamed what is extended. Stock Ray starts the workers again
+    after every error, as often as `max_failures` says, and handles Ctrl-C itself.
 
     Args:
         train_loop: function that every worker runs.
         is_final: tells whether an error would come again; a function of a module, because another process
             calls it.
+        is_local: whether Ray is one that this command started.
         options: further arguments of TorchTrainer.
     """
     from ray.train.torch import TorchTrainer
@@ -415,6 +420,7 @@ def make_trainer(
     if not ray_is_known():
         return TorchTrainer(train_loop, **options)
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
     class FailurePolicy(DefaultFailurePolicy):
@@ -431,7 +437,8 @@ def make_trainer(
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [one for one in callbacks if not isinstance(one, DatasetsCallback)]
+            needless = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local else DatasetsCallback
+            return [one for one in callbacks if not isinstance(one, needless)]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["failure_policy"] = FailurePolicy(self.run_config.failure_config)

@@ -1,5 +1,6 @@
 """Train a model with Ray Train: count and check before the workers start, hear from them while they run."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -101,7 +102,16 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
         device=placement.device,
         weights=ray.put(initial_checkpoint(request).to_bytes()),  # every node reads the weights once
         settings=settings,
+        is_local=_is_local_ray(request),
     )
+
+
+def _is_local_ray(request: TrainRequest) -> bool:
+    """Return whether Ray is one that was started for this command, on this machine alone."""
+    import ray
+
+    has_address = bool(request.address or os.environ.get("RAY_ADDRESS"))
+    return not has_address and len(ray.nodes()) == 1
 
 
 def _read_settings(request: TrainRequest, decode: DecodeSettings) -> ReadSettings:
@@ -182,6 +192,7 @@ def _fit(setup: WorkerSetup, channel: NewsChannel) -> None:
     trainer = make_trainer(
         train_worker,
         is_final,
+        is_local=setup.is_local,
         train_loop_config={"setup": setup, "news": channel},
         torch_config=TorchConfig(backend=_backend(request), timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(num_workers=request.workers, use_gpu=setup.device == "cuda"),

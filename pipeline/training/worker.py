@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from wordsworth.pipeline.cluster.ray_internals import without_cluster_actors
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.augment import Augmentation
@@ -54,7 +55,9 @@ def train_worker(config: dict[str, Any]) -> None:
         config: "setup", a WorkerSetup, and "news", a NewsChannel.
     """
     setup: WorkerSetup = config["setup"]
-    with memory_errors_for_user(setup.request, setup.device):
+    # The workers drive Ray Data plans of their own.
+    ray_data = without_cluster_actors() if setup.is_local else contextlib.nullcontext()
+    with memory_errors_for_user(setup.request, setup.device), ray_data:
         _Worker(setup, config["news"]).run()
 
 

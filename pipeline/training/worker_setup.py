@@ -25,6 +25,7 @@ class WorkerSetup:
         device: "cpu" or "cuda".
         weights: bytes of the initial checkpoint, as a reference into Ray's store.
         settings: what the model folder keeps of the request.
+        is_local: whether the command started a Ray of its own, which is one machine.
     """
 
     request: TrainRequest
@@ -36,3 +37,4 @@ class WorkerSetup:
     device: str
     weights: Any
     settings: Settings
+    is_local: bool

@@ -170,7 +170,7 @@ def test_errors_are_tried_again_on_the_gpu(tmp_path, small_model, two_gpus):
     assert done["summary"]["last_command"]["gpu"]["modes"] == {"overlap": 1}
 
 
-@pytest.mark.parametrize(("nodes", "cpus"), [(2, 2), (1, 1)])
+@pytest.mark.parametrize(("nodes", "cpus"), [(2, 2), pytest.param(1, 1, marks=pytest.mark.long)])
 def test_nodes_with_few_cpus_have_room_for_every_stage(tmp_path, small_model, labelled, nodes, cpus):
     """Two nodes, each with a GPU; and a node with one GPU and one CPU, of which the stages take turns."""
     source, keys, wanted = labelled

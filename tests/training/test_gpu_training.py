@@ -35,6 +35,7 @@ def train(cluster, tmp_path, name: str, **changes) -> dict:
     return cluster.train(tmp_path / name, tmp_path / "shards", **(asked | changes))
 
 
+@pytest.mark.long  # two trainings; the step itself: test_step.py, the placement: the tests below
 def test_a_worker_of_a_gpu_learns_what_one_of_a_cpu_learns(tmp_path, one_gpu):
     """And what it saves is what labelling and fine-tuning on a GPU begin with."""
     write_classes(tmp_path / "shards", shards=2, images=40)

@@ -205,6 +205,7 @@ def test_data_that_cannot_be_trained_on_is_refused_before_training(tmp_path, cha
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.long  # two trainings; a request that goes on: test_recorded_runs.py
 @pytest.mark.usefixtures("local_ray")
 def test_a_loss_that_is_not_a_number_stops_with_its_step_and_only_the_same_request_goes_on(tmp_path):
     write_classes(tmp_path / "shards", shards=1, images=64)

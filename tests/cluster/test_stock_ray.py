@@ -106,7 +106,7 @@ def test_labelling_runs_on_stock_ray(tmp_path, small_model, wordsworth):
     assert all(row["error"] is None and row["label"] for row in rows)
 
 
-@pytest.mark.ray
+@pytest.mark.long
 def test_training_runs_on_stock_ray(tmp_path, wordsworth):
     write_classes(tmp_path / "shards", shards=1, images=16)
     model = tmp_path / "model"

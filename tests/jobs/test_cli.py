@@ -15,7 +15,6 @@ from wordsworth.jobs.cli import COMMANDS, run
 
 LIGHT = """
 import sys
-from wordsworth.jobs.cli import run
 try:
     run({arguments})
 except SystemExit:

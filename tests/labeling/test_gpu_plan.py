@@ -259,15 +259,16 @@ REFUSED = [
         "cannot use the GPU that Ray has here "
         "(RuntimeError: The NVIDIA driver on your system is too old (found version 11040).)",
     ),
-    ({"memory": 5000}, "its memory is too small for the model's weights"),
+    pytest.param({"memory": 5000}, "its memory is too small for the model's weights", marks=pytest.mark.long),
     (
         {"memory": 110_000},
         "the model does not fit into its memory with a batch of one image "
         "(16.0 GiB in all, 16.0 GiB are held by",
     ),
-    (
+    pytest.param(
         {"lost_at": 1},
         "cannot use the GPU that Ray has here (AcceleratorError: standin error: unspecified launch failure)",
+        marks=pytest.mark.long,
     ),
     (
         {"lost_at": 2},

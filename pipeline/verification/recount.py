@@ -11,38 +11,20 @@ a store (wordsworth.pipeline.storage.filesystem).
 """
 
 import contextlib
-import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import open_filesystem, version_of, without_credentials
-from wordsworth.pipeline.verification.recount_compressed import ByteStream, Expanded
+from wordsworth.pipeline.verification.recount_compressed import Expanded
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
+from wordsworth.pipeline.verification.recount_tars import Sample, WholeFile, tar_samples
 from wordsworth.pipeline.verification.report import Report
 
 READAHEAD_BYTES = 8 << 20  # bytes that a store is asked for at a time
-MAX_EXTENSION_BYTES = 1 << 20  # bytes of a pax or GNU extension header, which tarfile holds in memory
 # Errors that the source alone decides. The decoder decides all others.
 SOURCE_ERRORS = ("missing_image", "bad_record", "shard_truncated")
-
-
-class Sample(NamedTuple):
-    """Hold what a row and a sample of the source have in common.
-
-    Attributes:
-        key: key of the sample; None for the mark that a shard is cut.
-        offset: first byte of the encoded image in its shard, or None.
-        size: bytes of the encoded image, or None.
-        error: error code of a row; of a sample only a code in SOURCE_ERRORS.
-    """
-
-    key: str | None
-    offset: int | None
-    size: int | None
-    error: str | None
 
 
 class _Changed(Exception):
@@ -130,14 +112,14 @@ class Recount:
     def _tar(self, shard: Shard) -> list[Sample]:
         with self._opened(shard) as file:
             if shard.uri.lower().endswith(".tar"):
-                return _tar_samples(_Whole(file, shard.size), self.image_keys)
+                return tar_samples(WholeFile(file, shard.size), self.image_keys)
 
-            def open_again() -> _Whole:
+            def open_again() -> WholeFile:
                 file.seek(0)
-                return _Whole(file, shard.size)
+                return WholeFile(file, shard.size)
 
             expanded = Expanded(open_again, shard.uri)
-            samples = _tar_samples(expanded, self.image_keys)
+            samples = tar_samples(expanded, self.image_keys)
         is_marked = bool(samples) and samples[-1].key is None
         if expanded.broken and not is_marked:
             samples.append(Sample(None, None, None, "shard_truncated"))
@@ -256,153 +238,3 @@ def _describe(entry: Sample | None) -> str:
     if entry is None or entry.key is None:
         return "the mark that the shard is cut"
     return f"key {entry.key!r}"
-
-
-# ---- tars, by Python's tarfile --------------------------------------------------------------------------
-
-
-class _Whole:
-    """Read a file that must not end before its known size: a store that answers short is no cut tar."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self.file = file
-        self.left = size
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(min(size, self.left))
-        self.left -= len(data)
-        if not data and self.left:
-            raise OSError(f"the store ended it {self.left} bytes early")
-        return data
-
-
-class _StrictHeader(tarfile.TarInfo):
-    """Demand the end blocks of a tar and forgive no damage.
-
-    tarfile takes any end for the end, and with ignore_zeros it steps over damage. But tarfile asks this class
-    about every header block up to the last one of the object. Use a subclass for each tar: the counts are of
-    the class.
-    """
-
-    zeros = 0  # blocks of zeros since the last header
-    asked = False  # set when tarfile asks for a header: the member before has gone by as a whole
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictHeader":
-        cls.asked = True
-        is_blank = not buf.strip(b"\0")
-        is_full = len(buf) == tarfile.BLOCKSIZE
-        is_zero_block = is_blank and is_full
-        is_end_after_zeros = is_blank and cls.zeros > 0
-        if not is_zero_block and (cls.zeros == 1 or (not is_full and not is_end_after_zeros)):
-            raise tarfile.ReadError("the end blocks are missing")
-        cls.zeros = cls.zeros + 1 if is_blank else 0
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if is_blank:
-                raise  # tarfile reads the next block, or ends
-            raise tarfile.ReadError(str(error)) from error
-        if header.type in b"xXgLK" and header.size > MAX_EXTENSION_BYTES:
-            raise tarfile.ReadError("an extension header that is too large")
-        return header
-
-
-def _members(file: ByteStream) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar, each after its last block has gone by.
-
-    Raises:
-        tarfile.ReadError: the tar is cut or damaged.
-    """
-
-    class Header(_StrictHeader):
-        """Count the zero blocks of this tar."""
-
-    held: tarfile.TarInfo | None = None  # the member whose blocks are going by
-    try:
-        with tarfile.open(
-            fileobj=cast(BinaryIO, file),
-            mode="r|",
-            bufsize=1 << 16,
-            ignore_zeros=True,
-            tarinfo=Header,
-            encoding="utf-8",
-            errors="surrogateescape",
-        ) as archive:
-            while True:
-                member = archive.next()
-                if member is None:
-                    break
-                archive.members.clear()  # type: ignore[attr-defined]  # a list that would keep every member
-                if held is not None and held.isreg():
-                    yield held
-                held = member
-                Header.asked = False
-    except (tarfile.TarError, ValueError, LookupError) as error:  # a damaged pax header can raise any of them
-        if held is not None and held.isreg() and Header.asked:
-            yield held
-        raise tarfile.ReadError(str(error)) from error
-    if held is not None and held.isreg():
-        yield held
-
-
-def _is_part(name: str) -> bool:
-    """Return whether a member belongs to a sample.
-
-    webdataset passes over names without an extension, hidden names, and its own `__x__`.
-    """
-    *folders, base = name.split("/")
-    if base.find(".") <= 0:
-        return False
-    if any(folder == "__MACOSX" or re.fullmatch(r"PaxHeaders?(\.[0-9]+)?", folder) for folder in folders):
-        return False
-    top = folders[0] if folders else base
-    return not (len(top) >= 4 and top.startswith("__") and top.endswith("__"))
-
-
-def _tar_samples(file: ByteStream, image_keys: list[str]) -> list[Sample]:
-    """Return the samples of a tar in order.
-
-    A sample is the members in a row with one key; a repeated extension begins the next sample. A cut is one
-    sample more, without a key. The sample that the cut goes through counts if its image had gone by.
-    """
-    samples: list[Sample] = []
-    key = ""
-    fields: dict[str, tarfile.TarInfo] = {}
-    is_cut = False
-    try:
-        for member in _members(file):
-            name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if not _is_part(name):
-                continue
-            folder, slash, base = name.rpartition("/")
-            stem, extension = base.split(".", 1)
-            own_key = f"{folder}{slash}{stem}"
-            if fields and (own_key != key or extension.lower() in fields):
-                samples.append(_sample(key, fields, image_keys))
-                fields = {}
-            key = own_key
-            fields[extension.lower()] = member
-    except tarfile.ReadError:
-        is_cut = True
-    if fields:
-        last = _sample(key, fields, image_keys)
-        if not (is_cut and last.error):
-            samples.append(last)
-    if is_cut:
-        samples.append(Sample(None, None, None, "shard_truncated"))
-    return samples
-
-
-def _sample(key: str, fields: dict[str, tarfile.TarInfo], image_keys: list[str]) -> Sample:
-    """Return a sample of a tar.
-
-    Its image is the first of the image keys, or else the first field that ends in one, as `v1.2.jpg` does.
-    """
-    exact = [name for name in image_keys if name in fields]
-    ending = [name for name in fields if name.split(".")[-1] in image_keys]
-    names = exact or ending
-    if not names:
-        return Sample(key, None, None, "missing_image")
-    image = fields[names[0]]
-    return Sample(key, image.offset_data, image.size, None)

@@ -333,7 +333,7 @@ def test_a_run_whose_compaction_in_place_was_not_committed_is_verified_and_compa
 
 @pytest.fixture(scope="module")
 def undisturbed(made, tmp_path_factory) -> Path:
-    """The same run after a compaction that nothing happened to."""
+    """Return the same run after a compaction that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed") / "large"
     run(made / "out", target(made / "out"), large=folder)
     assert len(names(folder / "compacted")) == 4

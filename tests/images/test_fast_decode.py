@@ -32,7 +32,7 @@ def both(tmp_path, *images: bytes) -> list[Unit]:
 
 
 def difference(exact: Unit, fast: Unit) -> np.ndarray:
-    """Of each image, the mean over its pixels."""
+    """Return the mean over the pixels of each image."""
     one, other = (unit.payload.reshape(-1, 64 * 64 * 3).astype(int) for unit in (exact, fast))
     return np.abs(one - other).mean(1)
 

@@ -40,7 +40,7 @@ def late():
 
 
 def answer(patches: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of every row something that no other row has."""
+    """Return something of every row that no other row has."""
     values = patches.float().flatten(1)
     return {"first": values[:, 0] + 1, "moments": torch.stack([values.mean(1), values.std(1)], 1)}
 

@@ -1,4 +1,4 @@
-"""What a training continues with: as many workers at their places, other numbers with unfinished shards."""
+"""Check what a training continues with: as many workers at their places, others with unfinished shards."""
 
 from dataclasses import replace
 

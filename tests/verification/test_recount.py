@@ -11,7 +11,7 @@ import pytest
 from tests.support.runs import KEYS, build, codes, image_members, read_rows, two_tars, whole_run, write_tar
 from wordsworth.pipeline.sources import tar_keys
 from wordsworth.pipeline.sources.finder import find_shards
-from wordsworth.pipeline.verification.recount import _is_part, _tar_samples, _Whole
+from wordsworth.pipeline.verification.recount_tars import WholeFile, _is_part, tar_samples
 from wordsworth.pipeline.verification.verifier import verify
 
 
@@ -95,7 +95,7 @@ def test_a_source_that_changed_or_vanished_is_named(tmp_path):
 def test_a_store_that_answers_short_is_not_a_cut_tar(tmp_path):
     path = write_tar(tmp_path / "a.tar", image_members(3))
     with open(path, "rb") as file, pytest.raises(OSError, match="512 bytes early"):
-        _tar_samples(_Whole(file, path.stat().st_size + 512), list(KEYS))
+        tar_samples(WholeFile(file, path.stat().st_size + 512), list(KEYS))
 
 
 # ---- cut and damaged tars ----------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_cut_tar_verifies_with_its_truncated_row_and_not_without(tmp_path):
 
 
 def recounted(data: bytes) -> list[tuple]:
-    return [tuple(sample) for sample in _tar_samples(_Whole(io.BytesIO(data), len(data)), list(KEYS))]
+    return [tuple(sample) for sample in tar_samples(WholeFile(io.BytesIO(data), len(data)), list(KEYS))]
 
 
 def as_read(path: Path) -> list[tuple]:

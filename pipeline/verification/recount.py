@@ -2,9 +2,9 @@
 
 This module shares no code with the reader, on purpose. A sample that the reader never gave is in no unit, so
 the run folder alone looks whole; and a recount by the reader's own rules would miss the same sample again.
-Therefore Python's tarfile reads the tars here, loose images come from a fresh listing, and tables and
-compressed tars are read by other means (recount_tables.py, recount_compressed.py). The rules for samples and
-keys are written a second time too. Where the reader and the recount differ, one of them is wrong.
+Therefore Python's tarfile reads the tars (recount_tars.py), loose images come from a fresh listing, and
+tables and compressed tars are read by other means (recount_tables.py, recount_compressed.py). The rules for
+samples and keys are written a second time too. Where the reader and the recount differ, one of them is wrong.
 
 They have two things in common: the record of a shard (wordsworth.pipeline.sources.shards), and the way to ask
 a store (wordsworth.pipeline.storage.filesystem).

@@ -39,7 +39,8 @@ def rows(output: Path) -> list[dict]:
 
 @pytest.fixture
 def sources(tmp_path) -> list[Path]:
-    """Write the same nine images in every form; the CSV has a missing and a refused one, the JSONL a bad line."""
+    """Write the same nine images in every form. The CSV misses one and has a refused one; the JSONL has a
+    bad line."""
     (tmp_path / "in").mkdir()
     images = [photo(number) for number in range(9)]
     for number, data in enumerate(images):

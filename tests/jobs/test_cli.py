@@ -15,6 +15,7 @@ from wordsworth.jobs.cli import COMMANDS, run
 
 LIGHT = """
 import sys
+from wordsworth.jobs.cli import run
 try:
     run({arguments})
 except SystemExit:

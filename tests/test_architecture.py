@@ -78,6 +78,7 @@ def test_a_room_imports_only_rooms_below_it(name: str):
     assert upward == []
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others():
     graph = {}
     for module, path in MODULES.items():

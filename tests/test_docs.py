@@ -119,6 +119,7 @@ def test_what_a_page_names_exists(page: str):
     assert list(missing_options(text)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_a_page_names_exists(page: str):
     assert list(missing_tests(text_of(page))) == []

@@ -59,6 +59,7 @@ def new_shard(out: Path) -> None:
 # ---- what comes out -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_rows_before_are_the_rows_after_in_every_column_and_verify_counts_the_same_at_every_moment(
     out, large
 ):
@@ -259,6 +260,7 @@ def test_a_compaction_of_a_run_that_was_changed_since_is_refused(out, large, aft
     assert "\n" not in str(told.value) and state(large) == before
 
 
+@pytest.mark.slow
 def test_two_at_once_make_the_same_files(out, large):
     run(out, target(out), large=out.parent / "alone")
     failed = []
@@ -320,6 +322,7 @@ def test_a_run_that_was_compacted_in_place_is_read_verified_updated_and_compacte
     assert rows(large) == rows(out / "compacted") and len(rows(large)) == counted[0]
 
 
+@pytest.mark.slow
 def test_a_run_whose_compaction_in_place_was_not_committed_is_verified_and_compacted(out, large):
     before, counted = rows(out / "predictions"), counts(out)
     compact_in_place(out, target(out), commit=False)

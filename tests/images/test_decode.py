@@ -210,6 +210,7 @@ def test_the_crop_is_timms_evaluation_crop(width, height, crop_pct):
     assert not equal(crop_for_evaluation(image, Preprocessing(crop_pct=crop_pct * 1.0044), (224, 224)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 336), (336, 224)])
 def test_the_crop_of_a_model_that_is_not_square_is_timms_too(size):
     for width, height in [(500, 375), (640, 427), (300, 300), (400, 900)]:

@@ -30,6 +30,7 @@ def sandbox():
     made.close()
 
 
+@pytest.mark.slow
 def test_the_originals_are_sound_and_a_seed_gives_the_same_mutants(sandbox):
     sound = originals()
     assert {name for name, data in sound.items() if outcome(sandbox, data) != "image"} == set()

@@ -235,6 +235,7 @@ def test_a_system_without_nameless_memory_uses_a_nameless_file(monkeypatch):
     made.close()
 
 
+@pytest.mark.slow
 def test_the_child_is_confined(child):
     right(child)
     limits = {
@@ -298,6 +299,7 @@ def test_the_child_of_a_thread_outlives_the_thread(child):
     assert alive(pid) and right(child) and child.pid == pid
 
 
+@pytest.mark.slow
 def test_a_child_that_cannot_start_is_the_machines_fault_and_says_why_in_one_line(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_library")
     (tmp_path / "silent.py").write_text("import os; os._exit(3)")

@@ -74,6 +74,7 @@ def test_every_file_comes_once_in_the_order_of_the_paths(images, small_pages):
     assert set(found) == {str(path.relative_to(images)) for path in images.rglob("*.*g")}
 
 
+@pytest.mark.slow
 def test_a_listing_may_go_on_behind_any_of_its_shards(images, tmp_path, small_pages):
     fill(tmp_path / "more", *(f"{n}.tar" for n in range(7)))
     given = [f"{images}/a", str(tmp_path / "more"), str(images)]
@@ -233,6 +234,7 @@ def test_an_unchanged_source_has_no_changes(complete):
     assert (found.new, found.changed, found.shards) == (0, [], [])
 
 
+@pytest.mark.slow
 def test_an_update_adds_what_is_new_and_numbers_it_on(complete, images, tmp_path):
     at, given = complete
     before = list(at.shards())
@@ -250,6 +252,7 @@ def test_an_update_adds_what_is_new_and_numbers_it_on(complete, images, tmp_path
     assert find_changes(at, Finder(given)).new == 0
 
 
+@pytest.mark.slow
 def test_what_was_overwritten_is_named_and_replaced_only_when_asked(complete, images, tmp_path):
     at, given = complete
     before = {shard.id: shard for shard in at.shards()}

@@ -93,6 +93,7 @@ def test_predictions_of_patches_are_those_of_the_model_on_normalised_images(pred
         assert not np.allclose(predicted["embedding"], other, **EXACT)
 
 
+@pytest.mark.slow
 def test_the_best_classes_come_first_and_an_embedding_enters_the_head(predictor, checkpoint):
     predicted = predictor(top_k=3).predict(patchify(make_images(5), 8))
     assert (
@@ -124,6 +125,7 @@ def test_the_batch_size_changes_no_label(predictor, precision, rounding):
     assert not np.allclose(scores_by_class(one), scores_by_class(shifted), atol=rounding)
 
 
+@pytest.mark.slow
 def test_more_labels_than_classes_are_all_classes(predictor):
     predicted = predictor(top_k=50).predict(patchify(make_images(3), 8))
     assert predicted["ids"].shape == (3, CLASSES) and np.array_equal(
@@ -158,6 +160,7 @@ def unit_of(good: list[bool]) -> tuple[Unit, np.ndarray]:
     ), images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "good", [[True] * 3, [False, True, False, True, True, False], [True, False], [False] * 2, []]
 )
@@ -180,6 +183,7 @@ def test_predictions_stand_in_the_rows_of_their_images_and_nulls_in_the_others(p
     assert found.payload.size == 0 and found.seconds["predict"] > 0
 
 
+@pytest.mark.slow
 def test_units_with_and_without_good_images_have_one_schema(predictor):
     make = predictor(top_k=2, embedding="float16")
     schemas = [make(unit_of(good)[0].to_arrow()).schema for good in ([True, False], [False], [])]

@@ -103,6 +103,7 @@ def test_an_unknown_patch_size_or_timm_name_shows_the_nearest(tmp_path):
     assert "vit_tinny_patch16_224" in message and "nearest: 'vit_tiny_patch16_224'" in message
 
 
+@pytest.mark.slow
 def test_a_file_in_timms_names_alone_is_no_model(named):
     message, _ = refused(str(named[1]))
     assert "do not tell the GELU" in message and "--model timm:NAME or B/16" in message

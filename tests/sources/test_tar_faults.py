@@ -116,6 +116,7 @@ def reraise(error):
     raise error
 
 
+@pytest.mark.slow
 def test_a_retry_on_the_same_stream_loses_samples_in_silence_at_some_of_these_places():
     files = sum(len(sample.fields) for sample in SAMPLES)
     short = 0

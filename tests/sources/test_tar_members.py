@@ -162,6 +162,7 @@ def test_reading_restarts_at_every_member():
 # ---- cuts and damage ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_flipped_header_byte_is_a_cut_at_its_member():
     shard = write_shard(make_samples(7))
     members = list(read_members(io.BytesIO(shard)))
@@ -229,6 +230,7 @@ def test_a_cut_keeps_its_facts_through_pickle():
     assert (cut.offset, cut.reason, cut.short) == (512, "why", True)
 
 
+@pytest.mark.slow
 def test_pax_payloads_of_random_records_raise_nothing_but_a_cut():
     rng, whole = random.Random(4), 0
     parts = [b"GNU.sparse.", b"path", b"size", b"=", b"\n", b" ", b"\0", b"9", b"12 ", b"\xff", b"1" * 5000]

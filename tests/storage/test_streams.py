@@ -61,6 +61,7 @@ class Flaky:
         return ObjectStream(self, "object", self.size, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 7, 64])
 def test_a_stream_goes_on_at_the_exact_byte_after_a_fault_anywhere(waits, most):
     for start in (0, 13):

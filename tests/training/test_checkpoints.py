@@ -65,6 +65,7 @@ def test_where_too_few_shards_are_left_for_all_the_epoch_is_over():
     assert plan.steps == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_from_a_checkpoint_the_next_steps_are_the_same_to_the_bit(tmp_path, monkeypatch, optimizer):
     monkeypatch.chdir(tmp_path)  # where checkpoints are begun

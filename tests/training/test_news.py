@@ -49,6 +49,7 @@ def test_an_epoch_is_read_back_from_its_line(news):
     assert EpochNews.from_json(json.loads(json.dumps(news.to_json() | {"time": 1.5}))) == news
 
 
+@pytest.mark.slow
 def test_a_training_that_continues_takes_back_what_lies_behind_its_checkpoint(tmp_path):
     with MetricsLog(str(tmp_path), {}) as log:
         for news in (BEGIN, epoch(1), epoch(2)):

@@ -41,6 +41,7 @@ def step_of(asked: TrainRequest, rank: int = 0, wrap=lambda objective: objective
     return Step(objective, build_optimizer(objective, asked), asked, CPU, rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_the_seeds_and_so_are_the_masks_of_a_step(tmp_path, name):
     config = replace(SIZE, num_classes=3 if name == "supervised" else 0)

@@ -130,6 +130,7 @@ def test_an_epoch_that_is_no_multiple_of_the_batch_draws_none_twice(tmp_path, gr
         assert len(set(order)) == 20
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_the_seed_and_another_in_every_epoch(tmp_path, group):
     shards = write_shards(tmp_path, [8, 8, 8])
     first = epochs_of(shards, steps=6, batch_size=4, epochs=3)

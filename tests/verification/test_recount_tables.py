@@ -33,6 +33,7 @@ def write_any(folder, form: str, count: int):
 FORMS = ["parquet", "csv", "jsonl", "tar.gz", "tar.zst"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_reader_that_drops_every_tenth_row_is_caught_by_the_recount_and_by_nothing_else(tmp_path, form):
     path = write_any(tmp_path / "in", form, 40)
@@ -53,6 +54,7 @@ def test_a_reader_that_drops_every_tenth_row_is_caught_by_the_recount_and_by_not
     ) and "(4 such here)" in fault.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("change", "what"),

@@ -286,6 +286,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plant, what, where", FAULTS, ids=[f"{plant.__name__}-{what}" for plant, what, _ in FAULTS]
 )
@@ -305,6 +306,7 @@ def test_the_places_alone_give_away_a_row_whose_footer_and_summary_agree(run, pl
     assert codes(verify(str(run.out))) <= {"repeated_row", "missing_row"}
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_a_page_is_found(run):
     """One byte in each column's pages, data and dictionary alike."""
     data, group = run.middle.read_bytes(), pq.ParquetFile(run.middle).metadata.row_group(0)

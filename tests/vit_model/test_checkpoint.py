@@ -33,6 +33,7 @@ def assert_identical(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.fingerprint() == expected.fingerprint()
 
 
+@pytest.mark.slow
 def test_a_saved_folder_loads_bit_identical(checkpoint, tmp_path):
     save_folder(tmp_path / "a" / "model", checkpoint)
     assert_identical(load_folder(tmp_path / "a" / "model"), checkpoint)
@@ -64,6 +65,7 @@ def test_config_json_names_the_variant_and_the_switches(checkpoint, tmp_path):
     assert about["extra"] == {"objective": "supervised"}
 
 
+@pytest.mark.slow
 def test_saving_over_a_model_with_labels_does_not_leave_its_labels(checkpoint, tmp_path):
     save_folder(tmp_path, checkpoint)
     save_folder(tmp_path, replace(checkpoint, labels=None))
@@ -215,6 +217,7 @@ def test_a_file_that_holds_something_else_than_named_tensors_is_refused(tmp_path
         load_weights(tmp_path / "w.pt")
 
 
+@pytest.mark.slow
 def test_a_broken_model_folder_says_what_is_wrong(checkpoint, tmp_path):
     with pytest.raises(ModelError, match=r"is not a model folder: it has no config\.json"):
         load_folder(tmp_path)

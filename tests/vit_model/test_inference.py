@@ -75,6 +75,7 @@ def test_a_model_without_a_head_gives_no_logits(tiny):
     assert logits is None and embedding.shape == (2, tiny.width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_images_answer_does_not_depend_on_the_size_of_its_batch(tiny, randomised, precision):
     model = prepare(randomised(VisionTransformer(tiny)), IMAGENET, precision, "cpu")

@@ -104,6 +104,7 @@ def both_losses(mae: MaskedAutoencoder) -> tuple[torch.Tensor, torch.Tensor, Pub
     return ours, twin(images, torch.rand(3, 24, generator=seeded(3))), twin
 
 
+@pytest.mark.slow
 def test_loss_and_every_gradient_are_the_published_algorithms(mae):
     ours, published, twin = both_losses(mae)
     assert ours.item() == pytest.approx(published.item(), abs=1e-6)
@@ -167,6 +168,7 @@ def test_the_decoders_positions_are_maes_and_not_mocos_with_zero_rows_for_the_pr
     assert row[3 * quarter + i].item() == pytest.approx(math.cos(y / 10000 ** (i / quarter)))
 
 
+@pytest.mark.slow
 def test_the_encoder_sees_the_visible_patches_only(mae):
     patches, _ = random_patches(mae.encoder.config)
     visible = torch.tensor([[4, 17, 2, 9, 23, 0]] * 2)

@@ -95,6 +95,7 @@ def assert_bf16(
     assert (found[0].argmax(-1) == expected[0].argmax(-1)).float().mean() >= 0.99
 
 
+@pytest.mark.slow
 def test_bf16_alone_keeps_direction_and_best_class(digits, trained, expected):
     model = copy.deepcopy(trained)
     fold_patch_embed(model, PREPROCESSING)

@@ -92,6 +92,7 @@ def written(checkpoint: Checkpoint, folder, format: str) -> Checkpoint:
     return from_file(path) if format == "npz" else from_folder(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "case"), ALL)
 def test_a_round_trip_is_bit_identical(format, case, tmp_path):
     before = made(CASES[format][case])
@@ -109,6 +110,7 @@ def size_of(checkpoint: Checkpoint) -> tuple[int, int]:
     return checkpoint.config.image_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES["timm"])
 def test_timm_computes_the_same_from_the_folder(case, tmp_path):
     checkpoint = made(CASES["timm"][case])
@@ -125,6 +127,7 @@ def test_timm_computes_the_same_from_the_folder(case, tmp_path):
     assert create_transform(**transform) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES["hf"] if case != "pooler"])
 def test_transformers_computes_the_same_from_the_folder(case, tmp_path):
     checkpoint = made(CASES["hf"][case])
@@ -144,6 +147,7 @@ def test_transformers_computes_the_same_from_the_folder(case, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_transformers_pools_the_same_from_a_folder_without_a_head(tmp_path):
     checkpoint = made(CASES["hf"]["pooler"])
     export_model(checkpoint, tmp_path, "hf")

@@ -90,6 +90,7 @@ def test_a_hugging_face_folder_is_their_model(name, randomised, tmp_path):
     )  # whose names are those of transformers' modules: the other spelling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
 def test_a_distilled_deit_of_hugging_face_is_their_model(name, randomised, tmp_path):
     theirs = coarse(randomised(getattr(transformers, name)(transformers.DeiTConfig(**HF_SIZE, num_labels=5))))
@@ -193,6 +194,7 @@ def test_weights_in_several_files_are_one_model(randomised, tmp_path):
     assert one.fingerprint() == many.fingerprint()
 
 
+@pytest.mark.slow
 def test_the_text_tower_of_a_clip_is_left_out_and_counted(randomised, tmp_path):
     vision = transformers.CLIPVisionConfig(**HF_SIZE).to_dict()
     text = {
@@ -254,6 +256,7 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
 # ---- what can be wrong -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [{"gelu": "tanh"}, {"gelu": "quick"}, {"norm_eps": 1e-6}],

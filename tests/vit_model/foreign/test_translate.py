@@ -175,6 +175,7 @@ def test_a_position_table_that_is_no_square_asks_for_the_architecture(randomised
         from_file(tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 def test_a_torchscript_archive_is_refused_as_code(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "w.pt")
     with pytest.raises(ModelError, match="TorchScript archive, which holds code; save its state_dict"):

@@ -67,6 +67,7 @@ def test_a_projects_own_pipeline_jobs_and_vit_model_hide_nothing(tmp_path, shard
     assert label(sys.executable, cwd, shards, tmp_path / "out", small_model, PYTHONPATH=".") == 12
 
 
+@pytest.mark.long  # without a job: the test above
 @pytest.mark.ray
 def test_a_ray_jobs_working_directory_hides_nothing(tmp_path, shards, small_model):
     cwd = users_folder(tmp_path / "project")

@@ -2,11 +2,14 @@
 
 import contextlib
 
+import pytest
+
 from tests.faults.jobs import Job
 from tests.faults.machines import machines
 from tests.faults.scenarios import behead, starve, twins
 
 
+@pytest.mark.long  # what `make test` has: test_cluster_killed
 def test_without_memory_without_a_head_and_with_twins_no_row_is_lost(tmp_path):
     """Use one output: a cluster whose memory monitor kills every worker; a cluster where messages get
     lost, until its head dies; two jobs."""

@@ -374,6 +374,7 @@ def rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.long  # 2,000 images and 50 crashes
 @pytest.mark.slow
 def test_two_thousand_images_and_fifty_crashes_leave_no_file_and_no_memory_behind(child):
     images = [

@@ -120,6 +120,7 @@ def interrupt(out: Path) -> None:
     next((out / "predictions").iterdir()).unlink()
 
 
+@pytest.mark.long  # how parts are claimed: tests/cluster/test_resources.py
 def test_parts_of_a_gpu_take_more_actors_and_each_has_two_units_under_way(
     two_gpus, labelled, tmp_path, small_model
 ):
@@ -133,6 +134,7 @@ def test_parts_of_a_gpu_take_more_actors_and_each_has_two_units_under_way(
     assert 2 <= len(actors) <= 4 and max(actor["together"] for actor in actors) == UNITS_IN_FLIGHT
 
 
+@pytest.mark.long  # the plan itself: the test of the CPU plan's rows
 def test_embed_takes_the_gpu(tmp_path, small_model, two_gpus, labelled):
     source, keys, wanted = labelled
     asked = {"command": "embed", "top_k": 0, "embedding": "float32", "gpu_mode": "plain"}
@@ -143,6 +145,7 @@ def test_embed_takes_the_gpu(tmp_path, small_model, two_gpus, labelled):
     assert done["summary"]["last_command"]["gpu"]["modes"] == {"plain": 10}
 
 
+@pytest.mark.long  # the plan itself: the test of the CPU plan's rows
 def test_evaluate_takes_the_gpu(tmp_path, small_model, two_gpus):
     names = {f"{number}.jpg": photo(number) for number in range(9)} | {
         f"{number}.cls": b"1" for number in range(9)
@@ -158,6 +161,7 @@ def test_evaluate_takes_the_gpu(tmp_path, small_model, two_gpus):
     )
 
 
+@pytest.mark.long  # on CPUs: test_labeler_again.py
 def test_errors_are_tried_again_on_the_gpu(tmp_path, small_model, two_gpus):
     write_tar(tmp_path / "in" / "a.tar", {"a.jpg": photo(1), "b.jpg": photo(2), "c.jpg": b"never"})
     asked = {"gpu_mode": "overlap", **BATCH}
@@ -209,6 +213,7 @@ def test_what_does_not_work_is_said_once_and_stands_in_the_summary_with_its_reas
     assert gpu["modes"].keys() == {"overlap"} and set(gpu["batch_sizes"]) & {"1", "2"}
 
 
+@pytest.mark.long  # the trial itself: tests/prediction/test_gpu_trial.py
 def test_a_way_that_takes_the_gpu_down_is_tried_no_more(tmp_path, small_model, two_gpus, labelled):
     """A capture after which the device answers nothing any more: the next way is tried in another process."""
     source, keys, wanted = labelled

@@ -142,6 +142,7 @@ def test_a_missing_column_fails_the_run_with_a_line_that_names_it(tmp_path, mode
         run(tmp_path / "other", model, sources[0], keep=("label",))
 
 
+@pytest.mark.long  # in this process: the tests above
 def test_the_command_line_reads_tables(tmp_path, small_model, sources, wordsworth):
     (tmp_path / "in" / "e.jpg").write_bytes(photo(1))
     command = [

@@ -60,6 +60,7 @@ def test_a_worker_of_a_gpu_learns_what_one_of_a_cpu_learns(tmp_path, one_gpu):
     assert note.startswith("--compile does not work here (") and note.endswith("): goes on without")
 
 
+@pytest.mark.long  # of the labeler: tests/labeling/test_gpu_plan.py
 def test_a_gpu_that_torch_cannot_use_is_named_and_its_cpu_does_not_train_in_its_place(tmp_path, one_gpu):
     write_classes(tmp_path / "shards", shards=2, images=40)
     one_gpu.set_faults(

@@ -118,6 +118,7 @@ def test_blocks_with_drop_path_rates_of_their_own_compile_however_many_they_are(
             assert torch.allclose(model.eval()(IMAGES), expected, atol=1e-5)
 
 
+@pytest.mark.long  # compiles C++; eager blocks: the tests above
 @pytest.mark.slow
 def test_a_block_compiled_by_inductor_computes_the_same(tiny, randomised):
     torch._dynamo.reset()

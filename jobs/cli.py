@@ -71,6 +71,7 @@ def _launch(
         bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)
     ] = False,
 ) -> int | None:
+    app.config = ()  # of the command before, where a process runs several
     if config is not None:
         if not config.is_file():
             raise UserError(f"--config {config}: no such file", exit_code=2)

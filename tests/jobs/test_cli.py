@@ -203,3 +203,10 @@ def test_models_lists_what_the_paper_lists(wordsworth):
     )
     assert [round(rows[name]["parameters"] / 1e6) for name in ("B/16", "L/16", "H/14")] == [87, 304, 632]
     assert abs(rows["B/16"]["gflops"] - 35.2) < 0.5
+
+
+def test_a_config_file_counts_for_its_own_command_only(tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text("width = 3\n")
+    assert run(["models", "--config", str(config)]) == 2
+    assert run(["models"]) == 0, capsys.readouterr().err

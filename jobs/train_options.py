@@ -206,8 +206,8 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         asked: the fields of a TrainRequest that the command itself decides.
         options: all other fields.
     """
+    from wordsworth.pipeline.training.classes import class_names
     from wordsworth.pipeline.training.request import TrainRequest
-    from wordsworth.pipeline.training.survey import class_names
 
     objective = asked.get("objective", "supervised")
     options.recipe.check_needed(objective)

@@ -57,7 +57,8 @@ def evaluate(
             "this model has no classification head: there is nothing to evaluate; "
             "wordsworth embed gives its vectors"
         )
-    target = Target(where, checkpoint.labels, num_classes)
+    numbered = any(label.isdecimal() for label in checkpoint.labels or ())
+    target = Target(where, checkpoint.labels, num_classes, digits_are_names=numbered and where != "cls")
     embedding = "float32" if train else None
     request = replace(
         request, target=target, keep=target.sidecars, top_k=min(TOP_K, num_classes), embedding=embedding

@@ -1,13 +1,18 @@
 """Find the class of an image: where it stands beside the image, and which number it has."""
 
 import json
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from wordsworth.pipeline.errors import UserError
+
+MAX_DIGITS = 18  # digits of a number that may count a class; a longer one is none
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,13 @@ class Target:
             "folder", the last folder of an image's key. A number or the name of a label stands there.
         labels: names of the classes in the order of their numbers; None where the classes are numbers only
         classes: number of classes
+        digits_are_names: a name of digits alone, such as 90, is that of a label; else the number of a class
     """
 
     where: str
     labels: tuple[str, ...] | None
     classes: int
+    digits_are_names: bool = False
 
     @property
     def sidecars(self) -> tuple[str, ...]:
@@ -56,12 +63,26 @@ class Target:
         texts = [class_text(self.where, key, kept) for key, kept in zip(keys, cells, strict=True)]
         return self._numbers(texts, lambda row: f"{shard}: sample {keys[row]}")
 
+    def number(self, name: str | None) -> int | None:
+        """Return the number of the class of a name; None for no class."""
+        if name is None:
+            return None
+        if name.isdecimal() and not self.digits_are_names:
+            return index_in(name, self.classes)
+        number = self._known.get(name)
+        return self._known.get(normalised(name)) if number is None else number
+
+    @cached_property
+    def _known(self) -> dict[str, int]:
+        """Hold the number of every label, by its name; a name that two labels have is no name."""
+        labels = self.labels or ()
+        return _numbers_of_unique([normalised(label) for label in labels]) | _numbers_of_unique(labels)
+
     def _numbers(self, texts: list[str | None], describe: Callable[[int], str]) -> np.ndarray:
-        known = {name: number for number, name in enumerate(self.labels or ())}
         numbers: list[int] = []
         for row, text in enumerate(texts):
             name = name_in(self.where, text)
-            number = class_number(name, known, self.classes)
+            number = self.number(name)
             if number is None:
                 raise no_class(describe(row), self.where, name, self.classes)
             numbers.append(number)
@@ -127,22 +148,60 @@ def name_in(where: str, text: str | None) -> str | None:
     return text.strip() or None
 
 
-def class_number(name: str | None, known: dict[str, int], classes: int) -> int | None:
-    """Return the number of a class: the place among the labels, or the name itself; None for no class."""
-    if name is None:
+def index_in(name: str, classes: int) -> int | None:
+    """Return the number that a name of digits is; None if there are not so many classes."""
+    if len(name) > MAX_DIGITS or int(name) >= classes:
         return None
-    number = known.get(name)
-    if number is None and name.isdecimal():
-        number = int(name)
-    return number if number is not None and number < classes else None
+    return int(name)
 
 
-def labels_of(names: Iterable[str]) -> tuple[str, ...] | None:
-    """Return the labels that a data set's names of classes make: sorted; None if all names are numbers."""
+def _numbers_of_unique(labels: Sequence[str]) -> dict[str, int]:
+    counts = Counter(labels)
+    return {label: number for number, label in enumerate(labels) if counts[label] == 1}
+
+
+def normalised(name: str) -> str:
+    """Return the name of a class as it is compared: in NFC, so that names that look alike are one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def labels_of(names: Iterable[str], where: str) -> tuple[str, ...] | None:
+    """Return the labels that a data set's names of classes make; None if the names are numbers of classes.
+
+    The order is that of plain text, as of torchvision's ImageFolder: 0, 180, 270, 90. Folders have names,
+    whatever they look like. Elsewhere digits are numbers, unless a zero stands before them: no number is
+    written 001. A `cls` file holds a number by the rule of WebDataset.
+    """
     names = set(names)
-    if all(name.isdecimal() for name in names):
-        return None
+    if where != "folder" and all(name.isdecimal() for name in names):
+        zero_padded = any(len(name) > 1 and name.startswith("0") for name in names)
+        if where == "cls" or not zero_padded:
+            return None
     return tuple(sorted(names))
+
+
+def read_digits_as_names(where: str, names: Iterable[str], labels: tuple[str, ...] | None) -> bool:
+    """Tell whether names of digits alone are names of labels, where they could be numbers of classes too.
+
+    Args:
+        where: as in `Target`
+        names: all names in the data
+        labels: names of the classes
+
+    Returns:
+        True for folders, if any label is a number. Elsewhere if each such name is a label; in `cls` files,
+        which hold numbers by the rule of WebDataset, only if they cannot be numbers of classes.
+    """
+    known = set(labels or ())
+    if where == "folder":
+        return any(label.isdecimal() for label in known)
+    names = set(names)
+    digits = {name for name in names if name.isdecimal()}
+    if not digits or not digits <= known:
+        return False
+    if where != "cls":
+        return True
+    return digits != names or any(index_in(name, len(known)) is None for name in digits)
 
 
 def _is_number(text: str) -> bool:

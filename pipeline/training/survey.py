@@ -1,4 +1,4 @@
-"""Count what the sources of a training hold, number the classes, and divide the shards among the workers."""
+"""Count what the sources of a training hold, and divide the shards among the workers."""
 
 import hashlib
 from collections import Counter
@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 from wordsworth.pipeline.cluster.resources import RETRIES
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources.class_target import class_name, class_number, class_text, labels_of
+from wordsworth.pipeline.sources.class_target import class_name, class_text
 from wordsworth.pipeline.sources.reader import tar_samples
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
-from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
 
 SHARDS_PER_TASK = 8  # a process that counts takes two seconds to start
 MOST_CLASSES = 100_000  # classes of one shard; more mean that --target names every sample
@@ -133,64 +132,6 @@ def _samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
     else:
         for member in shard.members:  # the listing has all that is counted
             yield EncodedSample(key=member["key"], next=0, offset=0, size=member["size"])
-
-
-# ---- classes ----
-
-
-def class_names(
-    labels: str | None, sources: list[str], storage_options: StorageOptions
-) -> tuple[str, ...] | None:
-    """Return the names of the classes: of a file, or of labels.txt beside the first source, or None.
-
-    Raises:
-        UserError: `labels` is no file.
-    """
-    folder = sources[0].rpartition("/")[0] or "."
-    candidates = [labels] if labels else [f"{sources[0].rstrip('/')}/labels.txt", f"{folder}/labels.txt"]
-    for uri in candidates:
-        fs, path = open_filesystem(uri, storage_options)
-        if fs.isfile(path):
-            return tuple(fs.cat_file(path).decode().splitlines())
-    if labels:
-        raise UserError(f"--labels {without_credentials(labels)}: no such file", exit_code=2)
-    return None
-
-
-def classes_of(found: Survey, labels: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, int]:
-    """Return the labels and the number of classes.
-
-    Without `labels` the names in the data become labels; numbers stay without labels.
-
-    Raises:
-        UserError: a class is none of the labels, or a class has no sample.
-    """
-    labels = labels or labels_of(found.classes)
-    classes = len(labels) if labels else max(map(int, found.classes), default=0) + 1
-    known = {name: number for number, name in enumerate(labels or ())}
-    check_classes(found, known, classes)
-    met = {class_number(name, known, classes) for name in found.classes}
-    empty = [number for number in range(classes) if number not in met]
-    if empty:
-        first = f"{empty[0]} ({labels[empty[0]]})" if labels else f"{empty[0]}"
-        raise UserError(
-            f"{len(empty)} of {classes} classes have no sample, first class {first}: "
-            "mend the labels or add samples"
-        )
-    return labels, classes
-
-
-def check_classes(found: Survey, known: dict[str, int], classes: int) -> None:
-    """Check that every class of the data is one of the known classes.
-
-    Raises:
-        UserError: a class is not known.
-    """
-    for name in sorted(found.classes):
-        if class_number(name, known, classes) is None:
-            raise UserError(
-                f"class {name} occurs, but there are only {classes} labels: mend the labels or the samples"
-            )
 
 
 # ---- shards of a worker ----

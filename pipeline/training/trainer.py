@@ -12,6 +12,7 @@ from wordsworth.pipeline.sources.class_target import Target, target_sidecars
 from wordsworth.pipeline.sources.finder import expand_sources, find_shards
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
+from wordsworth.pipeline.training.classes import check_classes, train_target
 from wordsworth.pipeline.training.failure_policy import error_for_user, is_final, worker_errors
 from wordsworth.pipeline.training.metrics_log import MetricsLog
 from wordsworth.pipeline.training.news import (
@@ -27,7 +28,7 @@ from wordsworth.pipeline.training.placement import place
 from wordsworth.pipeline.training.request import TrainRequest, build_objective, initial_checkpoint
 from wordsworth.pipeline.training.settings import RUN, frozen_settings, write_settings
 from wordsworth.pipeline.training.stream import unit_rows
-from wordsworth.pipeline.training.survey import Survey, check_classes, classes_of, cut_pages, survey
+from wordsworth.pipeline.training.survey import Survey, cut_pages, survey
 from wordsworth.pipeline.training.worker import train_worker
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 
@@ -78,7 +79,7 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
     reading = _read_settings(request, decode)
     train_data = _survey(request.sources, request, reading)
     val_data = _survey(request.val, request, reading) if request.val else None
-    request, target = _with_classes(request, train_data, val_data)
+    request, target, notes = _with_classes(request, train_data, val_data)
     build_objective(request)  # raises, before any worker starts, what does not fit together
     placement = place(request, train_data, ray.cluster_resources())
     request = replace(request, workers=placement.workers)
@@ -90,6 +91,8 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
             val_samples=val_data.total if val_data else 0,
         )
     )
+    for note in notes:
+        on_news(NoteNews(message=note))
     settings = frozen_settings(request, train_data, val_data)
     write_settings(request, settings)
     return WorkerSetup(
@@ -138,16 +141,15 @@ def _survey(sources: tuple[str, ...], request: TrainRequest, reading: ReadSettin
 
 def _with_classes(
     request: TrainRequest, train_data: Survey, val_data: Survey | None
-) -> tuple[TrainRequest, Target | None]:
-    """Return the request with the labels and the size of the head, and what finds the class of a sample."""
+) -> tuple[TrainRequest, Target | None, list[str]]:
+    """Return the request with the labels and the size of the head, what finds a sample's class, and notes."""
     if not request.classified:
-        return replace(request, labels=None), None
-    labels, classes = classes_of(train_data, request.labels)
+        return replace(request, labels=None), None, []
+    target, notes = train_target(request.target, train_data.classes, request.labels)
     if val_data:
-        known = {name: number for number, name in enumerate(labels or ())}
-        check_classes(val_data, known, classes)
-    request = replace(request, labels=labels, config=replace(request.config, num_classes=classes))
-    return request, Target(where=request.target, labels=labels, classes=classes)
+        check_classes(val_data.classes, target)
+    config = replace(request.config, num_classes=target.classes)
+    return replace(request, labels=target.labels, config=config), target, notes
 
 
 # ---- while the workers run ----

@@ -15,18 +15,11 @@ from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.survey import (
     Survey,
     assign,
-    check_classes,
-    class_names,
-    classes_of,
     cut_pages,
     survey_shard,
 )
 
 READING = ReadSettings(unit_rows=512, keep=("cls",))
-
-
-def found(names: dict[str, int]) -> Survey:
-    return Survey(shards=(), rows={}, classes=Counter(names))
 
 
 def test_a_survey_counts_rows_and_classes_as_training_will_meet_them(tmp_path):
@@ -127,32 +120,6 @@ def test_loose_images_come_in_pages_of_which_several_workers_have_some(images, p
     ]
 
 
-def test_names_make_labels_in_order_and_numbers_make_none():
-    assert classes_of(found({"dog": 3, "ant": 1}), None) == (("ant", "dog"), 2)
-    assert classes_of(found({"1": 3, "0": 1}), None) == (None, 2)
-    assert classes_of(found({"1": 3, "ant": 1}), ("ant", "bee")) == (("ant", "bee"), 2)
-
-
-@pytest.mark.parametrize(
-    ("names", "labels", "message"),
-    [
-        ({"0": 1, "2": 1}, None, "1 of 3 classes have no sample, first class 1:"),
-        ({"ant": 1}, ("ant", "bee"), r"1 of 2 classes have no sample, first class 1 \(bee\):"),
-        ({"cat": 1}, ("ant", "bee"), "class cat occurs, but there are only 2 labels"),
-        ({"2": 1, "0": 1, "1": 1}, ("ant", "bee"), "class 2 occurs, but there are only 2 labels"),
-    ],
-)
-def test_classes_that_do_not_fit_are_one_line(names, labels, message):
-    with pytest.raises(UserError, match=message):
-        classes_of(found(names), labels)
-
-
-def test_of_validation_data_every_class_must_be_known_but_none_must_occur():
-    check_classes(found({"ant": 1}), {"ant": 0, "bee": 1}, 2)
-    with pytest.raises(UserError, match="class wasp occurs"):
-        check_classes(found({"wasp": 1}), {"ant": 0, "bee": 1}, 2)
-
-
 def test_a_target_that_names_every_sample_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("wordsworth.pipeline.training.survey.MOST_CLASSES", 3)
     members = [(f"{n}.{kind}", data) for n in range(4) for kind, data in (("jpg", b"x"), ("cls", b"n%d" % n))]
@@ -182,17 +149,3 @@ def test_shards_are_divided_so_that_no_worker_has_much_more_than_another():
         assert assign(shards[::-1], rows, workers) == parts  # whatever the order of the listing
     with pytest.raises(UserError, match="3 workers need at least 3 shards, there are 2: pack smaller ones"):
         assign(shards[:2], rows, 3)
-
-
-def test_class_names_come_from_the_option_or_from_beside_the_shards(tmp_path):
-    write_tar(tmp_path / "in" / "0.tar", [("0.jpg", b"x"), ("0.cls", b"0")])
-    source = str(tmp_path / "in")
-    assert class_names(None, [source], {}) is None
-    (tmp_path / "in" / "labels.txt").write_text("ant\nbee\n")
-    (tmp_path / "other.txt").write_text("cat\ndog\n")
-    for given in (source, f"{source}/", f"{source}/0.tar", f"{source}/*.tar"):
-        assert class_names(None, [given], {}) == ("ant", "bee")
-    assert class_names(str(tmp_path / "other.txt"), [source], {}) == ("cat", "dog")
-    with pytest.raises(UserError, match=r"--labels .*/missing.txt: no such file") as refusal:
-        class_names(f"{tmp_path}/missing.txt", [source], {})
-    assert refusal.value.exit_code == 2

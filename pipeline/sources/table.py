@@ -1,6 +1,5 @@
 """Read tables as sources: a row is a sample, its image stands in a cell or is named there by a URI."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 from wordsworth.pipeline.sources.file_kinds import table_form
 from wordsworth.pipeline.sources.samples import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.table_cells import CellImage, as_text, cell_image, key_text, valid_text
 from wordsworth.pipeline.sources.table_images import NamedImage, fetched
 from wordsworth.pipeline.sources.table_records import (
     ParquetTable,
@@ -117,7 +117,7 @@ def _parquet_samples(
 
 def _rest(reason: str, row: int, span: Span) -> EncodedSample:
     """Return the row for all that a damaged table lacks."""
-    detail = f"{_valid(reason)} (row {row} of the table)"
+    detail = f"{valid_text(reason)} (row {row} of the table)"
     return EncodedSample(key=None, next=row, error="shard_truncated", detail=detail, span=span)
 
 
@@ -177,7 +177,7 @@ def _check_column(name: str, columns: list[str], path: str, option: str) -> None
 
 
 def _shown(columns: list[str]) -> str:
-    return f"it has {', '.join(map(_valid, columns[:20]))}" if columns else "it has none"
+    return f"it has {', '.join(map(valid_text, columns[:20]))}" if columns else "it has none"
 
 
 # ---- a row ------------------------------------------------------------------------------------------------
@@ -205,65 +205,40 @@ class _SampleMaker:
 
     def sample(self, values: dict[str, Any], row: int, span: Span) -> NamedImage:
         """Return the sample of a row, and the URI of its image; None where the row holds the image itself."""
-        data, uri = _image(values.get(self.image))
-        sidecars = [_as_text(values.get(name)) for name in self.keep]
-        made = EncodedSample(key=self._key(values, uri, row), next=row + 1, sidecars=sidecars, span=span)
-        if data is not None:
-            made.size = len(data)
-            if made.size > self.max_bytes:
-                made.error = "too_many_bytes"
-                made.detail = f"{made.size} bytes"
-            else:
-                made.data = data
-        elif uri is None:
+        image = cell_image(values.get(self.image), self.max_bytes)
+        made = EncodedSample(
+            key=self._key(values, image.uri, row),
+            next=row + 1,
+            size=image.size,
+            data=image.data or b"",
+            sidecars=[self._kept(name, values, image) for name in self.keep],
+            error=image.error,
+            detail=image.detail,
+            span=span,
+        )
+        if image.data is None and image.uri is None and image.error is None:
             made.error = "missing_image"
-            made.detail = f"column {_valid(self.image)} is empty"
-        return made, uri
+            made.detail = f"column {valid_text(self.image)} is empty"
+        return made, image.uri
 
-    def _key(self, values: dict[str, Any], uri: str | None, row: int) -> str | None:
+    def _key(self, values: dict[str, Any], uri: str | None, row: int) -> str:
         """Return the key of a row: the cell of the key column, else the image's URI, else the number."""
-        key = values.get(self.key) if self.key else uri
-        if key is None:
-            return str(row)
-        return _as_text(key if self.key else without_credentials(key))
+        if self.key and self.key != self.image:
+            key = key_text(values.get(self.key))
+        else:
+            key = None if uri is None else key_text(without_credentials(uri))
+        return str(row) if key is None else key
+
+    def _kept(self, name: str, values: dict[str, Any], image: CellImage) -> str | None:
+        """Return the text of a kept column; of the column of images the URI, or the size of the image."""
+        if name != self.image:
+            return as_text(values.get(name))
+        if image.size is not None:
+            return f"({image.size} bytes)"
+        return None if image.uri is None else as_text(without_credentials(image.uri))
 
 
 def _kept_columns(columns: list[str], keep: tuple[str, ...]) -> list[str]:
     """Return the columns to keep as the table spells their names: --keep is given in lower case."""
     folded = {name.lower(): name for name in reversed(columns)}
     return [name if name in columns else folded.get(name.lower(), name) for name in keep]
-
-
-def _image(cell: Any) -> tuple[bytes | None, str | None]:
-    """Return the bytes or the URI in a cell; neither for an empty cell.
-
-    A JSON value that is no text is taken as it is written.
-    """
-    if isinstance(cell, dict):
-        data = cell.get("bytes")
-        return (data, None) if isinstance(data, bytes) else _image(cell.get("path"))
-    if isinstance(cell, bytes):
-        return cell, None
-    if cell is None or cell == "":
-        return None, None
-    return None, cell if isinstance(cell, str) else json.dumps(cell)
-
-
-def _as_text(value: Any) -> str | None:
-    """Return text as it is, and other types as JSON."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return _valid(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    return _valid(json.dumps(value, ensure_ascii=False, default=_json_default))
-
-
-def _json_default(value: Any) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-
-
-def _valid(text: str) -> str:
-    r"""Return text with \uNNNN for half a surrogate pair, which JSON can hold and Arrow cannot."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.verification.recount_cells import image_cell, key_text
 
 # Names of columns that hold images.
 _IMAGES = {"image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name"}
@@ -97,6 +98,8 @@ class TableFile(io.RawIOBase):
 def table_rows(file: TableFile, name: str, image_column: str | None, key: str | None) -> Iterator[Row]:
     """Yield the rows of a table in order.
 
+    The column with the images is no key of its own: the rows are named as without a key.
+
     Args:
         file: the table.
         name: its URI, whose ending says what kind of table it is.
@@ -125,34 +128,24 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
             column = next((name for name in record if name in _IMAGES), None)
             if column is None:
                 raise Unusable("no column says where its images are")
-        yield _row(number, record.get(column), record.get(key) if key else None)
+        yield _row(number, record, column, key)
 
 
-def _row(number: int, cell: Any, key: Any) -> Row:
-    """Return the row of a record from its cells.
+def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | None) -> Row:
+    """Return the row of a record.
 
     Args:
         number: of the record in the table, from 0.
-        cell: of the column with the images: bytes, a URI, or a struct of both.
-        key: of the column that names the rows, or None.
+        record: its cells.
+        column: the column with the images.
+        key: column that names the rows, or None.
     """
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if isinstance(cell.get("bytes"), bytes) else cell.get("path")
-    size = len(cell) if isinstance(cell, bytes) else None
-    is_missing = cell is None or cell == ""
-    if key is None and size is None and not is_missing:
-        key = without_credentials(cell if isinstance(cell, str) else json.dumps(cell))
-    name = number if key is None else key
-    if isinstance(name, bytes):
-        name = name.decode("utf-8", "backslashreplace")
-    if not isinstance(name, str):
-        name = json.dumps(name, ensure_ascii=False, default=_as_text)
-    name = name.encode("utf-8", "backslashreplace").decode()
-    return Row(name, size, "missing_image" if is_missing else None)
-
-
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    image = image_cell(record.get(column))
+    if key is not None and key != column:
+        name = key_text(record.get(key))
+    else:
+        name = key_text(None if image.name is None else without_credentials(image.name))
+    return Row(str(number) if name is None else name, image.size, image.error)
 
 
 # ---- lines ----------------------------------------------------------------------------------------------
@@ -294,7 +287,7 @@ def _parquet_rows(file: TableFile, image_column: str | None, key: str | None) ->
             if not set(wanted) <= set(table.schema_arrow.names):
                 raise Unusable("it lacks a column that was asked for")
             for row in _records_from(number, table, batch_size, wanted):
-                yield _row(number, row[column], row[key] if key else None)
+                yield _row(number, row, column, key)
                 number += 1
             return
         except Unusable:

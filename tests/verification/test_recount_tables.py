@@ -1,6 +1,7 @@
 """The recount of tables and compressed tars: it sees what the reader dropped, and agrees with it on
 everything damaged."""
 
+import base64
 import os
 import random
 
@@ -213,3 +214,15 @@ def test_a_key_and_an_image_column_of_the_run_are_those_of_the_recount(tmp_path)
         recount = Recount(asked, None, report)
         recount.shard(shard, [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in rows])
         assert report.findings == [] and len(rows) == 1
+
+
+def test_a_reader_that_takes_base64_for_a_name_is_caught(tmp_path):
+    packed = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(90)).decode()
+    path = write_jsonl(tmp_path / "in" / "t.jsonl", [{"image": packed}] * 2)
+    assert verify(str(build(tmp_path / "whole", path)), source=True).ok
+
+    def by_name(shard):
+        return [{**row, "key": packed, "size": None, "error": "not_found"} for row in read_rows(shard)]
+
+    out = build(tmp_path / "out", path, reader=by_name)
+    assert codes(verify(str(out), source=True)) == {"wrong_key"}

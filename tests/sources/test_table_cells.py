@@ -1,0 +1,169 @@
+"""Show that an image in a cell, in whatever spelling, is the image, and that its text goes nowhere else."""
+
+import base64
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tests.support.samples import rows_of, units_of
+from tests.support.tables import write_csv, write_files, write_jsonl, write_parquet
+from wordsworth.pipeline.sources.table_cells import cell_image, key_text
+from wordsworth.pipeline.verification.recount_tables import TableFile, table_rows
+
+
+def picture(form: str, side: int = 40) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 90).convert("RGB").save(file, form)
+    return file.getvalue()
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def write(path: Path, columns: dict) -> Path:
+    """Write a table of the kind that the name says."""
+    if path.suffix == ".parquet":
+        return write_parquet(path, columns)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return write_jsonl(path, rows) if path.suffix == ".jsonl" else write_csv(path, rows)
+
+
+def payload(units) -> bytes:
+    return b"".join(unit.payload.tobytes() for unit in units)
+
+
+def assert_recounted(path: Path, **options) -> None:
+    """Check that the recount finds the rows that the reader gives."""
+    rows = rows_of(units_of(path, rows=99, **options))
+    with open(path, "rb") as file:
+        asked = (options.get("image_column"), options.get("key"))
+        again = list(table_rows(TableFile(file, path.stat().st_size), str(path), *asked))
+    assert [row.key for row in again] == [row["key"] for row in rows]
+    for row, read in zip(again, rows, strict=True):
+        assert row.error == (read["error"] if read["error"] in ("missing_image", "bad_record") else None)
+        assert row.size in (None, read["size"])
+
+
+FORMS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+@pytest.mark.parametrize("spelling", ["base64", "data"])
+def test_text_that_is_an_image_is_decoded_and_never_becomes_a_key_or_a_detail(tmp_path, name, spelling):
+    images = [picture(form) for form in FORMS]
+    head = "data:image/jpeg;base64," if spelling == "data" else ""
+    cells = [head + packed(image) for image in images]
+    path = write(tmp_path / name, {"image": cells, "id": [f"k{n}" for n in range(len(images))]})
+    units = units_of(path, rows=4, keep=("image",))
+    assert payload(units) == b"".join(images)
+    rows = rows_of(units)
+    assert [row["key"] for row in rows] == [str(n) for n in range(len(images))]
+    assert [row["sidecars"] for row in rows] == [[f"({len(image)} bytes)"] for image in images]
+    assert not any(cell[-40:] in str(rows) for cell in cells)
+    assert [row["key"] for row in rows_of(units_of(path, key="id"))] == [f"k{n}" for n in range(len(images))]
+    assert [row["key"] for row in rows_of(units_of(path, key="image"))] == [row["key"] for row in rows]
+    assert_recounted(path)
+    assert_recounted(path, key="id")
+    assert_recounted(path, key="image")
+
+
+def test_a_table_may_hold_images_and_names_of_images(tmp_path):
+    image = picture("PNG")
+    (name,) = write_files(tmp_path / "p", 1)
+    path = write(tmp_path / "t.jsonl", {"image": [name, packed(image), None, "data:,x"]})
+    units = units_of(path)
+    assert [(row["key"], row["error"]) for row in rows_of(units)] == [
+        (name, None),
+        ("1", None),
+        ("2", "missing_image"),
+        ("3", None),
+    ]
+    assert payload(units).endswith(image + b"x")
+    assert_recounted(path)
+
+
+JPEG = picture("JPEG")
+
+
+@pytest.mark.parametrize(
+    ("cell", "data"),
+    [
+        (packed(JPEG).rstrip("="), JPEG),
+        (base64.urlsafe_b64encode(JPEG).decode(), JPEG),
+        (base64.encodebytes(JPEG).decode().replace("\n", "\r\n"), JPEG),
+        (f" {packed(JPEG)}\n", JPEG),
+        (packed(JPEG).encode(), JPEG),
+        (f"data:image/jpeg;base64,{packed(JPEG)}".encode(), JPEG),
+        (f"DATA:image/jpeg;charset=x;BASE64,{packed(JPEG).replace('+', '%2B').replace('=', '%3d')}", JPEG),
+        ("data:image/svg+xml,%3Csvg%2f>é", "<svg/>é".encode()),
+        ({"bytes": packed(JPEG), "path": "a.jpg"}, JPEG),
+        ({"bytes": packed(b"no image"), "path": "a.jpg"}, b"no image"),
+        ({"bytes": JPEG, "path": "a.jpg"}, JPEG),
+        ({"bytes": None, "path": f"data:;base64,{packed(JPEG)}"}, JPEG),
+    ],
+)
+def test_every_spelling_of_an_image_is_read(tmp_path, cell, data):
+    image = cell_image(cell, 1 << 20)
+    assert (image.data, image.size, image.uri, image.error) == (data, len(data), None, None)
+    if not isinstance(cell, bytes) and not (isinstance(cell, dict) and isinstance(cell["bytes"], bytes)):
+        assert_recounted(write_jsonl(tmp_path / "t.jsonl", [{"image": cell}]))
+    if not isinstance(cell, dict):
+        assert_recounted(write_parquet(tmp_path / "t.parquet", {"image": pa.array([cell, cell])}))
+
+
+@pytest.mark.parametrize(
+    ("cell", "error"),
+    [
+        (packed(JPEG)[:-1] + "*", "bad_record"),
+        (packed(JPEG).rstrip("=") + "AAAAA"[: 1 + -len(packed(JPEG).rstrip("=")) % 4], "bad_record"),
+        (packed(JPEG).replace("+", " "), "bad_record"),
+        ("data:image/png;base64,####", "bad_record"),
+        ({"bytes": "no base64!"}, "bad_record"),
+        ("x" * 5000, "refused_uri"),
+        (packed(bytes(5000)), "refused_uri"),
+        (packed(JPEG * 9), "too_many_bytes"),
+    ],
+)
+def test_text_that_is_no_image_and_no_name_is_a_row_that_does_not_repeat_it(tmp_path, cell, error):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"image": cell, "n": 1}])
+    units = units_of(path, keep=("image",), max_bytes=len(JPEG) * 3)
+    (row,) = rows_of(units)
+    assert (row["key"], row["error"]) == ("0", error) and units[-1].last
+    assert len(str(row)) < 400
+    assert_recounted(path, max_bytes=len(JPEG) * 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/9j/a.jpg",
+        "iVBORw0KGgo.png",
+        "a/b/0123456789abcdef0123456789abcdef",
+        "data/a.jpg",
+        "data:x",
+        "QkFCQkFCQkFCQkFCQkFCQkFCQkFC",
+        "/9j/abcdefghijklmnopqrstuvw",
+    ],
+)
+def test_a_name_that_looks_a_little_like_an_image_stays_a_name(tmp_path, name):
+    assert cell_image(name, 1 << 20).uri == name
+    assert key_text(name) == name
+    assert_recounted(write_jsonl(tmp_path / "t.jsonl", [{"image": name}]))
+
+
+@pytest.mark.parametrize("key", [packed(JPEG), f"data:;base64,{packed(JPEG)}", JPEG, "x" * 5000])
+def test_a_key_column_of_images_or_long_texts_leaves_the_number_of_the_row(tmp_path, key):
+    path = write_parquet(tmp_path / "t.parquet", {"image": [JPEG], "mask": [key]})
+    settings = {"image_column": "image", "key": "mask"}
+    assert [row["key"] for row in rows_of(units_of(path, **settings))] == ["0"]
+    assert_recounted(path, **settings)
+
+
+def test_a_key_column_with_an_empty_cell_leaves_the_number_of_the_row(tmp_path):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"url": "a.jpg", "id": 7}, {"url": "b.jpg"}])
+    assert [row["key"] for row in rows_of(units_of(path, key="id"))] == ["7", "1"]
+    assert_recounted(path, key="id")

@@ -55,7 +55,10 @@ def named_samples(
     if form == "jsonl":
         records = json_records(fs, path, shard.size)
     else:
-        records = csv_records(fs, path, shard.size, delimiter="\t" if form == "tsv" else ",")
+        delimiters = "\t,;|" if form == "tsv" else ",;\t|"
+        records = csv_records(
+            fs, path, shard.size, delimiters, lambda columns: _names_images(columns, settings)
+        )
     return _line_samples(records, path, settings, position)
 
 
@@ -136,6 +139,11 @@ def _column_by_name(columns: list[str], path: str, settings: ReadSettings) -> st
         f"{path} has no column that says where its images are ({_shown(columns)}): "
         "name it with --image-column"
     )
+
+
+def _names_images(columns: list[str], settings: ReadSettings) -> bool:
+    """Return whether one of the columns is the column of images."""
+    return settings.image_column in columns if settings.image_column else any(c in NAMES for c in columns)
 
 
 def _column_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> str:

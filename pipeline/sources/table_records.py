@@ -1,9 +1,7 @@
 """Read the records of a table file in order: CSV and JSONL as streams, Parquet by batches of a row group."""
 
 import csv
-import io
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.sources.samples import StoreFault
+from wordsworth.pipeline.sources.text_lines import MAX_LINE, Line, Lines
 from wordsworth.pipeline.storage.seekable import SeekableObject
 from wordsworth.pipeline.storage.streams import ObjectStream
 
-MAX_LINE = 16 << 20  # bytes of a line; a longer one is no record and is never held
 MAX_LINES = 256 << 10  # bytes of a CSV record that takes more than one line
 _BATCH_BYTES = 8 << 20  # bytes of Parquet decoded at once, by the average of the row group
 _Result = TypeVar("_Result")
@@ -41,69 +39,16 @@ class TableCut(Exception):
     """Report that a Parquet file breaks off. All rows before the damage were whole and have been given."""
 
 
-# ---- lines ------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Line:
-    """Hold one line. size: bytes in the file. bad: why the line cannot be read, in words."""
-
-    text: str
-    size: int
-    bad: str | None = None
-
-
-class _Lines:
-    """Read the lines of an object, decoded; lines can be put back. position: bytes before the next line."""
-
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size: int):
-        self._file = io.BufferedReader(ObjectStream(fs, path, size, 0), 1 << 20)
-        self._back: deque[_Line] = deque()
-        self.position = 0
-        self._first = True
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> _Line:
-        line = self._back.popleft() if self._back else self._read()
-        self.position += line.size
-        return line
-
-    def put_back(self, lines: list[_Line]) -> None:
-        self._back.extendleft(reversed(lines))
-        self.position -= sum(line.size for line in lines)
-
-    def _read(self) -> _Line:
-        data = self._file.readline(MAX_LINE + 1)
-        if not data:
-            raise StopIteration
-        if len(data) > MAX_LINE:
-            size = len(data) + self._skip_line(data)
-            return _Line("", size, f"a line of more than {MAX_LINE} bytes")
-        encoding = "utf-8-sig" if self._first else "utf-8"  # a byte order mark may begin the file
-        self._first = False
-        try:
-            return _Line(data.decode(encoding), len(data))
-        except UnicodeDecodeError as error:
-            return _Line("", len(data), f"not UTF-8: {error.reason} at byte {error.start} of the line")
-
-    def _skip_line(self, data: bytes) -> int:
-        """Read to the end of a line that begins with `data`; return the bytes read."""
-        size = 0
-        while data and not data.endswith(b"\n"):
-            data = self._file.readline(1 << 20)
-            size += len(data)
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-
-
 # ---- CSV --------------------------------------------------------------------------------------------------
 
 
-def csv_records(fs: fsspec.AbstractFileSystem, path: str, size: int, delimiter: str) -> Iterator[Record]:
+def csv_records(
+    fs: fsspec.AbstractFileSystem,
+    path: str,
+    size: int,
+    delimiters: str,
+    is_header: Callable[[list[str]], bool],
+) -> Iterator[Record]:
     """Yield the records behind the header of a CSV file.
 
     Empty lines are no records; a missing field is None, like an empty one.
@@ -111,13 +56,21 @@ def csv_records(fs: fsspec.AbstractFileSystem, path: str, size: int, delimiter: 
     A malformed record costs its first line only: reading goes on with the second line. A stray quote would
     swallow all lines up to another quote; this way it neither loses nor shifts what follows.
 
+    Args:
+        fs: file system of the table.
+        path: path of the table in `fs`.
+        size: bytes of the table.
+        delimiters: characters that may stand between two fields; the first whose header is usable counts.
+        is_header: tells whether the fields of a header are usable.
+
     Raises:
         StoreFault: the header cannot be read.
         OSError: the store fails.
     """
     csv.field_size_limit(MAX_LINE)
-    lines = _Lines(fs, path, size)
+    lines = Lines(ObjectStream(fs, path, size, 0))
     try:
+        delimiter = _delimiter(lines, delimiters, is_header)
         header = _csv_fields(lines, delimiter)
         if header is None:
             return
@@ -137,19 +90,38 @@ def csv_records(fs: fsspec.AbstractFileSystem, path: str, size: int, delimiter: 
         lines.close()
 
 
+def _delimiter(lines: Lines, delimiters: str, is_header: Callable[[list[str]], bool]) -> str:
+    """Return the first delimiter whose header is usable; where none is, the one that gives most columns."""
+    most = 0
+    best = delimiters[0]
+    for delimiter in delimiters:
+        header = _csv_fields(lines, delimiter)
+        if header is None:
+            break
+        lines.put_back(header.lines)
+        if header.bad:
+            continue
+        if is_header(header.fields):
+            return delimiter
+        if len(header.fields) > most:
+            most = len(header.fields)
+            best = delimiter
+    return best
+
+
 @dataclass(slots=True)
 class _CsvFields:
     """Hold the lines of a record, its fields, and why it cannot be read, in words."""
 
-    lines: list[_Line]
+    lines: list[Line]
     fields: list[str]
     bad: str | None
 
 
-def _csv_fields(lines: _Lines, delimiter: str) -> _CsvFields | None:
+def _csv_fields(lines: Lines, delimiter: str) -> _CsvFields | None:
     """Return the fields of the next record; None at the end."""
     while True:
-        taken: list[_Line] = []
+        taken: list[Line] = []
         fields: list[str] | None = None
         bad: str | None = None
         try:
@@ -163,7 +135,7 @@ def _csv_fields(lines: _Lines, delimiter: str) -> _CsvFields | None:
             return _CsvFields(taken, fields or [], bad)
 
 
-def _pull(lines: _Lines, taken: list[_Line]) -> Iterator[str]:
+def _pull(lines: Lines, taken: list[Line]) -> Iterator[str]:
     """Yield lines to the csv module, which takes as many as an open quote needs, and note them in `taken`."""
     size = 0
     for line in lines:
@@ -182,7 +154,7 @@ def _pull(lines: _Lines, taken: list[_Line]) -> Iterator[str]:
 
 def json_records(fs: fsspec.AbstractFileSystem, path: str, size: int) -> Iterator[Record]:
     """Yield the records of a JSONL file, an object a line. Empty lines are no records."""
-    lines = _Lines(fs, path, size)
+    lines = Lines(ObjectStream(fs, path, size, 0))
     try:
         for line in lines:
             if line.bad or line.text.strip():
@@ -191,7 +163,7 @@ def json_records(fs: fsspec.AbstractFileSystem, path: str, size: int) -> Iterato
         lines.close()
 
 
-def _json_record(line: _Line, end: int) -> Record:
+def _json_record(line: Line, end: int) -> Record:
     if line.bad:
         return Record(None, end, line.bad)
     try:

@@ -1,14 +1,12 @@
 """Count tables again for verify, without code of the reader of tables.
 
 The rules for a record, for the column with the images and for the name of a row are written a second time,
-from their description; CSV is read by an expression instead of the csv module. Where the reader and the
-recount differ, one of them is wrong. The images that a table names by URI are not fetched again: of such a
+from their description; recount_lines.py reads CSV and JSONL. Where the reader and the recount differ, one of
+them is wrong. The images that a table names by URI are not fetched again: of such a
 row the key and the order are compared, not the size.
 """
 
 import io
-import json
-import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,14 +15,16 @@ import pyarrow.parquet as pq
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_cells import image_cell, key_text
+from wordsworth.pipeline.verification.recount_lines import (
+    CsvRecord,
+    JsonRecord,
+    Unusable,
+    csv_records,
+    json_records,
+)
 
 # Names of columns that hold images.
 _IMAGES = {"image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name"}
-_MAX_LINE_BYTES = 16 << 20  # bytes of a line; a longer one is no record
-_MAX_RECORD_BYTES = 256 << 10  # bytes of a CSV record of several lines
-
-JsonRecord = dict[str, Any]
-CsvRecord = dict[str, str | None]
 
 
 class Row(NamedTuple):
@@ -39,10 +39,6 @@ class Row(NamedTuple):
     key: str | None
     size: int | None
     error: str | None
-
-
-class Unusable(Exception):
-    """Report that the table has no column with images: there is nothing to count."""
 
 
 class TableFile(io.RawIOBase):
@@ -116,9 +112,10 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
         return
     records: Iterator[JsonRecord | CsvRecord | None]
     if ending in ("jsonl", "ndjson"):
-        records = _json_records(file)
+        records = json_records(file)
     else:
-        records = _csv_records(file, "\t" if ending == "tsv" else ",")
+        wanted = {image_column} if image_column else _IMAGES
+        records = csv_records(file, "\t,;|" if ending == "tsv" else ",;\t|", wanted)
     column = image_column
     for number, record in enumerate(records):
         if record is None:
@@ -146,131 +143,6 @@ def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | No
     else:
         name = key_text(None if image.name is None else without_credentials(image.name))
     return Row(str(number) if name is None else name, image.size, image.error)
-
-
-# ---- lines ----------------------------------------------------------------------------------------------
-
-
-def _lines(file: TableFile) -> Iterator[str | None]:
-    """Yield lines with their ends; None for a line that is too long or is not UTF-8."""
-    buffer = io.BufferedReader(file, 1 << 20)
-    mark = b"\xef\xbb\xbf"  # before the first line
-    while True:
-        line = buffer.readline(_MAX_LINE_BYTES + 1)
-        if not line:
-            return
-        line = line.removeprefix(mark)
-        mark = b""
-        if len(line) > _MAX_LINE_BYTES:
-            while line and line[-1:] != b"\n":
-                line = buffer.readline(1 << 16)
-            yield None
-            continue
-        try:
-            yield str(line, "utf-8")
-        except UnicodeDecodeError:
-            yield None
-
-
-def _json_records(file: TableFile) -> Iterator[JsonRecord | None]:
-    """Yield the objects of a file with one on a line; None for a line that is none. Empty lines are passed
-    over."""
-    for line in _lines(file):
-        if line is None:
-            yield None
-        elif line.strip():
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
-            yield value if isinstance(value, dict) else None
-
-
-def _csv_records(file: TableFile, delimiter: str) -> Iterator[CsvRecord | None]:
-    """Yield the records of a CSV file; None for a line that begins none, which costs one line.
-
-    A quoted field ends before a delimiter or before the end of the line. An unquoted field holds neither.
-    """
-    mark = re.escape(delimiter)
-    field = re.compile(rf'(?:"((?:[^"]|"")*)"|((?!")[^{mark}\r\n]*))({mark}|[\r\n]*\Z)')
-    source = _lines(file)
-    waiting: list[str | None] = []  # lines that no record has taken yet
-    header: list[str] | None = None
-    while True:
-        if not waiting:
-            line = next(source, "")
-            if line == "":
-                return
-            waiting.append(line)
-        if waiting[0] is not None and not waiting[0].strip("\r\n"):
-            del waiting[0]
-            continue
-        values, num_lines = _csv_record(source, waiting, field)
-        if header is None:
-            if values is None:
-                raise Unusable("its header cannot be read")
-            header = values
-        elif values is None or len(values) != len(header):
-            yield None
-            num_lines = 1
-        else:
-            yield dict(zip(header, [value or None for value in values], strict=True))
-        del waiting[:num_lines]
-
-
-def _csv_record(
-    source: Iterator[str | None], waiting: list[str | None], field: re.Pattern[str]
-) -> tuple[list[str] | None, int]:
-    """Return the fields of the record that begins with the first waiting line, and its number of lines.
-
-    Where no record begins there, the fields are None. Lines that are needed are taken from `source` into
-    `waiting`.
-    """
-    text = ""
-    num_lines = 0
-    while True:
-        if num_lines == len(waiting):
-            line = next(source, "")
-            if line == "":
-                return None, 1
-            waiting.append(line)
-        line = waiting[num_lines]
-        num_lines += 1
-        if line is None:
-            return None, 1
-        text += line
-        if num_lines > 1 and len(text.encode()) > _MAX_RECORD_BYTES:
-            return None, 1
-        if '"' not in text or not _has_open_quote(text, field):
-            return _fields(text, field), num_lines
-
-
-def _has_open_quote(text: str, field: re.Pattern[str]) -> bool:
-    """Return whether a quoted field of the text is still open."""
-    at = 0
-    while at < len(text):
-        found = field.match(text, at)
-        if found is None:
-            return text[at] == '"' and re.match(r'"(?:[^"]|"")*\Z', text[at:]) is not None
-        if found.end() == at or not found[3].strip("\r\n"):
-            return False
-        at = found.end()
-    return False
-
-
-def _fields(text: str, field: re.Pattern[str]) -> list[str] | None:
-    """Return the fields of a record; None where the text is no record."""
-    fields: list[str] = []
-    at = 0
-    while True:
-        found = field.match(text, at)
-        if found is None:
-            return None
-        quoted, plain, end = found.groups()
-        fields.append(plain if quoted is None else quoted.replace('""', '"'))
-        at = found.end()
-        if not end.strip("\r\n"):
-            return fields
 
 
 # ---- Parquet --------------------------------------------------------------------------------------------

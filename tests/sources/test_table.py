@@ -12,7 +12,7 @@ from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.stores import s3_bucket
 from tests.support.tables import image_bytes, write_csv, write_files, write_jsonl, write_parquet
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources import table_records as records
+from wordsworth.pipeline.sources import text_lines
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
@@ -243,7 +243,7 @@ def test_a_malformed_line_of_csv_costs_itself_and_no_other(tmp_path, bad, quoted
 
 
 def test_a_line_over_the_limit_is_a_bad_record_and_is_never_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_LINE", 1000)
+    monkeypatch.setattr(text_lines, "MAX_LINE", 1000)
     (tmp_path / "a.jpg").write_bytes(b"abc")
     lines = ['{"url": "a.jpg"}', '{"url": "%s"}' % ("x" * 5000), '{"url": "a.jpg"}']
     (tmp_path / "t.jsonl").write_text("\n".join(lines))

@@ -11,6 +11,7 @@ import zstandard
 
 from tests.sources.test_compressed import images, squeeze
 from tests.support.runs import KEYS, build, codes, read_rows
+from tests.support.samples import units_of
 from tests.support.tables import image_bytes, write_csv, write_files, write_jsonl, write_parquet
 from tests.support.tars import make_tar
 from wordsworth.pipeline.sources.finder import find_shards
@@ -146,6 +147,25 @@ def test_reader_and_recount_agree_on_csv_of_random_damage(tmp_path):
         text = "url,t\n" + "".join(generator.choices(tokens, k=generator.randrange(30)))
         path.write_bytes(text.encode() + (b"\xff,1\n" if case % 7 == 0 else b""))
         assert differences(path) == [], repr(text)
+
+
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be", "utf-8"])
+def test_reader_and_recount_agree_on_the_delimiters_and_encodings_of_damaged_text(tmp_path, code):
+    generator = random.Random(code)
+    tokens = ["a", "b.jpg", ",", ";", ";", '"', "|", "\t", "\n", "\n", "\r\n", "ä", "\u0a0a", "\ud800", "\0"]
+    for case in range(150):
+        path = tmp_path / ("t.jsonl" if case % 5 == 0 else "t.csv")
+        header = generator.choice(["url;t", "url,t", "t|url", "t\turl", "x;y", "url"])
+        begin = '{"url": "a.jpg"}' if case % 5 == 0 else header
+        text = f"{begin}\n" + "".join(generator.choices(tokens, k=generator.randrange(40)))
+        mark = generator.choice(["", "\ufeff"])
+        data = bytearray((mark + text).encode(code, "surrogatepass"))
+        if case % 3 == 0:
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        path.write_bytes(data + bytes(case % 2))
+        found = differences(path)
+        unusable = any(unit.fault for unit in units_of(path))
+        assert [what for what, *_ in found] == ["unreadable_source"] * unusable, (data, found)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import JsonFlag, SourceOptions
+from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.pipeline.errors import UserError
 
 # Bytes of each unit that --target-size may have.
@@ -29,7 +29,7 @@ def compact(
     address: Annotated[
         str | None, Parameter(help="Join the Ray cluster at this address (or RAY_ADDRESS).")
     ] = None,
-    storage: SourceOptions | None = None,
+    storage: StoreOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
     """Write a finished run again, in a new folder of large files."""
@@ -42,7 +42,7 @@ def compact(
         output=output,
         target_size=_to_bytes(target_size),
         address=address,
-        storage_options=(storage or SourceOptions()).storage,
+        storage_options=(storage or StoreOptions()).storage,
     )
     with RunProgress("compacting") as progress:
         summary = write_compacted(request, progress)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from wordsworth.jobs.options import Flag, SourceOptions
+from wordsworth.jobs.options import Flag, StoreOptions
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
@@ -52,7 +52,7 @@ def convert(
     from wordsworth.vit_model.variants import variant_name
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    storage = SourceOptions(storage_options=storage_options).storage
+    storage = StoreOptions(storage_options=storage_options).storage
     checkpoint = load_model(
         model,
         weights=weights,

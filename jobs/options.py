@@ -86,34 +86,14 @@ class ModelOptions:
 
 @Parameter(name="*", group=SOURCE)
 @dataclass
-class SourceOptions:
-    """Say how the source is read."""
+class StoreOptions:
+    """Say how the stores are opened that a command reads and writes."""
 
-    format: Literal["tar", "images", "table"] | None = None
-    "Kind of the source, where its file names leave it open."
-    image_key: str = ";".join(IMAGE_KEYS)
-    "Extensions that are images, in order of preference."
     allow_http: Annotated[bool, Flag] = False
     "Read http:// and https:// too."
-    image_column: str | None = None
-    """Column of a table with the images, as bytes or URIs. Without it: the only column with bytes, or the
-    first one that is named like image or url."""
-    key: str | None = None
-    """Column of a table that names its rows. Without it: the image's URI as given, or the row's number where
-    the images are bytes."""
     storage_options: str = "{}"
     """JSON object for the fsspec file system. Credentials belong in the store's own environment or files,
     not here."""
-
-    @property
-    def image_keys(self) -> tuple[str, ...]:
-        """Return the extensions that are images."""
-        return split_list(self.image_key.replace(",", ";"), ";")
-
-    def asked(self) -> dict[str, Any]:
-        """Return the fields of a LabelRequest that say how the source is read."""
-        names = ("format", "image_keys", "image_column", "key")
-        return {name: getattr(self, name) for name in names} | {"storage_options": self.storage}
 
     @property
     def storage(self) -> dict[str, Any]:
@@ -131,6 +111,33 @@ class SourceOptions:
         if self.allow_http:
             options[ALLOW_HTTP] = True
         return options
+
+
+@Parameter(name="*", group=SOURCE)
+@dataclass
+class SourceOptions(StoreOptions):
+    """Say how the source is read."""
+
+    format: Literal["tar", "images", "table"] | None = None
+    "Kind of the source, where its file names leave it open."
+    image_key: str = ";".join(IMAGE_KEYS)
+    "Extensions that are images, in order of preference."
+    image_column: str | None = None
+    """Column of a table with the images, as bytes or URIs. Without it: the only column with bytes, or the
+    first one that is named like image or url."""
+    key: str | None = None
+    """Column of a table that names its rows. Without it: the image's URI as given, or the row's number where
+    the images are bytes."""
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Return the extensions that are images."""
+        return split_list(self.image_key.replace(",", ";"), ";")
+
+    def asked(self) -> dict[str, Any]:
+        """Return the fields of a LabelRequest that say how the source is read."""
+        names = ("format", "image_keys", "image_column", "key")
+        return {name: getattr(self, name) for name in names} | {"storage_options": self.storage}
 
 
 @Parameter(name="*", group=RUN)

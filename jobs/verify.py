@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from wordsworth.jobs.options import JsonFlag, SourceOptions
+from wordsworth.jobs.options import JsonFlag, StoreOptions
 
 SHOWN = 20  # findings that are printed
 
@@ -22,7 +22,7 @@ def verify(
             help="Count the input again too, with code that shares nothing with the reader.", negative=""
         ),
     ] = False,
-    storage: SourceOptions | None = None,
+    storage: StoreOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
     """Prove that every input sample has exactly one row.
@@ -31,7 +31,7 @@ def verify(
     """
     from wordsworth.pipeline.verification.verifier import verify as run
 
-    report = run(output, source, (storage or SourceOptions()).storage)
+    report = run(output, source, (storage or StoreOptions()).storage)
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
         return 0 if report.ok else 1

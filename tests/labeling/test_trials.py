@@ -1,0 +1,112 @@
+"""Inputs as people have them, through the labeler: each image a row with its own pixels, and verify agrees.
+
+A trial is a small input that was made from a public complaint about a comparable tool. Trials that need the
+same options are the sources of one run. Each image of a trial has a size of its own, so that a row's width
+and height say which image it was made from.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from tests.support.labelling import rows, run
+from wordsworth.pipeline.verification.verifier import verify
+from wordsworth.vit_model.checkpoint import load_folder
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Trial(NamedTuple):
+    """Hold an input and what is right.
+
+    Attributes:
+        make: writes the input into a folder, and returns the sources to label
+        rows: by key, the number of the image that the row was made from, or the code of its error
+    """
+
+    make: Callable[[Path], list[Path]]
+    rows: dict[str, int | str]
+
+
+def image(number: int) -> bytes:
+    """Return a JPEG that is `20 + number` pixels wide and 16 high."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (20 + number, 16), (number * 7 % 256, 90, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, *names: str) -> list[Path]:
+    """Write image 1, 2, ... under these names, and return the folder as the one source."""
+    for number, name in enumerate(names, 1):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(number))
+    return [folder]
+
+
+def write_tar(path: Path, *names: str) -> list[Path]:
+    """Write a tar with image 1, 2, ... under these names, and return it as the one source."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names, 1):
+            data = image(number)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return [path]
+
+
+# ---- the trials --------------------------------------------------------------------------------------------
+
+
+def plain_folder(folder: Path) -> list[Path]:
+    return write(folder, "cat/1.jpg", "dog/1.jpg", "a b.jpg", "100%.jpg", "x#y.jpg", "q?.jpg", "[1].jpg")
+
+
+TRIALS = {
+    "a folder with spaces and signs in its names": Trial(
+        plain_folder,
+        {
+            "cat/1.jpg": 1,
+            "dog/1.jpg": 2,
+            "a b.jpg": 3,
+            "100%.jpg": 4,
+            "x#y.jpg": 5,
+            "q?.jpg": 6,
+            "[1].jpg": 7,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, local_ray, small_model) -> tuple[dict[str, dict], list[str]]:
+    """Label all trials in one run. Return the rows of each by key, and what the run said."""
+    base = tmp_path_factory.mktemp("trials")
+    sources: list[Path] = []
+    for number, trial in enumerate(TRIALS.values()):
+        sources += trial.make(base / f"in{number:03d}")
+    _, watcher = run(base, load_folder(small_model), *sources)
+    found: dict[str, dict] = {name: {} for name in TRIALS}
+    for row in rows(base):
+        number = int(os.path.relpath(row["shard"], base).removeprefix("in")[:3])
+        keys = found[list(TRIALS)[number]]
+        assert row["key"] not in keys, "two rows of one key"
+        keys[row["key"]] = row
+    report = verify(str(base / "out"), source=True)
+    assert report.ok, report.findings
+    return found, watcher.notes
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_each_image_is_a_row_with_its_own_pixels(labelled, name):
+    found = {}
+    for key, row in labelled[0][name].items():
+        found[key] = row["error"] or row["width"] - 20
+    assert found == TRIALS[name].rows

@@ -58,6 +58,7 @@ def lint(
             sources,
             settings,
             format=source.format,
+            include_hidden=source.include_hidden,
             most_places=MOST_PLACES if json_ else SHOWN_PLACES,
             on_shard=begun,
         )
@@ -89,10 +90,13 @@ def _as_json(report: "LintReport") -> dict[str, Any]:
         for finding in report.findings
     ]
     totals = {"clean": report.clean, "shards": report.shards, "samples": report.samples}
-    return {**totals, "findings": findings, "ignored": dict(report.ignored), "unreadable": report.unreadable}
+    passed_over = {"ignored": dict(report.ignored), "skipped_names": dict(report.skipped)}
+    return {**totals, "findings": findings, **passed_over, "unreadable": report.unreadable}
 
 
 def _print(report: "LintReport") -> None:
+    from wordsworth.pipeline.sources.skipped_names import skipped_note
+
     # In a file or a pipe a finding is one line, whatever its length.
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     table = Table("shard", "finding", "count", "first places", box=None, header_style="bold", pad_edge=False)
@@ -112,6 +116,8 @@ def _print(report: "LintReport") -> None:
         console.print(f"... and {len(report.findings) - SHOWN:,} more (--json lists all)")
     if report.ignored:
         console.print(f"other files: {escape(shown(_counts(report.ignored)))}")
+    if report.skipped:
+        console.print(skipped_note(report.skipped))
     console.print(_last_line(report))
 
 

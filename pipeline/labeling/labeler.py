@@ -20,7 +20,7 @@ from wordsworth.pipeline.labeling.dataset import label_failed, label_shards
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
 from wordsworth.pipeline.labeling.model_setup import ModelSetup, naming_lost_gpus
 from wordsworth.pipeline.labeling.plan import asked_for, refuse_another_run
-from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, ReceiptCounter, note_ignored
+from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, ReceiptCounter, note_passed_over
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.retry import failed_units
 from wordsworth.pipeline.labeling.settings import list_settings
@@ -116,11 +116,13 @@ def _label_rest(run: LabelRun, model: ModelSetup) -> Summary:
         listed=listed,
     )
     if listed:
-        note_ignored(run.frozen, run.progress)
+        note_passed_over(run.frozen, run.progress)
     for receipt in receipts:
         counter.add(receipt)
         if totals.refresh():
             run.progress.listed(shards=totals.shards, bytes_total=totals.bytes_total)
+    if not listed and run.frozen.complete:
+        note_passed_over(run.frozen, run.progress)
     summary = _finish(run, counter)
     return _label_failed(run, model) if run.request.retry_errors else summary
 

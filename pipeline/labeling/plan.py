@@ -60,7 +60,12 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
         "device": request.device,
     }
     # Plans of earlier versions do not have these options, so they are left out where they are not used.
-    rare = {"image-column": request.image_column, "key": request.key, "fast-decode": request.fast_decode}
+    rare = {
+        "image-column": request.image_column,
+        "key": request.key,
+        "fast-decode": request.fast_decode,
+        "include-hidden": request.include_hidden,
+    }
     for name, value in rare.items():
         if value:
             asked[name] = value

@@ -23,6 +23,7 @@ class LabelRequest:
         key: column of a table that names a row; None takes the URI or the number of the row.
         keep: sidecar fields, or columns of a table, that the rows carry.
         target: class that every image must have, for `evaluate`; its sidecar is one of `keep`.
+        include_hidden: take the names too that are skipped.
         storage_options: for fsspec.
         top_k: classes in a row; 0 gives no labels.
         embedding: "float16" or "float32"; None gives no embeddings.
@@ -53,6 +54,7 @@ class LabelRequest:
     key: str | None = None
     keep: tuple[str, ...] = ()
     target: Target | None = None
+    include_hidden: bool = False
     storage_options: StorageOptions = field(default_factory=dict)
     top_k: int = 5
     embedding: str | None = None

@@ -43,12 +43,14 @@ class ListSettings:
         format: "tar", "images" or "table" for all sources; None lets their names say so.
         image_keys: extensions that are images, in order of preference.
         storage_options: for fsspec.
+        include_hidden: take the names too that are skipped.
     """
 
     sources: tuple[str, ...]
     format: str | None
     image_keys: tuple[str, ...]
     storage_options: StorageOptions
+    include_hidden: bool = False
 
     def finder(self) -> Finder:
         """Return what lists the sources."""
@@ -57,6 +59,7 @@ class ListSettings:
             format=self.format,
             image_keys=self.image_keys,
             storage_options=self.storage_options,
+            include_hidden=self.include_hidden,
         )
 
 

@@ -43,10 +43,19 @@ class PageMetadata:
     Attributes:
         ignored: files of the sources that are neither shards nor images, by extension.
         replaces: ids of shards in earlier pages that are no longer part of the run.
+        skipped: files and folders of the sources that were skipped by their names, by kind.
     """
 
     ignored: dict[str, int] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the value of FOOTER_KEY. A page without skipped names is that of earlier versions."""
+        told = asdict(self)
+        if not self.skipped:
+            del told["skipped"]
+        return json.dumps(told)
 
     @classmethod
     def of(cls, schema: pa.Schema) -> Self:
@@ -128,6 +137,13 @@ class FrozenListing:
             total.update(self.metadata(path).ignored)
         return total
 
+    def skipped(self) -> Counter[str]:
+        """Return the number of files and folders that were skipped by their names, by kind."""
+        total: Counter[str] = Counter()
+        for path in self.files():
+            total.update(self.metadata(path).skipped)
+        return total
+
     def cursor(self) -> ListingCursor:
         """Return the cursor behind the last file that is frozen."""
         cursor = ListingCursor()
@@ -147,7 +163,7 @@ class FrozenListing:
         for file in self.files():
             if file.rpartition("/")[2].startswith(f"{number:05d}") and file != path:
                 return False
-        page = table.replace_schema_metadata({FOOTER_KEY: json.dumps(asdict(metadata))})
+        page = table.replace_schema_metadata({FOOTER_KEY: metadata.to_json()})
         written = put_if_absent(self.run.fs, path, parquet_bytes(page))
         return written or self.read(path)["id"].equals(table["id"])
 
@@ -183,24 +199,25 @@ class FirstPage:
     Attributes:
         shards: the shards of the page.
         ended: whether the listing ends with this page.
-        ignored: files of the sources that are neither shards nor images, by extension.
+        metadata: what the listing passed over.
     """
 
     shards: list[Shard]
     ended: bool
-    ignored: dict[str, int]
+    metadata: PageMetadata
 
     @classmethod
     def of(cls, finder: Finder, seconds: float = PAGE_SECONDS) -> Self:
         """List the sources up to the end of the first page."""
         for shards, last in split_into_pages(finder.shards(), seconds):
-            return cls(shards=shards, ended=last, ignored=dict(finder.ignored))
+            metadata = PageMetadata(ignored=dict(finder.ignored), skipped=dict(finder.skipped))
+            return cls(shards=shards, ended=last, metadata=metadata)
         raise AssertionError("a listing has at least one page")
 
     def freeze(self, frozen: FrozenListing) -> None:
         """Freeze this page as page 0, unless another job has frozen one."""
         if not frozen.files():
-            frozen.put(0, self.shards, last=self.ended, metadata=PageMetadata(ignored=self.ignored))
+            frozen.put(0, self.shards, last=self.ended, metadata=self.metadata)
 
 
 def list_pages(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
@@ -225,15 +242,19 @@ def _freeze_rest(
     frozen: FrozenListing, finder: Finder, number: int, cursor: ListingCursor
 ) -> Iterator[pa.Table]:
     """List behind a cursor, and freeze pages from `number` on, until another job has frozen one of them."""
-    told = Counter(finder.ignored)
+    ignored = Counter(finder.ignored)
+    skipped = Counter(finder.skipped)
     begin = replace(cursor, kinds=dict(cursor.kinds), images=Counter(cursor.images))
     for shards, last in split_into_pages(finder.shards(begin), PAGE_SECONDS):
-        metadata = PageMetadata(ignored=dict(finder.ignored - told))
+        metadata = PageMetadata(
+            ignored=dict(finder.ignored - ignored), skipped=dict(finder.skipped - skipped)
+        )
         if not frozen.put(number, shards, last=last, metadata=metadata):
             return
         cursor.advance(shards)
         number += 1
-        told = Counter(finder.ignored)
+        ignored = Counter(finder.ignored)
+        skipped = Counter(finder.skipped)
         yield listing_table(shards)
 
 

@@ -56,6 +56,7 @@ def write_manifest_and_summary(
         errors=dict(totals.errors.most_common()),
         skipped_members=dict(totals.skipped.most_common()),
         ignored=dict(frozen.ignored().most_common()),
+        skipped_names=dict(frozen.skipped().most_common()),
         bytes_read=totals.sums["bytes_read"],
         bytes_written=totals.sums["bytes"],
         stage_seconds={stage: round(totals.sums[stage], 3) for stage in TIMED},

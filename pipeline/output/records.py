@@ -347,6 +347,7 @@ class Summary:
         stage_seconds: seconds of each stage in TIMED, over all units.
         last_command: what the command did that wrote this.
         estimate: [foretold, found] by figure, where `wordsworth plan` was asked for an estimate.
+        skipped_names: files and folders of the sources that were skipped by their names, by kind.
     """
 
     run_id: str
@@ -363,6 +364,7 @@ class Summary:
     stage_seconds: dict[str, float]
     last_command: LastCommand
     estimate: dict[str, list[Any]] | None = None
+    skipped_names: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> JsonObject:
         """Return the object of summary.json."""
@@ -370,6 +372,8 @@ class Summary:
         told["last_command"] = self.last_command.to_dict()
         if self.estimate is None:
             del told["estimate"]
+        if not self.skipped_names:
+            del told["skipped_names"]
         return told
 
     @classmethod

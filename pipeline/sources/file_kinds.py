@@ -28,8 +28,6 @@ def kind_of(base: str, image_keys: tuple[str, ...]) -> str | None:
     """Return one of FORMATS for a file's name without its folders; None for a file of another kind."""
     if base.lower().endswith(tuple(TARS)):
         return "tar"
-    if base.startswith("._"):  # macOS leaves these beside the files of other systems
-        return None
     if "." in base and base.rpartition(".")[2].lower() in image_keys:
         return "images"
     return "table" if table_form(base) else None

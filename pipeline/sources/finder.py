@@ -14,6 +14,7 @@ from braceexpand import braceexpand
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, kind_of
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
+from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
 from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
@@ -35,10 +36,12 @@ class Listing:
     Attributes:
         shards: the shards, in the order of the sources and of the paths
         ignored: number of files that are neither shards nor images, by extension
+        skipped: number of files and folders that were skipped by their names, by kind
     """
 
     shards: list[Shard] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -82,10 +85,17 @@ def find_shards(
     format: str | None = None,
     image_keys: tuple[str, ...] = IMAGE_KEYS,
     storage_options: StorageOptions | None = None,
+    include_hidden: bool = False,
 ) -> Listing:
     """Return the whole listing at once. `Finder` gives the same shards as a stream."""
-    finder = Finder(sources, format=format, image_keys=image_keys, storage_options=storage_options)
-    return Listing(list(finder.shards()), finder.ignored)
+    finder = Finder(
+        sources,
+        format=format,
+        image_keys=image_keys,
+        storage_options=storage_options,
+        include_hidden=include_hidden,
+    )
+    return Listing(list(finder.shards()), finder.ignored, finder.skipped)
 
 
 class Finder:
@@ -99,9 +109,11 @@ class Finder:
         format: one of FORMATS, for a source that holds several kinds
         image_keys: extensions of images, in lower case
         storage_options: options of the store's client
+        include_hidden: take the names too that are skipped: see skipped_names.py
 
     Attributes:
         ignored: number of files that were passed over so far, by extension
+        skipped: number of files and folders that were skipped by their names so far, by kind
     """
 
     def __init__(
@@ -111,12 +123,15 @@ class Finder:
         format: str | None = None,
         image_keys: tuple[str, ...] = IMAGE_KEYS,
         storage_options: StorageOptions | None = None,
+        include_hidden: bool = False,
     ):
         self.sources = sources
         self.format = format
         self.image_keys = image_keys
         self.options = storage_options
+        self.include_hidden = include_hidden
         self.ignored: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self._first: dict[str, int] = {}  # number of the first source of each URI
         self._globs: list[tuple[int, re.Pattern[str]]] = []  # number of the source and its pattern
 
@@ -141,7 +156,8 @@ class Finder:
         source = self.sources[number]
         if last and not is_local(fs):
             last = fs._strip_protocol(last)
-        root, entries = list_files(fs, path, source, last)
+        names = NameFilter(self.skipped, self.include_hidden)
+        root, entries = list_files(fs, path, source, last, names)
         files = self._with_kinds(entries)
         kind = cursor.kinds.get(number)
         if kind is None:
@@ -195,9 +211,9 @@ class Finder:
     def _nothing_found(self, source: str) -> str:
         wanted = FORMATS[self.format] if self.format in FORMATS else _either(FORMATS.values())
         counts = [f"{count} {name}" for name, count in self.ignored.most_common(3)]
-        return (
-            f"no {wanted} in {without_credentials(source)} (it holds {', '.join(counts) or 'no file at all'})"
-        )
+        held = ", ".join(counts) or "no file at all"
+        skipped = f"; {skipped_note(self.skipped)}" if self.skipped else ""
+        return f"no {wanted} in {without_credentials(source)} (it holds {held}{skipped})"
 
     # ---- the files of a source that count -----------------------------------------------------------------
 

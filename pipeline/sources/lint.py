@@ -23,6 +23,7 @@ def lint(
     settings: ReadSettings,
     *,
     format: str | None = None,
+    include_hidden: bool = False,
     most_places: int = MOST_PLACES,
     on_shard: Callable[[int, int, str], None] | None = None,
 ) -> LintReport:
@@ -34,6 +35,7 @@ def lint(
         sources: as in `find_shards`
         settings: how the labeler would read; image_keys, keep, max_bytes and storage_options count here
         format: as in `find_shards`
+        include_hidden: as in `find_shards`
         most_places: places to keep for each shard and code
         on_shard: hears of each shard before it is read: its number from 1 on, the number of shards, its name
 
@@ -41,9 +43,13 @@ def lint(
         UserError: as `find_shards` does.
     """
     listing = find_shards(
-        sources, format=format, image_keys=settings.image_keys, storage_options=settings.storage_options
+        sources,
+        format=format,
+        image_keys=settings.image_keys,
+        storage_options=settings.storage_options,
+        include_hidden=include_hidden,
     )
-    report = LintReport(ignored=listing.ignored)
+    report = LintReport(ignored=listing.ignored, skipped=listing.skipped)
     prefixes: dict[str, _Prefix] = {}  # the pages of a prefix have their findings together
     for number, shard in enumerate(listing.shards, 1):
         name = without_credentials(shard.uri)

@@ -70,6 +70,7 @@ class LintReport:
         samples: number of samples
         findings: findings by shard and code
         ignored: number of files that are neither shards nor images, by extension
+        skipped: number of files and folders that were skipped by their names, by kind
         unreadable: the store's error by shard
     """
 
@@ -77,6 +78,7 @@ class LintReport:
     samples: int = 0
     findings: list[LintFinding] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.storage.walk import walk_files
 
@@ -14,9 +15,11 @@ FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says
 
 
 def list_files(
-    fs: fsspec.AbstractFileSystem, path: str, source: str, after: str | None
+    fs: fsspec.AbstractFileSystem, path: str, source: str, after: str | None, names: NameFilter
 ) -> tuple[str, Iterator[FileInfo]]:
     """Return the prefix that keys are relative to, and the files behind `after` in the order of their paths.
+
+    `names` judges what lies below a folder, and what a glob's wildcards stand for.
 
     Raises:
         UserError: nothing is there, or it may not be listed. The message names `source`.
@@ -26,12 +29,15 @@ def list_files(
         if info and info["type"] != "directory":
             return path.rpartition("/")[0], iter([(path, info)] if after is None else [])
         if info:
-            return path, walk_files(fs, path, after)
+            return path, _files_below(fs, path, after, names)
         if any(char in path for char in "*?["):
             files = _glob(fs, path)
             if files:
                 root = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-                return root, (entry for entry in files if after is None or entry[0] > after)
+                behind = (entry for entry in files if after is None or entry[0] > after)
+                return root, (
+                    entry for entry in behind if names.takes_file(part_below_pattern(path, entry[0]))
+                )
     except PermissionError as error:
         raise UserError(
             f"not allowed to list {without_credentials(source)}: {error}; check the credentials"
@@ -41,6 +47,16 @@ def list_files(
     raise UserError(
         f"nothing found at {without_credentials(source)}: no such file or folder, and no match as a glob"
     )
+
+
+def _files_below(
+    fs: fsspec.AbstractFileSystem, root: str, after: str | None, names: NameFilter
+) -> Iterator[FileInfo]:
+    """Yield the files of a folder whose names are not skipped."""
+    above = len(root.rstrip("/")) + 1  # characters in front of a path below the root
+    for path, info in walk_files(fs, root, after, lambda folder: names.takes_folder(folder[above:])):
+        if names.takes_file(path[above:]):
+            yield path, info
 
 
 def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:

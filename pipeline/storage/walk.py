@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,16 @@ from wordsworth.pipeline.storage.filesystem import is_local
 from wordsworth.pipeline.storage.streams import with_retries
 
 Entry = tuple[str, dict[str, Any]]  # a path, and what fsspec tells about the file
+TakesFolder = Callable[[str], bool]  # says of the path of a folder whether to look into it
 KEYS_PER_ANSWER = 1000  # in one answer of S3, at most
 
 
-def walk_files(fs: fsspec.AbstractFileSystem, root: str, after: str | None = None) -> Iterator[Entry]:
+def walk_files(
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    after: str | None = None,
+    takes_folder: TakesFolder = lambda path: True,
+) -> Iterator[Entry]:
     """Yield the files under `root`, at any depth, in the order of the characters of their paths.
 
     S3 lists in this order itself, and memory holds one answer of KEYS_PER_ANSWER names. Other file systems
@@ -25,14 +31,17 @@ def walk_files(fs: fsspec.AbstractFileSystem, root: str, after: str | None = Non
         fs: file system of `root`.
         root: folder or prefix.
         after: path to begin behind; None begins with the first file.
+        takes_folder: says whether to look into a folder. S3 is not listed by folders and does not ask it.
     """
     if hasattr(fs, "call_s3"):
         yield from _walk_s3(fs, root, after)
     else:
-        yield from _walk_folders(fs, root, after)
+        yield from _walk_folders(fs, root, after, takes_folder)
 
 
-def _walk_folders(fs: fsspec.AbstractFileSystem, folder: str, after: str | None) -> Iterator[Entry]:
+def _walk_folders(
+    fs: fsspec.AbstractFileSystem, folder: str, after: str | None, takes_folder: TakesFolder
+) -> Iterator[Entry]:
     entries = []
     for entry in with_retries(lambda: fs.ls(folder, detail=True)):
         name = entry["name"].rstrip("/")
@@ -44,8 +53,9 @@ def _walk_folders(fs: fsspec.AbstractFileSystem, folder: str, after: str | None)
         is_file = not name.endswith("/")
         if is_file and (after is None or name > after):
             yield name, entry
-        elif not is_file and (after is None or name > after or after.startswith(name)):
-            yield from _walk_folders(fs, name[:-1], after)
+        is_ahead = after is None or name > after or after.startswith(name)
+        if not is_file and is_ahead and takes_folder(name[:-1]):
+            yield from _walk_folders(fs, name[:-1], after, takes_folder)
 
 
 def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:

@@ -101,6 +101,7 @@ class TrainRequest:
         image_keys: extensions of the images in a tar.
         image_column: column of a table that holds the images; None to find out.
         key: column of a table that holds the keys; None to find out.
+        include_hidden: take the names too that are skipped.
     """
 
     sources: tuple[str, ...] = field(metadata=FREE_ON_RESUME)
@@ -147,6 +148,7 @@ class TrainRequest:
     image_keys: tuple[str, ...] = IMAGE_KEYS
     image_column: str | None = None
     key: str | None = None
+    include_hidden: bool = field(default=False, metadata=FREE_ON_RESUME)  # the data's digest tells
 
     @property
     def classified(self) -> bool:

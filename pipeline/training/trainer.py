@@ -10,6 +10,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target, target_sidecars
 from wordsworth.pipeline.sources.finder import expand_sources, find_shards
+from wordsworth.pipeline.sources.skipped_names import skipped_note
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
 from wordsworth.pipeline.training.classes import check_classes, train_target
@@ -77,8 +78,8 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
         patch_size=request.config.patch_size,
     )
     reading = _read_settings(request, decode)
-    train_data = _survey(request.sources, request, reading)
-    val_data = _survey(request.val, request, reading) if request.val else None
+    train_data = _survey(request.sources, request, reading, on_news)
+    val_data = _survey(request.val, request, reading, on_news) if request.val else None
     request, target, notes = _with_classes(request, train_data, val_data)
     build_objective(request)  # raises, before any worker starts, what does not fit together
     placement = place(request, train_data, ray.cluster_resources())
@@ -128,14 +129,19 @@ def _read_settings(request: TrainRequest, decode: DecodeSettings) -> ReadSetting
     )
 
 
-def _survey(sources: tuple[str, ...], request: TrainRequest, reading: ReadSettings) -> Survey:
+def _survey(
+    sources: tuple[str, ...], request: TrainRequest, reading: ReadSettings, on_news: OnNews
+) -> Survey:
     storage = request.storage_options
     listing = find_shards(
         expand_sources(sources, storage),
         format=request.format,
         image_keys=request.image_keys,
         storage_options=storage,
+        include_hidden=request.include_hidden,
     )
+    if listing.skipped:
+        on_news(NoteNews(message=skipped_note(listing.skipped)))
     return survey(cut_pages(listing.shards), reading, request.target if request.classified else None)
 
 

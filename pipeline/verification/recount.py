@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import open_filesystem, version_of, without_credentials
 from wordsworth.pipeline.verification.recount_compressed import Expanded
+from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
 from wordsworth.pipeline.verification.recount_tars import Sample, WholeFile, tar_samples
 from wordsworth.pipeline.verification.report import Report
@@ -45,6 +46,7 @@ class Recount:
         self.key: str | None = asked.get("key")
         self.image_keys: list[str] = asked["image-key"]
         self.sources: list[str] = asked["source"]
+        self.names = SkippedNames(self.sources, asked.get("include-hidden", False))
         self.options = options
         self.report = report
         self.prefix: str | None = None  # prefix of the pages of loose images that are read now
@@ -54,6 +56,10 @@ class Recount:
     def shard(self, shard: Shard, rows: list[Sample]) -> None:
         """Count one shard, and report every difference from its rows."""
         where = without_credentials(shard.uri)
+        skipped = [uri for uri in _object_uris(shard) if self.names.skips(uri)]
+        if skipped:
+            detail = f"{skipped[0]} has a name that is skipped, and is in the listing"
+            self.report.add("skipped_name", where, detail, len(skipped))
         try:
             samples = self._samples(shard)
         except _Changed as error:
@@ -142,7 +148,8 @@ class Recount:
         changed: list[str] = []
         for member in shard.members:
             now = self.unmet.pop(member["key"], None)
-            if now != (member["size"], member["version"]):
+            is_skipped = now is None and self.names.skips(f"{prefix}/{member['key']}")
+            if now != (member["size"], member["version"]) and not is_skipped:
                 changed.append(member["key"])
             sizes[member["key"]] = member["size"]
         if changed:
@@ -155,16 +162,23 @@ class Recount:
         """Return size and version of the images under a prefix, by their path under it."""
         fs, root = open_filesystem(uri, self.options)
         fs.invalidate_cache()
+        prefix = without_credentials(uri)
         found = {}
         for path, info in fs.find(root, detail=True).items():
             key = path.removeprefix(root).lstrip("/")
-            if self._is_image(key):
+            if self._is_image(key) and not self.names.skips(f"{prefix}/{key}"):
                 found[key] = (info["size"], version_of(info))
         return found
 
     def _is_image(self, key: str) -> bool:
         base = key.split("/")[-1]
-        return not base.startswith("._") and "." in base and base.lower().split(".")[-1] in self.image_keys
+        return "." in base and base.lower().split(".")[-1] in self.image_keys
+
+
+def _object_uris(shard: Shard) -> list[str]:
+    """Return the URIs of the objects of a shard, without credentials."""
+    uri = without_credentials(shard.uri)
+    return [f"{uri}/{member['key']}" for member in shard.members] or [uri]
 
 
 def _differences(samples: list[Sample], rows: list[Sample]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ class Finding:
             records of a compaction: unreadable_generation, wrong_generation
             records of the run: incomplete_listing, unreadable_listing, wrong_listing, not_finished,
             wrong_summary, wrong_manifest
-            the source: source_changed, unreadable_source
+            the source: source_changed, unreadable_source, skipped_name
             rows and source: missing_sample, extra_row, wrong_key, wrong_error, wrong_place (offset or size)
         where: the file, the shard or the record that is wrong.
         detail: one line that says what is wrong with it.

@@ -1,0 +1,69 @@
+"""The recount has a skip rule of its own: a listing that holds what it skips is found by it."""
+
+import pytest
+
+from tests.sources.test_skipped_names import IMAGES, SKIPPED, fill
+from tests.support.runs import build, codes, two_tars
+from wordsworth.pipeline.sources import skipped_names
+from wordsworth.pipeline.verification.recount_names import SkippedNames
+from wordsworth.pipeline.verification.verifier import verify
+
+
+def test_the_recount_skips_the_names_that_the_listing_skips():
+    parts = [
+        "a",
+        ".a",
+        "..a",
+        "_a",
+        "__a__",
+        "___",
+        "@eaDir",
+        "__MACOSX",
+        "PaxHeader",
+        "PaxHeaders.1",
+        "#recycle",
+    ]
+    parts += [".Trash-1", "$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information", "PaxHeaders.x",
+        "PaxHeader.12", "paxheader", "_b=1"]
+    names = [f"{one}/{two}.{end}" for one in parts for two in parts for end in ("jpg", "csv")]
+    names += [f"{one}/{two}/{three}.jpg" for one in parts for two in parts for three in ("a", "._b")]
+    rule = SkippedNames(["/s"], include_hidden=False)
+    for name in names:
+        skipped = skipped_names.skip_kind(name) or skipped_names.is_record_of_table(name)
+        assert rule.skips(f"/s/{name}") == bool(skipped), name
+        assert not SkippedNames(["/s"], include_hidden=True).skips(f"/s/{name}")
+
+
+@pytest.mark.parametrize(
+    ("source", "uri", "skips"),
+    [
+        ("/s/.h", "/s/.h/a.jpg", False),
+        ("/s/.h", "/s/.h/.h/a.jpg", True),
+        ("/s/.h/.a.jpg", "/s/.h/.a.jpg", False),
+        ("/s/*/.x/*.jpg", "/s/b/.x/a.jpg", False),
+        ("/s/*/*.jpg", "/s/.x/a.jpg", True),
+        ("/s/.*", "/s/.a.jpg", False),
+        ("3000 sources, sha256 ab", "/s/.a.jpg", False),
+    ],
+)
+def test_the_recount_judges_what_the_user_did_not_name(source, uri, skips):
+    assert SkippedNames([source], include_hidden=False).skips(uri) == skips
+
+
+def test_a_run_over_a_folder_of_hidden_names_is_exact(tmp_path):
+    fill(tmp_path / "in", [*IMAGES, *SKIPPED])
+    report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=True)
+    assert report.findings == [] and report.rows == report.recounted == len(IMAGES)
+
+
+def test_a_listing_that_took_hidden_images_and_tables_is_found_by_the_recount_alone(tmp_path, monkeypatch):
+    fill(tmp_path / "in", [*IMAGES, *SKIPPED])
+    two_tars(tmp_path / "tars" / ".old")
+    monkeypatch.setattr(skipped_names.NameFilter, "takes_folder", lambda names, path: True)
+    monkeypatch.setattr(skipped_names.NameFilter, "takes_file", lambda names, path: True)
+    for name, count in (("in", len(SKIPPED)), ("tars", 1)):
+        out = build(tmp_path / f"{name}-out", tmp_path / name)
+        assert verify(str(out)).ok
+        report = verify(str(out), source=True)
+        assert codes(report) == {"skipped_name"}
+        assert count == 1 or f"({count} such here)" in report.findings[0].detail

@@ -357,7 +357,8 @@ def test_loose_images_empty_large_or_of_one_key_are_found_across_pages(tmp_path,
         "oversized_member": [("c.jpg", None)],
         "colliding_key": [("a.png", None), ("b.v2.jpg", None)],
     }
-    assert (report.shards, report.samples, report.ignored) == (3, 6, {".txt": 1, ".jpg": 1})
+    assert (report.shards, report.samples, report.ignored) == (3, 6, {".txt": 1})
+    assert report.skipped == {"apple_double": 1}
     assert begun == [(number, 3, str(tmp_path)) for number in (1, 2, 3)]
 
 

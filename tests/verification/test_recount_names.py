@@ -23,8 +23,16 @@ def test_the_recount_skips_the_names_that_the_listing_skips():
         "PaxHeaders.1",
         "#recycle",
     ]
-    parts += [".Trash-1", "$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information", "PaxHeaders.x",
-        "PaxHeader.12", "paxheader", "_b=1"]
+    parts += [
+        ".Trash-1",
+        "$RECYCLE.BIN",
+        "$Recycle.Bin",
+        "System Volume Information",
+        "PaxHeaders.x",
+        "PaxHeader.12",
+        "paxheader",
+        "_b=1",
+    ]
     names = [f"{one}/{two}.{end}" for one in parts for two in parts for end in ("jpg", "csv")]
     names += [f"{one}/{two}/{three}.jpg" for one in parts for two in parts for three in ("a", "._b")]
     rule = SkippedNames(["/s"], include_hidden=False)

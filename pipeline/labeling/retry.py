@@ -25,7 +25,8 @@ from wordsworth.pipeline.sources.reader import read_image, read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import LISTING, Shard
 from wordsworth.pipeline.storage.atomic import overwrite
-from wordsworth.pipeline.storage.filesystem import open_filesystem
+from wordsworth.pipeline.storage.filesystem import join, open_exact
+from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.unit import SAMPLE, Unit
 
@@ -164,21 +165,20 @@ def _fetch_images(
 
 
 def _fetch_objects(shard: Shard, failed: list[FailedSample], settings: ReadSettings) -> dict[int, bytes]:
-    fs, root = open_filesystem(shard.uri, settings.storage_options)
+    fs, root = open_exact(shard.uri, settings.storage_options)
     members = {member["key"]: member for member in shard.members}
     images = {}
     for sample in failed:
         if sample.size is not None and sample.size <= settings.max_bytes:
-            path = f"{root.rstrip('/')}/{sample.key}"
-            images[sample.index] = read_image(fs, path, members[sample.key])
+            images[sample.index] = read_image(fs, join(root, sample.key), members[sample.key])
     return images
 
 
 def _fetch_ranges(shard: Shard, failed: list[FailedSample], settings: ReadSettings) -> dict[int, bytes]:
-    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    fs, path = open_exact(shard.uri, settings.storage_options)
 
     def fetch(begin: int, size: int) -> bytes:
-        return with_retries(lambda: fs.cat_file(path, start=begin, end=begin + size))
+        return with_retries(lambda: object_bytes(fs, path, begin, begin + size))
 
     images = {}
     for sample in failed:

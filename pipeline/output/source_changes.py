@@ -11,7 +11,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata, split_into_pages
 from wordsworth.pipeline.sources.finder import PAGE, Finder
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
-from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.storage.filesystem import join, without_credentials
 
 Identity = tuple[int, str]  # size in bytes and version of an object
 
@@ -106,7 +106,7 @@ def objects(shard: Shard) -> Iterator[tuple[ListedImage | None, str, Identity]]:
     if shard.kind != "images":
         yield None, shard.uri, (shard.size, shard.version)
     for member in shard.members:
-        yield member, f"{shard.uri}/{member['key']}", (member["size"], member["version"])
+        yield member, join(shard.uri, member["key"]), (member["size"], member["version"])
 
 
 def _image_pages(
@@ -151,7 +151,7 @@ class _ChangedObjects:
             return self.shards.get(old.uri)
         members: list[ListedImage] = []
         for member in old.members:
-            now = self.images.get(f"{old.uri}/{member['key']}", member)
+            now = self.images.get(join(old.uri, member["key"]), member)
             members.append({"key": member["key"], "size": now["size"], "version": now["version"]})
         if tuple(members) == old.members:
             return None

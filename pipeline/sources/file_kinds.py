@@ -33,6 +33,11 @@ def kind_of(base: str, image_keys: tuple[str, ...]) -> str | None:
     return "table" if table_form(base) else None
 
 
+def base_name(path: str) -> str:
+    """Return a path's name without its folders. An object of a store may have slashes at its name's end."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def compression(name: str) -> str | None:
     """Return how a tar is compressed: "gzip", "zstd" or None."""
     return _by_ending(name, TARS)

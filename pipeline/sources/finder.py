@@ -12,7 +12,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, kind_of
+from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, kind_of
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
 from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
@@ -20,6 +20,8 @@ from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
     absolute_uri,
     is_local,
+    key_under,
+    open_exact,
     open_filesystem,
     version_of,
     without_credentials,
@@ -154,8 +156,8 @@ class Finder:
     ) -> Iterator[Shard]:
         """Yield the shards of one source that lie behind the file `last`, a URI."""
         source = self.sources[number]
-        if last and not is_local(fs):
-            last = fs._strip_protocol(last)
+        if last:
+            last = open_exact(last, self.options)[1]
         names = NameFilter(self.skipped, self.include_hidden)
         root, entries = list_files(fs, path, source, last, names)
         files = self._with_kinds(entries)
@@ -180,7 +182,10 @@ class Finder:
 
     def _with_kinds(self, entries: Iterator[FileInfo]) -> Iterator[_File]:
         for path, info in entries:
-            yield _File(path, info, kind_of(path.rpartition("/")[2], self.image_keys))
+            kind = kind_of(base_name(path), self.image_keys)
+            if path.endswith("/") and kind != "images":  # no tool writes a tar or a table under such a name
+                kind = None
+            yield _File(path, info, kind)
 
     def _decide_kind(self, files: Iterator[_File], source: str) -> tuple[str, Iterator[_File]]:
         """Return the kind of a source, judged by its first files, and the files from the judged ones on."""
@@ -235,7 +240,7 @@ class Finder:
                 yield file
 
     def _ignore(self, path: str) -> None:
-        base = path.rpartition("/")[2]
+        base = base_name(path)
         if base == "labels.txt":  # the names of the classes lie beside the shards
             return
         extension = base.rpartition(".")[2].lower() if "." in base else ""
@@ -297,7 +302,7 @@ def _pages(
     while page := list(islice(files, PAGE)):
         members: list[ListedImage] = []
         for file in page:
-            key = file.path[len(root) :].lstrip("/")
+            key = key_under(root, file.path)
             members.append({"key": key, "size": file.info["size"], "version": version_of(file.info)})
         first = cursor.images[uri]
         cursor.images[uri] += len(members)

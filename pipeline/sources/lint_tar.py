@@ -11,7 +11,7 @@ from wordsworth.pipeline.sources.tar import TarNote, TarSample, read_samples
 from wordsworth.pipeline.sources.tar_fields import image_field
 from wordsworth.pipeline.sources.tar_headers import TarCut
 from wordsworth.pipeline.sources.tar_keys import is_skipped, split_key
-from wordsworth.pipeline.storage.filesystem import open_filesystem
+from wordsworth.pipeline.storage.filesystem import open_exact
 
 _MOST_SIDECARS = 64  # extensions whose absence is counted, the first ones of a shard
 _TRAILING = "end blocks with more behind them: tarfile, webdataset and Ray stop here, the labeler reads on"
@@ -27,7 +27,7 @@ def lint_tar(shard: Shard, settings: ReadSettings, found: ShardFindings) -> int:
         StoreFault: each reading breaks off somewhere else.
         OSError: the store fails.
     """
-    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    fs, path = open_exact(shard.uri, settings.storage_options)
     lint = _TarLint(settings, found)
     position = 0
     met: int | None = None  # where the reading before was cut

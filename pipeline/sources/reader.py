@@ -26,7 +26,8 @@ from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_samples
 from wordsworth.pipeline.sources.tar_fields import encoded_sample, image_field, wanted_fields
 from wordsworth.pipeline.sources.tar_headers import TarCut
-from wordsworth.pipeline.storage.filesystem import open_filesystem, version_of
+from wordsworth.pipeline.storage.filesystem import join, open_exact, version_of
+from wordsworth.pipeline.storage.objects import object_bytes, object_info
 from wordsworth.pipeline.storage.streams import ObjectStream, with_retries
 from wordsworth.pipeline.unit import SAMPLE, Unit
 
@@ -74,7 +75,7 @@ def _samples(
         return tar_samples(shard, settings, position, skipped)
     if shard.kind == "images":
         return page_samples(shard, settings, position)
-    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    fs, path = open_exact(shard.uri, settings.storage_options)
     _check_unchanged(fs, path, shard)
     return table_samples(shard, settings, position)
 
@@ -167,7 +168,7 @@ def _sample_table(batch: list[EncodedSample], first_index: int, num_sidecars: in
 
 
 def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> None:
-    info = with_retries(lambda: fs.info(path))
+    info = with_retries(lambda: object_info(fs, path))
     if (info["size"], version_of(info)) != (shard.size, shard.version):
         raise ShardChanged(f"{path} was replaced since the run was planned")
 
@@ -218,7 +219,7 @@ def tar_samples(
         StoreFault: the tar was replaced, or each reading breaks off somewhere else.
         OSError: the store fails.
     """
-    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    fs, path = open_exact(shard.uri, settings.storage_options)
     _check_unchanged(fs, path, shard)
     skipped = skipped or SkippedMembers()
     met: int | None = None  # where the reading before was cut
@@ -307,7 +308,7 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
 
     Raises OSError and StoreFault as `read_image` does.
     """
-    fs, root = open_filesystem(shard.uri, settings.storage_options)
+    fs, root = open_exact(shard.uri, settings.storage_options)
     for entry, member in enumerate(shard.members[position:], position):
         made = EncodedSample(
             key=member["key"],
@@ -320,7 +321,7 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
             made.error = "too_many_bytes"
             made.detail = f"{member['size']} bytes"
         else:
-            made.data = read_image(fs, f"{root.rstrip('/')}/{member['key']}", member)
+            made.data = read_image(fs, join(root, member["key"]), member)
         yield made
 
 
@@ -331,7 +332,7 @@ def read_image(fs: fsspec.AbstractFileSystem, path: str, member: ListedImage) ->
         ShardChanged: the image has another size than when it was listed.
         OSError: the store fails.
     """
-    data = with_retries(lambda: fs.cat_file(path))
+    data = with_retries(lambda: object_bytes(fs, path))
     if len(data) != member["size"]:
         raise ShardChanged(
             f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since"

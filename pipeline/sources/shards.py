@@ -7,6 +7,8 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from wordsworth.pipeline.storage.filesystem import join
+
 LISTING = pa.schema(
     [
         ("kind", pa.string()),
@@ -80,7 +82,7 @@ class Shard:
         """Return the URI of the last file of the shard, in the order of the listing."""
         if not self.members:
             return self.uri
-        return f"{self.uri.rstrip('/')}/{self.members[-1]['key']}"
+        return join(self.uri, self.members[-1]["key"])
 
     def to_row(self) -> dict[str, Any]:
         """Return the shard as a row of LISTING."""

@@ -9,6 +9,7 @@ import fsspec
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
 from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.storage.objects import object_info
 from wordsworth.pipeline.storage.walk import walk_files
 
 FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says about it
@@ -61,7 +62,7 @@ def _files_below(
 
 def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     try:
-        return fs.info(path)
+        return object_info(fs, path)
     except FileNotFoundError:
         return None
 

@@ -18,7 +18,7 @@ from wordsworth.pipeline.sources.table_records import (
     csv_records,
     json_records,
 )
-from wordsworth.pipeline.storage.filesystem import open_filesystem, without_credentials
+from wordsworth.pipeline.storage.filesystem import open_exact, without_credentials
 
 # Names of the column of images, the first one counts. Not used with --image-column, or if only one column
 # holds bytes.
@@ -35,13 +35,13 @@ def table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterat
         StoreFault: a column is missing, or can hold no image.
         OSError: the store fails.
     """
-    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    fs, path = open_exact(shard.uri, settings.storage_options)
     return fetched(named_samples(fs, path, shard, settings, position), shard, settings)
 
 
 def table_rows(shard: Shard, settings: ReadSettings) -> Iterator[NamedImage]:
     """Yield the samples of a table, each with the URI of its image. The images are not fetched."""
-    fs, path = open_filesystem(shard.uri, settings.storage_options)
+    fs, path = open_exact(shard.uri, settings.storage_options)
     return named_samples(fs, path, shard, settings, 0)
 
 

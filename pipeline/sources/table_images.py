@@ -15,9 +15,11 @@ from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
     is_local,
+    open_exact,
     open_filesystem,
     without_credentials,
 )
+from wordsworth.pipeline.storage.objects import object_bytes, object_info
 from wordsworth.pipeline.storage.streams import with_retries
 
 FETCHERS = 8  # objects asked for at once by one read task
@@ -72,7 +74,7 @@ class Resolver:
 
     def __init__(self, shard: Shard, options: StorageOptions):
         self.options = options
-        self.fs, path = open_filesystem(shard.uri, options)
+        self.fs, path = open_exact(shard.uri, options)
         self.local = is_local(self.fs)
         self.folder = path.rpartition("/")[0]
 
@@ -256,7 +258,10 @@ class _Fetch:
 
     def _size(self) -> int | None:
         """Return the bytes of the image, or None where the store does not say."""
-        info = self.fs.info(self.path) if is_local(self.fs) else with_retries(lambda: self.fs.info(self.path))
+        if is_local(self.fs):
+            info = self.fs.info(self.path)
+        else:
+            info = with_retries(lambda: object_info(self.fs, self.path))
         if info.get("type") == "directory":
             raise IsADirectoryError(self.path)
         if info.get("type", "file") != "file":
@@ -265,7 +270,7 @@ class _Fetch:
 
     def _read(self, max_bytes: int) -> bytes:
         if self.size is not None:
-            return with_retries(lambda: self.fs.cat_file(self.path))
+            return with_retries(lambda: object_bytes(self.fs, self.path))
         with with_retries(lambda: self.fs.open(self.path, "rb")) as file:
             return with_retries(lambda: file.read(max_bytes + 1))
 

@@ -80,6 +80,34 @@ def open_filesystem(uri: str, options: StorageOptions | None = None) -> tuple[fs
     return fs, path
 
 
+def open_exact(uri: str, options: StorageOptions | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URI that `absolute_uri` made, and the exact path in that file system.
+
+    Such a URI is the name of a listed object. Nothing in it has a meaning but its scheme: neither `::` nor
+    `?versionId=` nor a slash at the end.
+
+    Raises:
+        UserError: the scheme is not allowed, or its client is not installed.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if uri.startswith("/") or not separator:
+        return fsspec.filesystem("file"), uri
+    fs, _ = open_filesystem(f"{scheme}://{rest.partition('/')[0]}", options)
+    if hasattr(fs, "call_s3"):
+        return fs, rest
+    return fs, fs._strip_protocol(uri)
+
+
+def join(prefix: str, key: str) -> str:
+    """Return the path or the URI of the object `key` under a prefix. No byte of the key changes."""
+    return f"{prefix}{key}" if prefix == "/" else f"{prefix}/{key}"
+
+
+def key_under(prefix: str, path: str) -> str:
+    """Return the key of an object under a prefix: the second argument of the `join` that gives `path`."""
+    return path[len(join(prefix, "")) :]
+
+
 def _with_checksums(options: StorageOptions) -> StorageOptions:
     """Return the options of an S3 file system, without optional checksums unless the store is Amazon's.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import fsspec
 
+from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
 
 
@@ -62,7 +63,7 @@ class SeekableObject(io.RawIOBase):
         return data
 
     def _range(self, end: int) -> bytes:
-        data = self.fs.cat_file(self.path, start=self.position, end=end)
+        data = object_bytes(self.fs, self.path, self.position, end)
         if len(data) != end - self.position:
             raise OSError(f"{self.path} gave {len(data)} of {end - self.position} bytes")
         return data

@@ -7,6 +7,8 @@ from typing import IO, Any, TypeVar
 import fsspec
 import tenacity
 
+from wordsworth.pipeline.storage.objects import open_object
+
 Result = TypeVar("Result")
 
 ATTEMPTS = 5  # tries of one call, the first one included
@@ -97,7 +99,7 @@ class ObjectStream(io.RawIOBase):
     def _read(self, num_bytes: int) -> bytes:
         try:
             if self._file is None:
-                self._file = self.fs.open(self.path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
+                self._file = open_object(self.fs, self.path, self.size, BLOCK_BYTES)
                 self._file.seek(self.position)
             data = self._file.read(num_bytes)
             if not data:

@@ -62,12 +62,13 @@ def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
     """Yield the files under an S3 prefix, by ListObjectsV2 without a delimiter.
 
     Keys come in the order of their UTF-8 bytes, which is that of their characters. A store on a file system
-    (rclone) may list a key twice while the object is overwritten; the second one is left out.
+    (rclone) may list a key twice while the object is overwritten; the second one is left out. An empty object
+    with a slash at the end of its key marks a folder and is left out.
     """
-    bucket, _, prefix = root.partition("/")
+    bucket, slash, prefix = root.partition("/")
     request: dict[str, Any] = {"Bucket": bucket, "Prefix": "", "MaxKeys": KEYS_PER_ANSWER}
-    if prefix:
-        request["Prefix"] = f"{prefix.rstrip('/')}/"
+    if slash:
+        request["Prefix"] = f"{prefix}/"
     if after:
         request["StartAfter"] = after.partition("/")[2]
     previous = None
@@ -75,7 +76,7 @@ def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
         answer = with_retries(partial(fs.call_s3, "list_objects_v2", **request))
         for found in answer.get("Contents", ()):
             key = found["Key"]
-            if key == previous or key.endswith("/"):  # a key with a slash at its end marks an empty folder
+            if key == previous or (key.endswith("/") and found["Size"] == 0):
                 continue
             previous = key
             path = f"{bucket}/{key}"
@@ -107,7 +108,8 @@ def list_names(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
 
 
 def _names_on_s3(fs: Any, folder: str) -> Iterator[str]:
-    prefix = f"{folder.rstrip('/')}/"
+    folder = folder.rstrip("/")
+    prefix = f"{folder}/"
     for path, _ in _walk_s3(fs, folder, None):
         name = path[len(prefix) :]
         if "/" not in name:

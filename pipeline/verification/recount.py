@@ -6,8 +6,8 @@ Therefore Python's tarfile reads the tars (recount_tars.py), loose images come f
 tables and compressed tars are read by other means (recount_tables.py, recount_compressed.py). The rules for
 samples and keys are written a second time too. Where the reader and the recount differ, one of them is wrong.
 
-They have two things in common: the record of a shard (wordsworth.pipeline.sources.shards), and the way to ask
-a store (wordsworth.pipeline.storage.filesystem).
+They have two things in common: the record of a shard (wordsworth.pipeline.sources.shards), and the way to
+open a file system (wordsworth.pipeline.storage.filesystem).
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import open_filesystem, version_of, without_credentials
+from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_compressed import Expanded
 from wordsworth.pipeline.verification.recount_names import SkippedNames
+from wordsworth.pipeline.verification.recount_objects import ListedObject
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
 from wordsworth.pipeline.verification.recount_tars import Sample, WholeFile, tar_samples
 from wordsworth.pipeline.verification.report import Report
 
-READAHEAD_BYTES = 8 << 20  # bytes that a store is asked for at a time
 # Errors that the source alone decides. The decoder decides all others.
 SOURCE_ERRORS = ("missing_image", "bad_record", "shard_truncated")
 
@@ -107,12 +107,10 @@ class Recount:
     @contextlib.contextmanager
     def _opened(self, shard: Shard) -> Iterator[BinaryIO]:
         """Open a shard that has the size and the version that it was planned with."""
-        fs, path = open_filesystem(shard.uri, self.options)
-        fs.invalidate_cache()
-        info = fs.info(path)
-        if (info["size"], version_of(info)) != (shard.size, shard.version):
+        found = ListedObject(shard.uri, self.options)
+        if found.identity() != (shard.size, shard.version):
             raise _Changed("it was replaced since the run was planned")
-        with fs.open(path, "rb", block_size=READAHEAD_BYTES, cache_type="readahead") as file:
+        with found.open(shard.size) as file:
             yield file
 
     def _tar(self, shard: Shard) -> list[Sample]:
@@ -160,18 +158,17 @@ class Recount:
 
     def _find(self, uri: str) -> dict[str, tuple[int, str]]:
         """Return size and version of the images under a prefix, by their path under it."""
-        fs, root = open_filesystem(uri, self.options)
-        fs.invalidate_cache()
         prefix = without_credentials(uri)
         found = {}
-        for path, info in fs.find(root, detail=True).items():
-            key = path.removeprefix(root).lstrip("/")
-            if self._is_image(key) and not self.names.skips(f"{prefix}/{key}"):
-                found[key] = (info["size"], version_of(info))
+        for key, identity in ListedObject(uri, self.options).files_below().items():
+            if self._is_image(key, size=identity[0]) and not self.names.skips(f"{prefix}/{key}"):
+                found[key] = identity
         return found
 
-    def _is_image(self, key: str) -> bool:
+    def _is_image(self, key: str, size: int) -> bool:
         base = key.split("/")[-1]
+        if base == "" and size > 0:  # no empty mark of a folder, but an object whose name ends with a slash
+            base = key.rstrip("/").split("/")[-1]
         return "." in base and base.lower().split(".")[-1] in self.image_keys
 
 

@@ -10,11 +10,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.faults.proxy import Faults, proxy
 
@@ -24,6 +27,18 @@ BUCKET = "wordsworth"
 
 class MissingServer(Exception):
     """Report that a store's server is not installed."""
+
+
+def served(server: Callable[[], AbstractContextManager["Backend"]]) -> Iterator["Backend"]:
+    """Give a store for a fixture. Where its server is missing, a test of CI fails and any other test is
+    skipped."""
+    try:
+        with server() as backend:
+            yield backend
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from tests.faults import servers
 from tests.faults.protocol import run_rounds
 from tests.faults.proxy import Faults
-from tests.faults.servers import BUCKET, Backend, MissingServer, through
+from tests.faults.servers import BUCKET, Backend, served, through
 from tests.faults.worker import ON_A_DISK
 from tests.support.runs import made_up_plan
 from wordsworth.pipeline.errors import UserError
@@ -20,18 +20,6 @@ from wordsworth.pipeline.storage.filesystem import open_filesystem
 from wordsworth.pipeline.storage.streams import ObjectStream
 
 DATA = bytes(range(251)) * 40
-
-
-def served(server):
-    """Give a store for the module. Where its server is missing, a test of CI fails and any other test is
-    skipped."""
-    try:
-        with server() as backend:
-            yield backend
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def test_a_store_that_fails_in_the_middle_is_a_fault_and_no_row(tmp_path, monkey
     shard = shard_of(place(tmp_path, data, form))
     fs = LocalFileSystem(skip_instance_cache=True)
     monkeypatch.setattr(fs, "open", lambda path, *args, **options: Failing(data))
-    monkeypatch.setattr(reader, "open_filesystem", lambda uri, options=None: (fs, uri))
+    monkeypatch.setattr(reader, "open_exact", lambda uri, options=None: (fs, uri))
     *units, fault = read_units(shard, ReadSettings(unit_rows=4))
     assert fault.fault == "OSError: 503 SlowDown" and not fault.last and len(fault.samples) == 0
     assert units and not any(unit.last or unit.samples["error"].null_count < 4 for unit in units)

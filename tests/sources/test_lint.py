@@ -283,7 +283,7 @@ def flaky(monkeypatch, open_):
     fs = LocalFileSystem(skip_instance_cache=True)
     whole = fs.open
     monkeypatch.setattr(fs, "open", lambda path, *args, **options: open_(whole(path)))
-    monkeypatch.setattr(lint_module, "open_filesystem", lambda uri, options=None: (fs, uri))
+    monkeypatch.setattr(lint_module, "open_exact", lambda uri, options=None: (fs, uri))
     monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
 
 

@@ -63,7 +63,7 @@ def broken(monkeypatch, open_, **fields):
     monkeypatch.setattr(fs, "open", lambda path, *args, **options: open_(whole(path)))
     for name, function in fields.items():
         monkeypatch.setattr(fs, name, function)
-    monkeypatch.setattr(reader, "open_filesystem", lambda uri, options=None: (fs, uri))
+    monkeypatch.setattr(reader, "open_exact", lambda uri, options=None: (fs, uri))
 
 
 # ---- units -------------------------------------------------------------------------------------------------

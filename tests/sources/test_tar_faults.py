@@ -31,7 +31,7 @@ def waits(monkeypatch):
 
 
 def units(monkeypatch, fs: FaultyFileSystem, rows: int = 3) -> list:
-    monkeypatch.setattr(reader, "open_filesystem", lambda uri, options=None: (fs, uri))
+    monkeypatch.setattr(reader, "open_exact", lambda uri, options=None: (fs, uri))
     return list(
         read_units(
             Shard(kind="tar", uri="s.tar", size=len(fs.data), version="1"),

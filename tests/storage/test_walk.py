@@ -37,7 +37,9 @@ class S3:
         left = [key for key in self.keys if key.startswith(Prefix) and key.encode() > after]
         page = left[:MaxKeys]
         answer = {
-            "Contents": [{"Key": key, "Size": 3, "ETag": f'"{key}"'} for key in page],
+            "Contents": [
+                {"Key": key, "Size": 0 if key.endswith("/") else 3, "ETag": f'"{key}"'} for key in page
+            ],
             "IsTruncated": len(left) > len(page),
         }
         return answer | ({"NextContinuationToken": page[-1]} if answer["IsTruncated"] else {})

@@ -1,0 +1,138 @@
+"""Show on a real server that an object is one row, whatever its name is, and that shard/key opens it."""
+
+import pytest
+import s3fs
+
+from tests.faults.servers import BUCKET, moto, served
+from tests.support.runs import KEYS, build, codes, read_rows
+from wordsworth.pipeline.labeling import retry
+from wordsworth.pipeline.output.frozen_listing import FrozenListing
+from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.output.source_changes import find_changes
+from wordsworth.pipeline.sources import finder as finder_module
+from wordsworth.pipeline.sources.finder import Finder, ListingCursor, find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.verification.verifier import verify
+
+TWINS = {"imgs//b.jpg": b"red!", "imgs/b.jpg": b"blue", "imgs/c.jpg": b"green"}
+ODD = {
+    "odd//deep///b.jpg": b"1",
+    "odd/deep/b.jpg": b"2",
+    "odd/x?versionId=abc.jpg": b"3",
+    "odd/x": b"no image",
+    "odd/a%2Fb.jpg": b"4",
+    "odd/a/b.jpg": b"5",
+    "odd/a::b.jpg": b"6",
+    "odd/2024-01-02T13:51:14+00:00.jpg": b"7",
+    "odd/a**b/[x]{1,2}.jpg": b"8",
+    "odd/trailing .jpg": b"9",
+    "odd/ends-in-a-slash.jpg/": b"10",
+    "odd/caf\u00e9.jpg": b"11",
+    "odd/cafe\u0301.jpg": b"12",
+    "odd/../up.jpg": b"13",
+    "odd/empty-mark/": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def store():
+    """The client of an empty store, which the environment names for every file system of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for backend in served(moto):
+            patch.setenv("AWS_ENDPOINT_URL", backend.options["endpoint_url"])
+            patch.setenv("AWS_ACCESS_KEY_ID", backend.options["key"])
+            patch.setenv("AWS_SECRET_ACCESS_KEY", backend.options["secret"])
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield s3fs.S3FileSystem()
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def put(store):
+    """Put objects by their exact keys; afterwards the bucket is empty again."""
+
+    def put_all(objects: dict[str, bytes]) -> None:
+        for key, data in objects.items():
+            store.call_s3("put_object", Bucket=BUCKET, Key=key, Body=data)
+
+    yield put_all
+    for found in store.call_s3("list_objects_v2", Bucket=BUCKET).get("Contents", []):
+        store.call_s3("delete_object", Bucket=BUCKET, Key=found["Key"])
+
+
+def images(source: str) -> dict[str, bytes]:
+    """Return what the reader gives for a source, by `shard/key`."""
+    found: dict[str, bytes] = {}
+    for shard in find_shards([source]).shards:
+        for unit in read_units(shard, ReadSettings(unit_rows=1)):
+            (row,) = unit.samples.to_pylist()
+            name = f"{shard.uri}/{row['key']}"
+            assert row["error"] is None and name not in found
+            found[name] = unit.payload.tobytes()
+    return found
+
+
+def at(objects: dict[str, bytes], *without: str) -> dict[str, bytes]:
+    return {f"s3://{BUCKET}/{key}": data for key, data in objects.items() if key not in without}
+
+
+@pytest.mark.parametrize("without", [(), ("imgs/b.jpg",)], ids=["beside its twin", "alone"])
+def test_a_key_with_two_slashes_is_an_image_of_its_own(tmp_path, put, without):
+    put({key: data for key, data in TWINS.items() if key not in without})
+    assert images(f"s3://{BUCKET}/imgs") == at(TWINS, *without)
+    report = verify(str(build(tmp_path / "out", f"s3://{BUCKET}/imgs")), source=True)
+    assert report.ok and report.recounted == report.rows == 3 - len(without), report.findings
+
+
+def test_a_key_that_begins_with_a_slash_is_found_at_the_buckets_top(tmp_path, put):
+    put({"/x.jpg": b"top", "x.jpg": b"plain"})
+    assert images(f"s3://{BUCKET}") == {f"s3://{BUCKET}//x.jpg": b"top", f"s3://{BUCKET}/x.jpg": b"plain"}
+    assert images(f"s3://{BUCKET}//x.jpg") == {f"s3://{BUCKET}//x.jpg": b"top"}
+    assert verify(str(build(tmp_path / "out", f"s3://{BUCKET}")), source=True).recounted == 2
+
+
+def test_every_odd_key_is_a_row_and_is_exact(tmp_path, put):
+    put(ODD)
+    assert images(f"s3://{BUCKET}/odd") == at(ODD, "odd/x", "odd/empty-mark/")
+    report = verify(str(build(tmp_path / "out", f"s3://{BUCKET}/odd")), source=True)
+    assert report.ok and report.recounted == len(ODD) - 2, report.findings
+
+
+def test_a_listing_of_odd_keys_goes_on_behind_any_of_them(put, monkeypatch):
+    put(ODD)
+    monkeypatch.setattr(finder_module, "PAGE", 1)
+    whole = find_shards([f"s3://{BUCKET}/odd"]).shards
+    for place in range(len(whole)):
+        cursor = ListingCursor()
+        cursor.advance(whole[: place + 1])
+        assert list(Finder([f"s3://{BUCKET}/odd"]).shards(cursor)) == whole[place + 1 :]
+
+
+def test_an_update_adds_the_twin_and_nothing_else(tmp_path, put):
+    put(TWINS)
+    out = build(tmp_path / "out", f"s3://{BUCKET}/imgs")
+    put({"imgs//c.jpg": b"a new twin", "imgs/c.jpg": b"changed"})
+    found = find_changes(FrozenListing(RunFolder(str(out))), Finder([f"s3://{BUCKET}/imgs"], image_keys=KEYS))
+    assert [member["key"] for shard in found.shards for member in shard.members] == ["/c.jpg"]
+    assert found.changed == [f"s3://{BUCKET}/imgs/c.jpg"]
+
+
+def test_a_failed_image_is_fetched_again_from_its_own_key(put):
+    put(TWINS)
+    (shard,) = find_shards([f"s3://{BUCKET}/imgs"]).shards
+    failed = [
+        retry.FailedSample(key=key, index=index, offset=0, size=4, error="decode_error")
+        for index, key in enumerate(["/b.jpg", "b.jpg"])
+    ]
+    assert retry._fetch_objects(shard, failed, ReadSettings(unit_rows=9)) == {0: b"red!", 1: b"blue"}
+
+
+def test_verify_catches_a_reader_that_cuts_slashes_from_keys(tmp_path, put):
+    put(TWINS)
+
+    def cut(shard):
+        return [{**row, "key": row["key"].lstrip("/")} for row in read_rows(shard)]
+
+    out = build(tmp_path / "out", f"s3://{BUCKET}/imgs", reader=cut)
+    assert codes(verify(str(out), source=True)) & {"missing_sample", "wrong_key", "extra_row"}

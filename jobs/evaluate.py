@@ -138,6 +138,9 @@ def _print(found: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+    console.print(f"classes: {found['classes']}", markup=False)
+    if "train_classes" in found:
+        console.print(f"classes of --train: {found['train_classes']}", markup=False)
     console.print()
     worst = Table(
         "worst classes", "images", "right", "taken for", box=None, header_style="bold", pad_edge=False

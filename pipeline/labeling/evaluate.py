@@ -1,5 +1,6 @@
 """Evaluate a model on images whose class is known: label each image once, and count its row."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from wordsworth.pipeline.labeling.labeler import label
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.sources.class_target import Target
+from wordsworth.pipeline.sources.model_target import NO_CLASS, ModelTarget, model_target
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.few_shot import SHOTS
 
@@ -46,10 +47,12 @@ def evaluate(
         shots: training images of each class, for one set of probes each.
 
     Returns:
-        The figures of AccuracyCounter, and of EmbeddingProbes.
+        The figures of AccuracyCounter, and of EmbeddingProbes. `no_class` counts the images without a class,
+        which no figure has. `classes` and `train_classes` say by which names the images have their classes.
 
     Raises:
-        UserError: an image has no class, the model has no head, or no image could be decoded.
+        UserError: the class of an image is none of the model's, no image has a class or could be decoded, or
+            the model has no head.
     """
     num_classes = checkpoint.config.num_classes
     if not num_classes:
@@ -57,49 +60,59 @@ def evaluate(
             "this model has no classification head: there is nothing to evaluate; "
             "wordsworth embed gives its vectors"
         )
-    numbered = any(label.isdecimal() for label in checkpoint.labels or ())
-    target = Target(where, checkpoint.labels, num_classes, digits_are_names=numbered and where != "cls")
+    target = model_target(where, checkpoint.labels, num_classes)
     embedding = "float32" if train else None
     request = replace(
         request, target=target, keep=target.sidecars, top_k=min(TOP_K, num_classes), embedding=embedding
     )
     runs = _EvaluationRuns(request=request, checkpoint=checkpoint, make_progress=make_progress)
+    sets = {"train": train, "test": request.sources} if train else {"test": request.sources}
     with ray_session(request.address):  # one session for both runs
-        probes = _fit_probes(runs, train, shots, target) if train else None
-        accuracy = _count_test(runs, request.sources, target, probes)
-    figures = accuracy.figures(target.labels)
-    return figures | probes.figures() if probes else figures
+        for name, sources in sets.items():
+            runs.label(name, sources)
+    names = {name: runs.class_names(name, target) for name in sets}
+    target = target.settled(name for met in names.values() for name in met)
+    probes = _fit_probes(runs, shots, target) if train else None
+    figures = _count_test(runs, target, probes).figures(target.labels)
+    figures["no_class"] = names["test"][None]
+    figures["classes"] = target.describe(names["test"])
+    if probes:
+        figures |= probes.figures()
+        figures["train_classes"] = target.describe(names["train"])
+    return figures
 
 
-def _fit_probes(
-    runs: "_EvaluationRuns", train: tuple[str, ...], shots: tuple[int, ...], target: Target
-) -> EmbeddingProbes:
+def _fit_probes(runs: "_EvaluationRuns", shots: tuple[int, ...], target: ModelTarget) -> EmbeddingProbes:
     embeddings = []
     classes = []
-    for rows, _ in runs.label("train", train):
+    for rows, _ in runs.rows("train"):
+        rows, numbers = _with_classes(rows, target)
         if rows.num_rows:
             embeddings.append(_embeddings(rows))
-            classes.append(target.of(rows))
-    if not classes:
-        raise UserError("no image of --train could be decoded: wordsworth lint says why")
+            classes.append(numbers)
     return EmbeddingProbes(np.concatenate(embeddings), np.concatenate(classes), shots, target.classes)
 
 
 def _count_test(
-    runs: "_EvaluationRuns", sources: tuple[str, ...], target: Target, probes: EmbeddingProbes | None
+    runs: "_EvaluationRuns", target: ModelTarget, probes: EmbeddingProbes | None
 ) -> AccuracyCounter:
     accuracy = AccuracyCounter()
-    for rows, num_errors in runs.label("test", sources):
+    for rows, num_errors in runs.rows("test"):
         accuracy.num_errors += num_errors
+        rows, classes = _with_classes(rows, target)
         if not rows.num_rows:
             continue
-        classes = target.of(rows)
         accuracy.add(classes, _best_classes(rows), rows["score"].to_numpy().astype(np.float64))
         if probes:
             probes.add(_embeddings(rows), classes)
-    if not accuracy.num_images:
-        raise UserError("no image of the source could be decoded: wordsworth lint says why")
     return accuracy
+
+
+def _with_classes(rows: pa.Table, target: ModelTarget) -> tuple[pa.Table, np.ndarray]:
+    """Return the rows whose image has a class, and the classes."""
+    classes = target.of(rows)
+    have = classes != NO_CLASS
+    return (rows if have.all() else rows.filter(pa.array(have))), classes[have]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,25 +123,53 @@ class _EvaluationRuns:
     checkpoint: Checkpoint
     make_progress: MakeProgress
 
-    def label(self, name: str, sources: tuple[str, ...]) -> Iterator[tuple[pa.Table, int]]:
-        """Label sources into the folder `name`, and yield the rows of its files.
+    def label(self, name: str, sources: tuple[str, ...]) -> None:
+        """Label sources into the folder `name`."""
+        request = replace(self.request, sources=sources, output=self._output(name))
+        with self.make_progress(name) as progress:
+            label(request, self.checkpoint, progress)
+
+    def class_names(self, name: str, target: ModelTarget) -> Counter[str | None]:
+        """Count the images in the folder `name` by the name of their class; None counts those without.
+
+        Raises:
+            UserError: no image has a class, or none could be decoded.
+        """
+        met: Counter[str | None] = Counter()
+        for rows in self._tables(name, ["error", target.column]):
+            met.update(target.names(rows.filter(pc.is_null(rows["error"]))))
+        num_images = met.total()
+        of_set = "of --train" if name == "train" else "of the source"
+        if not num_images:
+            raise UserError(f"no image {of_set} could be decoded: wordsworth lint says why")
+        if met[None] == num_images:
+            raise UserError(
+                f"none of the {num_images:,} images {of_set} has a class: --target {target.where} gives none "
+                "or -1; is it elsewhere?"
+            )
+        return met
+
+    def rows(self, name: str) -> Iterator[tuple[pa.Table, int]]:
+        """Yield the rows of the files in the folder `name`.
 
         Yields:
             Of each file the rows without an error, and the number of rows with one.
         """
-        output = f"{self.request.output.rstrip('/')}/{name}"
-        request = replace(self.request, sources=sources, output=output)
-        with self.make_progress(name) as progress:
-            label(request, self.checkpoint, progress)
-        columns = ["shard", "key", "error", "topk", "score", *request.keep]
-        if request.embedding:
+        columns = ["shard", "key", "error", "topk", "score", *self.request.keep]
+        if self.request.embedding:
             columns.append("embedding")
-        run = RunFolder(output, request.storage_options)
-        for path in run.prediction_files():
-            with run.fs.open(path, "rb") as file:
-                rows = pq.read_table(file, columns=columns)
+        for rows in self._tables(name, columns):
             good = rows.filter(pc.is_null(rows["error"]))
             yield good, rows.num_rows - good.num_rows
+
+    def _tables(self, name: str, columns: list[str]) -> Iterator[pa.Table]:
+        run = RunFolder(self._output(name), self.request.storage_options)
+        for path in run.prediction_files():
+            with run.fs.open(path, "rb") as file:
+                yield pq.read_table(file, columns=columns)
+
+    def _output(self, name: str) -> str:
+        return f"{self.request.output.rstrip('/')}/{name}"
 
 
 def _best_classes(rows: pa.Table) -> np.ndarray:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from wordsworth.pipeline.images.limits import DecodeLimits
-from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.model_target import ModelTarget
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
 
@@ -22,7 +22,7 @@ class LabelRequest:
         image_column: column of a table that holds the images; None lets the table's columns say so.
         key: column of a table that names a row; None takes the URI or the number of the row.
         keep: sidecar fields, or columns of a table, that the rows carry.
-        target: class that every image must have, for `evaluate`; its sidecar is one of `keep`.
+        target: finds the class of an image, for `evaluate`; its sidecar is one of `keep`.
         include_hidden: take the names too that are skipped.
         storage_options: for fsspec.
         top_k: classes in a row; 0 gives no labels.
@@ -53,7 +53,7 @@ class LabelRequest:
     image_column: str | None = None
     key: str | None = None
     keep: tuple[str, ...] = ()
-    target: Target | None = None
+    target: ModelTarget | None = None
     include_hidden: bool = False
     storage_options: StorageOptions = field(default_factory=dict)
     top_k: int = 5

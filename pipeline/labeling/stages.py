@@ -92,7 +92,7 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
         output: the run folder.
 
     Raises:
-        UserError: a sample has no class that `settings.target` knows.
+        UserError: the class of a sample is none that `settings.target` knows.
     """
     (row,) = table.to_pylist()
     shard = Shard.from_row(row)
@@ -101,7 +101,7 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
     for unit in read_units(shard, settings, row["start"], begin.position, begin.index):
         if unit.number in have and not unit.fault:
             continue
-        if settings.target:  # checked here: a class that is missing is found before its unit is labelled
+        if settings.target:  # checked here: a class that is unknown is found before its unit is labelled
             good = unit.samples.filter(pc.is_null(unit.samples["error"]))
             settings.target.of_samples(good, without_credentials(unit.shard_uri))
         yield unit.to_arrow()

@@ -24,39 +24,29 @@ class Target:
             "folder", the last folder of an image's key. A number or the name of a label stands there.
         labels: names of the classes in the order of their numbers; None where the classes are numbers only
         classes: number of classes
-        digits_are_names: a name of digits alone, such as 90, is that of a label; else the number of a class
+        digits_are_names: a name of digits alone, such as 90, is that of a label; else the number of a class.
+            None: not known yet, see ModelTarget.
     """
 
     where: str
     labels: tuple[str, ...] | None
     classes: int
-    digits_are_names: bool = False
+    digits_are_names: bool | None = False
 
     @property
     def sidecars(self) -> tuple[str, ...]:
         """Return the sidecars or columns to read for the target: one, or none for "folder"."""
         return target_sidecars(self.where)
 
-    def of(self, rows: pa.Table) -> np.ndarray:
-        """Return the classes of rows of predictions.
-
-        Returns:
-            int64 array (rows,)
-
-        Raises:
-            UserError: a row has no class, or one that the target does not know. The message names the first
-                such row.
-        """
-        texts = rows[self.sidecars[0] if self.sidecars else "key"].to_pylist()
-        return self._numbers(
-            texts, lambda row: f"{rows['shard'][row].as_py()}: sample {rows['key'][row].as_py()}"
-        )
-
     def of_samples(self, samples: pa.Table, shard: str) -> np.ndarray:
-        """Return the classes of a unit's samples, as `of` does. shard: URI for the message.
+        """Return the classes of a unit's samples. shard: URI for the message.
 
         Returns:
             int64 array (samples,)
+
+        Raises:
+            UserError: a sample has no class, or one that the target does not know. The message names the
+                first such sample.
         """
         keys = samples["key"].to_pylist()
         cells = samples["sidecars"].to_pylist()
@@ -69,6 +59,10 @@ class Target:
             return None
         if name.isdecimal() and not self.digits_are_names:
             return index_in(name, self.classes)
+        return self.label_number(name)
+
+    def label_number(self, name: str) -> int | None:
+        """Return the number of the label of a name; None where no label, or more than one, has the name."""
         number = self._known.get(name)
         return self._known.get(normalised(name)) if number is None else number
 
@@ -76,15 +70,19 @@ class Target:
     def _known(self) -> dict[str, int]:
         """Hold the number of every label, by its name; a name that two labels have is no name."""
         labels = self.labels or ()
-        return _numbers_of_unique([normalised(label) for label in labels]) | _numbers_of_unique(labels)
+        return numbers_of_unique([normalised(label) for label in labels]) | numbers_of_unique(labels)
 
     def _numbers(self, texts: list[str | None], describe: Callable[[int], str]) -> np.ndarray:
         numbers: list[int] = []
+        number_of: dict[str | None, int | None] = {}
         for row, text in enumerate(texts):
             name = name_in(self.where, text)
-            number = self.number(name)
+            if name not in number_of:
+                number_of[name] = self.number(name)
+            number = number_of[name]
             if number is None:
-                raise no_class(describe(row), self.where, name, self.classes)
+                alike = (self.labels or ()).count(name or "")
+                raise no_class(describe(row), self.where, name, self.classes, alike)
             numbers.append(number)
         return np.array(numbers, np.int64)
 
@@ -120,16 +118,24 @@ def class_name(where: str, text: str | None, sample: str) -> str:
     return name
 
 
-def no_class(sample: str, where: str, name: str | None, classes: int | None = None) -> UserError:
+def no_class(
+    sample: str, where: str, name: str | None, classes: int | None = None, alike: int = 0
+) -> UserError:
     """Return the error for a sample without a class.
 
-    classes: number of classes, None where they are not known yet.
+    Args:
+        sample: shard and key
+        where: as in `Target`
+        name: what stands there
+        classes: number of classes, None where they are not known yet
+        alike: labels of the name
     """
     if classes is None:
         return UserError(
             f"{sample} has no class: --target {where} gives {name!r}, a number from 0 on or a name is needed"
         )
-    return UserError(f"{sample} has no class of this model's {classes}: --target {where} gives {name!r}")
+    why = f", which is the name of {alike} labels" if alike > 1 else ""
+    return UserError(f"{sample} has no class of this model's {classes}: --target {where} gives {name!r}{why}")
 
 
 def name_in(where: str, text: str | None) -> str | None:
@@ -155,7 +161,8 @@ def index_in(name: str, classes: int) -> int | None:
     return int(name)
 
 
-def _numbers_of_unique(labels: Sequence[str]) -> dict[str, int]:
+def numbers_of_unique(labels: Sequence[str]) -> dict[str, int]:
+    """Return the places of the labels that occur once."""
     counts = Counter(labels)
     return {label: number for number, label in enumerate(labels) if counts[label] == 1}
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from wordsworth.pipeline.images.limits import DecodeLimits
-from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.model_target import ModelTarget
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
 MAX_READINGS = 8  # readings of one shard, to meet the same cut twice
@@ -23,7 +23,7 @@ class ReadSettings:
         storage_options: options of the store's client
         image_column: column of a table that holds or names the images; None: found by its type or its name
         key: column of a table that holds the keys; None: the URI of the image, else the number of the row
-        target: the class that every image must have; None: no class is needed
+        target: finds the class of an image among a model's; None: no class is looked for
     """
 
     unit_rows: int
@@ -34,7 +34,7 @@ class ReadSettings:
     storage_options: StorageOptions = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None
-    target: Target | None = None
+    target: ModelTarget | None = None
 
 
 @dataclass(slots=True, kw_only=True)

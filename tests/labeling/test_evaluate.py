@@ -4,12 +4,10 @@ import contextlib
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from tests.support.builders import photo, write_tar
 from tests.support.labelling import Watcher, label_of
-from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling import accuracy
 from wordsworth.pipeline.labeling.accuracy import (
     NUM_BINS,
@@ -19,7 +17,6 @@ from wordsworth.pipeline.labeling.accuracy import (
 )
 from wordsworth.pipeline.labeling.evaluate import evaluate
 from wordsworth.pipeline.labeling.request import LabelRequest
-from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.vit_model.checkpoint import load_folder
 from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
 
@@ -113,56 +110,6 @@ def test_probes_and_neighbours_in_pieces_are_those_of_the_whole(monkeypatch):
     assert found["train_images"] == 200
 
 
-# ---- classes --------------------------------------------------------------------------------------------
-
-
-def rows(**columns) -> pa.Table:
-    count = len(next(iter(columns.values())))
-    return pa.table({"shard": ["s.tar"] * count, "key": [f"k{n}" for n in range(count)]} | columns)
-
-
-@pytest.mark.parametrize(
-    ("where", "columns"),
-    [
-        ("cls", {"cls": ["4", " 0\n", "bee"]}),
-        ("json:label", {"json": ['{"label": 4}', '{"label": "ant", "x": 1}', '{"label": "1"}']}),
-        ("folder", {"key": ["train/elk/1", "ant/x", "a/b/bee/9.9"]}),
-    ],
-)
-def test_a_class_is_a_number_or_a_label_wherever_it_stands(where, columns):
-    target = Target(where, LABELS, 5)
-    assert target.of(
-        rows(**columns) if "key" not in columns else pa.table({"shard": ["s.tar"] * 3, **columns})
-    ).tolist() == [
-        4,
-        0,
-        1,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("where", "columns", "said"),
-    [
-        (
-            "cls",
-            {"cls": ["1", None]},
-            "s.tar: sample k1 has no class of this model's 5: --target cls gives None",
-        ),
-        ("cls", {"cls": ["5"]}, "sample k0 has no class of this model's 5: --target cls gives '5'"),
-        ("cls", {"cls": ["-1"]}, "gives '-1'"),
-        ("cls", {"cls": ["fox"]}, "gives 'fox'"),
-        ("json:label", {"json": ['{"other": 1}']}, "--target json:label gives None"),
-        ("json:label", {"json": ["[1]"]}, "gives None"),
-        ("json:label", {"json": ["{"]}, "gives None"),
-        ("folder", {}, "--target folder gives None"),
-    ],
-)
-def test_a_sample_without_a_class_of_the_model_is_named(where, columns, said):
-    with pytest.raises(UserError) as refusal:
-        Target(where, LABELS, 5).of(rows(**(columns or {"other": ["x"]})))
-    assert said in str(refusal.value)
-
-
 # ---- the whole ------------------------------------------------------------------------------------------
 
 
@@ -176,11 +123,12 @@ def write(folder, first: int, images: int, model, truth):
             members[f"{number:04d}.cls"] = str(said if truth(number) else (said + 1) % 5).encode()
         if not shard:
             members |= {"bad.jpg": b"no image", "bad.cls": b"0"}
+            members |= {"none.jpg": photo(1), "minus.jpg": photo(2), "minus.cls": b"-1"}
         write_tar(folder / f"part-{shard}.tar", members)
     return str(folder)
 
 
-def test_every_image_counts_once_and_what_cannot_be_decoded_is_said(tmp_path, local_ray, small_model):
+def test_every_image_with_a_class_counts_once_and_what_does_not_is_said(tmp_path, local_ray, small_model):
     model = load_folder(small_model)
     source = write(tmp_path / "test", 0, 40, model, lambda number: number % 4 != 0)
     train = write(tmp_path / "train", 100, 30, model, lambda number: True)
@@ -200,7 +148,10 @@ def test_every_image_counts_once_and_what_cannot_be_decoded_is_said(tmp_path, lo
         yield watchers[-1][1]
 
     found = evaluate(request, model, "cls", watch, (train,), (1, 2, 1000))
-    assert (found["images"], found["errors"]) == (40, 1)
+    assert (found["images"], found["errors"], found["no_class"]) == (40, 1, 2)
+    for name in ("classes", "train_classes"):
+        assert found[name].startswith("cls holds places in the labels: ")
+        assert found[name].endswith("of the model's 5 classes occur; 2 images without a class are left out")
     assert found["top1"] == 0.75 and found["top5"] == 1.0, "five classes, five guesses"
     assert [name for name, _ in watchers] == ["train", "test"]
     assert (
@@ -211,7 +162,7 @@ def test_every_image_counts_once_and_what_cannot_be_decoded_is_said(tmp_path, lo
     assert again == found and not watchers[-1][1].receipts, "what is labelled is not labelled again"
 
 
-def test_a_sample_without_a_class_ends_an_evaluation_before_its_unit_is_labelled(
+def test_a_class_that_is_none_of_the_models_ends_an_evaluation_before_its_unit_is_labelled(
     tmp_path, small_model, wordsworth
 ):
     members = {
@@ -219,13 +170,13 @@ def test_a_sample_without_a_class_ends_an_evaluation_before_its_unit_is_labelled
         for number in range(6)
         for end, data in (("jpg", photo(number)), ("cls", b"1"))
     }
-    write_tar(tmp_path / "test" / "a.tar", members | {"late.jpg": photo(9)})
+    write_tar(tmp_path / "test" / "a.tar", members | {"late.jpg": photo(9), "late.cls": b"fox"})
     said = wordsworth(
         "evaluate", str(tmp_path / "test"), "--model", small_model, "--output", str(tmp_path / "out")
     )
     assert (
         said.returncode == 1
-        and "a.tar: sample late has no class of this model's 5: --target cls gives None" in said.stderr
+        and "a.tar: sample late has no class of this model's 5: --target cls gives 'fox'" in said.stderr
     )
     assert said.stderr.count("\n") < 5 and not list(tmp_path.glob("out/**/predictions/*.parquet")), (
         said.stderr
@@ -238,6 +189,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
     assert said.returncode == 0, said.stderr
     for words in (
         "8, and 1 that could not be decoded",
+        "of the model's 5 classes occur; 2 images without a class are left out",
         "top-1",
         "75.00% (95% interval 40.93% to 92.85%)",
         "calibration",

@@ -61,6 +61,16 @@ DECODER = f"{TURBO}, {PILLOW}" if TURBO else PILLOW  # part of a run's fingerpri
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 UNSUPPORTED = ("F", "I")  # Pillow's modes of float and 32-bit images, which have no agreed range of values
 EXIF_ORIENTATION = 0x0112  # EXIF tag
+# By EXIF orientation, what takes back the turn by which Pillow makes a TIFF upright when it decodes it.
+TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 STRIP_PIXELS = 4 << 20  # pixels converted at a time, so that a large image is never in memory twice
 REDUCTIONS = (8, 4, 2)  # what libjpeg can divide the sides of a JPEG by, the largest first
 
@@ -161,8 +171,9 @@ def decode(data: bytes, limits: Limits, allocate: Allocate) -> Decoded:
             if _decode_turbo(data, image, allocate(rows * columns * 3), (rows, columns)):
                 return Decoded(width, height, _orientation(image), TURBO, reduced)
         orientation = _orientation(image)
-        _decode_pillow(image, allocate(width * height * 3))
-        return Decoded(width, height, orientation, PILLOW)
+        stored = _load_as_stored(image, orientation)
+        _copy_rgb(stored, allocate(3 * stored.width * stored.height))
+        return Decoded(stored.width, stored.height, orientation, PILLOW)
 
 
 def _reductions(image: Image.Image, keep_side: int) -> list[int]:
@@ -238,9 +249,21 @@ def _decode_turbo(data: bytes, image: Image.Image, target: memoryview, size: tup
         return False
 
 
-def _decode_pillow(image: Image.Image, target: memoryview) -> None:
-    """Decode an image with Pillow, and copy the pixels into memory strip by strip."""
+def _load_as_stored(image: Image.Image, orientation: int) -> Image.Image:
+    """Decode an image with Pillow, and return it as the file has it, before any turn."""
+    size = image.size
     image.load()
+    if image.size != size:
+        raise DecodeError(
+            "corrupt", f"{size[0]}x{size[1]} by the header, {image.width}x{image.height} decoded"
+        )
+    if image.format == "TIFF" and orientation in TURN_BACK:
+        return image.transpose(TURN_BACK[orientation])
+    return image
+
+
+def _copy_rgb(image: Image.Image, target: memoryview) -> None:
+    """Copy the pixels of a decoded image into memory, strip by strip."""
     width, height = image.size
     strip_rows = max(1, STRIP_PIXELS // width)
     for top in range(0, height, strip_rows):
@@ -260,7 +283,10 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # broken EXIF says nothing about the pixels
         return 1
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    for value in range(1, 9):
+        if orientation == value:  # a TIFF may write it as a fraction, which Pillow turns by, too
+            return value
+    return 1
 
 
 # ---- messages between parent and child ---------------------------------------------------------------------

@@ -33,9 +33,9 @@ __all__ = [
     "open_image",
 ]
 
-# Name all that decides the pixels, for a run's fingerprint. The number goes up when `images.resize_numba`
-# gives other pixels.
-DECODER = f"{codec.DECODER}, loops 1"
+# Name all that decides the pixels, for a run's fingerprint. The number goes up when `images.codec` or
+# `images.resize_numba` gives other pixels. 2: a TIFF with an orientation is turned once.
+DECODER = f"{codec.DECODER}, loops 2"
 FAST_DECODER = f"{DECODER}, JPEG reduced"  # with DecodeSettings.fast
 MAX_DETAIL = 500  # characters of the column `error_detail`
 Crop = Callable[[np.ndarray], np.ndarray]

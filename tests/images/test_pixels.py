@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, TiffImagePlugin, TiffTags
 
 from tests.images.test_decode import AS_STORED, pixels, refusal
 from tests.support.samples import encoded, photo
 from wordsworth.pipeline.images.codec import PILLOW, TURBO, Limits, decode, simplejpeg
+from wordsworth.pipeline.images.decode import turn_upright
 
 
 def test_sixteen_bit_grey_is_shifted_not_clipped():
@@ -28,7 +29,7 @@ def test_sixteen_bit_grey_is_shifted_not_clipped():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_exif_orientation_turns_the_picture_upright_unless_it_is_ignored(kind, orientation):
     image = photo(1, 48, 32)
     exif = Image.Exif()
@@ -43,6 +44,31 @@ def test_exif_orientation_turns_the_picture_upright_unless_it_is_ignored(kind, o
     turned = stored.transpose(1, 0, 2)
     upright |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
     assert np.array_equal(pixels(data), upright[orientation])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])  # Pillow decodes these on two paths
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_a_tiff_is_turned_once_and_its_size_is_that_of_the_file(mode, compression, orientation):
+    grey = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 40
+    image = Image.fromarray(grey) if mode == "I;16" else photo(1, 48, 32).convert(mode)
+    plain = pixels(encoded(image, "TIFF", compression=compression))
+    data = encoded(image, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
+    assert np.array_equal(pixels(data, AS_STORED), plain) and plain.shape == (32, 48, 3)
+    assert np.array_equal(pixels(data), turn_upright(plain, orientation, "apply"))
+    if mode == "RGB":  # Pillow's own turn
+        assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data))))
+    decoded = decode(data, Limits(10**6, 10**6), lambda num_bytes: memoryview(bytearray(num_bytes)))
+    assert (decoded.width, decoded.height, decoded.orientation) == (48, 32, orientation)
+
+
+def test_an_orientation_that_a_tiff_writes_as_a_fraction_counts():
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[0x0112] = 6.0
+    info.tagtype[0x0112] = TiffTags.FLOAT
+    data = encoded(photo(1, 48, 32), "TIFF", tiffinfo=info)
+    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6.0
+    assert pixels(data, AS_STORED).shape == (32, 48, 3) and pixels(data).shape == (48, 32, 3)
 
 
 def test_broken_exif_says_nothing_about_the_pixels():

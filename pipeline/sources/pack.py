@@ -3,12 +3,16 @@
 import io
 import math
 import random
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
+from wordsworth.pipeline.sources.source_files import list_files
 from wordsworth.pipeline.sources.tar_keys import is_skipped
 from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
 from wordsworth.pipeline.storage.filesystem import open_filesystem, without_credentials
@@ -23,16 +27,23 @@ class PackResult:
         shards: paths of the shards
         classes: names of the classes by number; empty if the folder has no class folders
         ignored: number of files that are no images
+        skipped: number of files and folders that were skipped by their names, by kind
     """
 
     images: int = 0
     shards: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     ignored: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def pack(
-    folder: str, output: str, shard_size: int = 1000, seed: int = 0, image_keys: tuple[str, ...] = IMAGE_KEYS
+    folder: str,
+    output: str,
+    shard_size: int = 1000,
+    seed: int = 0,
+    image_keys: tuple[str, ...] = IMAGE_KEYS,
+    include_hidden: bool = False,
 ) -> PackResult:
     """Pack the images under `folder` into OUTPUT/shard-00000.tar and so on.
 
@@ -48,6 +59,7 @@ def pack(
         shard_size: images in a shard
         seed: seed of the order of the images
         image_keys: extensions of images, in lower case
+        include_hidden: take the names too that are skipped: see skipped_names.py
 
     Raises:
         UserError: the folder is missing, has no images or mixes classes and loose images, or the output
@@ -56,9 +68,13 @@ def pack(
     fs, root = open_filesystem(folder)
     if not fs.isdir(root):
         raise UserError(f"{without_credentials(folder)} is not a folder")
-    paths, num_ignored = _images(fs, root, image_keys)
+    skipped: Counter[str] = Counter()
+    _, files = list_files(fs, root, folder, None, NameFilter(skipped, include_hidden))
+    found = [path for path, _ in files]
+    paths = [path for path in found if path.rpartition(".")[2].lower() in image_keys]
     if not paths:
-        raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}")
+        note = f" ({skipped_note(skipped)})" if skipped else ""
+        raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}{note}")
     classes = _classes(paths, root, folder)
     keys = _keys(paths, root)
     order = list(paths)
@@ -78,7 +94,13 @@ def pack(
             )
     if classes:
         overwrite(out, f"{target}/labels.txt", "".join(f"{name}\n" for name in classes).encode())
-    return PackResult(images=len(order), shards=names, classes=classes, ignored=num_ignored)
+    return PackResult(
+        images=len(order),
+        shards=names,
+        classes=classes,
+        ignored=len(found) - len(paths),
+        skipped=skipped,
+    )
 
 
 def _refuse_other_shards(out: fsspec.AbstractFileSystem, target: str, names: list[str], output: str) -> None:
@@ -88,17 +110,6 @@ def _refuse_other_shards(out: fsspec.AbstractFileSystem, target: str, names: lis
         raise UserError(
             f"{without_credentials(output)} holds other shards already ({others[0]}): choose a new --output"
         )
-
-
-def _images(fs: fsspec.AbstractFileSystem, root: str, image_keys: tuple[str, ...]) -> tuple[list[str], int]:
-    """Return the paths of the images under `root`, and the number of other files."""
-    found = sorted(fs.find(root))
-    images = []
-    for path in found:
-        hidden = path.rpartition("/")[2].startswith(".")
-        if path.rpartition(".")[2].lower() in image_keys and not hidden:
-            images.append(path)
-    return images, len(found) - len(images)
 
 
 def _relative(path: str, root: str) -> str:
@@ -132,8 +143,8 @@ def _keys(paths: list[str], root: str) -> dict[str, str]:
         parent, _, base = _relative(path, root).rpartition("/")
         stem = base.rpartition(".")[0].replace(".", "_")
         wanted = f"{parent}/{stem}" if parent else stem
-        if is_skipped(f"{wanted}.jpg"):  # readers skip what lies in folders called __x__ or PaxHeader
-            wanted = wanted.replace("/", "-/")
+        if is_skipped(f"{wanted}.jpg"):  # readers skip what lies in folders called __x__, PaxHeader or .x
+            wanted = re.sub(r"(^|/)\.", r"\1_.", wanted.replace("/", "-/"))
         key = wanted
         count = 1
         while key in taken:

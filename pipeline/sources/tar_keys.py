@@ -1,36 +1,23 @@
 """Split the names of tar members into keys and extensions, and say which members are no part of a sample."""
 
-import re
-
-_META_NAME = re.compile(r"__[^/]*__(/|\Z)")  # webdataset.tariterators.tar_file_iterator, skip_meta
-_JUNK_FOLDER = re.compile(r"(^|/)(__MACOSX|PaxHeaders?(\.[0-9]+)?)/")
+from wordsworth.pipeline.sources.skipped_names import skip_kind
 
 
 def skip_reason(name: str) -> str | None:
     """Return why a member is no part of any sample; None if it is part of one.
 
-    As in webdataset 1.0.2, a name is skipped whose first component is `__xyz__`, or whose base name has no
-    dot or begins with a dot. In webdataset, `d/.hidden.jpg` slips through as extension `hidden.jpg` of the
-    key `d/`; here it is skipped like `.hidden.jpg`, and so is AppleDouble's `d/._a.jpg`. Skipped here and
-    not in webdataset: members in a `__MACOSX/` folder, or in a `PaxHeader/` folder, where old tars unpack
-    headers that they do not know.
+    Members are skipped by the rule of all sources (skipped_names.py), and if the base name has no dot. As in
+    webdataset 1.0.2, that takes away `.hidden.jpg`, and what lies in a first folder `__xyz__`. webdataset
+    itself takes `d/.hidden.jpg` for extension `hidden.jpg` of the key `d/`, and reads the folders that the
+    rule skips: `__MACOSX/`, `PaxHeader/`, `.thumbnails/` and the others.
 
     Returns:
-        "apple_double", "hidden", "no_extension", "meta", "macosx", "pax_header" or None
+        "no_extension", a kind of `skip_kind`, or None
     """
-    base = name.rpartition("/")[2]
-    if base.startswith("._"):
-        return "apple_double"
-    if base.startswith("."):
-        return "hidden"
-    if "." not in base:
+    kind = skip_kind(name)
+    if kind is None and "." not in name.rpartition("/")[2]:
         return "no_extension"
-    if _META_NAME.match(name):
-        return "meta"
-    junk = _JUNK_FOLDER.search(name)
-    if junk is None:
-        return None
-    return "macosx" if junk[2] == "__MACOSX" else "pax_header"
+    return kind
 
 
 def is_skipped(name: str) -> bool:

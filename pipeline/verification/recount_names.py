@@ -52,6 +52,14 @@ def _writes(pattern: str, part: str) -> bool:
     return pattern == part or (pattern[:1] == part[:1] == "." and fnmatchcase(part, pattern))
 
 
+def is_skipped_member(name: str) -> bool:
+    """Return whether a member of a tar is skipped for its name."""
+    *folders, base = name.split("/")
+    if base.startswith(".") or any(map(is_skipped_folder, folders)):
+        return True
+    return bool(folders) and _is_meta(folders[0])
+
+
 def _is_skipped(parts: list[str]) -> bool:
     """Return whether a name is skipped, by its parts below a source."""
     if not parts:

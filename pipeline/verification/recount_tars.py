@@ -1,11 +1,11 @@
 """Read tars again for verify, by Python's tarfile and without code of the reader."""
 
-import re
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
 from wordsworth.pipeline.verification.recount_compressed import ByteStream
+from wordsworth.pipeline.verification.recount_names import is_skipped_member
 
 MAX_EXTENSION_BYTES = 1 << 20  # bytes of a pax or GNU extension header, which tarfile holds in memory
 
@@ -112,17 +112,8 @@ def _members(file: ByteStream) -> Iterator[tarfile.TarInfo]:
 
 
 def _is_part(name: str) -> bool:
-    """Return whether a member belongs to a sample.
-
-    webdataset passes over names without an extension, hidden names, and its own `__x__`.
-    """
-    *folders, base = name.split("/")
-    if base.find(".") <= 0:
-        return False
-    if any(folder == "__MACOSX" or re.fullmatch(r"PaxHeaders?(\.[0-9]+)?", folder) for folder in folders):
-        return False
-    top = folders[0] if folders else base
-    return not (len(top) >= 4 and top.startswith("__") and top.endswith("__"))
+    """Return whether a member belongs to a sample. One whose name has no extension belongs to none."""
+    return "." in name.split("/")[-1] and not is_skipped_member(name)
 
 
 def tar_samples(file: ByteStream, image_keys: list[str]) -> list[Sample]:

@@ -89,6 +89,8 @@ def test_keys_split_as_in_webdataset_for_random_names_and_differ_only_where_docu
     assert compared > 3000
     for name in ("d/._a.jpg", "__MACOSX/a.jpg", "x/__MACOSX/a.jpg", "PaxHeader/a.jpg", "PaxHeaders.12/a.jpg"):
         assert is_skipped(name)
+    for name in (".x/a.jpg", "d/@eaDir/a.jpg", "./.Trash-1/a.jpg", "$RECYCLE.BIN/a.jpg"):
+        assert is_skipped(name) and webdataset_key(name)[0] is not None
 
 
 def test_a_repeated_extension_starts_a_second_sample_with_the_same_key():

@@ -213,6 +213,12 @@ def test_the_recount_skips_the_members_that_the_reader_skips():
         "__MACOSX",
         "PaxHeader",
         "PaxHeaders.12",
+        "@eaDir",
+        ".Trash-1",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "..",
+        "_delta_log",
         "x__y__",
     )
     names = [*parts, *("/".join((one, two)) for one in parts for two in parts)]

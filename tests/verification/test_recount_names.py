@@ -3,8 +3,8 @@
 import pytest
 
 from tests.sources.test_skipped_names import IMAGES, SKIPPED, fill
-from tests.support.runs import build, codes, two_tars
-from wordsworth.pipeline.sources import skipped_names
+from tests.support.runs import build, codes, image_members, two_tars, write_tar
+from wordsworth.pipeline.sources import skipped_names, tar
 from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.verifier import verify
 
@@ -75,3 +75,17 @@ def test_a_listing_that_took_hidden_images_and_tables_is_found_by_the_recount_al
         report = verify(str(out), source=True)
         assert codes(report) == {"skipped_name"}
         assert count == 1 or f"({count} such here)" in report.findings[0].detail
+
+
+def test_a_reader_of_tars_that_takes_members_of_hidden_folders_is_found_by_the_recount_alone(
+    tmp_path, monkeypatch
+):
+    hidden = [(".thumbnails/a.jpg", b"x"), ("@eaDir/a.jpg", b"y")]
+    write_tar(tmp_path / "in" / "a.tar", [*image_members(3), *hidden, *image_members(3, 50)])
+    report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=True)
+    assert report.ok and report.recounted == report.rows == 6
+    monkeypatch.setattr(tar, "skip_reason", lambda name: None)
+    out = build(tmp_path / "old", tmp_path / "in")
+    assert verify(str(out)).ok
+    (fault,) = verify(str(out), source=True).findings
+    assert fault.code == "extra_row" and "'.thumbnails/a' has a row" in fault.detail

@@ -21,6 +21,7 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing
 from wordsworth.pipeline.output.prediction_rows import WriteSettings, prediction_table
 from wordsworth.pipeline.output.records import FOOTER_KEY, Receipt
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.lost_objects import LOSSES, Loss
 from wordsworth.pipeline.sources.reader import read_image, read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import LISTING, Shard
@@ -33,6 +34,7 @@ from wordsworth.pipeline.unit import SAMPLE, Unit
 LASTING_ERRORS = ("shard_truncated", "missing_image")  # reading the same bytes again cannot end these
 FAILED_FILE = pa.schema([*LISTING, ("file", pa.string())])  # a shard, and the name of one of its files
 PREDICTED_COLUMNS = (  # the columns of a row that another try replaces
+    "size",  # of an image that was not there before
     "width",
     "height",
     "label_id",
@@ -97,14 +99,15 @@ def fetch_failed(run: RunFolder, shard: Shard, file: str, settings: ReadSettings
     start = time.perf_counter()
     footer = read_footer(run.fs, run.path("predictions", file))
     failed = _failed_samples(run, file)
-    images: dict[int, bytes] = {}
+    images: dict[int, bytes | Loss] = {}
     fault = None
     try:
         images = _fetch_images(run, shard, footer.unit, failed, settings)
     except (OSError, StoreFault) as error:
         fault = f"{type(error).__name__}: {error}"
         failed = []
-    fetched = [images[sample.index] for sample in failed if sample.index in images]
+    found = [images.get(sample.index) for sample in failed]
+    fetched = [image for image in found if isinstance(image, bytes)]
     return Unit(
         shard_uri=shard.uri,
         shard_name=shard.name,
@@ -128,7 +131,7 @@ def _failed_samples(run: RunFolder, file: str) -> list[FailedSample]:
     return [FailedSample(**row) for row in rows.filter(worth_a_try).to_pylist()]
 
 
-def _sample_table(failed: list[FailedSample], images: dict[int, bytes], num_sidecars: int) -> pa.Table:
+def _sample_table(failed: list[FailedSample], images: dict[int, bytes | Loss], num_sidecars: int) -> pa.Table:
     """Return the samples as SAMPLE. A sample that could not be fetched keeps its error."""
     rows = []
     for sample in failed:
@@ -141,16 +144,20 @@ def _sample_table(failed: list[FailedSample], images: dict[int, bytes], num_side
             "error": sample.error,
             "error_detail": "could not be fetched again",
         }
-        if sample.index in images:
-            row |= {"size": len(images[sample.index]), "error": None, "error_detail": None}
+        image = images.get(sample.index)
+        if isinstance(image, bytes):
+            row |= {"size": len(image), "error": None, "error_detail": None}
+        elif image is not None and sample.error in LOSSES:
+            row |= {"error": image.code, "error_detail": image.detail}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=SAMPLE)
 
 
 def _fetch_images(
     run: RunFolder, shard: Shard, number: int, failed: list[FailedSample], settings: ReadSettings
-) -> dict[int, bytes]:
+) -> dict[int, bytes | Loss]:
     """Return the encoded images of failed samples by index; images that are still too large are left out.
+    A loose image that is lost has its loss in place of its bytes.
 
     A loose image is an object of its own, and an image in a tar is one range. Samples of compressed tars and
     of tables have no range: their whole unit is read again.
@@ -164,23 +171,32 @@ def _fetch_images(
     return {index: image for index, image in _images_of(unit) if index in wanted}
 
 
-def _fetch_objects(shard: Shard, failed: list[FailedSample], settings: ReadSettings) -> dict[int, bytes]:
+def _fetch_objects(
+    shard: Shard, failed: list[FailedSample], settings: ReadSettings
+) -> dict[int, bytes | Loss]:
     fs, root = open_exact(shard.uri, settings.storage_options)
     members = {member["key"]: member for member in shard.members}
-    images = {}
+    images: dict[int, bytes | Loss] = {}
     for sample in failed:
-        if sample.size is not None and sample.size <= settings.max_bytes:
-            images[sample.index] = read_image(fs, join(root, sample.key), members[sample.key])
+        size = members[sample.key]["size"]
+        if size > settings.max_bytes:
+            continue
+        # A link that led nowhere was listed without a size, and may lead to an image by now.
+        image = read_image(fs, join(root, sample.key), size or None)
+        if isinstance(image, Loss) or len(image) <= settings.max_bytes:
+            images[sample.index] = image
     return images
 
 
-def _fetch_ranges(shard: Shard, failed: list[FailedSample], settings: ReadSettings) -> dict[int, bytes]:
+def _fetch_ranges(
+    shard: Shard, failed: list[FailedSample], settings: ReadSettings
+) -> dict[int, bytes | Loss]:
     fs, path = open_exact(shard.uri, settings.storage_options)
 
     def fetch(begin: int, size: int) -> bytes:
         return with_retries(lambda: object_bytes(fs, path, begin, begin + size))
 
-    images = {}
+    images: dict[int, bytes | Loss] = {}
     for sample in failed:
         if sample.offset is None or sample.size is None or sample.size > settings.max_bytes:
             continue

@@ -15,6 +15,7 @@ import pyarrow as pa
 from wordsworth.pipeline.sources import tar
 from wordsworth.pipeline.sources.compressed import Decompressed
 from wordsworth.pipeline.sources.file_kinds import compression
+from wordsworth.pipeline.sources.lost_objects import Loss, LostShard, Witness, loss_of
 from wordsworth.pipeline.sources.samples import (
     MAX_READINGS,
     EncodedSample,
@@ -22,7 +23,7 @@ from wordsworth.pipeline.sources.samples import (
     ShardChanged,
     StoreFault,
 )
-from wordsworth.pipeline.sources.shards import ListedImage, Shard
+from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table import table_samples
 from wordsworth.pipeline.sources.tar_fields import encoded_sample, image_field, wanted_fields
 from wordsworth.pipeline.sources.tar_headers import TarCut
@@ -57,8 +58,8 @@ def read_units(
             if held is not None and cutter.add(held):
                 yield cutter.cut()
             held = sample
-    except ShardChanged as change:
-        yield cutter.fault(str(change))
+    except (ShardChanged, LostShard) as told:
+        yield cutter.fault(str(told))
         return
     except (OSError, StoreFault) as error:
         yield cutter.fault(f"{type(error).__name__}: {error}")
@@ -102,13 +103,13 @@ class _Cutter:
 
     def _begin(self) -> None:
         self.batch: list[EncodedSample] = []
-        self.held_bytes = 0
+        self.held_bytes = 0  # of the images, as far as they decide where the unit ends
         self.started = time.perf_counter()
 
     def add(self, sample: EncodedSample) -> bool:
         """Add a sample; return whether the unit is full."""
         self.batch.append(sample)
-        self.held_bytes += len(sample.data)
+        self.held_bytes += len(sample.data) if sample.held_bytes is None else sample.held_bytes
         return len(self.batch) >= self.settings.unit_rows or self.held_bytes >= self.settings.unit_bytes
 
     def cut(self, last: bool = False) -> Unit:
@@ -136,7 +137,7 @@ class _Cutter:
 
     def _bytes_read(self, end: int, last: bool) -> int:
         if self.shard.kind == "images":
-            return self.held_bytes
+            return sum(len(sample.data) for sample in self.batch)
         if self.batch and self.batch[0].span and self.batch[-1].span:
             begin = self.batch[0].span[0] if self.number else 0
             return (self.shard.size if last else self.batch[-1].span[1]) - begin
@@ -304,11 +305,14 @@ def _rest(cut: TarCut, shard: Shard) -> EncodedSample:
 
 
 def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
-    """Yield the images of a page, from entry `position` on.
+    """Yield the images of a page, from entry `position` on. An image that is lost is a sample with an error.
 
-    Raises OSError and StoreFault as `read_image` does.
+    Raises:
+        StoreFault: an image was replaced, or no image of the page can be read.
+        OSError: the store fails.
     """
     fs, root = open_exact(shard.uri, settings.storage_options)
+    witness = Witness(fs, root, shard, settings.image_keys)
     for entry, member in enumerate(shard.members[position:], position):
         made = EncodedSample(
             key=member["key"],
@@ -320,21 +324,38 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
         if member["size"] > settings.max_bytes:
             made.error = "too_many_bytes"
             made.detail = f"{member['size']} bytes"
+            yield made
+            continue
+        path = join(root, member["key"])
+        # The listed size counts, so that units end at the same image whether or not one is lost.
+        made.held_bytes = member["size"]
+        found = read_image(fs, path, member["size"])
+        if isinstance(found, Loss):
+            witness.confirm(found, path)
+            made.error, made.detail = found
         else:
-            made.data = read_image(fs, join(root, member["key"]), member)
+            made.data = found
+            witness.last = path
         yield made
 
 
-def read_image(fs: fsspec.AbstractFileSystem, path: str, member: ListedImage) -> bytes:
-    """Return the bytes of a loose image.
+def read_image(fs: fsspec.AbstractFileSystem, path: str, size: int | None) -> bytes | Loss:
+    """Return the bytes of a loose image, or why it is lost.
+
+    Args:
+        size: bytes of the image when it was listed; None takes any
 
     Raises:
-        ShardChanged: the image has another size than when it was listed.
+        ShardChanged: the image has another size.
         OSError: the store fails.
     """
-    data = with_retries(lambda: object_bytes(fs, path))
-    if len(data) != member["size"]:
-        raise ShardChanged(
-            f"{path} has {len(data)} bytes, {member['size']} when it was listed: it was replaced since"
-        )
+    try:
+        data = with_retries(lambda: object_bytes(fs, path))
+    except OSError as error:
+        loss = loss_of(error, fs, path)
+        if loss is None:
+            raise
+        return loss
+    if size is not None and len(data) != size:
+        raise ShardChanged(f"{path} has {len(data)} bytes, {size} when it was listed: it was replaced since")
     return data

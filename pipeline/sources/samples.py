@@ -54,6 +54,7 @@ class EncodedSample:
         detail: what is wrong, in words
         span: bytes of the shard that were read before the sample, and including the sample, where `next`
             does not say
+        held_bytes: bytes that count towards the end of a unit; None counts those of `data`
     """
 
     key: str | None
@@ -65,6 +66,7 @@ class EncodedSample:
     error: str | None = None
     detail: str | None = None
     span: tuple[int, int] | None = None
+    held_bytes: int | None = None
 
 
 class StoreFault(Exception):

@@ -1,5 +1,6 @@
 """Read from stores that fail now and then: try a call again, and open a stream again where it broke off."""
 
+import errno
 import io
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
@@ -52,7 +53,8 @@ def _retrying() -> tenacity.Retrying:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+    lasting = FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
+    return isinstance(error, OSError) and not isinstance(error, lasting) and error.errno != errno.ELOOP
 
 
 def _with_os_errors(call: Callable[[], Result]) -> Result:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_compressed import Expanded
+from wordsworth.pipeline.verification.recount_lost import ASKED_AGAIN, LOST, error_now
 from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.recount_objects import ListedObject
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
@@ -61,7 +62,7 @@ class Recount:
             detail = f"{skipped[0]} has a name that is skipped, and is in the listing"
             self.report.add("skipped_name", where, detail, len(skipped))
         try:
-            samples = self._samples(shard)
+            samples = self._samples(shard, rows)
         except _Changed as error:
             self.report.add("source_changed", where, str(error))
             return
@@ -99,9 +100,9 @@ class Recount:
     def _count(self, num_samples: int) -> None:
         self.report.recounted = (self.report.recounted or 0) + num_samples
 
-    def _samples(self, shard: Shard) -> list[Sample]:
+    def _samples(self, shard: Shard, rows: list[Sample]) -> list[Sample]:
         if shard.kind == "images":
-            return self._page(shard)
+            return self._page(shard, rows)
         return self._tar(shard) if shard.kind == "tar" else self._table(shard)
 
     @contextlib.contextmanager
@@ -135,26 +136,36 @@ class Recount:
             rows = table_rows(TableFile(file, shard.size), shard.uri, self.image_column, self.key)
             return [Sample(row.key, None, row.size, row.error) for row in rows]
 
-    def _page(self, shard: Shard) -> list[Sample]:
-        """Compare a page of loose images with a fresh listing of its prefix."""
+    def _page(self, shard: Shard, rows: list[Sample]) -> list[Sample]:
+        """Compare a page of loose images with a fresh listing of its prefix. An image that its row calls lost
+        may be gone from the listing, or must be lost still."""
         prefix = without_credentials(shard.uri)
         if self.prefix != prefix:
             self.close()
             self.unmet = self._find(shard.uri)
             self.prefix = prefix
-        sizes: dict[str, int] = {}
+        lost = {row.key: row.error for row in rows if row.error in LOST}
+        samples: dict[str, Sample] = {}
         changed: list[str] = []
+        asked = 0
         for member in shard.members:
-            now = self.unmet.pop(member["key"], None)
-            is_skipped = now is None and self.names.skips(f"{prefix}/{member['key']}")
-            if now != (member["size"], member["version"]) and not is_skipped:
-                changed.append(member["key"])
-            sizes[member["key"]] = member["size"]
+            key = member["key"]
+            now = self.unmet.pop(key, None)
+            size = member["size"]
+            if now is not None and size == 0:
+                size = now[0]  # a link that led nowhere has no size until it leads to an image
+            error = lost.get(key)
+            is_told = now is None and (error or self.names.skips(f"{prefix}/{key}"))
+            if now != (size, member["version"]) and not is_told:
+                changed.append(key)
+            elif now is not None and (error or not size) and asked < ASKED_AGAIN:
+                asked += 1
+                error = error_now(f"{shard.uri}/{key}", size, self.options)
+            samples[key] = Sample(key, 0, size, error)
         if changed:
-            raise _Changed(
-                f"{len(changed)} of {len(sizes)} images were replaced or removed since, first {changed[0]!r}"
-            )
-        return [Sample(key, 0, sizes[key], None) for key in sorted(sizes)]
+            found = f"{len(changed)} of {len(samples)} images"
+            raise _Changed(f"{found} were replaced or removed since, first {changed[0]!r}")
+        return [samples[key] for key in sorted(samples)]
 
     def _find(self, uri: str) -> dict[str, tuple[int, str]]:
         """Return size and version of the images under a prefix, by their path under it."""
@@ -229,7 +240,9 @@ def _compare_keys(sample: Sample, row: Sample, samples_left: Counter, rows_left:
 
 def _pair_differences(sample: Sample, row: Sample) -> Iterator[tuple[str, str]]:
     """Yield code and detail of every difference between a sample and the row of the same key."""
-    found_error = row.error if row.error in SOURCE_ERRORS else None
+    # Of an image that a table only names, the source does not say whether it is lost.
+    is_told = row.error in SOURCE_ERRORS or (row.error in LOST and sample.size is not None)
+    found_error = row.error if is_told else None
     if sample.error != found_error:
         yield "wrong_error", f"{_describe(row)} has the error {row.error} and should have {sample.error}"
         return

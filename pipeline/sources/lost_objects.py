@@ -1,0 +1,133 @@
+"""Tell a lost object from a store that fails.
+
+An object can be gone, forbidden or archived while the store is well. Such an object is lost, and the others
+need not wait for it. But a disk that is not mounted, a token that ended or a policy that forbids everything
+look the same from one object. So a loss counts only beside a witness: another image that can still be read.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import fsspec
+
+from wordsworth.pipeline.sources.file_kinds import base_name, kind_of
+from wordsworth.pipeline.sources.samples import StoreFault
+from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.storage.filesystem import is_local, join
+from wordsworth.pipeline.storage.objects import object_bytes
+from wordsworth.pipeline.storage.streams import with_retries
+from wordsworth.pipeline.storage.walk import walk_files
+
+LOSSES = ("not_found", "forbidden", "archived")  # codes of rows, and first words of a shard's fault
+WITNESSES = 16  # images of a page that are tried, and images of a new listing
+LOOKED_AT = 1000  # files of the new listing among which these are sought
+# S3's codes that speak of one object. Its other refusals speak of the key, the token or the clock.
+S3_FORBIDDEN = ("AccessDenied", "403")
+S3_ARCHIVED = "InvalidObjectState"
+
+
+class Loss(NamedTuple):
+    """Say why an object is lost.
+
+    Attributes:
+        code: one of LOSSES
+        detail: what it means, in words
+    """
+
+    code: str
+    detail: str
+
+
+class LostShard(StoreFault):
+    """Report that a shard is lost. No row is made: how many samples it has is not known."""
+
+
+def loss_of(error: OSError, fs: fsspec.AbstractFileSystem, path: str) -> Loss | None:
+    """Return what an error says of the object at `path`; None for an error that may pass."""
+    if isinstance(error, PermissionError):
+        return _refusal(error)
+    is_missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if not is_missing and error.errno != errno.ELOOP:
+        return None
+    if is_local(fs) and os.path.islink(path):
+        return Loss("not_found", "this link leads nowhere")
+    return Loss("not_found", "there is no such object")
+
+
+def _refusal(error: PermissionError) -> Loss | None:
+    response = getattr(error.__cause__, "response", None)
+    code = response["Error"].get("Code") if isinstance(response, dict) else None
+    if code == S3_ARCHIVED:
+        return Loss("archived", "it lies in an archive and is not restored")
+    if code is None or code in S3_FORBIDDEN:
+        return Loss("forbidden", "reading it is not allowed")
+    return None
+
+
+class Witness:
+    """Find an image that can be read, beside one that is lost.
+
+    Attributes:
+        last: path of the image that was read last; None before the first
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, root: str, page: Shard, image_keys: tuple[str, ...]):
+        """Prepare for a page of loose images; nothing is read.
+
+        Args:
+            fs: file system of the page
+            root: path of the page's prefix
+            page: the page
+            image_keys: extensions of images, in lower case
+        """
+        self.fs = fs
+        self.root = root
+        self.page = page
+        self.image_keys = image_keys
+        self.last: str | None = None
+
+    def confirm(self, loss: Loss, path: str) -> None:
+        """Check that the image at `path` is lost, and not the store.
+
+        The witness is read after the loss was met. So a token that ended between two images is no loss.
+
+        Raises:
+            LostShard: no other image can be read.
+            OSError: the store fails.
+        """
+        if loss.code == "archived":  # a store says this only after a look at the object itself
+            return
+        for candidate in self._candidates():
+            if candidate != path and self._is_readable(candidate):
+                self.last = candidate
+                return
+        raise LostShard(f"{loss.code}: {path}: {loss.detail}; no image beside it can be read either")
+
+    def _candidates(self) -> Iterator[str]:
+        """Yield paths of images that may be readable, the likeliest first."""
+        if self.last is not None:
+            yield self.last
+        members = self.page.members
+        for member in members[:: -(-len(members) // WITNESSES)]:
+            if member["size"]:  # an empty file and a link that leads nowhere tell nothing
+                yield join(self.root, member["key"])
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            yield from islice(self._listed_now(), WITNESSES)
+
+    def _listed_now(self) -> Iterator[str]:
+        for path, info in islice(walk_files(self.fs, self.root), LOOKED_AT):
+            if info["size"] and kind_of(base_name(path), self.image_keys) == "images":
+                yield path
+
+    def _is_readable(self, path: str) -> bool:
+        try:
+            with_retries(lambda: object_bytes(self.fs, path, 0, 1))
+        except OSError as error:
+            if loss_of(error, self.fs, path) is None:
+                raise
+            return False
+        return True

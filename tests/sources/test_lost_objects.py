@@ -1,0 +1,202 @@
+"""Show that a lost image is a row with a code, and that what a store fails to give is none."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.samples import rows_of
+from tests.support.stores import s3_bucket
+from wordsworth.pipeline.sources import lost_objects
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
+
+SETTINGS = ReadSettings(unit_rows=4)
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    waited = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+def image(number: int) -> bytes:
+    return bytes([number + 1]) * (300 + number)
+
+
+def folder_of(path, count: int):
+    path.mkdir()
+    for number in range(count):
+        (path / f"{number}.jpg").write_bytes(image(number))
+    return path
+
+
+def read(source, settings=SETTINGS):
+    (shard,) = find_shards([str(source)]).shards
+    return list(read_units(shard, settings))
+
+
+def errors(units) -> dict[str, str]:
+    assert units[-1].fault is None and units[-1].last
+    return {row["key"]: row["error"] for row in rows_of(units) if row["error"]}
+
+
+def s3_error(kind: type[OSError], code: str) -> OSError:
+    """Return an error as s3fs raises it."""
+    cause = Exception(f"An error occurred ({code})")
+    cause.response = {"Error": {"Code": code}}
+    error = kind(code)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Yield a store of five images, of which those in `lost` raise what stands there."""
+    with s3_bucket() as made:
+        for number in range(5):
+            made.objects[f"b/i/{number}.jpg"] = image(number)
+        made.lost = {}
+        whole = made.cat_file
+
+        def cat_file(self, path, start=None, end=None, **kwargs):
+            key = self._strip_protocol(path)
+            if key in made.lost:
+                raise made.lost[key]
+            return whole(self, path, start, end)
+
+        monkeypatch.setattr(made, "cat_file", cat_file)
+        yield made
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+
+def test_dangling_links_and_files_that_vanished_are_rows_and_all_else_is_read(tmp_path, waits):
+    folder = folder_of(tmp_path / "in", 5)
+    (folder / "2b.jpg").symlink_to("/nowhere/x.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (shard,) = find_shards([str(folder)]).shards
+    (folder / "0.jpg").unlink()
+    (folder / "3.jpg").unlink()
+    (folder / "3.jpg").mkdir()
+    units = list(read_units(shard, SETTINGS))
+    assert errors(units) == dict.fromkeys(("0.jpg", "2b.jpg", "3.jpg", "loop.jpg"), "not_found")
+    rows = rows_of(units)
+    assert [row["key"] for row in rows] == [f"{n}.jpg" for n in (0, 1, 2, "2b", 3, 4, "loop")]
+    assert [row["size"] for row in rows] == [300, 301, 302, 0, 303, 304, 0]
+    assert "link leads nowhere" in rows[3]["error_detail"] and waits == []
+    assert b"".join(unit.payload.tobytes() for unit in units) == image(1) + image(2) + image(4)
+    assert sum(unit.bytes_read for unit in units) == 301 + 302 + 304
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [("AccessDenied", "forbidden"), ("403", "forbidden"), ("InvalidObjectState", "archived")],
+)
+def test_forbidden_and_archived_objects_are_rows_and_all_else_is_read(bucket, code, error):
+    for number in (0, 1, 3):
+        bucket.lost[f"b/i/{number}.jpg"] = s3_error(PermissionError, code)
+    units = read("s3://b/i")
+    assert errors(units) == {f"{number}.jpg": error for number in (0, 1, 3)}
+    assert b"".join(unit.payload.tobytes() for unit in units) == image(2) + image(4)
+
+
+def test_a_page_that_is_archived_whole_is_rows(bucket):
+    bucket.lost = {name: s3_error(PermissionError, "InvalidObjectState") for name in bucket.objects}
+    assert errors(read("s3://b/i")) == dict.fromkeys([f"{number}.jpg" for number in range(5)], "archived")
+
+
+def test_a_page_of_vanished_images_beside_others_is_rows(bucket, monkeypatch):
+    monkeypatch.setattr("wordsworth.pipeline.sources.finder.PAGE", 2)
+    pages = find_shards(["s3://b/i"]).shards
+    for number in range(4):
+        del bucket.objects[f"b/i/{number}.jpg"]
+    assert [list(errors(list(read_units(page, SETTINGS)))) for page in pages] == [
+        ["0.jpg", "1.jpg"],
+        ["2.jpg", "3.jpg"],
+        [],
+    ]
+
+
+def test_units_end_at_the_same_image_whether_or_not_one_vanished(tmp_path):
+    folder = folder_of(tmp_path / "in", 9)
+    (shard,) = find_shards([str(folder)]).shards
+    settings = ReadSettings(unit_rows=100, unit_bytes=900)
+    ends = [unit.next_index for unit in read_units(shard, settings)]
+    (folder / "1.jpg").unlink()
+    (folder / "5.jpg").unlink()
+    units = list(read_units(shard, settings))
+    assert len(ends) > 2 and [unit.next_index for unit in units] == ends and len(errors(units)) == 2
+
+
+# ---- faults ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"]
+)
+def test_a_refusal_that_speaks_of_the_credentials_is_a_fault_and_no_row(bucket, code):
+    bucket.lost["b/i/2.jpg"] = s3_error(PermissionError, code)
+    (unit,) = read("s3://b/i")
+    assert unit.fault.startswith("PermissionError") and len(unit.samples) == 0
+
+
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), s3_error(OSError, "503")])
+def test_a_fault_that_may_pass_is_no_row(bucket, waits, error):
+    bucket.lost["b/i/2.jpg"] = error
+    (unit,) = read("s3://b/i")
+    assert unit.fault.startswith(type(error).__name__) and len(waits) == 4
+
+
+def test_a_page_of_which_nothing_can_be_read_is_one_fault_and_asks_for_few_images(bucket, monkeypatch):
+    for number in range(200):
+        bucket.objects[f"b/i/{number:03d}.jpg"] = image(1)
+    asked = []
+    whole = bucket.cat_file
+    monkeypatch.setattr(
+        bucket, "cat_file", lambda self, path, **kw: asked.append(path) or whole(self, path, **kw)
+    )
+    for name in bucket.objects:
+        bucket.lost[name] = s3_error(PermissionError, "AccessDenied")
+    (unit,) = read("s3://b/i")
+    assert unit.fault.startswith("forbidden: b/i/0.jpg: ") and "no image beside it can be read" in unit.fault
+    assert len(unit.samples) == 0 and len(asked) <= 1 + 2 * lost_objects.WITNESSES
+
+
+def test_rights_that_end_between_two_images_make_no_rows(bucket, monkeypatch):
+    reads = []
+    whole = bucket.cat_file
+
+    def cat_file(self, path, **kwargs):
+        reads.append(path)
+        if len(reads) > 2:
+            raise s3_error(PermissionError, "AccessDenied")  # as an old signature is refused
+        return whole(self, path, **kwargs)
+
+    monkeypatch.setattr(bucket, "cat_file", cat_file)
+    (unit,) = read("s3://b/i")
+    assert unit.fault.startswith("forbidden: b/i/2.jpg: ") and len(unit.samples) == 0
+
+
+def test_a_disk_that_is_unmounted_between_two_images_makes_no_rows(tmp_path):
+    folder = folder_of(tmp_path / "in", 9)
+    (shard,) = find_shards([str(folder)]).shards
+    units = read_units(shard, SETTINGS)
+    assert len(next(units).samples) == 4
+    for path in folder.iterdir():
+        os.unlink(path)
+    (fault,) = units
+    assert fault.fault.startswith("not_found: ") and len(fault.samples) == 0
+
+
+def test_links_into_a_disk_that_is_not_there_make_no_rows(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "README.md").write_text("links")
+    for number in range(5):
+        (folder / f"{number}.jpg").symlink_to(f"/nowhere/{number}.jpg")
+    (unit,) = read(folder)
+    assert unit.fault.startswith("not_found: ") and "link leads nowhere" in unit.fault

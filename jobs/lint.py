@@ -32,10 +32,10 @@ def lint(
 
     Exits with 0 if nothing is wrong (skipped members do not count), and with 3 if something is.
     """
-    from wordsworth.pipeline.sources.finder import expand_sources
     from wordsworth.pipeline.sources.lint import lint as run
     from wordsworth.pipeline.sources.lint_report import MOST_PLACES
     from wordsworth.pipeline.sources.samples import ReadSettings
+    from wordsworth.pipeline.sources.source_lists import expand_sources
 
     source = source or SourceOptions()
     kept = RunOptions(keep=keep).kept

@@ -25,10 +25,10 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.prediction.gpu import DeviceLost, find_gpu
 from wordsworth.pipeline.prediction.gpu_trial import GpuWay, modes_of
-from wordsworth.pipeline.sources.finder import expand_sources
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.source_lists import expand_sources
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.inference import resolve_precision

@@ -29,7 +29,7 @@ from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, 
 from wordsworth.pipeline.output.manifest import read_footers, write_manifest_and_summary
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.sources.finder import expand_sources
+from wordsworth.pipeline.sources.source_lists import expand_sources
 from wordsworth.vit_model.checkpoint import Checkpoint
 
 

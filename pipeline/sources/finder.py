@@ -1,5 +1,6 @@
 """Find the shards of a source: tar files, tables, and pages of loose images. The listing is a stream."""
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,17 +10,15 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
-from braceexpand import braceexpand
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, kind_of
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
-from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
+from wordsworth.pipeline.sources.source_files import FileInfo, check_name, glob_pattern, list_files
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
     absolute_uri,
-    is_local,
     key_under,
     open_exact,
     open_filesystem,
@@ -146,7 +145,7 @@ class Finder:
         cursor = after or ListingCursor()
         for number, source in enumerate(self.sources):
             fs, path = open_filesystem(source, self.options)
-            self._note_source(number, absolute_uri(fs, path))
+            self._note_source(number, fs, path)
             if number >= cursor.source:
                 last = cursor.last if number == cursor.source else None
                 yield from self._shards_of(number, fs, path, cursor, last)
@@ -246,10 +245,14 @@ class Finder:
         extension = base.rpartition(".")[2].lower() if "." in base else ""
         self.ignored[f".{extension}" if extension else base] += 1
 
-    def _note_source(self, number: int, uri: str) -> None:
-        self._first.setdefault(uri.rstrip("/"), number)
-        if any(char in uri for char in "*?["):
-            self._globs.append((number, re.compile(fsspec.utils.glob_translate(uri))))
+    def _note_source(self, number: int, fs: fsspec.AbstractFileSystem, path: str) -> None:
+        """Remember a source, so that a later one does not give its files again."""
+        self._first.setdefault(absolute_uri(fs, path).rstrip("/"), number)
+        pattern = glob_pattern(fs, path)
+        if pattern is not None:
+            with contextlib.suppress(ValueError):  # a pattern that matches nothing: listing it says so
+                uri = absolute_uri(fs, pattern)
+                self._globs.append((number, re.compile(fsspec.utils.glob_translate(uri))))
 
     def _is_given_before(self, number: int, uri: str, cursor: ListingCursor) -> bool:
         """Return whether an earlier source of the same kind is this file, a folder above or a glob."""
@@ -315,52 +318,3 @@ def _pages(
             members=tuple(members),
             source=source,
         )
-
-
-# ---- lists of sources -------------------------------------------------------------------------------------
-
-
-def expand_sources(sources: Iterable[str], storage_options: StorageOptions | None = None) -> list[str]:
-    """Return the sources that lists and brace patterns stand for.
-
-    `@FILE` is a list of sources, one a line; `#` begins a comment. `part-{000..127}.tar` stands for 128
-    sources.
-
-    Raises:
-        UserError: a list is missing or empty, or braces do not close.
-    """
-    expanded = []
-    for source in sources:
-        lines = _read_list(source, storage_options) if source.startswith("@") else [source]
-        for line in lines:
-            expanded += _expand_braces(line, storage_options)
-    return expanded
-
-
-def _read_list(source: str, storage_options: StorageOptions | None) -> list[str]:
-    fs, path = open_filesystem(source[1:], storage_options)
-    if not fs.isfile(path):
-        raise UserError(
-            f"{without_credentials(source)}: no such file; @FILE is a list of sources, one a line"
-        )
-    lines = [line.strip() for line in fs.cat_file(path).decode("utf-8", "surrogateescape").splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UserError(f"{without_credentials(source)} lists no source")
-    return found
-
-
-def _expand_braces(source: str, storage_options: StorageOptions | None) -> list[str]:
-    """Return the names that a brace pattern stands for. A local file of just this name is no pattern."""
-    if "{" not in source:
-        return [source]
-    fs, path = open_filesystem(source, storage_options)
-    if is_local(fs) and fs.exists(path):
-        return [source]
-    try:
-        return list(braceexpand(source, escape=False))
-    except ValueError as error:
-        raise UserError(
-            f"{without_credentials(source)}: its braces do not close; "
-            "quote a pattern such as 'part-{000..127}.tar'"
-        ) from error

@@ -1,6 +1,6 @@
 """List the files that a source names: a file, a folder or a glob."""
 
-import re
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +8,7 @@ import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
-from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
 from wordsworth.pipeline.storage.walk import walk_files
 
@@ -31,10 +31,10 @@ def list_files(
             return path.rpartition("/")[0], iter([(path, info)] if after is None else [])
         if info:
             return path, _files_below(fs, path, after, names)
-        if any(char in path for char in "*?["):
-            files = _glob(fs, path)
+        root = _root_of_glob(fs, path)
+        if root is not None:
+            files = _glob(fs, _escaped(root) + path[len(root) :])
             if files:
-                root = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
                 behind = (entry for entry in files if after is None or entry[0] > after)
                 return root, (
                     entry for entry in behind if names.takes_file(part_below_pattern(path, entry[0]))
@@ -60,6 +60,32 @@ def _files_below(
             yield path, info
 
 
+def glob_pattern(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """Return the pattern of a source that is a glob; None for one that names a file or a folder."""
+    root = _root_of_glob(fs, path)
+    if root is None or _info(fs, path):
+        return None
+    return _escaped(root) + path[len(root) :]
+
+
+def _root_of_glob(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """Return the folder above the first wildcard of a path; None for a path without wildcards.
+
+    On a disk, a folder that is there is no pattern, whatever its name looks like.
+    """
+    parts = path.split("/")
+    for number, part in enumerate(parts):
+        is_there = is_local(fs) and os.path.isdir("/".join(parts[: number + 1]))
+        if WILDCARDS.search(part) and not is_there:
+            return "/".join(parts[:number])
+    return None
+
+
+def _escaped(path: str) -> str:
+    """Return the glob that a path alone matches."""
+    return WILDCARDS.sub(lambda found: f"[{found[0]}]", path)
+
+
 def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     try:
         return object_info(fs, path)
@@ -68,7 +94,10 @@ def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
 
 
 def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[FileInfo]:
-    found = fs.glob(pattern, detail=True)
+    try:
+        found = fs.glob(pattern, detail=True)
+    except ValueError:  # `**` beside other characters
+        return []
     return sorted((path, info) for path, info in found.items() if info.get("type") != "directory")
 
 

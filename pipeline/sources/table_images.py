@@ -1,24 +1,16 @@
-"""Fetch images that a table only names: decide which names may be followed, and fetch several at once."""
+"""Fetch images that a table only names, several at once."""
 
 import errno
-import posixpath
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import fsspec
 
-from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import (
-    StorageOptions,
-    is_local,
-    open_exact,
-    open_filesystem,
-    without_credentials,
-)
+from wordsworth.pipeline.sources.table_uris import Refused, Resolver
+from wordsworth.pipeline.storage.filesystem import is_local
 from wordsworth.pipeline.storage.objects import object_bytes, object_info
 from wordsworth.pipeline.storage.streams import with_retries
 
@@ -28,7 +20,6 @@ HELD_BYTES = 64 << 20  # encoded bytes that may be held by waiting rows, unless 
 NamedImage = tuple[
     EncodedSample, str | None
 ]  # a sample, and the URI of the image that the sample still lacks
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _PASSING = (408, 425, 429)  # HTTP statuses: too late, too early, too often
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -58,63 +49,6 @@ def fetched(samples: Iterator[NamedImage], shard: Shard, settings: ReadSettings)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-# ---- names ------------------------------------------------------------------------------------------------
-
-
-class Refused(Exception):
-    """Report a URI that the table may not name. The message says why."""
-
-
-class Resolver:
-    """Turn the URIs of a table into file systems and paths. Relative URIs are relative to the table's folder.
-
-    The writer of a table in a bucket is unknown: files of this machine that such a table names are refused,
-    however their names are spelled.
-    """
-
-    def __init__(self, shard: Shard, options: StorageOptions):
-        self.options = options
-        self.fs, path = open_exact(shard.uri, options)
-        self.local = is_local(self.fs)
-        self.folder = path.rpartition("/")[0]
-
-    def resolve(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """Return file system and path of a URI.
-
-        Raises:
-            Refused: the table may not name it.
-            StoreFault: the client of the store is not installed or not set up.
-        """
-        if "\0" in uri:
-            raise Refused("it holds a NUL byte")
-        if not _SCHEME.match(uri) and "::" not in uri:
-            return self._beside(uri)
-        try:
-            fs, path = open_filesystem(uri, self.options)
-        except UserError as error:
-            if isinstance(error.__cause__, ImportError):
-                raise StoreFault(str(error)) from error
-            raise Refused(str(error)) from error
-        except Exception as error:  # a client can raise anything about its own settings
-            raise StoreFault(
-                f"cannot open {without_credentials(uri)}: {type(error).__name__}: {error}"
-            ) from error
-        if is_local(fs) and not self.local:
-            raise Refused("a table in a store may not name files of this machine")
-        return fs, path
-
-    def _beside(self, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """Return file system and path of a path, absolute or relative to the table's folder."""
-        if name.startswith("/"):
-            if not self.local:
-                raise Refused("a table in a store may not name files of this machine")
-            return self.fs, name
-        path = posixpath.normpath(f"{self.folder}/{name}")
-        if not self.local and (path.startswith("..") or path.split("/")[0] != self.folder.split("/")[0]):
-            raise Refused("it leads out of the table's bucket")
-        return self.fs, path
-
-
 # ---- fetching ---------------------------------------------------------------------------------------------
 
 
@@ -141,7 +75,7 @@ class _FetchQueue:
         if uri is None:
             return
         try:
-            fetch.fs, fetch.path = resolver.resolve(uri)
+            fetch.fs, fetch.path, fetch.refusal = resolver.resolve(uri)
         except Refused as refusal:
             fetch.fail("refused_uri", str(refusal))
         else:
@@ -197,6 +131,7 @@ class _Fetch:
     Attributes:
         sample: the sample; the image is read into it
         fs, path: where the image lies
+        refusal: why the URI is refused if nothing is there; None for a URI that may be followed
         size: bytes of the image, None where the store does not say
         claimed: bytes that the image may take
         measured: done when `size` is known; None where nothing is to be fetched
@@ -207,6 +142,7 @@ class _Fetch:
         self.sample = sample
         self.fs: fsspec.AbstractFileSystem = None
         self.path = ""
+        self.refusal: str | None = None
         self.size: int | None = None
         self.claimed = 0
         self.measured: Future[None] | None = None
@@ -237,7 +173,10 @@ class _Fetch:
         try:
             step()
         except _MISSING:
-            self.fail("not_found", "there is no such object")
+            if self.refusal:
+                self.fail("refused_uri", self.refusal)
+            else:
+                self.fail("not_found", "there is no such object")
         except ValueError as error:
             self.fail("refused_uri", str(error))
         except OSError as error:

@@ -1,5 +1,6 @@
 """Open file systems and object stores by URI, and refuse every scheme that is not on a list."""
 
+import glob
 import os
 import re
 from typing import Any
@@ -12,6 +13,7 @@ from wordsworth.pipeline.errors import UserError
 StorageOptions = dict[str, Any]  # keyword arguments of an fsspec file system, as --storage-options gives them
 
 SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
+LOCAL_SCHEMES = ("file", "local")
 HTTP = ("http", "https")  # schemes that need --allow-http
 ALLOW_HTTP = "wordsworth_allow_http"  # key of --allow-http in the storage options, which every process gets
 # The extra of this package that installs a scheme's client.
@@ -37,21 +39,25 @@ VERSION_FIELDS = (
     "last_modified",
     "updated",
 )
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=:)")  # more than one letter: `C:` is none
+WILDCARDS = re.compile(r"[*?\[]")
 _USER = re.compile(r"[^/?#]*@|[^/:@?#]+:(?!\d*/)[^@?#]*@")  # second case: a secret with a slash in it
 
 
 def check_scheme(uri: str, allow_http: bool = False) -> None:
     """Refuse a URI whose scheme is not allowed, before any I/O.
 
-    fsspec would run a shell for `pipe:`, and `::` chains file systems.
+    fsspec would run a shell for `pipe:`, and `::` chains file systems. Behind an allowed scheme `::` is a
+    part of the name, unless another scheme follows it.
 
     Raises:
         UserError: the scheme is not allowed.
     """
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
-    scheme = match[1] if match else None
+    scheme = scheme_of(uri)
     allowed = SCHEMES + HTTP if allow_http else SCHEMES
-    if "::" not in uri and (scheme is None or scheme in allowed):
+    first, chained, rest = uri.partition("::")
+    is_chain = bool(chained) and ("://" not in first or "://" in rest)
+    if not is_chain and (scheme is None or scheme in allowed):
         return
     hint = " (--allow-http reads from web servers)" if scheme in HTTP else ""
     raise UserError(
@@ -60,24 +66,54 @@ def check_scheme(uri: str, allow_http: bool = False) -> None:
     )
 
 
+def scheme_of(uri: str) -> str | None:
+    """Return what stands before the first colon, if it may be a scheme."""
+    match = _SCHEME.match(uri)
+    return match[0] if match else None
+
+
 def open_filesystem(uri: str, options: StorageOptions | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI, and the path in that file system. A local path comes back absolute.
+
+    A local file or folder that is there is taken for one, whatever its name looks like.
 
     Raises:
         UserError: the scheme is not allowed, or its client is not installed.
     """
+    local = _odd_local_path(uri)
+    if local is not None:
+        return fsspec.filesystem("file"), local
     options = dict(options or {})
     check_scheme(uri, options.pop(ALLOW_HTTP, False))
     if uri.startswith(("s3://", "s3a://")):
         options = _with_checksums(options)
+    unchained = uri.partition("::")[0]  # fsspec takes what follows for another file system
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **options)
+        fs, path = fsspec.core.url_to_fs(unchained, **options)
     except ImportError as error:
         extra = EXTRAS.get(uri.split(":", 1)[0], "")
         raise UserError(
             f"cannot read {without_credentials(uri)}: {error}; try: pip install 'wordsworth[{extra}]'"
         ) from error
-    return fs, path
+    return fs, path if unchained == uri else fs._strip_protocol(uri)
+
+
+def _odd_local_path(uri: str) -> str | None:
+    """Return the path of a local file, folder or glob whose name looks like a URI or a home folder.
+
+    None for a name that looks like neither, and where nothing is there.
+    """
+    scheme = scheme_of(uri)
+    if scheme in SCHEMES + HTTP and uri.startswith(f"{scheme}://"):
+        return None
+    if not (scheme or "::" in uri or uri.startswith("~")):
+        return None
+    wildcard = WILDCARDS.search(uri)
+    folder = uri[: wildcard.start()].rpartition("/")[0] if wildcard else ""
+    is_there = os.path.lexists(uri) or (folder and os.path.isdir(folder))
+    if not is_there and not (wildcard and any(glob.iglob(uri))):
+        return None
+    return uri.rstrip("/") if uri.startswith("/") else f"{os.getcwd()}/{uri}".rstrip("/")
 
 
 def open_exact(uri: str, options: StorageOptions | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -134,7 +170,7 @@ def absolute_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
 def without_credentials(uri: str) -> str:
     """Return the URI without user name and password; Azure's `container@` stays."""
     scheme, separator, rest = uri.partition("://")
-    user = _USER.match(rest) if separator else None
+    user = _USER.match(rest) if separator and "/" not in scheme else None
     if user is None:
         return uri
     if scheme.lower().startswith(("az", "abfs")) and ":" not in user[0]:

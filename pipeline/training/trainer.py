@@ -9,9 +9,10 @@ from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target, target_sidecars
-from wordsworth.pipeline.sources.finder import expand_sources, find_shards
+from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.skipped_names import skipped_note
+from wordsworth.pipeline.sources.source_lists import expand_sources
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
 from wordsworth.pipeline.training.classes import check_classes, train_target
 from wordsworth.pipeline.training.failure_policy import error_for_user, is_final, worker_errors

@@ -14,8 +14,9 @@ from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, 
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.output.source_changes import find_changes, freeze_update
 from wordsworth.pipeline.sources import finder as sources
-from wordsworth.pipeline.sources.finder import Finder, ListingCursor, expand_sources, find_shards
+from wordsworth.pipeline.sources.finder import Finder, ListingCursor, find_shards
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.source_lists import expand_sources
 
 
 def fill(root, *names: str, data: bytes = b"bytes"):

@@ -21,7 +21,7 @@ from cyclopts.config import Toml, Yaml
 from rich.console import Console
 from rich.markup import escape
 
-from wordsworth.pipeline.errors import UserError, root_cause
+from wordsworth.pipeline.errors import UserError, root_cause, without_secrets
 from wordsworth.vit_model.config import ModelError
 
 COMMANDS = {
@@ -120,7 +120,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]wordsworth:[/] {escape(message)}")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"[bold red]wordsworth:[/] {escape(without_secrets(message))}"
+    )
     return code
 
 

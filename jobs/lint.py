@@ -35,16 +35,16 @@ def lint(
     from wordsworth.pipeline.sources.lint import lint as run
     from wordsworth.pipeline.sources.lint_report import MOST_PLACES
     from wordsworth.pipeline.sources.samples import ReadSettings
-    from wordsworth.pipeline.sources.source_lists import expand_sources
+    from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 
     source = source or SourceOptions()
     kept = RunOptions(keep=keep).kept
-    sources = expand_sources(sources, source.storage)
+    names, storage = take_queries(expand_sources(sources, source.storage), source.storage)
     settings = ReadSettings(
         unit_rows=1,
         image_keys=source.image_keys,
         keep=kept,
-        storage_options=source.storage,
+        storage_options=storage,
         image_column=source.image_column,
         key=source.key,
     )
@@ -55,7 +55,7 @@ def lint(
             status.update(f"{number:,} of {shards:,}: {escape(shown(name))}")
 
         report = run(
-            sources,
+            list(names),
             settings,
             format=source.format,
             include_hidden=source.include_hidden,

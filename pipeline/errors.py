@@ -12,12 +12,24 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, exit_code: int = 1):
-        super().__init__(message)
-        self.message = message
+        self.message = without_secrets(message)
+        super().__init__(self.message)
         self.exit_code = exit_code
 
     def __str__(self) -> str:
         return self.message  # Ray Data adds lines about its own retries to `args`
+
+
+_WEB_USER = re.compile(r"(https?://)[^/\s@]*@", re.IGNORECASE)  # user and password of a web server's address
+_WEB_QUERY = re.compile(r"""(https?://[^?\n]*)\?[^\s'"<>]*""", re.IGNORECASE)  # a name may hold spaces
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what gives access: user, password and query of each http address in it.
+
+    A signed URL has its signature in the query. Clients of web servers put whole URLs into their errors.
+    """
+    return _WEB_QUERY.sub(r"\1", _WEB_USER.sub(r"\1", text)) if "://" in text else text
 
 
 class ClusterGone(UserError):

@@ -1,4 +1,6 @@
-from wordsworth.pipeline.errors import UserError, root_cause
+import pytest
+
+from wordsworth.pipeline.errors import UserError, root_cause, without_secrets
 
 
 def test_the_first_error_that_is_meant_is_found_else_the_innermost():
@@ -39,3 +41,19 @@ def test_what_an_actors_constructor_had_to_tell_is_found_in_rays_text():
     other = RayActorError(error_msg="the node died")
     other.__cause__ = SystemException()
     assert root_cause(other, UserError) is other, "and not an exception without a word"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("403, url='http://h:80/a.jpg?X-Amz-Signature=CANARY'", "403, url='http://h:80/a.jpg'"),
+        (
+            "http://h/a b.jpg?CANARY and HTTPS://k/?CANARY is no",
+            "http://h/a b.jpg and HTTPS://k/ is no",
+        ),
+        ("cannot read http://user:CANARY@h/x", "cannot read http://h/x"),
+        ("s3://b/what?.jpg: is it there?", "s3://b/what?.jpg: is it there?"),
+    ],
+)
+def test_the_line_of_an_error_names_no_query_and_no_password_of_a_web_server(text, shown):
+    assert str(UserError(text)) == without_secrets(text) == shown

@@ -17,6 +17,7 @@ from wordsworth.pipeline.labeling.settings import (
     list_settings,
     predict_settings,
     stage_settings,
+    with_expanded_sources,
 )
 from wordsworth.pipeline.output.commit import parquet_bytes
 from wordsworth.pipeline.output.prediction_rows import WriteSettings, prediction_table
@@ -28,7 +29,6 @@ from wordsworth.pipeline.prediction.gpu_trial import GpuWay, modes_of
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.sources.source_lists import expand_sources
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.inference import resolve_precision
@@ -55,6 +55,7 @@ def measure(
     Raises:
         UserError: the source cannot be read, no image of the sample can be decoded, or torch has no GPU here.
     """
+    request = with_expanded_sources(request)
     sample = _sample_shards(request)
     plan, settings = _plan_here(request, checkpoint, device, images_per_gpu_second)
     read = _measure_reading(sample.shards, settings, seconds)
@@ -95,8 +96,7 @@ class ShardSample:
 
 def _sample_shards(request: LabelRequest) -> ShardSample:
     """List the sources, and draw a few shards evenly while the listing goes by (reservoir sampling)."""
-    sources = tuple(expand_sources(request.sources, request.storage_options))
-    finder = list_settings(replace(request, sources=sources)).finder()
+    finder = list_settings(request).finder()
     rng = random.Random(0)
     num_shards = 0
     num_bytes = 0

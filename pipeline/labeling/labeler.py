@@ -12,7 +12,6 @@ labeling/dataset.py chains the stages that do the work.
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
@@ -23,13 +22,12 @@ from wordsworth.pipeline.labeling.plan import asked_for, refuse_another_run
 from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, ReceiptCounter, note_passed_over
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.retry import failed_units
-from wordsworth.pipeline.labeling.settings import list_settings
+from wordsworth.pipeline.labeling.settings import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.update import compare_with_source, update_listing
 from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, open_pages
 from wordsworth.pipeline.output.manifest import read_footers, write_manifest_and_summary
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.sources.source_lists import expand_sources
 from wordsworth.vit_model.checkpoint import Checkpoint
 
 
@@ -39,7 +37,7 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     Raises:
         UserError: a source or the output cannot be used, or the store did not give every shard to its end.
     """
-    request = replace(request, sources=tuple(expand_sources(request.sources, request.storage_options)))
+    request = with_expanded_sources(request)
     asked = asked_for(request, checkpoint)
     folder = RunFolder(request.output, request.storage_options)
     frozen = FrozenListing(folder)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.labeling.unit_begin import unit_begin
 from wordsworth.pipeline.output.commit import count_errors, make_receipt, parquet_bytes, read_footer
 from wordsworth.pipeline.output.committed import UNIT_NAME, unit_file
@@ -104,7 +105,7 @@ def fetch_failed(run: RunFolder, shard: Shard, file: str, settings: ReadSettings
     try:
         images = _fetch_images(run, shard, footer.unit, failed, settings)
     except (OSError, StoreFault) as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = without_secrets(f"{type(error).__name__}: {error}")
         failed = []
     found = [images.get(sample.index) for sample in failed]
     fetched = [image for image in found if isinstance(image, bytes)]

@@ -1,7 +1,7 @@
 """Hold the settings of every stage, made of what the user asks for and of what the run's plan froze."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.labeling.plan import decoder_of
@@ -12,6 +12,7 @@ from wordsworth.pipeline.output.records import Provenance, RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.actor import PredictSettings
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.vit_model.checkpoint import Checkpoint
 
 JOB_TOKEN_BYTES = 8  # bytes of the token that tells the files of one command from those of another
@@ -26,6 +27,14 @@ class StageSettings:
     decode: DecodeSettings
     predict: PredictSettings
     write: WriteSettings
+
+
+def with_expanded_sources(request: LabelRequest) -> LabelRequest:
+    """Return the request with the sources that its lists and patterns stand for, all without queries."""
+    sources, options = take_queries(
+        expand_sources(request.sources, request.storage_options), request.storage_options
+    )
+    return replace(request, sources=sources, storage_options=options)
 
 
 def stage_settings(

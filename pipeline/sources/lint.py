@@ -5,6 +5,7 @@ Memory holds a hash for every key of one shard, and the first places of each fin
 
 from collections.abc import Callable, Iterator
 
+from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.lint_report import MOST_PLACES, MOST_TEXT, LintReport, ShardFindings
 from wordsworth.pipeline.sources.lint_tar import lint_tar
@@ -65,7 +66,8 @@ def lint(
         try:
             report.samples += check(shard, settings, found)
         except (OSError, StoreFault) as error:
-            report.unreadable[name] = " ".join(f"{type(error).__name__}: {error}".split())
+            fault = without_secrets(f"{type(error).__name__}: {error}")
+            report.unreadable[name] = " ".join(fault.split())
         report.findings += found.ordered()
     for prefix in prefixes.values():
         report.findings += prefix.found.ordered()

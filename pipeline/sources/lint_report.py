@@ -10,6 +10,7 @@ CODES = {  # in the order in which a shard's findings are shown
     "trailing_data": "more behind end blocks: other readers stop there, the labeler reads on",
     "empty_shard": "no sample in the shard",
     "missing_image": "a sample without an image",
+    "refused_uri": "a text of a table that is neither an image nor the name of one",
     "missing_sidecar": "a sample without a field that most samples have, or that is to be kept",
     "empty_file": "an image of no bytes",
     "oversized_member": "an image or a kept field that is too large to be read",

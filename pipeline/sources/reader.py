@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources import tar
 from wordsworth.pipeline.sources.compressed import Decompressed
 from wordsworth.pipeline.sources.file_kinds import compression
@@ -149,7 +150,7 @@ class _Cutter:
         """Return a unit that tells of a store's fault. The next run reads again what was collected."""
         self._begin()
         unit = self.cut()
-        unit.fault = message
+        unit.fault = without_secrets(message)
         return unit
 
 

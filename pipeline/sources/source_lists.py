@@ -7,6 +7,8 @@ from braceexpand import braceexpand
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.filesystem import (
+    HTTP,
+    QUERIES,
     StorageOptions,
     is_local,
     open_filesystem,
@@ -59,3 +61,27 @@ def _expand_braces(source: str, storage_options: StorageOptions | None) -> list[
             f"{without_credentials(source)}: its braces do not close; "
             "quote a pattern such as 'part-{000..127}.tar'"
         ) from error
+
+
+def take_queries(
+    sources: Iterable[str], options: StorageOptions | None
+) -> tuple[tuple[str, ...], StorageOptions]:
+    """Return the sources without the queries of web addresses, and the storage options with them.
+
+    Raises:
+        UserError: two sources differ in nothing but their queries.
+    """
+    names = []
+    queries: dict[str, str] = {}
+    for source in sources:
+        name, mark, query = source.partition("?")
+        if not mark or source.partition("://")[0].lower() not in HTTP:
+            names.append(source)
+            continue
+        if queries.setdefault(name, query) != query:
+            raise UserError(
+                f"{name} is given twice, with two queries: the address without the query must differ",
+                exit_code=2,
+            )
+        names.append(name)
+    return tuple(names), {**(options or {}), QUERIES: queries} if queries else dict(options or {})

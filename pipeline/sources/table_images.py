@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import fsspec
 
+from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table_uris import Refused, Resolver
@@ -163,7 +164,7 @@ class _Fetch:
     def fail(self, error: str, detail: str) -> None:
         """Make the sample an error."""
         self.sample.error = error
-        self.sample.detail = detail
+        self.sample.detail = without_secrets(detail)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         """Do a step.

@@ -16,6 +16,7 @@ SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf
 LOCAL_SCHEMES = ("file", "local")
 HTTP = ("http", "https")  # schemes that need --allow-http
 ALLOW_HTTP = "wordsworth_allow_http"  # key of --allow-http in the storage options, which every process gets
+QUERIES = "wordsworth_queries"  # key of the queries of signed sources in the storage options, by address
 # The extra of this package that installs a scheme's client.
 EXTRAS = {
     "s3": "s3",
@@ -84,11 +85,16 @@ def open_filesystem(uri: str, options: StorageOptions | None = None) -> tuple[fs
     if local is not None:
         return fsspec.filesystem("file"), local
     options = dict(options or {})
+    queries = options.pop(QUERIES, {})
     check_scheme(uri, options.pop(ALLOW_HTTP, False))
     if uri.startswith(("s3://", "s3a://")):
         options = _with_checksums(options)
     unchained = uri.partition("::")[0]  # fsspec takes what follows for another file system
     try:
+        if scheme_of(uri) in HTTP:
+            from wordsworth.pipeline.storage.web import WebFiles
+
+            return WebFiles(queries=queries, **options), uri
         fs, path = fsspec.core.url_to_fs(unchained, **options)
     except ImportError as error:
         extra = EXTRAS.get(uri.split(":", 1)[0], "")
@@ -168,8 +174,14 @@ def absolute_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def without_credentials(uri: str) -> str:
-    """Return the URI without user name and password; Azure's `container@` stays."""
+    """Return the URI without user name and password, and that of a web server without its query.
+
+    A query can hold a signature that gives access. Azure's `container@` stays.
+    """
     scheme, separator, rest = uri.partition("://")
+    if scheme.lower() in HTTP:
+        rest = rest.partition("?")[0]
+        uri = f"{scheme}{separator}{rest}"
     user = _USER.match(rest) if separator and "/" not in scheme else None
     if user is None:
         return uri

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from wordsworth.pipeline.cluster.ray_internals import make_trainer
@@ -12,7 +13,7 @@ from wordsworth.pipeline.sources.class_target import Target, target_sidecars
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.skipped_names import skipped_note
-from wordsworth.pipeline.sources.source_lists import expand_sources
+from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
 from wordsworth.pipeline.training.classes import check_classes, train_target
 from wordsworth.pipeline.training.failure_policy import error_for_user, is_final, worker_errors
@@ -55,12 +56,22 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     output = absolute_uri(*open_filesystem(request.output, request.storage_options))
     request = replace(request, output=output)
     _check_output(request)
+    request = _with_expanded_sources(request)
     with ray_session(request.address):
         setup = _prepare(request, on_news)
         return _run(setup, on_news)
 
 
 # ---- before the workers start ----
+
+
+def _with_expanded_sources(request: TrainRequest) -> TrainRequest:
+    """Return the request with the sources that its lists and patterns stand for, all without queries."""
+    options = request.storage_options
+    named = [expand_sources(sources, options) for sources in (request.sources, request.val)]
+    names, options = take_queries(chain(*named), options)
+    num_sources = len(named[0])
+    return replace(request, sources=names[:num_sources], val=names[num_sources:], storage_options=options)
 
 
 def _check_output(request: TrainRequest) -> None:
@@ -135,7 +146,7 @@ def _survey(
 ) -> Survey:
     storage = request.storage_options
     listing = find_shards(
-        expand_sources(sources, storage),
+        list(sources),
         format=request.format,
         image_keys=request.image_keys,
         storage_options=storage,

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from wordsworth.pipeline.errors import without_secrets
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -59,7 +61,7 @@ class Report:
         """Add one finding for `count` equal ones, of which `detail` describes the first."""
         if count > 1:
             detail += f" ({count} such here)"
-        self.findings.append(Finding(code, where, " ".join(detail.split())))
+        self.findings.append(Finding(code, where, without_secrets(" ".join(detail.split()))))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as `wordsworth verify --json` prints it."""

@@ -91,7 +91,11 @@ def test_a_key_that_comes_again_apart_is_found_and_so_is_the_order_it_breaks(tmp
 
 
 def test_every_code_is_planted_or_has_a_test_of_its_own():
-    assert {name.partition(",")[0] for name in PLANTED} | {"colliding_key", "bad_record"} == set(CODES)
+    assert {name.partition(",")[0] for name in PLANTED} | {
+        "colliding_key",
+        "bad_record",
+        "refused_uri",
+    } == set(CODES)
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -392,6 +396,7 @@ def test_a_table_is_linted_without_asking_for_what_it_names(tmp_path):
         "{broken",
         '{"url": null, "id": "b"}',
         '{"url": "x.jpg", "id": "a"}',
+        '{"url": "' + "x" * 5000 + '"}',
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
     report = lint([str(tmp_path / "t.jsonl")], ReadSettings(unit_rows=1, key="id"))
@@ -399,5 +404,6 @@ def test_a_table_is_linted_without_asking_for_what_it_names(tmp_path):
         "bad_record": 1,
         "missing_image": 1,
         "repeated_key": 1,
+        "refused_uri": 1,
     }
-    assert report.samples == 4
+    assert report.samples == 5

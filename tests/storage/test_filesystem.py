@@ -72,8 +72,10 @@ def test_an_s3_url_without_its_package_names_the_extra_to_install(monkeypatch):
         ("s3://AKIA:canary@bucket/a.tar", "s3://bucket/a.tar"),
         ("s3://AKIA:can@ary@bucket/a.tar", "s3://bucket/a.tar"),
         ("s3://AKIA:can/ary@bucket/a.tar", "s3://bucket/a.tar"),
-        ("http://host:80/a@b?c=d@e", "http://host:80/a@b?c=d@e"),
-        ("http://user:canary@host:80/a?b=c#d", "http://host:80/a?b=c#d"),
+        ("http://host:80/a@b?c=d@e", "http://host:80/a@b"),
+        ("http://user:canary@host:80/a?b=c#d", "http://host:80/a"),
+        ("HTTPS://host/a.jpg?X-Amz-Signature=canary", "HTTPS://host/a.jpg"),
+        ("s3://bucket/what?.jpg", "s3://bucket/what?.jpg"),
         ("s3://bucket/user@home/a.tar", "s3://bucket/user@home/a.tar"),
         (
             "abfss://container@account.dfs.core.windows.net/a",

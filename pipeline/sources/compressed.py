@@ -186,12 +186,14 @@ def _gzip_before_damage(member: Any, data: bytes) -> Iterator[bytes]:
     """Yield what can be decompressed before the error: zlib drops what the failing call had made.
 
     Where the bytes end must not depend on how they were cut into calls: a second reading would see another
-    number of samples.
+    number of samples. The call that makes the last byte must not see the checksum behind it.
     """
     try:
-        while True:
-            yield member.decompress(data, 1)
-            data = member.unconsumed_tail
+        for at in range(len(data)):
+            byte = data[at : at + 1]
+            while piece := member.decompress(byte, 1):
+                yield piece
+                byte = member.unconsumed_tail
     except zlib.error:
         return
 

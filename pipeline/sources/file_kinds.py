@@ -15,13 +15,16 @@ TARS = {
     ".tar.zst": "zstd",
     ".tzst": "zstd",
 }  # ending: compression
+_TEXTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}  # ending: form
+_PACKED = {".gz": "gzip", ".zst": "zstd"}  # second ending of a table of text: compression
 TABLES = {
     ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    **_TEXTS,
+    **{text + packed: form for text, form in _TEXTS.items() for packed in _PACKED},
 }  # ending: form
+# Tables only where the source's own name ends so: in folders, such files mostly describe other files.
+JSONS = {".json": "json", ".json.gz": "json", ".json.zst": "json"}
+_TABLE_ENDINGS = tuple(TABLES)
 
 
 def kind_of(base: str, image_keys: tuple[str, ...]) -> str | None:
@@ -30,7 +33,7 @@ def kind_of(base: str, image_keys: tuple[str, ...]) -> str | None:
         return "tar"
     if "." in base and base.rpartition(".")[2].lower() in image_keys:
         return "images"
-    return "table" if table_form(base) else None
+    return "table" if is_table(base) else None
 
 
 def base_name(path: str) -> str:
@@ -39,13 +42,23 @@ def base_name(path: str) -> str:
 
 
 def compression(name: str) -> str | None:
-    """Return how a tar is compressed: "gzip", "zstd" or None."""
-    return _by_ending(name, TARS)
+    """Return how a tar or a table of text is compressed: "gzip", "zstd" or None."""
+    return _by_ending(name, TARS | _PACKED)
 
 
 def table_form(name: str) -> str | None:
-    """Return "parquet", "csv", "tsv" or "jsonl"; None for a file that is no table."""
-    return _by_ending(name, TABLES)
+    """Return "parquet", "csv", "tsv", "jsonl" or "json"; None for a file that is no table."""
+    return _by_ending(name, TABLES | JSONS)
+
+
+def is_table(name: str) -> bool:
+    """Return whether a name is that of a table wherever it lies."""
+    return name.lower().endswith(_TABLE_ENDINGS)
+
+
+def is_json(name: str) -> bool:
+    """Return whether a name is that of a JSON file: an array, or an object a line."""
+    return _by_ending(name, JSONS) is not None
 
 
 def _by_ending(name: str, endings: Mapping[str, str | None]) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, kind_of
+from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, is_json, kind_of
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
 from wordsworth.pipeline.sources.source_files import FileInfo, check_name, glob_pattern, list_files
@@ -159,7 +159,7 @@ class Finder:
             last = open_exact(last, self.options)[1]
         names = NameFilter(self.skipped, self.include_hidden)
         root, entries = list_files(fs, path, source, last, names)
-        files = self._with_kinds(entries)
+        files = self._with_kinds(entries, source)
         kind = cursor.kinds.get(number)
         if kind is None:
             kind, files = self._decide_kind(files, source)
@@ -179,9 +179,12 @@ class Finder:
 
     # ---- the kind of a source -----------------------------------------------------------------------------
 
-    def _with_kinds(self, entries: Iterator[FileInfo]) -> Iterator[_File]:
+    def _with_kinds(self, entries: Iterator[FileInfo], source: str) -> Iterator[_File]:
+        named_json = is_json(source)  # the file itself, or the end of a glob
         for path, info in entries:
             kind = kind_of(base_name(path), self.image_keys)
+            if named_json and is_json(path):
+                kind = "table"
             if path.endswith("/") and kind != "images":  # no tool writes a tar or a table under such a name
                 kind = None
             yield _File(path, info, kind)

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from functools import lru_cache
 
-from wordsworth.pipeline.sources.file_kinds import table_form
+from wordsworth.pipeline.sources.file_kinds import is_table
 
 FOLDERS_CACHED = 4096  # folders whose verdict is kept
 # Names of folders, and the kind that they are counted by. A name that begins with a dot is skipped anyway.
@@ -52,7 +52,7 @@ def is_record_of_table(path: str) -> bool:
 
     `_year=2024` is no such part: it is a column of a partitioned table.
     """
-    if "_" not in path or table_form(path) is None:
+    if "_" not in path or not is_table(path):
         return False
     return any(part.startswith("_") and "=" not in part for part in path.split("/"))
 

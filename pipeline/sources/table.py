@@ -7,6 +7,7 @@ import fsspec
 import pyarrow as pa
 
 from wordsworth.pipeline.sources.file_kinds import table_form
+from wordsworth.pipeline.sources.json_array import json_file_records
 from wordsworth.pipeline.sources.samples import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table_cells import CellImage, as_text, cell_image, key_text, valid_text
@@ -14,10 +15,10 @@ from wordsworth.pipeline.sources.table_images import NamedImage, fetched
 from wordsworth.pipeline.sources.table_records import (
     ParquetTable,
     Record,
-    TableCut,
     csv_records,
     json_records,
 )
+from wordsworth.pipeline.sources.text_object import TableCut, TextObject
 from wordsworth.pipeline.storage.filesystem import open_exact, without_credentials
 
 # Names of the column of images, the first one counts. Not used with --image-column, or if only one column
@@ -29,7 +30,7 @@ Span = tuple[int, int]  # bytes of the file that were read before a record, and 
 def table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
     """Yield the samples of a table from row `position` on.
 
-    The damaged rest of a Parquet file is one row without a key.
+    The damaged rest of a table is one row without a key.
 
     Raises:
         StoreFault: a column is missing, or can hold no image.
@@ -49,40 +50,59 @@ def named_samples(
     fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
 ) -> Iterator[NamedImage]:
     """Yield the samples of the table at `path`, from row `position` on, each with the URI of its image."""
-    form = table_form(path)
-    if form == "parquet":
+    if table_form(path) == "parquet":
         return _parquet_samples(fs, path, shard, settings, position)
-    if form == "jsonl":
-        records = json_records(fs, path, shard.size)
-    else:
-        delimiters = "\t,;|" if form == "tsv" else ",;\t|"
-        records = csv_records(
-            fs, path, shard.size, delimiters, lambda columns: _names_images(columns, settings)
-        )
-    return _line_samples(records, path, settings, position)
+    return _text_samples(fs, path, shard, settings, position)
 
 
-def _line_samples(
-    records: Iterator[Record], path: str, settings: ReadSettings, position: int
+def _text_samples(
+    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
 ) -> Iterator[NamedImage]:
-    """Yield the samples of lines.
+    """Yield the samples of a table of text.
 
-    There is no way into the middle of such a file: rows before `position` are read past.
+    There is no way into the middle of such a file: rows before `position` are read past. A cut counts only
+    when it is met twice at the same row.
     """
-    maker: _SampleMaker | None = None
-    begin = 0
-    for row, record in enumerate(records):
-        span = (begin, record.end)
-        begin = record.end
-        if maker is None and record.values is not None:
-            columns = list(record.values)
-            maker = _SampleMaker(columns, _column_by_name(columns, path, settings), settings, path)
-        if row < position:
-            continue
-        if maker is None or record.values is None:
-            yield _bad(record, row, span), None
-        else:
-            yield maker.sample(record.values, row, span)
+    met: int | None = None  # the row where the reading before was cut
+    next_row = position
+    for _ in range(MAX_READINGS):
+        maker: _SampleMaker | None = None
+        end = 0
+        try:
+            for row, record in enumerate(_text_records(fs, path, shard, settings)):
+                span = (end, record.end)
+                end = record.end
+                if maker is None and record.values is not None:
+                    columns = list(record.values)
+                    maker = _SampleMaker(columns, _column_by_name(columns, path, settings), settings, path)
+                if row < next_row:
+                    continue
+                next_row = row + 1
+                if maker is None or record.values is None:
+                    yield _bad(record, row, span), None
+                else:
+                    yield maker.sample(record.values, row, span)
+            return
+        except TableCut as cut:
+            if met == next_row:
+                yield _rest(str(cut), next_row, (end, shard.size)), None
+                return
+            met = next_row
+    raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
+
+
+def _text_records(
+    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings
+) -> Iterator[Record]:
+    """Return the records of a table of text."""
+    form = table_form(path)
+    if form == "json":
+        return json_file_records(lambda: TextObject(fs, path, shard.size), path)
+    file = TextObject(fs, path, shard.size)
+    if form == "jsonl":
+        return json_records(file)
+    delimiters = "\t,;|" if form == "tsv" else ",;\t|"
+    return csv_records(file, path, delimiters, lambda columns: _names_images(columns, settings))
 
 
 def _bad(record: Record, row: int, span: Span) -> EncodedSample:
@@ -205,7 +225,7 @@ class _SampleMaker:
         if self.key:
             _check_column(self.key, columns, path, "--key")
         self.keep = _kept_columns(columns, settings.keep)
-        if table_form(path) != "jsonl":  # each line of a JSONL file has columns of its own
+        if table_form(path) not in ("jsonl", "json"):  # each object has columns of its own
             for name in self.keep:
                 _check_column(name, columns, path, "--keep")
         wanted = {image, self.key, *self.keep}

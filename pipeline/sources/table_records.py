@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from wordsworth.pipeline.sources.samples import StoreFault
 from wordsworth.pipeline.sources.text_lines import MAX_LINE, Line, Lines
+from wordsworth.pipeline.sources.text_object import TableCut, TextObject
 from wordsworth.pipeline.storage.seekable import SeekableObject
-from wordsworth.pipeline.storage.streams import ObjectStream
 
 MAX_LINES = 256 << 10  # bytes of a CSV record that takes more than one line
 _BATCH_BYTES = 8 << 20  # bytes of Parquet decoded at once, by the average of the row group
@@ -35,19 +35,11 @@ class Record:
     bad: str | None = None
 
 
-class TableCut(Exception):
-    """Report that a Parquet file breaks off. All rows before the damage were whole and have been given."""
-
-
 # ---- CSV --------------------------------------------------------------------------------------------------
 
 
 def csv_records(
-    fs: fsspec.AbstractFileSystem,
-    path: str,
-    size: int,
-    delimiters: str,
-    is_header: Callable[[list[str]], bool],
+    file: TextObject, path: str, delimiters: str, is_header: Callable[[list[str]], bool]
 ) -> Iterator[Record]:
     """Yield the records behind the header of a CSV file.
 
@@ -57,22 +49,22 @@ def csv_records(
     swallow all lines up to another quote; this way it neither loses nor shifts what follows.
 
     Args:
-        fs: file system of the table.
-        path: path of the table in `fs`.
-        size: bytes of the table.
+        file: the table, at its first byte.
+        path: its path, for messages.
         delimiters: characters that may stand between two fields; the first whose header is usable counts.
         is_header: tells whether the fields of a header are usable.
 
     Raises:
         StoreFault: the header cannot be read.
+        TableCut: compressed data end or break.
         OSError: the store fails.
     """
     csv.field_size_limit(MAX_LINE)
-    lines = Lines(ObjectStream(fs, path, size, 0))
-    try:
+    with Lines(file) as lines:
         delimiter = _delimiter(lines, delimiters, is_header)
         header = _csv_fields(lines, delimiter)
         if header is None:
+            lines.check_whole()
             return
         if header.bad:
             raise StoreFault(f"{path}: its header cannot be read: {header.bad}")
@@ -82,12 +74,11 @@ def csv_records(
                 bad = f"{len(found.fields)} fields where the header has {len(header.fields)}"
             if bad:
                 lines.put_back(found.lines[1:])
-                yield Record(None, lines.position, bad)
+                yield Record(None, lines.end(), bad)
                 continue
             pairs = zip(header.fields, found.fields, strict=True)
-            yield Record({name: field or None for name, field in pairs}, lines.position)
-    finally:
-        lines.close()
+            yield Record({name: field or None for name, field in pairs}, lines.end())
+        lines.check_whole()
 
 
 def _delimiter(lines: Lines, delimiters: str, is_header: Callable[[list[str]], bool]) -> str:
@@ -152,15 +143,18 @@ def _pull(lines: Lines, taken: list[Line]) -> Iterator[str]:
 # ---- JSONL ------------------------------------------------------------------------------------------------
 
 
-def json_records(fs: fsspec.AbstractFileSystem, path: str, size: int) -> Iterator[Record]:
-    """Yield the records of a JSONL file, an object a line. Empty lines are no records."""
-    lines = Lines(ObjectStream(fs, path, size, 0))
-    try:
+def json_records(file: TextObject) -> Iterator[Record]:
+    """Yield the records of a JSONL file, an object a line. Empty lines are no records.
+
+    Raises:
+        TableCut: compressed data end or break.
+        OSError: the store fails.
+    """
+    with Lines(file) as lines:
         for line in lines:
             if line.bad or line.text.strip():
-                yield _json_record(line, lines.position)
-    finally:
-        lines.close()
+                yield _json_record(line, lines.end())
+        lines.check_whole()
 
 
 def _json_record(line: Line, end: int) -> Record:

@@ -4,6 +4,8 @@ import io
 from collections import deque
 from dataclasses import dataclass
 
+from wordsworth.pipeline.sources.text_object import TableCut, TextObject
+
 MAX_LINE = 16 << 20  # bytes of a line; a longer one is no record and is never held
 _PIECE = 1 << 20  # bytes of a line read at once; even, so that no character of UTF-16 is cut
 _MARKS = {
@@ -24,17 +26,22 @@ class Line:
 
 
 class Lines:
-    """Read the lines of an object, decoded; lines can be put back.
+    """Read the lines of a table of text, decoded; lines can be put back.
+
+    Where compressed data end or break, the lines end, without the last one if it is not whole:
+    `check_whole` says so.
 
     Args:
-        raw: the object, at its first byte
+        file: the table, at its first byte
 
     Attributes:
-        position: bytes before the next line
+        position: bytes of text before the next line
     """
 
-    def __init__(self, raw: io.RawIOBase):
-        self._file = io.BufferedReader(raw, 1 << 20)
+    def __init__(self, file: TextObject):
+        self._object = file
+        self._file = io.BufferedReader(file, 1 << 20)
+        self._cut: TableCut | None = None
         self._back: deque[Line] = deque()
         self.position = 0
         self._encoding: str | None = None  # None before the first line
@@ -54,9 +61,24 @@ class Lines:
         self._back.extendleft(reversed(lines))
         self.position -= sum(line.size for line in lines)
 
+    def end(self) -> int:
+        """Return the bytes of the object before the next line; must be asked for line by line."""
+        return self._object.consumed(self.position) if self._object.is_packed else self.position
+
+    def check_whole(self) -> None:
+        """Raise TableCut if the lines ended at the damage of compressed data."""
+        if self._cut:
+            raise self._cut
+
     def _read(self) -> Line:
-        encoding = self._encoding or self._begin()
-        data, size = self._bytes()
+        if self._cut:
+            raise StopIteration
+        try:
+            encoding = self._encoding or self._begin()
+            data, size = self._bytes()
+        except TableCut as cut:
+            self._cut = cut
+            raise StopIteration from cut
         if not size:
             raise StopIteration
         size += self._mark_size
@@ -79,7 +101,7 @@ class Lines:
 
     def _bytes(self) -> tuple[bytes | None, int]:
         """Return the next line, None for one that is too long, and its size; 0 at the end."""
-        data = self._piece()
+        data = self._piece() if self._head or self._newline != b"\n" else self._file.readline(_PIECE)
         size = len(data)
         if size <= MAX_LINE and data.endswith(self._newline):  # nearly every line is one piece
             return data, size
@@ -106,7 +128,10 @@ class Lines:
             self._head = self._head[1:]
         return data
 
-    def close(self) -> None:
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

@@ -6,6 +6,7 @@ before and from there on a byte at a time. So every byte before the damage comes
 promises to give.
 """
 
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -26,6 +27,26 @@ class ByteStream(Protocol):
 
 class _Broken(Exception):
     """Report that the compressed data end before their end mark."""
+
+
+class ExpandedFile(io.RawIOBase):
+    """Read what is in a compressed object as a file. The arguments are those of `Expanded`."""
+
+    def __init__(self, open_again: "Callable[[], ByteStream]", name: str):
+        self._expanded = Expanded(open_again, name)
+
+    @property
+    def broken(self) -> bool:
+        """Return whether the data broke instead of ending."""
+        return self._expanded.broken
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._expanded.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class Expanded:

@@ -24,7 +24,7 @@ class Unusable(Exception):
 # ---- lines ----------------------------------------------------------------------------------------------
 
 
-def _encoding(buffer: "io.BufferedReader[io.RawIOBase]") -> str:
+def encoding_of(buffer: "io.BufferedReader[io.RawIOBase]") -> str:
     """Return "utf-8", "utf-16-le" or "utf-16-be": what the first four bytes look like."""
     start = buffer.peek(4)[:4]
     if re.match(rb"(?s)\xff\xfe|[^\0]\0[^\0]\0", start):
@@ -45,6 +45,8 @@ def _narrow_lines(buffer: "io.BufferedReader[io.RawIOBase]") -> Iterator[str | N
         line = buffer.readline(_MAX_LINE_BYTES + 1)
         if not line:
             return
+        if line[-1:] != b"\n" and getattr(buffer.raw, "broken", False):
+            return  # the rest of the line is lost with the damaged data
         line = line.removeprefix(mark)
         mark = b""
         if len(line) > _MAX_LINE_BYTES:
@@ -73,6 +75,8 @@ def _wide_lines(buffer: "io.BufferedReader[io.RawIOBase]", encoding: str) -> Ite
             yield _sound(line, end + "\n", encoding)
             line = ""
         line = None if line is None or 2 * len(line + rest) > _MAX_LINE_BYTES else line + rest
+    if getattr(buffer.raw, "broken", False):
+        return
     try:
         rest = decoder.decode(b"", final=True)
     except UnicodeDecodeError:
@@ -98,7 +102,7 @@ def json_records(file: io.RawIOBase) -> Iterator[JsonRecord | None]:
     """Yield the objects of a file with one on a line; None for a line that is none. Empty lines are passed
     over."""
     buffer = io.BufferedReader(file, 1 << 20)
-    for line in _lines(buffer, _encoding(buffer)):
+    for line in _lines(buffer, encoding_of(buffer)):
         if line is None:
             yield None
         elif line.strip():
@@ -116,7 +120,7 @@ def csv_records(file: io.RawIOBase, delimiters: str, wanted: set[str]) -> Iterat
         Unusable: the header is no record with any of the delimiters.
     """
     buffer = io.BufferedReader(file, 1 << 20)
-    encoding = _encoding(buffer)
+    encoding = encoding_of(buffer)
     source = _lines(buffer, encoding)
     waiting: list[str | None] = []  # lines that no record has taken yet
     header: list[str] = []

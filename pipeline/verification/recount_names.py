@@ -4,7 +4,8 @@ import re
 from fnmatch import fnmatchcase
 
 OTHER_SYSTEMS = ("@eaDir", "#recycle", "System Volume Information", "__MACOSX")
-TABLE_ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+TABLE_ENDINGS = (".parquet", *(text + packing for text in TEXT_ENDINGS for packing in ("", ".gz", ".zst")))
 
 
 class SkippedNames:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_cells import image_cell, key_text
+from wordsworth.pipeline.verification.recount_compressed import ExpandedFile
+from wordsworth.pipeline.verification.recount_json import Broken, json_file_records
 from wordsworth.pipeline.verification.recount_lines import (
     CsvRecord,
     JsonRecord,
@@ -106,26 +108,50 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
         Unusable: there is no column with images.
         OSError: the store failed.
     """
-    ending = name.lower().rpartition(".")[2]
-    if ending == "parquet":
+    if name.lower().endswith(".parquet"):
         yield from _parquet_rows(file, image_column, key)
         return
-    records: Iterator[JsonRecord | CsvRecord | None]
-    if ending in ("jsonl", "ndjson"):
-        records = json_records(file)
-    else:
-        wanted = {image_column} if image_column else _IMAGES
-        records = csv_records(file, "\t,;|" if ending == "tsv" else ",;\t|", wanted)
     column = image_column
-    for number, record in enumerate(records):
+    wanted = {image_column} if image_column else _IMAGES
+    for number, record in enumerate(_text_records(file, name.lower(), wanted)):
+        if isinstance(record, Broken):
+            yield Row(None, None, "shard_truncated")
+            return
         if record is None:
             yield Row(str(number), None, "bad_record")
-            continue
-        if column is None:
-            column = next((name for name in record if name in _IMAGES), None)
+        else:
+            column = column or next((name for name in record if name in _IMAGES), None)
             if column is None:
                 raise Unusable("no column says where its images are")
-        yield _row(number, record, column, key)
+            yield _row(number, record, column, key)
+
+
+def _text_records(
+    file: TableFile, name: str, wanted: set[str]
+) -> Iterator[JsonRecord | CsvRecord | Broken | None]:
+    """Yield the records of a table of text; None for one that cannot be read, and Broken where the rest is
+    lost."""
+    parts = name.split(".")
+    is_packed = parts[-1] in ("gz", "zst")
+    form = parts[-2] if is_packed else parts[-1]
+    opened: list[TableFile | ExpandedFile] = []
+
+    def rewound() -> TableFile:
+        file.seek(0)
+        return file
+
+    def open_text() -> TableFile | ExpandedFile:
+        opened.append(ExpandedFile(rewound, name) if is_packed else rewound())
+        return opened[-1]
+
+    if form == "json":
+        yield from json_file_records(open_text)
+    elif form in ("jsonl", "ndjson"):
+        yield from json_records(open_text())
+    else:
+        yield from csv_records(open_text(), "\t,;|" if form == "tsv" else ",;\t|", wanted)
+    if getattr(opened[-1], "broken", False):
+        yield Broken()
 
 
 def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | None) -> Row:

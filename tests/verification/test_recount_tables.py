@@ -12,7 +12,7 @@ import zstandard
 from tests.sources.test_compressed import images, squeeze
 from tests.support.runs import KEYS, build, codes, read_rows
 from tests.support.samples import units_of
-from tests.support.tables import image_bytes, write_csv, write_files, write_jsonl, write_parquet
+from tests.support.tables import image_bytes, write_csv, write_files, write_json, write_jsonl, write_parquet
 from tests.support.tars import make_tar
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.verification.recount import Recount
@@ -166,6 +166,42 @@ def test_reader_and_recount_agree_on_the_delimiters_and_encodings_of_damaged_tex
         found = differences(path)
         unusable = any(unit.fault for unit in units_of(path))
         assert [what for what, *_ in found] == ["unreadable_source"] * unusable, (data, found)
+
+
+def test_reader_and_recount_agree_on_arrays_of_random_damage(tmp_path):
+    generator = random.Random(8)
+    tokens = ['{"url": "a.jpg"}', '{"url": "]"}', ",", "{", "}", "[", "]", '"', "\\", " ", "7", "\ud800"]
+    for case in range(150):
+        packing = ["", ".gz", ".zst"][case % 3]
+        parts = generator.choices(tokens, [9, 9, 9, *[1] * 9], k=generator.randrange(14))
+        text = ", ".join(parts) if case % 2 else "".join(parts)
+        text = f"[{text}]" if case % 5 else f'[{{"url": "a.jpg"}},{text}'
+        code = generator.choice(["utf-8", "utf-16-le", "utf-16-be"])
+        data = text.encode(code, "surrogatepass")
+        path = tmp_path / f"t.json{packing}"
+        path.write_bytes(squeeze(data, packing[1:]) if packing else data)
+        refused = any(unit.fault for unit in units_of(path))
+        assert [what for what, *_ in differences(path)] == ["unreadable_source"] * refused, text
+
+
+@pytest.mark.slow
+def test_reader_and_recount_agree_wherever_a_compressed_table_is_cut_or_damaged(tmp_path):
+    generator = random.Random(9)
+    rows = [{"url": f"{n}.jpg", "t": generator.randbytes(40).hex()} for n in range(40)]
+    for form, write_rows in (("csv", write_csv), ("jsonl", write_jsonl), ("json", write_json)):
+        text = write_rows(tmp_path / f"t.{form}", rows).read_bytes()
+        for packing in ("gz", "zst"):
+            whole, path = squeeze(text, packing), tmp_path / f"t.{form}.{packing}"
+            for end in range(0, len(whole), 397):
+                path.write_bytes(whole[:end])
+                assert differences(path) == [], end
+            for _ in range(8):
+                bad = bytearray(whole)
+                bad[generator.randrange(len(bad))] ^= 1 << generator.randrange(8)
+                path.write_bytes(bad)
+                refused = any(unit.fault for unit in units_of(path))
+                found = [what for what, *_ in differences(path)]
+                assert found == ["unreadable_source"] * refused, bytes(bad)
 
 
 @pytest.mark.slow

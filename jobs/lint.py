@@ -34,6 +34,7 @@ def lint(
     """
     from wordsworth.pipeline.sources.lint import lint as run
     from wordsworth.pipeline.sources.lint_report import MOST_PLACES
+    from wordsworth.pipeline.sources.passed_over import ListingRules
     from wordsworth.pipeline.sources.samples import ReadSettings
     from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 
@@ -58,7 +59,7 @@ def lint(
             list(names),
             settings,
             format=source.format,
-            include_hidden=source.include_hidden,
+            rules=ListingRules(include_hidden=source.include_hidden, follow_links=source.follow_links),
             most_places=MOST_PLACES if json_ else SHOWN_PLACES,
             on_shard=begun,
         )
@@ -90,13 +91,15 @@ def _as_json(report: "LintReport") -> dict[str, Any]:
         for finding in report.findings
     ]
     totals = {"clean": report.clean, "shards": report.shards, "samples": report.samples}
-    passed_over = {"ignored": dict(report.ignored), "skipped_names": dict(report.skipped)}
+    passed_over = {
+        "ignored": dict(report.passed_over.ignored),
+        "skipped_names": dict(report.passed_over.skipped),
+        "left_out": dict(report.passed_over.left_out),
+    }
     return {**totals, "findings": findings, **passed_over, "unreadable": report.unreadable}
 
 
 def _print(report: "LintReport") -> None:
-    from wordsworth.pipeline.sources.skipped_names import skipped_note
-
     # In a file or a pipe a finding is one line, whatever its length.
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     table = Table("shard", "finding", "count", "first places", box=None, header_style="bold", pad_edge=False)
@@ -114,10 +117,10 @@ def _print(report: "LintReport") -> None:
         console.print(table)
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN:,} more (--json lists all)")
-    if report.ignored:
-        console.print(f"other files: {escape(shown(_counts(report.ignored)))}")
-    if report.skipped:
-        console.print(skipped_note(report.skipped))
+    if report.passed_over.ignored:
+        console.print(f"other files: {escape(shown(_counts(report.passed_over.ignored)))}")
+    for note in report.passed_over.serious_notes():
+        console.print(escape(shown(note)))
     console.print(_last_line(report))
 
 

@@ -125,6 +125,9 @@ class SourceOptions(StoreOptions):
     image_column: str | None = None
     """Column of a table with the images, as bytes or URIs. Without it: the only column with bytes, or the
     first one that is named like image or url."""
+    follow_links: Literal["inside", "outside"] = "inside"
+    """Links to folders: inside leaves out those that lead out of the source, and names them; outside follows
+    them (docs/sources.md)."""
     include_hidden: Annotated[bool, Flag] = False
     """Take the names too that are skipped: .names, thumbnails, trash, checkpoints, a table's own _records
     (docs/sources.md)."""
@@ -139,7 +142,7 @@ class SourceOptions(StoreOptions):
 
     def asked(self) -> dict[str, Any]:
         """Return the fields of a LabelRequest that say how the source is read."""
-        names = ("format", "image_keys", "image_column", "key", "include_hidden")
+        names = ("format", "image_keys", "image_column", "key", "include_hidden", "follow_links")
         return {name: getattr(self, name) for name in names} | {"storage_options": self.storage}
 
 

@@ -1,6 +1,6 @@
 """Run `wordsworth pack FOLDER --output SHARDS`: write the images of class folders into WebDataset shards."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 from rich.console import Console
@@ -17,21 +17,26 @@ def pack(
         int, Parameter(help="Images in a shard.", validator=validators.Number(gte=1))
     ] = 1000,
     seed: Annotated[int, Parameter(help="Seed of the order of the images.")] = 0,
+    follow_links: Annotated[
+        Literal["inside", "outside"],
+        Parameter(help="outside: follow links to folders out of FOLDER (docs/sources.md)."),
+    ] = "inside",
     include_hidden: Annotated[
         bool, Parameter(help="Take the names too that are skipped (docs/sources.md).", negative="")
     ] = False,
 ) -> int:
     """Pack images into WebDataset shards: the class of an image in `.cls`, the class names in labels.txt."""
     from wordsworth.pipeline.sources.pack import pack as run
-    from wordsworth.pipeline.sources.skipped_names import skipped_note
+    from wordsworth.pipeline.sources.passed_over import ListingRules
 
-    packed = run(folder, output, shard_size, seed, include_hidden=include_hidden)
+    rules = ListingRules(include_hidden=include_hidden, follow_links=follow_links)
+    packed = run(folder, output, shard_size, seed, rules=rules)
     console = Console(soft_wrap=True, highlight=False)
     classes = f" of {len(packed.classes)} classes" if packed.classes else ""
     ignored = f"; {packed.ignored} other files ignored" if packed.ignored else ""
     console.print(
         f"packed {packed.images:,} images{classes} into {len(packed.shards)} shards in {output}{ignored}"
     )
-    if packed.skipped:
-        console.print(skipped_note(packed.skipped))
+    for note in packed.passed_over.serious_notes():
+        console.print(note, markup=False)
     return 0

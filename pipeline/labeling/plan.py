@@ -65,6 +65,7 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
         "key": request.key,
         "fast-decode": request.fast_decode,
         "include-hidden": request.include_hidden,
+        "follow-links": request.follow_links if request.follow_links != "inside" else None,
     }
     for name, value in rare.items():
         if value:

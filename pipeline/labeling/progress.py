@@ -12,11 +12,9 @@ from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
 from wordsworth.pipeline.output.committed import CommittedUnits
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, drop_shards, shard_names
 from wordsworth.pipeline.output.records import GpuUse, LastCommand, Receipt
-from wordsworth.pipeline.sources.skipped_names import skipped_note
 from wordsworth.pipeline.unit import GpuCall
 
 REFRESH_S = 5.0  # seconds between two looks at a listing that goes on
-MAX_KINDS_NAMED = 5  # extensions of ignored files that a note names
 
 
 class Progress(Protocol):
@@ -175,11 +173,6 @@ class ReceiptCounter:
 
 
 def note_passed_over(frozen: FrozenListing, progress: Progress) -> None:
-    """Tell the user what the listing passed over: files of other kinds, and names that are skipped."""
-    ignored = frozen.ignored()
-    if ignored:
-        kinds = ", ".join(f"{count} {name}" for name, count in ignored.most_common(MAX_KINDS_NAMED))
-        progress.note(f"ignored {ignored.total()} files of other kinds: {kinds}")
-    skipped = frozen.skipped()
-    if skipped:
-        progress.note(skipped_note(skipped))
+    """Tell the user what the listing passed over: other kinds of files, skipped names, links."""
+    for note in frozen.passed_over().notes():
+        progress.note(note)

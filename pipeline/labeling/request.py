@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.model_target import ModelTarget
+from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
 
@@ -24,6 +25,7 @@ class LabelRequest:
         keep: sidecar fields, or columns of a table, that the rows carry.
         target: finds the class of an image, for `evaluate`; its sidecar is one of `keep`.
         include_hidden: take the names too that are skipped.
+        follow_links: "inside", or "outside" to follow links to folders out of the sources.
         storage_options: for fsspec.
         top_k: classes in a row; 0 gives no labels.
         embedding: "float16" or "float32"; None gives no embeddings.
@@ -55,6 +57,7 @@ class LabelRequest:
     keep: tuple[str, ...] = ()
     target: ModelTarget | None = None
     include_hidden: bool = False
+    follow_links: str = "inside"
     storage_options: StorageOptions = field(default_factory=dict)
     top_k: int = 5
     embedding: str | None = None
@@ -73,3 +76,8 @@ class LabelRequest:
     replace_changed: bool = False
     retry_errors: bool = False
     stall_timeout: float = 1800.0
+
+    @property
+    def rules(self) -> ListingRules:
+        """Return what a listing takes."""
+        return ListingRules(include_hidden=self.include_hidden, follow_links=self.follow_links)

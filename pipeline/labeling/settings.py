@@ -75,7 +75,7 @@ def list_settings(request: LabelRequest) -> ListSettings:
         format=request.format,
         image_keys=request.image_keys,
         storage_options=request.storage_options,
-        include_hidden=request.include_hidden,
+        rules=request.rules,
     )
 
 

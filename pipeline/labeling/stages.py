@@ -14,7 +14,7 @@ Nothing here imports torch, so that the processes that read, decode and write st
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing, list_pages,
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder
+from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
@@ -43,14 +44,14 @@ class ListSettings:
         format: "tar", "images" or "table" for all sources; None lets their names say so.
         image_keys: extensions that are images, in order of preference.
         storage_options: for fsspec.
-        include_hidden: take the names too that are skipped.
+        rules: what to take beside plain files and folders.
     """
 
     sources: tuple[str, ...]
     format: str | None
     image_keys: tuple[str, ...]
     storage_options: StorageOptions
-    include_hidden: bool = False
+    rules: ListingRules = field(default_factory=ListingRules)
 
     def finder(self) -> Finder:
         """Return what lists the sources."""
@@ -59,7 +60,7 @@ class ListSettings:
             format=self.format,
             image_keys=self.image_keys,
             storage_options=self.storage_options,
-            include_hidden=self.include_hidden,
+            rules=self.rules,
         )
 
 

@@ -25,6 +25,7 @@ from wordsworth.pipeline.output.committed import CommittedUnits
 from wordsworth.pipeline.output.records import FOOTER_KEY
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder, ListingCursor
+from wordsworth.pipeline.sources.passed_over import PassedOver
 from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table, unit_stem
 from wordsworth.pipeline.storage.atomic import put_if_absent
 
@@ -44,18 +45,35 @@ class PageMetadata:
         ignored: files of the sources that are neither shards nor images, by extension.
         replaces: ids of shards in earlier pages that are no longer part of the run.
         skipped: files and folders of the sources that were skipped by their names, by kind.
+        left_out: links to folders that were not followed, and special files, as `PassedOver` has them.
     """
 
     ignored: dict[str, int] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the value of FOOTER_KEY. A page without skipped names is that of earlier versions."""
+        """Return the value of FOOTER_KEY. A page that skips and leaves out nothing is that of earlier
+        versions."""
         told = asdict(self)
-        if not self.skipped:
-            del told["skipped"]
+        for name in ("skipped", "left_out"):
+            if not told[name]:
+                del told[name]
         return json.dumps(told)
+
+    @classmethod
+    def of_listing(cls, passed_over: PassedOver) -> Self:
+        """Return the metadata of a page for which the listing passed something over."""
+        return cls(
+            ignored=dict(passed_over.ignored),
+            skipped=dict(passed_over.skipped),
+            left_out=dict(passed_over.left_out),
+        )
+
+    def passed_over(self) -> PassedOver:
+        """Return what the listing passed over for the page."""
+        return PassedOver(Counter(self.ignored), Counter(self.skipped), Counter(self.left_out))
 
     @classmethod
     def of(cls, schema: pa.Schema) -> Self:
@@ -130,18 +148,11 @@ class FrozenListing:
         for page in self.pages():
             yield from map(Shard.from_row, page.to_pylist())
 
-    def ignored(self) -> Counter[str]:
-        """Return the number of files that are neither shards nor images, by extension."""
-        total: Counter[str] = Counter()
+    def passed_over(self) -> PassedOver:
+        """Return what the listing passed over."""
+        total = PassedOver()
         for path in self.files():
-            total.update(self.metadata(path).ignored)
-        return total
-
-    def skipped(self) -> Counter[str]:
-        """Return the number of files and folders that were skipped by their names, by kind."""
-        total: Counter[str] = Counter()
-        for path in self.files():
-            total.update(self.metadata(path).skipped)
+            total.add(self.metadata(path).passed_over())
         return total
 
     def cursor(self) -> ListingCursor:
@@ -210,7 +221,7 @@ class FirstPage:
     def of(cls, finder: Finder, seconds: float = PAGE_SECONDS) -> Self:
         """List the sources up to the end of the first page."""
         for shards, last in split_into_pages(finder.shards(), seconds):
-            metadata = PageMetadata(ignored=dict(finder.ignored), skipped=dict(finder.skipped))
+            metadata = PageMetadata.of_listing(finder.passed_over)
             return cls(shards=shards, ended=last, metadata=metadata)
         raise AssertionError("a listing has at least one page")
 
@@ -242,19 +253,15 @@ def _freeze_rest(
     frozen: FrozenListing, finder: Finder, number: int, cursor: ListingCursor
 ) -> Iterator[pa.Table]:
     """List behind a cursor, and freeze pages from `number` on, until another job has frozen one of them."""
-    ignored = Counter(finder.ignored)
-    skipped = Counter(finder.skipped)
+    before = finder.passed_over.copy()
     begin = replace(cursor, kinds=dict(cursor.kinds), images=Counter(cursor.images))
     for shards, last in split_into_pages(finder.shards(begin), PAGE_SECONDS):
-        metadata = PageMetadata(
-            ignored=dict(finder.ignored - ignored), skipped=dict(finder.skipped - skipped)
-        )
+        metadata = PageMetadata.of_listing(finder.passed_over.since(before))
         if not frozen.put(number, shards, last=last, metadata=metadata):
             return
         cursor.advance(shards)
         number += 1
-        ignored = Counter(finder.ignored)
-        skipped = Counter(finder.skipped)
+        before = finder.passed_over.copy()
         yield listing_table(shards)
 
 

@@ -46,6 +46,7 @@ def write_manifest_and_summary(
     totals = ManifestTotals()
     manifest = parquet_bytes_of(map(totals.add, rows), MANIFEST)
     estimate = run.estimate()
+    passed_over = frozen.passed_over()
     summary = Summary(
         run_id=plan.run_id,
         model=plan.model,
@@ -55,8 +56,9 @@ def write_manifest_and_summary(
         rows=totals.sums["rows"],
         errors=dict(totals.errors.most_common()),
         skipped_members=dict(totals.skipped.most_common()),
-        ignored=dict(frozen.ignored().most_common()),
-        skipped_names=dict(frozen.skipped().most_common()),
+        ignored=dict(passed_over.ignored.most_common()),
+        skipped_names=dict(passed_over.skipped.most_common()),
+        left_out=dict(passed_over.left_out),
         bytes_read=totals.sums["bytes_read"],
         bytes_written=totals.sums["bytes"],
         stage_seconds={stage: round(totals.sums[stage], 3) for stage in TIMED},

@@ -348,6 +348,7 @@ class Summary:
         last_command: what the command did that wrote this.
         estimate: [foretold, found] by figure, where `wordsworth plan` was asked for an estimate.
         skipped_names: files and folders of the sources that were skipped by their names, by kind.
+        left_out: links to folders that were not followed, and special files: 1 by "KIND: path -> target".
     """
 
     run_id: str
@@ -365,6 +366,7 @@ class Summary:
     last_command: LastCommand
     estimate: dict[str, list[Any]] | None = None
     skipped_names: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> JsonObject:
         """Return the object of summary.json."""
@@ -372,8 +374,9 @@ class Summary:
         told["last_command"] = self.last_command.to_dict()
         if self.estimate is None:
             del told["estimate"]
-        if not self.skipped_names:
-            del told["skipped_names"]
+        for name in ("skipped_names", "left_out"):
+            if not told[name]:
+                del told[name]
         return told
 
     @classmethod

@@ -1,21 +1,19 @@
 """Find the shards of a source: tar files, tables, and pages of loose images. The listing is a stream."""
 
-import contextlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.earlier_sources import EarlierSources
 from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, is_json, kind_of
+from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
-from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
-from wordsworth.pipeline.sources.source_files import FileInfo, check_name, glob_pattern, list_files
+from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
     absolute_uri,
@@ -36,13 +34,21 @@ class Listing:
 
     Attributes:
         shards: the shards, in the order of the sources and of the paths
-        ignored: number of files that are neither shards nor images, by extension
-        skipped: number of files and folders that were skipped by their names, by kind
+        passed_over: what was passed over
     """
 
     shards: list[Shard] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    @property
+    def ignored(self) -> Counter[str]:
+        """Return the number of files that are neither shards nor images, by extension."""
+        return self.passed_over.ignored
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Return the number of files and folders that were skipped by their names, by kind."""
+        return self.passed_over.skipped
 
 
 @dataclass
@@ -86,7 +92,7 @@ def find_shards(
     format: str | None = None,
     image_keys: tuple[str, ...] = IMAGE_KEYS,
     storage_options: StorageOptions | None = None,
-    include_hidden: bool = False,
+    rules: ListingRules | None = None,
 ) -> Listing:
     """Return the whole listing at once. `Finder` gives the same shards as a stream."""
     finder = Finder(
@@ -94,9 +100,9 @@ def find_shards(
         format=format,
         image_keys=image_keys,
         storage_options=storage_options,
-        include_hidden=include_hidden,
+        rules=rules,
     )
-    return Listing(list(finder.shards()), finder.ignored, finder.skipped)
+    return Listing(list(finder.shards()), finder.passed_over)
 
 
 class Finder:
@@ -110,11 +116,10 @@ class Finder:
         format: one of FORMATS, for a source that holds several kinds
         image_keys: extensions of images, in lower case
         storage_options: options of the store's client
-        include_hidden: take the names too that are skipped: see skipped_names.py
+        rules: what to take beside plain files and folders
 
     Attributes:
-        ignored: number of files that were passed over so far, by extension
-        skipped: number of files and folders that were skipped by their names so far, by kind
+        passed_over: what was passed over so far
     """
 
     def __init__(
@@ -124,17 +129,15 @@ class Finder:
         format: str | None = None,
         image_keys: tuple[str, ...] = IMAGE_KEYS,
         storage_options: StorageOptions | None = None,
-        include_hidden: bool = False,
+        rules: ListingRules | None = None,
     ):
         self.sources = sources
         self.format = format
         self.image_keys = image_keys
         self.options = storage_options
-        self.include_hidden = include_hidden
-        self.ignored: Counter[str] = Counter()
-        self.skipped: Counter[str] = Counter()
-        self._first: dict[str, int] = {}  # number of the first source of each URI
-        self._globs: list[tuple[int, re.Pattern[str]]] = []  # number of the source and its pattern
+        self.rules = rules or ListingRules()
+        self.passed_over = PassedOver()
+        self._earlier = EarlierSources(self.rules)
 
     def shards(self, after: ListingCursor | None = None) -> Iterator[Shard]:
         """Yield all shards, or the shards behind `after`, a cursor that an earlier listing moved.
@@ -145,7 +148,7 @@ class Finder:
         cursor = after or ListingCursor()
         for number, source in enumerate(self.sources):
             fs, path = open_filesystem(source, self.options)
-            self._note_source(number, fs, path)
+            self._earlier.note(number, fs, path)
             if number >= cursor.source:
                 last = cursor.last if number == cursor.source else None
                 yield from self._shards_of(number, fs, path, cursor, last)
@@ -157,8 +160,7 @@ class Finder:
         source = self.sources[number]
         if last:
             last = open_exact(last, self.options)[1]
-        names = NameFilter(self.skipped, self.include_hidden)
-        root, entries = list_files(fs, path, source, last, names)
+        root, entries = list_files(fs, path, source, last, self.rules, self.passed_over)
         files = self._with_kinds(entries, source)
         kind = cursor.kinds.get(number)
         if kind is None:
@@ -217,9 +219,9 @@ class Finder:
 
     def _nothing_found(self, source: str) -> str:
         wanted = FORMATS[self.format] if self.format in FORMATS else _either(FORMATS.values())
-        counts = [f"{count} {name}" for name, count in self.ignored.most_common(3)]
+        counts = [f"{count} {name}" for name, count in self.passed_over.ignored.most_common(3)]
         held = ", ".join(counts) or "no file at all"
-        skipped = f"; {skipped_note(self.skipped)}" if self.skipped else ""
+        skipped = "".join(f"; {note}" for note in self.passed_over.serious_notes())
         return f"no {wanted} in {without_credentials(source)} (it holds {held}{skipped})"
 
     # ---- the files of a source that count -----------------------------------------------------------------
@@ -238,7 +240,7 @@ class Finder:
                 self._ignore(file.path)
                 continue
             check_name(file.path)
-            if not self._is_given_before(number, absolute_uri(fs, file.path), cursor):
+            if not self._earlier.give(number, absolute_uri(fs, file.path), cursor.kinds):
                 yield file
 
     def _ignore(self, path: str) -> None:
@@ -246,30 +248,7 @@ class Finder:
         if base == "labels.txt":  # the names of the classes lie beside the shards
             return
         extension = base.rpartition(".")[2].lower() if "." in base else ""
-        self.ignored[f".{extension}" if extension else base] += 1
-
-    def _note_source(self, number: int, fs: fsspec.AbstractFileSystem, path: str) -> None:
-        """Remember a source, so that a later one does not give its files again."""
-        self._first.setdefault(absolute_uri(fs, path).rstrip("/"), number)
-        pattern = glob_pattern(fs, path)
-        if pattern is not None:
-            with contextlib.suppress(ValueError):  # a pattern that matches nothing: listing it says so
-                uri = absolute_uri(fs, pattern)
-                self._globs.append((number, re.compile(fsspec.utils.glob_translate(uri))))
-
-    def _is_given_before(self, number: int, uri: str, cursor: ListingCursor) -> bool:
-        """Return whether an earlier source of the same kind is this file, a folder above or a glob."""
-        if number == 0:
-            return False
-        kind = cursor.kinds[number]
-        for name in _path_and_parents(uri):
-            first = self._first.get(name, number)
-            if first < number and cursor.kinds.get(first) == kind:
-                return True
-        for first, glob in self._globs:
-            if first < number and cursor.kinds.get(first) == kind and glob.match(uri):
-                return True
-        return False
+        self.passed_over.ignored[f".{extension}" if extension else base] += 1
 
 
 def _check_not_mixed(kinds: list[str], source: str) -> None:
@@ -284,17 +263,6 @@ def _check_not_mixed(kinds: list[str], source: str) -> None:
 def _either(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}"
-
-
-def _path_and_parents(uri: str) -> Iterator[str]:
-    """Yield a URI and the folders above it."""
-    if "://" not in uri:
-        yield uri
-        yield from map(str, PurePosixPath(uri).parents)
-        return
-    while uri and not uri.endswith(":/"):
-        yield uri
-        uri = uri.rpartition("/")[0]
 
 
 # ---- pages ----------------------------------------------------------------------------------------------

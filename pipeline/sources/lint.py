@@ -9,6 +9,7 @@ from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.lint_report import MOST_PLACES, MOST_TEXT, LintReport, ShardFindings
 from wordsworth.pipeline.sources.lint_tar import lint_tar
+from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
@@ -24,7 +25,7 @@ def lint(
     settings: ReadSettings,
     *,
     format: str | None = None,
-    include_hidden: bool = False,
+    rules: ListingRules | None = None,
     most_places: int = MOST_PLACES,
     on_shard: Callable[[int, int, str], None] | None = None,
 ) -> LintReport:
@@ -36,7 +37,7 @@ def lint(
         sources: as in `find_shards`
         settings: how the labeler would read; image_keys, keep, max_bytes and storage_options count here
         format: as in `find_shards`
-        include_hidden: as in `find_shards`
+        rules: as in `find_shards`
         most_places: places to keep for each shard and code
         on_shard: hears of each shard before it is read: its number from 1 on, the number of shards, its name
 
@@ -48,9 +49,9 @@ def lint(
         format=format,
         image_keys=settings.image_keys,
         storage_options=settings.storage_options,
-        include_hidden=include_hidden,
+        rules=rules,
     )
-    report = LintReport(ignored=listing.ignored, skipped=listing.skipped)
+    report = LintReport(passed_over=listing.passed_over)
     prefixes: dict[str, _Prefix] = {}  # the pages of a prefix have their findings together
     for number, shard in enumerate(listing.shards, 1):
         name = without_credentials(shard.uri)

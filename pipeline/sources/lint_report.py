@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from wordsworth.pipeline.sources.passed_over import PassedOver
+
 CODES = {  # in the order in which a shard's findings are shown
     "truncated": "the tar or table ends or breaks before its end",
     "bad_record": "a line of a table that cannot be read",
@@ -70,16 +72,14 @@ class LintReport:
         shards: number of shards
         samples: number of samples
         findings: findings by shard and code
-        ignored: number of files that are neither shards nor images, by extension
-        skipped: number of files and folders that were skipped by their names, by kind
+        passed_over: what the listing passed over
         unreadable: the store's error by shard
     """
 
     shards: int = 0
     samples: int = 0
     findings: list[LintFinding] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
+    passed_over: PassedOver = field(default_factory=PassedOver)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -4,14 +4,13 @@ import io
 import math
 import random
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
-from wordsworth.pipeline.sources.skipped_names import NameFilter, skipped_note
+from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.source_files import list_files
 from wordsworth.pipeline.sources.tar_keys import is_skipped
 from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
@@ -27,14 +26,14 @@ class PackResult:
         shards: paths of the shards
         classes: names of the classes by number; empty if the folder has no class folders
         ignored: number of files that are no images
-        skipped: number of files and folders that were skipped by their names, by kind
+        passed_over: what was skipped by its name, and which links to folders were left out
     """
 
     images: int = 0
     shards: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     ignored: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
 
 def pack(
@@ -43,7 +42,7 @@ def pack(
     shard_size: int = 1000,
     seed: int = 0,
     image_keys: tuple[str, ...] = IMAGE_KEYS,
-    include_hidden: bool = False,
+    rules: ListingRules | None = None,
 ) -> PackResult:
     """Pack the images under `folder` into OUTPUT/shard-00000.tar and so on.
 
@@ -59,7 +58,7 @@ def pack(
         shard_size: images in a shard
         seed: seed of the order of the images
         image_keys: extensions of images, in lower case
-        include_hidden: take the names too that are skipped: see skipped_names.py
+        rules: what to take beside plain files and folders
 
     Raises:
         UserError: the folder is missing, has no images or mixes classes and loose images, or the output
@@ -68,13 +67,13 @@ def pack(
     fs, root = open_filesystem(folder)
     if not fs.isdir(root):
         raise UserError(f"{without_credentials(folder)} is not a folder")
-    skipped: Counter[str] = Counter()
-    _, files = list_files(fs, root, folder, None, NameFilter(skipped, include_hidden))
+    passed_over = PassedOver()
+    _, files = list_files(fs, root, folder, None, rules or ListingRules(), passed_over)
     found = [path for path, _ in files]
     paths = [path for path in found if path.rpartition(".")[2].lower() in image_keys]
     if not paths:
-        note = f" ({skipped_note(skipped)})" if skipped else ""
-        raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}{note}")
+        notes = "".join(f"; {note}" for note in passed_over.serious_notes())
+        raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}{notes}")
     classes = _classes(paths, root, folder)
     keys = _keys(paths, root)
     order = list(paths)
@@ -99,7 +98,7 @@ def pack(
         shards=names,
         classes=classes,
         ignored=len(found) - len(paths),
-        skipped=skipped,
+        passed_over=passed_over,
     )
 
 

@@ -145,9 +145,3 @@ def part_below_pattern(pattern: str, path: str) -> str:
         if not is_named:
             found.append(part)
     return "/".join(found)
-
-
-def skipped_note(skipped: Counter[str]) -> str:
-    """Return what the user should know of the names that were skipped."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common())
-    return f"skipped by their names: {kinds}; --include-hidden takes them"

@@ -1,12 +1,17 @@
 """List the files that a source names: a file, a folder or a glob."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.folder_links import FolderLinks
+from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
 from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
@@ -16,11 +21,22 @@ FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says
 
 
 def list_files(
-    fs: fsspec.AbstractFileSystem, path: str, source: str, after: str | None, names: NameFilter
+    fs: fsspec.AbstractFileSystem,
+    path: str,
+    source: str,
+    after: str | None,
+    rules: ListingRules,
+    passed_over: PassedOver,
 ) -> tuple[str, Iterator[FileInfo]]:
     """Return the prefix that keys are relative to, and the files behind `after` in the order of their paths.
 
-    `names` judges what lies below a folder, and what a glob's wildcards stand for.
+    Args:
+        fs: file system of the source
+        path: path of the source in `fs`
+        source: the source as messages name it
+        after: path to begin behind; None begins with the first file
+        rules: what to take of what lies below a folder, and of what a glob's wildcards stand for
+        passed_over: gets what was not taken
 
     Raises:
         UserError: nothing is there, or it may not be listed. The message names `source`.
@@ -30,15 +46,13 @@ def list_files(
         if info and info["type"] != "directory":
             return path.rpartition("/")[0], iter([(path, info)] if after is None else [])
         if info:
-            return path, _files_below(fs, path, after, names)
-        root = _root_of_glob(fs, path)
+            return path, _files_below(fs, path, after, rules, passed_over)
+        root = root_of_glob(fs, path)
         if root is not None:
-            files = _glob(fs, _escaped(root) + path[len(root) :])
-            if files:
-                behind = (entry for entry in files if after is None or entry[0] > after)
-                return root, (
-                    entry for entry in behind if names.takes_file(part_below_pattern(path, entry[0]))
-                )
+            files = _glob(fs, root, path[len(root) :], after, FolderLinks(root, rules, passed_over))
+            first = list(islice(files, 1))
+            if first or after is not None:
+                return root, _taken_of_glob(chain(first, files), root, path[len(root) :], rules, passed_over)
     except PermissionError as error:
         raise UserError(
             f"not allowed to list {without_credentials(source)}: {error}; check the credentials"
@@ -51,24 +65,49 @@ def list_files(
 
 
 def _files_below(
-    fs: fsspec.AbstractFileSystem, root: str, after: str | None, names: NameFilter
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    after: str | None,
+    rules: ListingRules,
+    passed_over: PassedOver,
 ) -> Iterator[FileInfo]:
-    """Yield the files of a folder whose names are not skipped."""
+    """Yield the files of a folder that count."""
     above = len(root.rstrip("/")) + 1  # characters in front of a path below the root
-    for path, info in walk_files(fs, root, after, lambda folder: names.takes_folder(folder[above:])):
-        if names.takes_file(path[above:]):
-            yield path, info
+    names = NameFilter(passed_over.skipped, rules.include_hidden)
+    links = FolderLinks(root, rules, passed_over)
+
+    def takes_folder(path: str, is_link: bool) -> bool:
+        return names.takes_folder(path[above:]) and links.takes_folder(path, is_link)
+
+    files = walk_files(fs, root, after, takes_folder)
+    return _taken(files, lambda path: path[above:], names, passed_over)
+
+
+def _taken(
+    files: Iterator[FileInfo],
+    part_to_judge: Callable[[str], str],
+    names: NameFilter,
+    passed_over: PassedOver,
+) -> Iterator[FileInfo]:
+    """Yield the files whose names are not skipped, and that are files: reading a pipe would never end."""
+    for path, info in files:
+        if not names.takes_file(part_to_judge(path)):
+            continue
+        if info["type"] == "other":
+            passed_over.leave_out("special", path)
+            continue
+        yield path, info
 
 
 def glob_pattern(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
     """Return the pattern of a source that is a glob; None for one that names a file or a folder."""
-    root = _root_of_glob(fs, path)
+    root = root_of_glob(fs, path)
     if root is None or _info(fs, path):
         return None
     return _escaped(root) + path[len(root) :]
 
 
-def _root_of_glob(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+def root_of_glob(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
     """Return the folder above the first wildcard of a path; None for a path without wildcards.
 
     On a disk, a folder that is there is no pattern, whatever its name looks like.
@@ -93,12 +132,50 @@ def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
         return None
 
 
-def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> list[FileInfo]:
+def _glob(
+    fs: fsspec.AbstractFileSystem, root: str, pattern: str, after: str | None, links: FolderLinks
+) -> Iterator[FileInfo]:
+    """Yield the files behind `after` that match a pattern below `root`, in the order of their paths.
+
+    fsspec does not look into links, so a disk is walked here.
+    """
     try:
-        found = fs.glob(pattern, detail=True)
+        matches = re.compile(glob_translate(_escaped(root) + pattern)).match
     except ValueError:  # `**` beside other characters
-        return []
-    return sorted((path, info) for path, info in found.items() if info.get("type") != "directory")
+        return
+    if not is_local(fs):
+        found = fs.glob(_escaped(root) + pattern, detail=True)
+        files = sorted((path, info) for path, info in found.items() if info.get("type") != "directory")
+        yield from (entry for entry in files if after is None or entry[0] > after)
+        return
+    parts = pattern.split("/")
+
+    def takes_folder(path: str, is_link: bool) -> bool:
+        part = _part_for_folder(parts, path[len(root) :])
+        return part is not None and links.takes_folder(path, is_link, not WILDCARDS.search(part))
+
+    for path, info in walk_files(fs, root or "/", after, takes_folder):
+        if matches(path):
+            yield path, info
+
+
+def _part_for_folder(parts: list[str], folder: str) -> str | None:
+    """Return the part of a pattern that stands for a folder; None where no file in the folder can match."""
+    names = folder.split("/")
+    for part, name in zip(parts, names, strict=False):
+        if part == "**":
+            return part
+        if not re.match(glob_translate(part), name):
+            return None
+    return parts[len(names) - 1] if len(names) < len(parts) else None
+
+
+def _taken_of_glob(
+    files: Iterator[FileInfo], root: str, pattern: str, rules: ListingRules, passed_over: PassedOver
+) -> Iterator[FileInfo]:
+    """Yield the files of a glob that count."""
+    names = NameFilter(passed_over.skipped, rules.include_hidden)
+    return _taken(files, lambda path: part_below_pattern(pattern, path[len(root) :]), names, passed_over)
 
 
 def check_name(path: str) -> None:

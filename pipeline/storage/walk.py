@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from wordsworth.pipeline.storage.filesystem import is_local
 from wordsworth.pipeline.storage.streams import with_retries
 
 Entry = tuple[str, dict[str, Any]]  # a path, and what fsspec tells about the file
-TakesFolder = Callable[[str], bool]  # says of the path of a folder whether to look into it
+# Says of the path of a folder, and of whether it is a link, whether to look into the folder.
+TakesFolder = Callable[[str, bool], bool]
 KEYS_PER_ANSWER = 1000  # in one answer of S3, at most
 
 
@@ -20,7 +22,7 @@ def walk_files(
     fs: fsspec.AbstractFileSystem,
     root: str,
     after: str | None = None,
-    takes_folder: TakesFolder = lambda path: True,
+    takes_folder: TakesFolder = lambda path, is_link: not is_link,
 ) -> Iterator[Entry]:
     """Yield the files under `root`, at any depth, in the order of the characters of their paths.
 
@@ -31,7 +33,8 @@ def walk_files(
         fs: file system of `root`.
         root: folder or prefix.
         after: path to begin behind; None begins with the first file.
-        takes_folder: says whether to look into a folder. S3 is not listed by folders and does not ask it.
+        takes_folder: says whether to look into a folder, or into a link to one. S3 is not listed by folders
+            and does not ask it.
     """
     if hasattr(fs, "call_s3"):
         yield from _walk_s3(fs, root, after)
@@ -43,10 +46,13 @@ def _walk_folders(
     fs: fsspec.AbstractFileSystem, folder: str, after: str | None, takes_folder: TakesFolder
 ) -> Iterator[Entry]:
     entries = []
+    on_disk = is_local(fs)
     for entry in with_retries(lambda: fs.ls(folder, detail=True)):
         name = entry["name"].rstrip("/")
         if name == folder.rstrip("/"):
             continue
+        if on_disk and entry["islink"]:
+            entry = {**entry, "type": _type_behind(name)}
         # A folder is sorted by the paths of its files: "a/b" comes after "a.txt", although "a" comes before.
         entries.append((f"{name}/" if entry["type"] == "directory" else name, entry))
     for name, entry in sorted(entries):
@@ -54,8 +60,19 @@ def _walk_folders(
         if is_file and (after is None or name > after):
             yield name, entry
         is_ahead = after is None or name > after or after.startswith(name)
-        if not is_file and is_ahead and takes_folder(name[:-1]):
+        if not is_file and is_ahead and takes_folder(name[:-1], on_disk and entry["islink"]):
             yield from _walk_folders(fs, name[:-1], after, takes_folder)
+
+
+def _type_behind(link: str) -> str:
+    """Return "directory", "file" or "other": what a link leads to. One that leads nowhere is a file."""
+    try:
+        mode = os.stat(link).st_mode
+    except OSError:
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "file" if stat.S_ISREG(mode) else "other"
 
 
 def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:

@@ -102,6 +102,7 @@ class TrainRequest:
         image_column: column of a table that holds the images; None to find out.
         key: column of a table that holds the keys; None to find out.
         include_hidden: take the names too that are skipped.
+        follow_links: "inside", or "outside" to follow links to folders out of the sources.
     """
 
     sources: tuple[str, ...] = field(metadata=FREE_ON_RESUME)
@@ -149,6 +150,7 @@ class TrainRequest:
     image_column: str | None = None
     key: str | None = None
     include_hidden: bool = field(default=False, metadata=FREE_ON_RESUME)  # the data's digest tells
+    follow_links: str = field(default="inside", metadata=FREE_ON_RESUME)  # as does this one's effect
 
     @property
     def classified(self) -> bool:

@@ -11,8 +11,8 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target, target_sidecars
 from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings
-from wordsworth.pipeline.sources.skipped_names import skipped_note
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
 from wordsworth.pipeline.training.classes import check_classes, train_target
@@ -150,10 +150,10 @@ def _survey(
         format=request.format,
         image_keys=request.image_keys,
         storage_options=storage,
-        include_hidden=request.include_hidden,
+        rules=ListingRules(include_hidden=request.include_hidden, follow_links=request.follow_links),
     )
-    if listing.skipped:
-        on_news(NoteNews(message=skipped_note(listing.skipped)))
+    for note in listing.passed_over.serious_notes():
+        on_news(NoteNews(message=note))
     return survey(cut_pages(listing.shards), reading, request.target if request.classified else None)
 
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_compressed import Expanded
+from wordsworth.pipeline.verification.recount_disk import files_named, files_on_disk
 from wordsworth.pipeline.verification.recount_lost import ASKED_AGAIN, LOST, error_now
 from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.recount_objects import ListedObject
@@ -47,6 +48,7 @@ class Recount:
         self.key: str | None = asked.get("key")
         self.image_keys: list[str] = asked["image-key"]
         self.sources: list[str] = asked["source"]
+        self.asked = asked
         self.names = SkippedNames(self.sources, asked.get("include-hidden", False))
         self.options = options
         self.report = report
@@ -171,10 +173,20 @@ class Recount:
         """Return size and version of the images under a prefix, by their path under it."""
         prefix = without_credentials(uri)
         found = {}
-        for key, identity in ListedObject(uri, self.options).files_below().items():
+        for key, identity in self._files_below(uri).items():
             if self._is_image(key, size=identity[0]) and not self.names.skips(f"{prefix}/{key}"):
                 found[key] = identity
         return found
+
+    def _files_below(self, uri: str) -> dict[str, tuple[int, str]]:
+        if not uri.startswith("/"):
+            return ListedObject(uri, self.options).files_below()
+        files = files_on_disk(uri, self.asked)
+        if uri not in self.sources:  # the pages are of files, or of globs, and not of the whole folder
+            for source in self.sources:
+                if source.startswith(f"{uri.rstrip('/')}/"):
+                    files |= files_named(source, uri)
+        return files
 
     def _is_image(self, key: str, size: int) -> bool:
         base = key.split("/")[-1]

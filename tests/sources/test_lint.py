@@ -361,8 +361,8 @@ def test_loose_images_empty_large_or_of_one_key_are_found_across_pages(tmp_path,
         "oversized_member": [("c.jpg", None)],
         "colliding_key": [("a.png", None), ("b.v2.jpg", None)],
     }
-    assert (report.shards, report.samples, report.ignored) == (3, 6, {".txt": 1})
-    assert report.skipped == {"apple_double": 1}
+    assert (report.shards, report.samples, report.passed_over.ignored) == (3, 6, {".txt": 1})
+    assert report.passed_over.skipped == {"apple_double": 1}
     assert begun == [(number, 3, str(tmp_path)) for number in (1, 2, 3)]
 
 
@@ -370,7 +370,7 @@ def test_clean_loose_images_have_no_finding(tmp_path):
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_bytes(b"x")
     report = lint([str(tmp_path)], ReadSettings(unit_rows=1))
-    assert report.clean and report.findings == [] and json.dumps(report.ignored) == "{}"
+    assert report.clean and report.findings == [] and json.dumps(report.passed_over.ignored) == "{}"
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tar.zst"])

@@ -12,6 +12,7 @@ from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.pack import pack
+from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.tar import read_samples
 
 
@@ -55,7 +56,7 @@ def digests(out) -> dict[str, str]:
 def test_the_same_folder_gives_the_same_bytes_whenever_and_wherever(pets, tmp_path):
     packed = pack(str(pets), str(tmp_path / "a"), shard_size=8)
     assert (packed.images, len(packed.shards), packed.ignored) == (21, 3, 1)
-    assert packed.skipped == {"hidden": 1}
+    assert packed.passed_over.skipped == {"hidden": 1}
     before = digests(tmp_path / "a")
     assert list(before) == ["labels.txt", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
     pets.rename(tmp_path / "moved")
@@ -113,7 +114,7 @@ def test_every_image_comes_back_by_both_readers_under_a_key_of_its_own(tmp_path)
         tmp_path / "in", *(f"class/{name}" for name in ODD), *(f"{name}" for name in ODD if "/" in name)
     )
     images = sorted(path.read_bytes() for path in root.rglob("*") if path.is_file())
-    packed = pack(str(root), str(tmp_path / "out"), shard_size=7, include_hidden=True)
+    packed = pack(str(root), str(tmp_path / "out"), shard_size=7, rules=ListingRules(include_hidden=True))
     assert packed.images == len(images) > len(ODD)
     found = members(tmp_path / "out")
     assert (

@@ -10,6 +10,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder, find_shards
+from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern, skip_kind
 from wordsworth.pipeline.storage import walk
 
@@ -28,6 +29,7 @@ SKIPPED = {
     "PaxHeaders.12/a.jpg": "pax_header",
     "__meta__/a.jpg": "meta",
 }
+ALL = ListingRules(include_hidden=True)
 COUNTS = {
     "thumbnails_folder": 2,
     "checkpoints_folder": 1,
@@ -91,7 +93,7 @@ def test_nobody_looks_into_a_folder_that_is_skipped(tmp_path, monkeypatch):
 
 
 def test_include_hidden_takes_every_name(tmp_path):
-    listing = find_shards([str(fill(tmp_path, [*IMAGES, *SKIPPED]))], include_hidden=True)
+    listing = find_shards([str(fill(tmp_path, [*IMAGES, *SKIPPED]))], rules=ALL)
     assert keys(listing) == sorted([*IMAGES, *SKIPPED]) and listing.skipped == {}
 
 
@@ -128,7 +130,7 @@ def test_records_of_a_table_are_no_tables_and_its_partitions_are(tmp_path):
     listing = find_shards([str(tmp_path)])
     assert [shard.uri for shard in listing.shards] == sorted(f"{tmp_path}/{name}" for name in tables)
     assert listing.skipped == {"underscore": 3} and listing.ignored == {"_SUCCESS": 1}
-    assert len(find_shards([str(tmp_path)], include_hidden=True).shards) == 6
+    assert len(find_shards([str(tmp_path)], rules=ALL).shards) == 6
 
 
 def test_shards_in_hidden_folders_are_no_shards(tmp_path):
@@ -153,7 +155,7 @@ def test_a_page_of_the_listing_says_what_was_skipped_and_is_that_of_old_where_no
     frozen = FrozenListing(RunFolder(str(tmp_path / "out")))
     fill(tmp_path / "in", ["a.jpg", ".b.jpg"])
     FirstPage.of(Finder([str(tmp_path / "in")])).freeze(frozen)
-    assert frozen.skipped() == {"hidden": 1}
+    assert frozen.passed_over().skipped == {"hidden": 1}
     other = FrozenListing(RunFolder(str(tmp_path / "other")))
     FirstPage.of(Finder([str(tmp_path / "in" / "a.jpg")])).freeze(other)
-    assert other.skipped() == {} and "skipped" not in other.metadata(other.files()[0]).to_json()
+    assert other.passed_over().skipped == {} and "skipped" not in other.metadata(other.files()[0]).to_json()

@@ -1,0 +1,89 @@
+"""Say what a listing is to take, and count what it passes over."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+MAX_KINDS_NAMED = 5  # extensions of ignored files that a note names
+MAX_LEFT_OUT_NAMED = 100  # links and special files that a listing names; the others are counted together
+MORE = "more"  # name of the others
+
+# Kinds of what is left out by name, and the note of each: what it is, and what to do.
+LEFT_OUT = {
+    "outside": ("links to folders outside the source", "--follow-links outside takes their files"),
+    "inside": ("links to folders inside the source", "their files come under the folders' own names"),
+    "loop": ("links to folders above themselves", "their files come once"),
+    "special": ("files that are neither files nor folders, such as pipes", "they cannot be read twice"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingRules:
+    """Say what a listing takes beside plain files and folders.
+
+    Attributes:
+        include_hidden: take the names too that are skipped: see skipped_names.py
+        follow_links: "inside" or "outside", as `FolderLinks` has it
+    """
+
+    include_hidden: bool = False
+    follow_links: str = "inside"
+
+
+@dataclass(slots=True)
+class PassedOver:
+    """Count what a listing passed over.
+
+    Attributes:
+        ignored: files that are neither shards nor images, by extension
+        skipped: files and folders that were skipped by their names, by kind
+        left_out: links to folders that were not followed, and special files, by "KIND: path -> target"
+    """
+
+    ignored: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, kind: str, path: str) -> None:
+        """Count a link or a special file, and name it if there are not too many."""
+        name = f"{kind}: {path}"
+        if len(self.left_out) >= MAX_LEFT_OUT_NAMED and name not in self.left_out:
+            name = f"{kind}: {MORE}"
+        self.left_out[name] += 1
+
+    def copy(self) -> "PassedOver":
+        """Return a copy that stays as it is."""
+        return PassedOver(Counter(self.ignored), Counter(self.skipped), Counter(self.left_out))
+
+    def since(self, before: "PassedOver") -> "PassedOver":
+        """Return what came after `before`, a copy made earlier."""
+        return PassedOver(
+            self.ignored - before.ignored, self.skipped - before.skipped, self.left_out - before.left_out
+        )
+
+    def add(self, other: "PassedOver") -> None:
+        """Add the counts of another part of the listing."""
+        self.ignored.update(other.ignored)
+        self.skipped.update(other.skipped)
+        self.left_out.update(other.left_out)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the user should know: one line for the ignored files, one for each other reason."""
+        if self.ignored:
+            kinds = ", ".join(f"{n} {name}" for name, n in self.ignored.most_common(MAX_KINDS_NAMED))
+            yield f"ignored {self.ignored.total()} files of other kinds: {kinds}"
+        yield from self.serious_notes()
+
+    def serious_notes(self) -> Iterator[str]:
+        """Yield the notes on what may hold images."""
+        if self.skipped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
+            yield f"skipped by their names: {kinds}; --include-hidden takes them"
+        for kind, (what, hint) in LEFT_OUT.items():
+            prefix = f"{kind}: "
+            names = {name: n for name, n in self.left_out.items() if name.startswith(prefix)}
+            if names:
+                shown = [name.removeprefix(prefix) for name in names if not name.endswith(f": {MORE}")]
+                more = names.get(f"{prefix}{MORE}", 0)
+                rest = f" and {more} more" if more else ""
+                yield f"left out {sum(names.values())} {what}: {', '.join(shown)}{rest}; {hint}"

@@ -41,6 +41,8 @@ def verify(
         console.print(f"[red]{finding.code}[/] {told}")
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN} more (--json lists all)")
+    for note in report.notes():
+        console.print(escape(f"note: {note}"))
     recount = "" if report.recounted is None else f", {report.recounted:,} samples counted in the source"
     errors = f" ({sum(report.errors.values()):,} with an error)" if report.errors else ""
     verdict = "[green]exact[/]" if report.ok else "[red]NOT exact[/]"

@@ -14,6 +14,7 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing, drop_shards
 from wordsworth.pipeline.output.records import GpuUse, LastCommand, Receipt
 from wordsworth.pipeline.unit import GpuCall
 
+MAX_KEY_LENGTH = 200  # characters of a key that a note shows
 REFRESH_S = 5.0  # seconds between two looks at a listing that goes on
 
 
@@ -91,6 +92,7 @@ class ReceiptCounter:
         began: when the command began, by time.perf_counter.
         num_images: images of all receipts.
         num_twins: files that another job had written.
+        repeated_key: whether a unit with two rows of one key was met.
         faults: receipts of units that could not be read.
         gpus: names of GPUs with the names of their nodes.
         gpu_modes: units by the mode in which a GPU predicted them.
@@ -103,6 +105,7 @@ class ReceiptCounter:
     began: float = field(default_factory=time.perf_counter)
     num_images: int = 0
     num_twins: int = 0
+    repeated_key: bool = False
     faults: list[Receipt] = field(default_factory=list)
     gpus: set[str] = field(default_factory=set)
     gpu_modes: Counter[str] = field(default_factory=Counter)
@@ -121,6 +124,12 @@ class ReceiptCounter:
             self.bottleneck.add(receipt)
         if receipt.twin:
             self._add_twin()
+        if receipt.repeated_key is not None and not self.repeated_key:
+            self.repeated_key = True
+            self.progress.note(
+                f"{receipt.shard} has the key {receipt.repeated_key[:MAX_KEY_LENGTH]!r} more than once: "
+                "each is a row of its own; `wordsworth verify` counts such rows"
+            )
 
     def _add_twin(self) -> None:
         self.num_twins += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.errors import UserError
@@ -84,8 +85,17 @@ def make_receipt(
         last=unit.last,
         fault=unit.fault,
         prediction=unit.prediction,
+        repeated_key=_repeated_key(unit.samples["key"].drop_null()),
         seconds=unit.seconds,
     )
+
+
+def _repeated_key(keys: pa.ChunkedArray) -> str | None:
+    """Return the first key that comes twice; None if each comes once."""
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return None
+    counts = Counter(keys.to_pylist())
+    return next(key for key in counts if counts[key] > 1)
 
 
 def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, int]) -> UnitFooter:

@@ -160,6 +160,7 @@ class Receipt:
         last: whether the shard ends with this unit.
         fault: what the store did wrong, or None; a unit with a fault writes nothing.
         prediction: how a GPU predicted the unit, as JSON of `unit.GpuCall`; None on CPUs.
+        repeated_key: a key that two rows of the unit have, or None.
         seconds: seconds of each stage in STAGES.
     """
 
@@ -173,6 +174,7 @@ class Receipt:
     last: bool
     fault: str | None
     prediction: str | None
+    repeated_key: str | None = None
     seconds: dict[str, float]
 
     def to_arrow(self) -> pa.Table:
@@ -204,6 +206,7 @@ RECEIPT = pa.schema(
         ("last", pa.bool_()),
         ("fault", pa.string()),
         ("prediction", pa.string()),
+        ("repeated_key", pa.string()),
         *[(stage, pa.float64()) for stage in STAGES],  # seconds
     ]
 )

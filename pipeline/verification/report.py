@@ -43,6 +43,9 @@ class Report:
         errors: rows with an error, by code.
         recounted: samples that were counted in the source; None where the source was not read.
         findings: everything that is wrong.
+        repeated_keys: rows whose key an earlier row of the same shard has. Nothing is wrong with them: a tar
+            or a table may hold a key twice.
+        first_repeated: the first such key and its shard.
     """
 
     rows: int = 0
@@ -51,6 +54,8 @@ class Report:
     errors: Counter[str] = field(default_factory=Counter)
     recounted: int | None = None
     findings: list[Finding] = field(default_factory=list)
+    repeated_keys: int = 0
+    first_repeated: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -63,6 +68,20 @@ class Report:
             detail += f" ({count} such here)"
         self.findings.append(Finding(code, where, without_secrets(" ".join(detail.split()))))
 
+    def add_repeated_keys(self, where: str, key: str, count: int) -> None:
+        """Count rows of a shard whose key an earlier row has, the first of them with this key."""
+        self.repeated_keys += count
+        self.first_repeated = self.first_repeated or f"{key[:200]!r} in {where}"
+
+    def notes(self) -> list[str]:
+        """Return what a person should know, though nothing is wrong."""
+        if not self.repeated_keys:
+            return []
+        return [
+            f"{self.repeated_keys:,} rows have the key of another row of their shard, first "
+            f"{self.first_repeated}: shard and index tell such rows apart"
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as `wordsworth verify --json` prints it."""
         faults = [{"what": one.code, "where": one.where, "detail": one.detail} for one in self.findings]
@@ -72,6 +91,7 @@ class Report:
             "files": self.files,
             "errors": dict(self.errors),
             "recounted": self.recounted,
+            "repeated_keys": self.repeated_keys,
             "faults": faults,
             "ok": self.ok,
         }

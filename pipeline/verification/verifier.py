@@ -130,17 +130,30 @@ class _Verifier:
         expected: int | None = shard.first_index
         before = -1
         rows: list[Sample] = []
+        keys: list[pa.ChunkedArray] = []
         for unit in units:
             if unit.number > before + 1:
                 expected = None  # the missing unit is reported already: its rows need no finding of their own
             table = self._unit(shard, unit)
             expected = None if table is None else self._indexes(table, expected, unit.name)
+            if table is not None:
+                keys.append(table["key"])
             if self.recount and table is not None:
                 columns = (table[name].to_pylist() for name in Sample._fields)
                 rows += map(Sample._make, zip(*columns, strict=True))
             before = unit.number
+        self._note_repeated(keys, without_credentials(shard.uri))
         if self.recount:
             self.recount.shard(shard, rows)
+
+    def _note_repeated(self, keys: list[pa.ChunkedArray], where: str) -> None:
+        """Note the keys that several rows of a shard have."""
+        given = pa.chunked_array([part for key in keys for part in key.chunks], pa.string()).drop_null()
+        count = len(given) - pc.count_distinct(given).as_py()
+        if count:
+            found = Counter(given.to_pylist())
+            key = next(key for key in found if found[key] > 1)
+            self.report.add_repeated_keys(where, key, count)
 
     def _unit(self, shard: Shard, unit: FoundUnit) -> pa.Table | None:
         """Check everything about a unit but its place among the others, and return its rows.

@@ -33,7 +33,7 @@ def test_a_whole_run_verifies(run, source):
     report = verify(str(run.out), source=source)
     assert report.findings == []
     assert (report.ok, report.rows, report.shards, report.files) == (True, 13, 2, 4)
-    assert report.errors == {"missing_image": 1}
+    assert report.errors == {"missing_image": 1} and report.notes() == []
     assert report.recounted == (13 if source else None)
 
 
@@ -44,6 +44,19 @@ def test_empty_shards_and_leftovers_of_killed_writers_verify(tmp_path):
     report = verify(str(out), source=True)
     assert report.findings == []
     assert (report.rows, report.files, report.recounted) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_a_key_that_comes_twice_in_a_shard_is_a_note_and_no_finding(tmp_path, source):
+    members = [(f"{name}.jpg", bytes([number])) for number, name in enumerate("abcdefbgb")]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    write_tar(tmp_path / "in" / "b.tar", [("b.jpg", b"another shard")])
+    report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=source)
+    assert report.ok and report.rows == 10 and report.to_dict()["repeated_keys"] == 2
+    (note,) = report.notes()
+    assert note.startswith(
+        f"2 rows have the key of another row of their shard, first 'b' in {tmp_path}/in/a.tar"
+    )
 
 
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path):

@@ -14,6 +14,7 @@ from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_nam
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
+from wordsworth.pipeline.sources.table_formats import instead_of, refuse_table_below
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
     absolute_uri,
@@ -161,7 +162,7 @@ class Finder:
         if last:
             last = open_exact(last, self.options)[1]
         root, entries = list_files(fs, path, source, last, self.rules, self.passed_over)
-        files = self._with_kinds(entries, source)
+        files = self._with_kinds(entries, fs, source)
         kind = cursor.kinds.get(number)
         if kind is None:
             kind, files = self._decide_kind(files, source)
@@ -181,7 +182,9 @@ class Finder:
 
     # ---- the kind of a source -----------------------------------------------------------------------------
 
-    def _with_kinds(self, entries: Iterator[FileInfo], source: str) -> Iterator[_File]:
+    def _with_kinds(
+        self, entries: Iterator[FileInfo], fs: fsspec.AbstractFileSystem, source: str
+    ) -> Iterator[_File]:
         named_json = is_json(source)  # the file itself, or the end of a glob
         for path, info in entries:
             kind = kind_of(base_name(path), self.image_keys)
@@ -189,6 +192,8 @@ class Finder:
                 kind = "table"
             if path.endswith("/") and kind != "images":  # no tool writes a tar or a table under such a name
                 kind = None
+            if kind is None:
+                refuse_table_below(fs, path, source)
             yield _File(path, info, kind)
 
     def _decide_kind(self, files: Iterator[_File], source: str) -> tuple[str, Iterator[_File]]:
@@ -222,7 +227,9 @@ class Finder:
         counts = [f"{count} {name}" for name, count in self.passed_over.ignored.most_common(3)]
         held = ", ".join(counts) or "no file at all"
         skipped = "".join(f"; {note}" for note in self.passed_over.serious_notes())
-        return f"no {wanted} in {without_credentials(source)} (it holds {held}{skipped})"
+        instead = instead_of(self.passed_over.ignored)
+        advice = f": {instead}" if instead else ""
+        return f"no {wanted} in {without_credentials(source)} (it holds {held}{skipped}){advice}"
 
     # ---- the files of a source that count -----------------------------------------------------------------
 

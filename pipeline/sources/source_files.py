@@ -13,10 +13,12 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.folder_links import FolderLinks
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
+from wordsworth.pipeline.sources.table_formats import refuse_table_folder
 from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
 from wordsworth.pipeline.storage.walk import walk_files
 
+FILES_JUDGED = 16  # files of a glob whose folders are looked into for the records of a table
 FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says about it
 
 
@@ -46,11 +48,14 @@ def list_files(
         if info and info["type"] != "directory":
             return path.rpartition("/")[0], iter([(path, info)] if after is None else [])
         if info:
+            refuse_table_folder(fs, path, source)
             return path, _files_below(fs, path, after, rules, passed_over)
         root = root_of_glob(fs, path)
         if root is not None:
             files = _glob(fs, root, path[len(root) :], after, FolderLinks(root, rules, passed_over))
-            first = list(islice(files, 1))
+            first = list(islice(files, FILES_JUDGED))
+            for folder in {root, *(found.rpartition("/")[0] for found, _ in first)}:
+                refuse_table_folder(fs, folder, source)
             if first or after is not None:
                 return root, _taken_of_glob(chain(first, files), root, path[len(root) :], rules, passed_over)
     except PermissionError as error:

@@ -126,7 +126,7 @@ def test_of_a_glob_only_what_its_wildcards_stand_for_is_judged(pattern, path, pa
 
 def test_records_of_a_table_are_no_tables_and_its_partitions_are(tmp_path):
     tables = ["a.parquet", "_year=2024/b.parquet", "c_d/e.csv"]
-    fill(tmp_path, [*tables, "_delta_log/00.checkpoint.parquet", "_tmp/f.csv", "_g.jsonl", "_SUCCESS"])
+    fill(tmp_path, [*tables, "_log/00.checkpoint.parquet", "_tmp/f.csv", "_g.jsonl", "_SUCCESS"])
     listing = find_shards([str(tmp_path)])
     assert [shard.uri for shard in listing.shards] == sorted(f"{tmp_path}/{name}" for name in tables)
     assert listing.skipped == {"underscore": 3} and listing.ignored == {"_SUCCESS": 1}

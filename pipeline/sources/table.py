@@ -239,7 +239,7 @@ class _SampleMaker:
             next=row + 1,
             size=image.size,
             data=image.data or b"",
-            sidecars=[self._kept(name, values, image) for name in self.keep],
+            sidecars=[self._kept(name, values, image) for name in self.keep] if self.keep else [],
             error=image.error,
             detail=image.detail,
             span=span,
@@ -254,7 +254,7 @@ class _SampleMaker:
         if self.key and self.key != self.image:
             key = key_text(values.get(self.key))
         else:
-            key = None if uri is None else key_text(without_credentials(uri))
+            key = None if uri is None else valid_text(without_credentials(uri))
         return str(row) if key is None else key
 
     def _kept(self, name: str, values: dict[str, Any], image: CellImage) -> str | None:

@@ -24,9 +24,14 @@ _IMAGE_HEAD = re.compile(
     rb"|....ftyp(?:avi|hei|hev|mif|msf)",  # AVIF, HEIC
     re.DOTALL,
 )
-_BASE64_HEAD = re.compile(r"\s*([A-Za-z0-9+/_-]{24})")
+# The first letters of those in base64, which almost no name has, and the letters behind them.
+_BASE64_HEAD = re.compile(
+    r"\s*((?=[/_][90]|iVBOR|R0lGOD|UklGR|SUk|TU0A|Qk|AA)[A-Za-z0-9+/_-]{24})",
+)
+_MAY_BE_TEXT = re.compile(rb"\s*(?:data:|[A-Za-z0-9+/_-]{24})", re.IGNORECASE)  # few images begin so
 _DATA_URI = re.compile(r"\s*data:([^,]{0,1000}),", re.IGNORECASE)
 _ALPHABET = (string.ascii_letters + string.digits + "+/").encode()
+_MAY_BE_IMAGE = re.compile(r"\s*(?:data:|[/_]|iVBOR|R0lGOD|UklGR|SUk|TU0A|Qk|AA)", re.IGNORECASE)
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -59,6 +64,10 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
         cell: the value
         max_bytes: bytes of an image; a larger one is not decoded
     """
+    if isinstance(cell, bytes):  # first, as there are most of these
+        if len(cell) <= max_bytes and not _MAY_BE_TEXT.match(cell):
+            return CellImage(data=cell, size=len(cell))
+        return _from_bytes(cell, max_bytes)
     if isinstance(cell, dict):
         data = cell.get("bytes")
         if isinstance(data, bytes):
@@ -66,12 +75,12 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
         if isinstance(data, str) and data:  # JSON has no bytes: this is what stands for them
             return _from_data_uri(data, max_bytes) or _from_base64(data, max_bytes)
         return cell_image(cell.get("path"), max_bytes)
-    if isinstance(cell, bytes):
-        return _from_bytes(cell, max_bytes)
     if cell is None or cell == "":
         return CellImage()
     text = cell if isinstance(cell, str) else json.dumps(cell)
-    return _from_text(text, max_bytes) or _from_name(text)
+    if _MAY_BE_IMAGE.match(text):
+        return _from_text(text, max_bytes) or _from_name(text)
+    return _from_name(text)
 
 
 def key_text(value: Any) -> str | None:
@@ -86,9 +95,10 @@ def key_text(value: Any) -> str | None:
 
 def _from_bytes(data: bytes, max_bytes: int) -> CellImage:
     """Return the image of a cell with bytes. Base64 is decoded: no image begins with such letters."""
-    head = data[:1100].decode("latin-1")
-    if _DATA_URI.match(head) or _is_base64_of_image(head):
-        return _from_text(data.decode("latin-1"), max_bytes) or CellImage()
+    if _MAY_BE_TEXT.match(data):
+        head = data[:1100].decode("latin-1")
+        if _DATA_URI.match(head) or _is_base64_of_image(head):
+            return _from_text(data.decode("latin-1"), max_bytes) or CellImage()
     return _sized(data, len(data), max_bytes)
 
 
@@ -100,8 +110,7 @@ def _from_text(text: str, max_bytes: int) -> CellImage | None:
 
 
 def _from_name(text: str) -> CellImage:
-    num_characters = len(without_credentials(text))
-    if num_characters > MAX_NAME:
+    if len(text) > MAX_NAME and (num_characters := len(without_credentials(text))) > MAX_NAME:
         detail = f"a text of {num_characters} characters is neither a name nor a known image in base64"
         return CellImage(error="refused_uri", detail=detail)
     return CellImage(uri=text)

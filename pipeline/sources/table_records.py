@@ -16,7 +16,9 @@ from wordsworth.pipeline.sources.text_object import TableCut, TextObject
 from wordsworth.pipeline.storage.seekable import SeekableObject
 
 MAX_LINES = 256 << 10  # bytes of a CSV record that takes more than one line
+MAX_BATCH_ROWS = 1024  # rows of Parquet decoded at once
 _BATCH_BYTES = 8 << 20  # bytes of Parquet decoded at once, by the average of the row group
+_REPEATED_BYTES = 48 << 20  # bytes decoded at once, if every row repeats the largest value that there can be
 _Result = TypeVar("_Result")
 
 
@@ -211,15 +213,26 @@ class ParquetTable:
         for group in range(self._file.metadata.num_row_groups):
             num_rows = self._file.metadata.row_group(group).num_rows
             if position < begin + num_rows:
-                batch_size = 1 if one_by_one else self._batch_size(group)
+                batch_size = 1 if one_by_one else self._batch_size(group, columns)
                 yield from self._group(group, columns, batch_size, begin, position)
             begin += num_rows
 
-    def _batch_size(self, group: int) -> int:
+    def _batch_size(self, group: int, columns: list[str]) -> int:
         """Return the rows of a row group to decode at once."""
         metadata = self._file.metadata.row_group(group)
-        average = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
-        return max(1, min(1024, _BATCH_BYTES // average))
+        num_bytes = 0  # of the columns, encoded
+        repeated = 0  # bytes of one row, at most, where a value is stored once for many rows
+        for number in range(metadata.num_columns):
+            chunk = metadata.column(number)
+            if any(
+                chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.")
+                for name in columns
+            ):
+                num_bytes += chunk.total_uncompressed_size
+                repeated += _largest_repeated_value(chunk)
+        average = max(1, num_bytes // max(1, metadata.num_rows))
+        rows = min(MAX_BATCH_ROWS, _BATCH_BYTES // average, _REPEATED_BYTES // max(1, repeated))
+        return max(1, rows)
 
     def _group(
         self, group: int, columns: list[str], batch_size: int, begin: int, position: int
@@ -242,3 +255,18 @@ class ParquetTable:
     def share(self, rows: int) -> int:
         """Return the bytes that the first `rows` rows stand for, in proportion to all rows."""
         return self._size * rows // max(1, self._file.metadata.num_rows)
+
+
+def _largest_repeated_value(chunk: pq.ColumnChunkMetaData) -> int:
+    """Return the bytes of the largest value, at most, that a column chunk holds once for many rows.
+
+    A dictionary is stored once, and so is the common beginning of values with DELTA_BYTE_ARRAY. The average
+    of the encoded bytes says nothing about such values.
+    """
+    if not any("DICTIONARY" in encoding or encoding == "DELTA_BYTE_ARRAY" for encoding in chunk.encodings):
+        return 0
+    if "DELTA_BYTE_ARRAY" in chunk.encodings or not chunk.has_dictionary_page:
+        return chunk.total_uncompressed_size
+    dictionary = chunk.data_page_offset - chunk.dictionary_page_offset  # bytes, compressed
+    data_pages = chunk.total_compressed_size - dictionary  # a page takes no less once it is decompressed
+    return max(dictionary, chunk.total_uncompressed_size - data_pages)

@@ -178,11 +178,13 @@ def without_credentials(uri: str) -> str:
 
     A query can hold a signature that gives access. Azure's `container@` stays.
     """
+    if "://" not in uri:
+        return uri
     scheme, separator, rest = uri.partition("://")
     if scheme.lower() in HTTP:
         rest = rest.partition("?")[0]
         uri = f"{scheme}{separator}{rest}"
-    user = _USER.match(rest) if separator and "/" not in scheme else None
+    user = _USER.match(rest) if "/" not in scheme else None
     if user is None:
         return uri
     if scheme.lower().startswith(("az", "abfs")) and ":" not in user[0]:

@@ -25,6 +25,7 @@ from wordsworth.pipeline.verification.recount_lines import (
     json_records,
 )
 
+_MAX_DECODED_BYTES = 64 << 20  # bytes of Parquet decoded at once
 # Names of columns that hold images.
 _IMAGES = {"image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name"}
 
@@ -205,9 +206,16 @@ def _records_from(
         if first >= num_rows:
             first -= num_rows
             continue
-        for batch in table.iter_batches(batch_size, [group], columns, use_threads=False):
+        rows_at_once = min(batch_size, max(1, _MAX_DECODED_BYTES // _largest_chunk(table, group)))
+        for batch in table.iter_batches(rows_at_once, [group], columns, use_threads=False):
             yield from batch.to_pylist()[first:]
             first = max(0, first - batch.num_rows)
+
+
+def _largest_chunk(table: pq.ParquetFile, group: int) -> int:
+    """Return the bytes of a row group's largest column: no value in it is larger, however often it counts."""
+    chunks = table.metadata.row_group(group)
+    return max(1, *(chunks.column(at).total_uncompressed_size for at in range(chunks.num_columns)))
 
 
 def _image_column(schema: pa.Schema) -> str:

@@ -2,14 +2,17 @@
 
 import base64
 import io
+import random
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tests.support.samples import rows_of, units_of
+from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.tables import write_csv, write_files, write_jsonl, write_parquet
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.table_cells import cell_image, key_text
 from wordsworth.pipeline.verification.recount_tables import TableFile, table_rows
 
@@ -167,3 +170,64 @@ def test_a_key_column_with_an_empty_cell_leaves_the_number_of_the_row(tmp_path):
     path = write_jsonl(tmp_path / "t.jsonl", [{"url": "a.jpg", "id": 7}, {"url": "b.jpg"}])
     assert [row["key"] for row in rows_of(units_of(path, key="id"))] == ["7", "1"]
     assert_recounted(path, key="id")
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+LARGE = random.Random(0).randbytes(1 << 20) + bytes(1 << 20)
+REPEATED = {
+    "a dictionary": ([LARGE] * 100, {"dictionary_pagesize_limit": 1 << 26}),
+    "text": ([packed(LARGE)] * 100, {"dictionary_pagesize_limit": 1 << 26}),
+    "a struct": ([{"bytes": LARGE, "path": "a"}] * 100, {"dictionary_pagesize_limit": 1 << 26}),
+    "Arrow's dictionary": (pa.DictionaryArray.from_arrays([0] * 100, [LARGE]), {}),
+    "shared beginnings": (
+        [LARGE] * 100,
+        {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", REPEATED)
+def test_a_small_file_that_repeats_a_large_image_is_read_in_little_memory(tmp_path, form):
+    column, options = REPEATED[form]
+    path = write_parquet(tmp_path / "t.parquet", {"image": column}, **options)
+    assert path.stat().st_size < 8 << 20
+    before = pa.total_allocated_bytes()
+    rows = peak = 0
+    for unit in read_units(shard_of(path), ReadSettings(unit_rows=4, unit_bytes=8 << 20)):
+        rows += len(unit.samples)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert rows == 100 and peak < 80 << 20, f"{peak >> 20} MiB"
+    before = pa.total_allocated_bytes()
+    with open(path, "rb") as file:
+        again = [
+            pa.total_allocated_bytes() - before
+            for _ in table_rows(TableFile(file, path.stat().st_size), str(path), None, None)
+        ]
+    assert len(again) == 100 and max(again) < 80 << 20, f"{max(again) >> 20} MiB"
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())]
+)
+def test_bytes_of_every_arrow_type_are_images(tmp_path, kind):
+    column = pa.array([JPEG, None, JPEG], pa.binary())
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    path = write_parquet(tmp_path / "t.parquet", {"photo": column})
+    units = units_of(path)
+    assert [row["error"] for row in rows_of(units)] == [None, "missing_image", None]
+    assert payload(units) == JPEG * 2
+    assert_recounted(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_text_of_every_arrow_type_is_read(tmp_path, kind):
+    column = pa.array(["a.jpg", packed(JPEG)], pa.string())
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    path = write_parquet(tmp_path / "t.parquet", {"url": column})
+    units = units_of(path)
+    assert [(row["key"], row["error"]) for row in rows_of(units)] == [("a.jpg", "not_found"), ("1", None)]
+    assert payload(units) == JPEG
+    assert_recounted(path)

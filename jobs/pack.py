@@ -37,6 +37,8 @@ def pack(
     console.print(
         f"packed {packed.images:,} images{classes} into {len(packed.shards)} shards in {output}{ignored}"
     )
+    for name in packed.alike:
+        console.print(f"class {name} is folders in several Unicode forms: taken as one class", markup=False)
     for note in packed.passed_over.serious_notes():
         console.print(note, markup=False)
     return 0

@@ -143,8 +143,8 @@ def name_in(where: str, text: str | None) -> str | None:
     if text is None:
         return None
     if where == "folder":
-        folders = ["", *text.split("/")]
-        return folders[-2] or None
+        folders = [part for part in text.rstrip("/").split("/")[:-1] if part]  # of cat//1.jpg it is cat
+        return folders[-1] if folders else None
     if where.startswith("json:"):
         try:
             value = json.loads(text).get(where.partition(":")[2])

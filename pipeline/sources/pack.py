@@ -4,11 +4,13 @@ import io
 import math
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.class_target import normalised
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.source_files import list_files
@@ -25,6 +27,7 @@ class PackResult:
         images: number of images
         shards: paths of the shards
         classes: names of the classes by number; empty if the folder has no class folders
+        alike: classes that are two folders or more, whose names differ in their Unicode form alone
         ignored: number of files that are no images
         passed_over: what was skipped by its name, and which links to folders were left out
     """
@@ -32,6 +35,7 @@ class PackResult:
     images: int = 0
     shards: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    alike: list[str] = field(default_factory=list)
     ignored: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
 
@@ -74,7 +78,8 @@ def pack(
     if not paths:
         notes = "".join(f"; {note}" for note in passed_over.serious_notes())
         raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}{notes}")
-    classes = _classes(paths, root, folder)
+    folders = _classes(paths, root, folder)
+    classes = sorted(folders)
     keys = _keys(paths, root)
     order = list(paths)
     random.Random(seed).shuffle(order)
@@ -97,6 +102,7 @@ def pack(
         images=len(order),
         shards=names,
         classes=classes,
+        alike=[name for name in classes if folders[name] > 1],
         ignored=len(found) - len(paths),
         passed_over=passed_over,
     )
@@ -115,20 +121,20 @@ def _relative(path: str, root: str) -> str:
     return path[len(root) :].lstrip("/")
 
 
-def _classes(paths: list[str], root: str, folder: str) -> list[str]:
-    """Return the names of the folders right under the root, sorted.
+def _classes(paths: list[str], root: str, folder: str) -> Counter[str]:
+    """Return the names of the folders right under the root, and how many folders have each.
 
     Raises UserError for images beside such folders.
     """
     relative = [_relative(path, root) for path in paths]
-    classes = sorted({path.split("/", 1)[0] for path in relative if "/" in path})
+    folders = {path.split("/", 1)[0] for path in relative if "/" in path}
     loose = [path for path in relative if "/" not in path]
-    if classes and loose:
+    if folders and loose:
         raise UserError(
             f"{without_credentials(folder)} holds class folders and {len(loose)} images beside them "
             f"({loose[0]}): move these away"
         )
-    return classes
+    return Counter(map(normalised, folders))
 
 
 def _keys(paths: list[str], root: str) -> dict[str, str]:
@@ -166,7 +172,7 @@ def _shard(
         for path in paths:
             sample = {"__key__": keys[path], path.rpartition(".")[2].lower(): fs.cat_file(path)}
             if classes:
-                name = _relative(path, root).split("/", 1)[0]
+                name = normalised(_relative(path, root).split("/", 1)[0])
                 sample["cls"] = str(numbers[name]).encode()
             writer.write(sample)
     return buffer.getvalue()

@@ -68,7 +68,8 @@ def test_images_without_a_class_are_left_out_and_counted():
     for text in ('{"other": 1}', "[1]", "{", '{"label": null}', '{"label": -1}', None):
         assert read("json:label", ['{"label": 2}', text], LABELS)[0] == [2, NO_CLASS]
     target = model_target("folder", LABELS, 5)
-    assert target.of(pa.table({"shard": ["s"], "key": ["a.jpg"]})).tolist() == [NO_CLASS]
+    keys = ["a.jpg", "/a.jpg", "cat//a.jpg", "/dog/a.jpg", "x/elk/a.jpg/"]  # the last of a store, not a disk
+    assert target.of(pa.table({"shard": ["s"] * 5, "key": keys})).tolist() == [NO_CLASS, NO_CLASS, 2, 3, 4]
 
 
 # ---- ImageNet -------------------------------------------------------------------------------------------

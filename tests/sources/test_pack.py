@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import unicodedata
 
 import pytest
 import webdataset
@@ -84,6 +85,15 @@ def test_class_folders_become_cls_and_labels_in_the_order_of_their_names(pets, t
         assert fields == {"jpg": f"bytes of {key}.jpg".encode(), "cls": str("acd".index(key[0])).encode()}
     first = [key[0] for key in found][:10]
     assert len(set(first)) == 3  # shuffled: no shard is one class
+
+
+def test_folders_in_two_unicode_forms_of_a_name_are_one_class_of_all_their_images(tmp_path):
+    composed, decomposed = unicodedata.normalize("NFC", "Café"), unicodedata.normalize("NFD", "Café")
+    root = fill(tmp_path / "in", f"{composed}/a.jpg", f"{decomposed}/a.jpg", "Bar/a.jpg", "9/a.jpg")
+    packed = pack(str(root), str(tmp_path / "out"))
+    assert packed.classes == ["9", "Bar", composed] and packed.alike == [composed]
+    found = {key: fields["cls"] for key, fields in members(tmp_path / "out").items()}
+    assert found == {f"{composed}/a": b"2", f"{decomposed}/a": b"2", "Bar/a": b"1", "9/a": b"0"}
 
 
 def test_images_without_class_folders_have_no_class(tmp_path):

@@ -84,7 +84,13 @@ def test_a_class_stands_in_a_sidecar_a_field_a_column_or_a_folder(tmp_path):
         3,
         Counter({"1": 2, "0": 1}),
     )
-    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+    skipped = (
+        ".ipynb_checkpoints/1.png",
+        "cat/@eaDir/1.png",
+        ".Trash-1000/files/x.png",
+        "__MACOSX/cat/1.png",
+    )
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", *skipped):
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_bytes(encoded(photo(1), "PNG"))
     (shard,) = find_shards([str(tmp_path / "tree")]).shards

@@ -78,6 +78,7 @@ def run_labeler(
         address=run.address,
         update=run.update,
         replace_changed=run.replace_changed,
+        drop_missing=run.drop_missing,
         retry_errors=run.retry_errors,
         on_error=run.on_error,
         limits=run.limits,

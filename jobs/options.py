@@ -169,6 +169,8 @@ class RunOptions:
     "Continue an existing run: list the source again and label what is new."
     replace_changed: Annotated[bool, Flag] = False
     "Like --update, and label again what was overwritten in the source."
+    drop_missing: Annotated[bool, Flag] = False
+    "Like --update, and drop from the run what is gone from the source, with its rows."
     retry_errors: Annotated[bool, Flag] = False
     "Fetch, decode and predict the failed images again. Only their rows change."
     on_error: Literal["keep", "fail"] = "keep"

@@ -49,3 +49,5 @@ def refuse_changes(folder: RunFolder, request: LabelRequest) -> None:
         folder.units().refuse_change("--retry-errors")
     if request.replace_changed:
         folder.units().refuse_change("--replace-changed")
+    if request.drop_missing:
+        folder.units().refuse_change("--drop-missing")

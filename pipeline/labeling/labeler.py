@@ -4,7 +4,8 @@ A command meets one of four cases:
 
     start          the output holds no run: plan one, and label
     resume         the output holds a run that is not complete: label what is missing
-    update         the output holds a run, and --update or --replace-changed is given: add what is new, resume
+    update         the output holds a run, and --update, --replace-changed or --drop-missing is given: change
+                   the listing, resume
     nothing to do  the run is complete: return its summary, or with --retry-errors try again what failed
 
 labeling/dataset.py chains the stages that do the work.
@@ -23,7 +24,7 @@ from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, Recei
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.retry import failed_units
 from wordsworth.pipeline.labeling.settings import list_settings, with_expanded_sources
-from wordsworth.pipeline.labeling.update import compare_with_source, update_listing
+from wordsworth.pipeline.labeling.update import compare_with_source, drop_lost_shards, update_listing
 from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, open_pages
 from wordsworth.pipeline.output.manifest import read_footers, write_manifest_and_summary
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
@@ -51,7 +52,7 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     run = LabelRun(
         folder=folder, frozen=frozen, plan=plan, request=request, checkpoint=checkpoint, progress=progress
     )
-    if request.update or request.replace_changed:
+    if request.update or request.replace_changed or request.drop_missing:
         update_listing(run)
     else:
         compare_with_source(run)
@@ -166,9 +167,7 @@ def _remove_remains(run: LabelRun) -> None:
     run.folder.sweep()
     num_removed = run.folder.remove_shards(run.frozen.replaced())
     if num_removed:
-        run.progress.note(
-            f"removed {num_removed} files of shards that were replaced; they are labelled again"
-        )
+        run.progress.note(f"removed {num_removed} files of shards that were replaced or dropped")
 
 
 def _watched(run: LabelRun, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
@@ -183,6 +182,8 @@ def _finish(run: LabelRun, counter: ReceiptCounter) -> Summary:
     """Write the manifest and the summary. Raises UserError where a shard was not read to its end."""
     from wordsworth.pipeline.cluster.stall import with_stall_timeout
 
+    if run.request.drop_missing:
+        counter.faults = drop_lost_shards(run, counter.faults)
     counter.refuse_faults()
     footers = read_footers(run.folder)
     rows = with_stall_timeout(footers, run.request.stall_timeout, run.progress.note, "footer was read")

@@ -16,6 +16,13 @@ from wordsworth.pipeline.unit import GpuCall
 
 MAX_KEY_LENGTH = 200  # characters of a key that a note shows
 REFRESH_S = 5.0  # seconds between two looks at a listing that goes on
+MAX_SHARDS_NAMED = 5  # open shards that a message names
+# What to do about an open shard, by the code that its fault begins with.
+ADVICE = {
+    "not_found": "put back what is gone, ",
+    "forbidden": "allow reading what is forbidden, ",
+    "archived": "restore what is archived, ",
+}
 
 
 class Progress(Protocol):
@@ -64,13 +71,14 @@ class ListingTotals:
             return False
         self._refreshed_at = time.monotonic()
         files = self.frozen.files()
-        new_pages = files[self._num_pages :]
+        first_new = self._num_pages
+        new_pages = files[first_new:]
         self._num_pages = len(files)
         if not new_pages:
             return False
-        replaced = self.frozen.replaced()
-        for path in new_pages:
-            self._add(drop_shards(self.frozen.read(path), replaced))
+        replaced_in = self.frozen.replaced_in()
+        for number, path in enumerate(new_pages, first_new):
+            self._add(drop_shards(self.frozen.read(path), number, replaced_in))
         return True
 
     def _add(self, page: pa.Table) -> None:
@@ -155,11 +163,7 @@ class ReceiptCounter:
             UserError: the store did not give one.
         """
         if self.faults:
-            first = self.faults[0]
-            raise UserError(
-                f"{len(self.faults)} shards could not be read to their end, first {first.shard}: "
-                f"{first.fault}. What is done is kept: run the same command again"
-            )
+            raise UserError(_open_shards_message(self.faults))
 
     def to_last_command(self) -> LastCommand:
         """Return what the summary says of this command."""
@@ -179,6 +183,22 @@ class ReceiptCounter:
             batch_sizes=dict(self.gpu_batch_sizes),
             notes=self.gpu_notes,
         )
+
+
+def _open_shards_message(faults: list[Receipt]) -> str:
+    """Return a line that names the shards that are open, and says what to do about them."""
+    first = faults[0]
+    others = [receipt.shard for receipt in faults[1:MAX_SHARDS_NAMED]]
+    if len(faults) > MAX_SHARDS_NAMED:
+        others.append(f"{len(faults) - MAX_SHARDS_NAMED} more")
+    told = f"; then {', '.join(others)}" if others else ""
+    codes = {(receipt.fault or "").partition(":")[0] for receipt in faults}
+    advice = "".join(text for code, text in ADVICE.items() if code in codes)
+    drop = ", or with --update --drop-missing, which drops from the run what cannot be had" if advice else ""
+    return (
+        f"{len(faults)} shards could not be read to their end, first {first.shard}: {first.fault}{told}. "
+        f"What is done is kept: {advice}run the same command again, which reads only these{drop}"
+    )
 
 
 def note_passed_over(frozen: FrozenListing, progress: Progress) -> None:

@@ -42,6 +42,7 @@ class LabelRequest:
         address: Ray cluster to join; None takes RAY_ADDRESS, or starts a local Ray.
         update: add the shards and images that are new in the source to a run that is there.
         replace_changed: update, and label again the shards and images whose content changed.
+        drop_missing: update, and drop the shards and images that are gone from the source, and their rows.
         retry_errors: fetch, decode and predict again the images that failed.
         stall_timeout: seconds without a written unit after which the run gives up.
     """
@@ -74,6 +75,7 @@ class LabelRequest:
     address: str | None = None
     update: bool = False
     replace_changed: bool = False
+    drop_missing: bool = False
     retry_errors: bool = False
     stall_timeout: float = 1800.0
 

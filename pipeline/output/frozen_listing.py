@@ -17,7 +17,6 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.output.commit import parquet_bytes
@@ -123,25 +122,35 @@ class FrozenListing:
         with self.run.fs.open(path, "rb") as file:
             return PageMetadata.of(pq.read_schema(file))
 
-    def replaced(self) -> set[str]:
-        """Return the ids of shards that a later page replaces.
+    def replaced_in(self) -> dict[str, int]:
+        """Return the number of the last page that replaces or drops a shard, by the shard's id.
 
         Only updates replace shards, so only their pages are read.
         """
-        files = self.files()
-        ids: set[str] = set()
+        found: dict[str, int] = {}
         first_listing_ended = False
-        for path in files:
+        for number, path in enumerate(self.files()):
             if first_listing_ended:
-                ids.update(self.metadata(path).replaces)
+                found.update(dict.fromkeys(self.metadata(path).replaces, number))
             first_listing_ended = first_listing_ended or _is_end([path])
-        return ids
+        return found
+
+    def replaced(self) -> set[str]:
+        """Return the ids of shards that are no longer part of the run."""
+        replaced_in = self.replaced_in()
+        gone = set(replaced_in)
+        first = min(replaced_in.values(), default=0)
+        for number, path in enumerate(self.files()):
+            if gone and number > first:  # what was dropped may have come back as it was
+                page = drop_shards(self.read(path), number, replaced_in)
+                gone.difference_update(page["id"].to_pylist())
+        return gone
 
     def pages(self) -> Iterator[pa.Table]:
         """Yield the shards of the run, page by page, in the order in which they were found."""
-        gone = self.replaced()
-        for path in self.files():
-            yield drop_shards(self.read(path), gone)
+        replaced_in = self.replaced_in()
+        for number, path in enumerate(self.files()):
+            yield drop_shards(self.read(path), number, replaced_in)
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of the run, in the order in which they were found."""
@@ -175,15 +184,24 @@ class FrozenListing:
             if file.rpartition("/")[2].startswith(f"{number:05d}") and file != path:
                 return False
         page = table.replace_schema_metadata({FOOTER_KEY: metadata.to_json()})
-        written = put_if_absent(self.run.fs, path, parquet_bytes(page))
-        return written or self.read(path)["id"].equals(table["id"])
+        if put_if_absent(self.run.fs, path, parquet_bytes(page)):
+            return True
+        is_same = self.metadata(path).replaces == metadata.replaces
+        return is_same and self.read(path)["id"].equals(table["id"])
 
 
-def drop_shards(page: pa.Table, ids: set[str]) -> pa.Table:
-    """Return a page without some shards."""
-    if not ids:
+def drop_shards(page: pa.Table, number: int, replaced_in: dict[str, int]) -> pa.Table:
+    """Return a page without the shards that a later page replaces or drops.
+
+    Args:
+        page: shards as LISTING.
+        number: number of the page.
+        replaced_in: as `FrozenListing.replaced_in` gives it.
+    """
+    if not replaced_in:
         return page
-    return page.filter(pc.invert(pc.is_in(page["id"], pa.array(sorted(ids), pa.string()))))
+    is_kept = [replaced_in.get(id, -1) <= number for id in page["id"].to_pylist()]
+    return page.filter(pa.array(is_kept, pa.bool_()))
 
 
 def shard_names(page: pa.Table) -> list[str]:
@@ -233,15 +251,15 @@ class FirstPage:
 
 def list_pages(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
     """Yield the frozen pages, and then the rest of the source, each page frozen before it is given."""
-    gone = frozen.replaced()
+    replaced_in = frozen.replaced_in()
     cursor = ListingCursor()
     seen = 0
     while True:
         for path in frozen.files()[seen:]:
             page = frozen.read(path)
             cursor.advance(map(Shard.from_row, page.to_pylist()))
+            yield drop_shards(page, seen, replaced_in)
             seen += 1
-            yield drop_shards(page, gone)
         if frozen.complete:
             return
         for page in _freeze_rest(frozen, finder, seen, cursor):

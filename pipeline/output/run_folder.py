@@ -185,6 +185,10 @@ class RunFolder:
         except (KeyError, TypeError) as error:
             raise self._damaged(("_run", "summary.json"), error) from error
 
+    def reopen(self) -> None:
+        """Remove the summary before the units of a complete run change: the run is not complete again."""
+        self._remove([self.path("_run", "summary.json")])
+
     def finish(self, manifest: pa.Buffer, summary: Summary) -> None:
         """Write the manifest, a Parquet file in memory, and after it the summary: the run is complete."""
         overwrite(self.fs, self.path("_run", "manifest.parquet"), manifest)

@@ -1,5 +1,6 @@
 """Find the shards of a source: tar files, tables, and pages of loose images. The listing is a stream."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from wordsworth.pipeline.sources.earlier_sources import EarlierSources
 from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, is_json, kind_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
-from wordsworth.pipeline.sources.source_files import FileInfo, check_name, list_files
+from wordsworth.pipeline.sources.source_files import FileInfo, NothingFound, check_name, list_files
 from wordsworth.pipeline.sources.table_formats import instead_of, refuse_table_below
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
@@ -147,12 +148,29 @@ class Finder:
             UserError: a source is missing, holds nothing to label, or holds several kinds.
         """
         cursor = after or ListingCursor()
-        for number, source in enumerate(self.sources):
-            fs, path = open_filesystem(source, self.options)
-            self._earlier.note(number, fs, path)
-            if number >= cursor.source:
-                last = cursor.last if number == cursor.source else None
-                yield from self._shards_of(number, fs, path, cursor, last)
+        for number in range(len(self.sources)):
+            yield from self._shards_of_source(number, cursor)
+
+    def shards_left(self, kinds: dict[int, str]) -> Iterator[Shard]:
+        """Yield the shards of sources that were listed before and may be gone, wholly or in part.
+
+        Args:
+            kinds: kind of each source as it was listed, by the source's number.
+
+        Raises:
+            UserError: a source may not be listed.
+        """
+        cursor = ListingCursor(kinds=dict(kinds))
+        for number in range(len(self.sources)):
+            with contextlib.suppress(NothingFound):
+                yield from self._shards_of_source(number, cursor)
+
+    def _shards_of_source(self, number: int, cursor: ListingCursor) -> Iterator[Shard]:
+        fs, path = open_filesystem(self.sources[number], self.options)
+        self._earlier.note(number, fs, path)
+        if number >= cursor.source:
+            last = cursor.last if number == cursor.source else None
+            yield from self._shards_of(number, fs, path, cursor, last)
 
     def _shards_of(
         self, number: int, fs: fsspec.AbstractFileSystem, path: str, cursor: ListingCursor, last: str | None
@@ -207,7 +225,7 @@ class Finder:
             peeked = list(islice(files, PEEK))
             kinds = self._kinds_among(peeked)
         if not peeked:
-            raise UserError(self._nothing_found(source))
+            raise NothingFound(self._nothing_found(source))
         # A table beside shards or images describes them, as img2dataset's .parquet does.
         labeled = [kind for kind in kinds if kind != "table"]
         return (labeled or kinds)[0], chain(peeked, files)

@@ -15,14 +15,14 @@ from typing import NamedTuple
 import fsspec
 
 from wordsworth.pipeline.sources.file_kinds import base_name, kind_of
-from wordsworth.pipeline.sources.samples import StoreFault
+from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import is_local, join
+from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.walk import walk_files
 
-LOSSES = ("not_found", "forbidden", "archived")  # codes of rows, and first words of a shard's fault
+LOSSES = ("not_found", "forbidden", "archived")  # codes of rows, and first words of a lost shard's fault
 WITNESSES = 16  # images of a page that are tried, and images of a new listing
 LOOKED_AT = 1000  # files of the new listing among which these are sought
 # S3's codes that speak of one object. Its other refusals speak of the key, the token or the clock.
@@ -68,6 +68,30 @@ def _refusal(error: PermissionError) -> Loss | None:
     return None
 
 
+def fault_of(error: OSError | StoreFault, shard: Shard, options: StorageOptions) -> str:
+    """Return what a unit says of an error that ends the reading of a shard."""
+    if isinstance(error, ShardChanged | LostShard):
+        return str(error)
+    fs, path = open_exact(shard.uri, options)
+    loss = loss_of(error, fs, path) if isinstance(error, OSError) else None
+    return f"{loss.code}: {loss.detail}" if loss else f"{type(error).__name__}: {error}"
+
+
+def is_readable(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Return whether the first byte of an object can be read.
+
+    Raises:
+        OSError: the store fails.
+    """
+    try:
+        with_retries(lambda: object_bytes(fs, path, 0, 1))
+    except OSError as error:
+        if loss_of(error, fs, path) is None:
+            raise
+        return False
+    return True
+
+
 class Witness:
     """Find an image that can be read, beside one that is lost.
 
@@ -102,7 +126,7 @@ class Witness:
         if loss.code == "archived":  # a store says this only after a look at the object itself
             return
         for candidate in self._candidates():
-            if candidate != path and self._is_readable(candidate):
+            if candidate != path and is_readable(self.fs, candidate):
                 self.last = candidate
                 return
         raise LostShard(f"{loss.code}: {path}: {loss.detail}; no image beside it can be read either")
@@ -122,12 +146,3 @@ class Witness:
         for path, info in islice(walk_files(self.fs, self.root), LOOKED_AT):
             if info["size"] and kind_of(base_name(path), self.image_keys) == "images":
                 yield path
-
-    def _is_readable(self, path: str) -> bool:
-        try:
-            with_retries(lambda: object_bytes(self.fs, path, 0, 1))
-        except OSError as error:
-            if loss_of(error, self.fs, path) is None:
-                raise
-            return False
-        return True

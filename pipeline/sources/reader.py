@@ -16,7 +16,7 @@ from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources import tar
 from wordsworth.pipeline.sources.compressed import Decompressed
 from wordsworth.pipeline.sources.file_kinds import compression
-from wordsworth.pipeline.sources.lost_objects import Loss, LostShard, Witness, loss_of
+from wordsworth.pipeline.sources.lost_objects import Loss, Witness, fault_of, loss_of
 from wordsworth.pipeline.sources.samples import (
     MAX_READINGS,
     EncodedSample,
@@ -59,11 +59,8 @@ def read_units(
             if held is not None and cutter.add(held):
                 yield cutter.cut()
             held = sample
-    except (ShardChanged, LostShard) as told:
-        yield cutter.fault(str(told))
-        return
     except (OSError, StoreFault) as error:
-        yield cutter.fault(f"{type(error).__name__}: {error}")
+        yield cutter.fault(fault_of(error, shard, settings.storage_options))
         return
     if held is not None:
         cutter.add(held)

@@ -22,6 +22,10 @@ FILES_JUDGED = 16  # files of a glob whose folders are looked into for the recor
 FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says about it
 
 
+class NothingFound(UserError):
+    """Report that there is nothing at a source, or nothing to label."""
+
+
 def list_files(
     fs: fsspec.AbstractFileSystem,
     path: str,
@@ -41,7 +45,8 @@ def list_files(
         passed_over: gets what was not taken
 
     Raises:
-        UserError: nothing is there, or it may not be listed. The message names `source`.
+        NothingFound: nothing is there. The message names `source`.
+        UserError: it may not be listed.
     """
     try:
         info = _info(fs, path)
@@ -64,7 +69,7 @@ def list_files(
         ) from error
     except FileNotFoundError:
         pass
-    raise UserError(
+    raise NothingFound(
         f"nothing found at {without_credentials(source)}: no such file or folder, and no match as a glob"
     )
 

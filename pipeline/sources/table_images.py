@@ -231,11 +231,12 @@ def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
 def _wait_for(read: Future[None], path: str) -> None:
     """Wait for a fetch.
 
-    A client's own exception is a fault of the store: nothing shows that the data are bad.
+    A client's own exception is a fault of the store: nothing shows that the data are bad. A refusal speaks of
+    the image, and not of the table.
     """
     try:
         read.result()
-    except (OSError, StoreFault):
-        raise
     except Exception as error:
+        if isinstance(error, OSError | StoreFault) and not isinstance(error, PermissionError):
+            raise
         raise StoreFault(f"{path}: {type(error).__name__}: {error}") from error

@@ -57,12 +57,13 @@ _TYPES = {
 }
 
 
-def _replaced(run: RunFolder) -> set[str]:
-    """Return the ids of shards that an update has replaced. A page that cannot be read is reported later."""
+def _replaced_in(run: RunFolder) -> dict[str, int]:
+    """Return the number of the page that replaces or drops a shard, by the shard's id. A page that cannot be
+    read is reported later."""
     try:
-        return FrozenListing(run).replaced()
+        return FrozenListing(run).replaced_in()
     except (pa.ArrowInvalid, ValueError, TypeError):
-        return set()
+        return {}
 
 
 def _read(run: RunFolder, *parts: str) -> pa.Table | Damaged:
@@ -83,7 +84,7 @@ class _Verifier:
         self.recount = Recount(plan.asked, options, self.report) if source else None
         self.rows: dict[str, int | None] = {}  # rows by file name; None for a file that cannot be read
         self.schema: pa.Schema | None = None  # schema of the first file
-        self.replaced = _replaced(run)
+        self.replaced_in = _replaced_in(run)
 
     def check(self) -> Report:
         """Make every check and return the report."""
@@ -108,7 +109,7 @@ class _Verifier:
         if not names or not is_numbered or not names[-1].endswith("-end.parquet"):
             last = ", ".join(names[-3:]) or "none"
             self.report.add("incomplete_listing", "_run/shards", f"its pages are {last}: one is missing")
-        for name in names:
+        for number, name in enumerate(names):
             page = _read(self.run, "_run", "shards", name)
             if isinstance(page, Exception) or not set(LISTING.names) <= set(page.column_names):
                 self.report.add("unreadable_listing", f"_run/shards/{name}", _why(page))
@@ -118,7 +119,7 @@ class _Verifier:
                 if shard.id != row["id"]:
                     why = f"{without_credentials(shard.uri)} is not what its id was made from"
                     self.report.add("wrong_listing", f"_run/shards/{name}", why)
-                if shard.id not in self.replaced:
+                if self.replaced_in.get(shard.id, -1) <= number:
                     yield shard
 
     def _shard(self, shard: Shard) -> None:

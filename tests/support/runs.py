@@ -176,6 +176,11 @@ def _label(run: RunFolder, shards: list[Shard], reader) -> None:
     """Freeze a page of shards and commit their units."""
     frozen = FrozenListing(run)
     frozen.put(len(frozen.files()), shards, last=True, metadata=PageMetadata())
+    commit_shards(run, shards, reader)
+
+
+def commit_shards(run: RunFolder, shards: list[Shard], reader=read_rows) -> None:
+    """Commit the units of shards that are in the listing, and finish the run."""
     settings = WriteSettings(
         output=run.root,
         provenance=provenance_of(run.plan()),

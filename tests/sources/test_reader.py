@@ -265,8 +265,7 @@ def test_a_store_gives_the_same_units_as_a_disk(tmp_path):
             (shard,) = find_shards([f"s3://b/{name}"]).shards
             assert content(list(read_units(shard, SETTINGS))) == content(units_of(tmp_path / name))
             bucket.refused = PermissionError
-            fault = next(read_units(shard, SETTINGS)).fault
-            assert fault.startswith("forbidden: b/b.jpg" if name == "b.jpg" else "PermissionError: b/a.tar")
+            assert next(read_units(shard, SETTINGS)).fault.startswith("forbidden: ")
             bucket.refused = None
 
 
@@ -332,8 +331,7 @@ def test_a_source_that_changed_since_it_was_listed_is_a_fault_and_no_row(tmp_pat
         os.utime(path, (1_000_000, 1_000_000))
     (unit,) = read_units(shard, SETTINGS)
     assert (unit.last, len(unit.samples), unit.payload.size) == (False, 0, 0)
-    gone = "not_found: " if kind == "images" else "FileNotFoundError"
-    assert unit.fault.startswith(gone if change == "gone" else "shard_changed: ")
+    assert unit.fault.startswith("not_found: " if change == "gone" else "shard_changed: ")
 
 
 def test_a_store_that_fails_for_ever_is_a_fault_behind_the_units_it_gave(tmp_path, monkeypatch, waits):

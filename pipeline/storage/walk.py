@@ -51,7 +51,7 @@ def _walk_folders(
         name = entry["name"].rstrip("/")
         if name == folder.rstrip("/"):
             continue
-        if on_disk and entry["islink"]:
+        if on_disk and entry.get("islink"):
             entry = {**entry, "type": _type_behind(name)}
         # A folder is sorted by the paths of its files: "a/b" comes after "a.txt", although "a" comes before.
         entries.append((f"{name}/" if entry["type"] == "directory" else name, entry))
@@ -60,7 +60,7 @@ def _walk_folders(
         if is_file and (after is None or name > after):
             yield name, entry
         is_ahead = after is None or name > after or after.startswith(name)
-        if not is_file and is_ahead and takes_folder(name[:-1], on_disk and entry["islink"]):
+        if not is_file and is_ahead and takes_folder(name[:-1], bool(on_disk and entry.get("islink"))):
             yield from _walk_folders(fs, name[:-1], after, takes_folder)
 
 

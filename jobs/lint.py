@@ -32,6 +32,7 @@ def lint(
 
     Exits with 0 if nothing is wrong (skipped members do not count), and with 3 if something is.
     """
+    from wordsworth.pipeline.sources.kept_columns import source_name
     from wordsworth.pipeline.sources.lint import lint as run
     from wordsworth.pipeline.sources.lint_report import MOST_PLACES
     from wordsworth.pipeline.sources.passed_over import ListingRules
@@ -44,7 +45,7 @@ def lint(
     settings = ReadSettings(
         unit_rows=1,
         image_keys=source.image_keys,
-        keep=kept,
+        keep=tuple(map(source_name, kept)),
         storage_options=storage,
         image_column=source.image_column,
         key=source.key,

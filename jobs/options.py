@@ -152,7 +152,8 @@ class RunOptions:
     """Say where and how the run works."""
 
     keep: str = ""
-    "Sidecar fields that the output rows carry, such as json,txt,cls."
+    """Sidecar fields, or columns of a table, that the output rows carry, such as json,txt,cls. label=given
+    keeps the column label as given."""
     max_error_rate: float = 1.0
     "Exit with 3 when a larger share of the rows has an error. All rows are kept."
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -198,8 +199,12 @@ class RunOptions:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Return the sidecar fields of --keep."""
-        return split_list(self.keep, ",")
+        """Return the sidecar fields of --keep, in lower case, but for the names that they get."""
+        kept = []
+        for part in self.keep.split(","):
+            name, separator, renamed = part.strip().rpartition("=")
+            kept.append(f"{name.lower()}={renamed}" if separator else renamed.lower())
+        return tuple(name for name in kept if name)
 
     @property
     def limits(self) -> DecodeLimits:

@@ -15,13 +15,16 @@ from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.accuracy import AccuracyCounter, EmbeddingProbes
 from wordsworth.pipeline.labeling.labeler import label
+from wordsworth.pipeline.labeling.plan import own_columns
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.kept_columns import output_name, renamed
 from wordsworth.pipeline.sources.model_target import NO_CLASS, ModelTarget, model_target
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.few_shot import SHOTS
 
+KEPT_TARGET = "target"  # column of the classes, where that in the source is called like one of the rows' own
 TOP_K = 5  # best classes among which the right one is looked for
 
 MakeProgress = Callable[[str], AbstractContextManager[Progress]]  # "train" or "test" -> a display
@@ -62,9 +65,8 @@ def evaluate(
         )
     target = model_target(where, checkpoint.labels, num_classes)
     embedding = "float32" if train else None
-    request = replace(
-        request, target=target, keep=target.sidecars, top_k=min(TOP_K, num_classes), embedding=embedding
-    )
+    request = replace(request, top_k=min(TOP_K, num_classes), embedding=embedding)
+    request, target = _with_target(request, target)
     runs = _EvaluationRuns(request=request, checkpoint=checkpoint, make_progress=make_progress)
     sets = {"train": train, "test": request.sources} if train else {"test": request.sources}
     with ray_session(request.address):  # one session for both runs
@@ -80,6 +82,18 @@ def evaluate(
         figures |= probes.figures()
         figures["train_classes"] = target.describe(names["train"])
     return figures
+
+
+def _with_target(request: LabelRequest, target: ModelTarget) -> tuple[LabelRequest, ModelTarget]:
+    """Return the request whose rows carry the classes, and the target that finds them there.
+
+    A column that is called like one of the rows' own, such as label, gets another name.
+    """
+    keep = target.sidecars
+    if keep and (keep[0] in own_columns(request) or "=" in keep[0]):
+        target = replace(target, kept_as=KEPT_TARGET)
+        keep = (renamed(keep[0], KEPT_TARGET),)
+    return replace(request, target=target, keep=keep), target
 
 
 def _fit_probes(runs: "_EvaluationRuns", shots: tuple[int, ...], target: ModelTarget) -> EmbeddingProbes:
@@ -155,7 +169,7 @@ class _EvaluationRuns:
         Yields:
             Of each file the rows without an error, and the number of rows with one.
         """
-        columns = ["shard", "key", "error", "topk", "score", *self.request.keep]
+        columns = ["shard", "key", "error", "topk", "score", *map(output_name, self.request.keep)]
         if self.request.embedding:
             columns.append("embedding")
         for rows in self._tables(name, columns):

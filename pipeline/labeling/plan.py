@@ -12,6 +12,7 @@ from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.prediction_rows import prediction_schema
 from wordsworth.pipeline.output.records import SCHEMA_VERSION, JsonObject, ResolvedSettings, RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.storage.filesystem import absolute_uri, open_filesystem, without_credentials
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.inference import resolve_precision
@@ -34,16 +35,9 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
     """Return the options that make two commands the same run, by their names on the command line.
 
     Raises:
-        UserError: --keep names a column that every row has already.
+        UserError: --keep gives a column a name that every row has already, or gives a name twice.
     """
-    own_columns = prediction_schema(request.top_k, request.embedding, width=1).names
-    taken = set(request.keep) & set(own_columns)
-    if taken:
-        raise UserError(
-            f"--keep {min(taken)}: every row has a column of that name already, "
-            "so this one would need another",
-            exit_code=2,
-        )
+    _check_kept(request)
     asked = {
         "command": request.command,
         "source": _source_names(request),
@@ -71,6 +65,26 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
         if value:
             asked[name] = value
     return json.loads(json.dumps(asked))  # as plan.json gives it back: a tuple is a list there
+
+
+def own_columns(request: LabelRequest) -> list[str]:
+    """Return the names of the columns that every row of a run has."""
+    return prediction_schema(request.top_k, request.embedding, width=1).names
+
+
+def _check_kept(request: LabelRequest) -> None:
+    names: set[str] = set()
+    for kept in request.keep:
+        name = output_name(kept)
+        if name in own_columns(request):
+            raise UserError(
+                f"--keep {kept}: every row has a column {name} already: "
+                f"--keep {source_name(kept)}=NAME keeps it under another name",
+                exit_code=2,
+            )
+        if name in names:
+            raise UserError(f"--keep gives two columns the name {name}: COLUMN=NAME renames one", exit_code=2)
+        names.add(name)
 
 
 def _source_names(request: LabelRequest) -> list[str]:

@@ -22,7 +22,7 @@ class LabelRequest:
         image_keys: extensions that are images, in order of preference.
         image_column: column of a table that holds the images; None lets the table's columns say so.
         key: column of a table that names a row; None takes the URI or the number of the row.
-        keep: sidecar fields, or columns of a table, that the rows carry.
+        keep: sidecar fields, or columns of a table, that the rows carry; "label=given" under another name.
         target: finds the class of an image, for `evaluate`; its sidecar is one of `keep`.
         include_hidden: take the names too that are skipped.
         follow_links: "inside", or "outside" to follow links to folders out of the sources.

@@ -11,6 +11,7 @@ from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.records import Provenance, RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.actor import PredictSettings
+from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.vit_model.checkpoint import Checkpoint
@@ -48,7 +49,7 @@ def stage_settings(
             unit_rows=resolved.unit_rows,
             max_bytes=request.limits.max_bytes,
             image_keys=request.image_keys,
-            keep=request.keep,
+            keep=tuple(map(source_name, request.keep)),
             storage_options=request.storage_options,
             image_column=request.image_column,
             key=request.key,
@@ -116,7 +117,7 @@ def _write_settings(
         top_k=_top_k(request, checkpoint),
         embedding=request.embedding,
         width=checkpoint.config.embedding_dim,
-        keep=request.keep,
+        keep=tuple(map(output_name, request.keep)),
         on_error=request.on_error,
         storage_options=request.storage_options,
         job=secrets.token_hex(JOB_TOKEN_BYTES),

@@ -36,10 +36,12 @@ class ModelTarget(Target):
     Attributes:
         ids: numbers of the classes by their WordNet ids
         others: numbers of the classes by other names, as `plain` gives them
+        kept_as: column of predictions in which the class stands, where that is not the name in the source
     """
 
     ids: dict[str, int] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
+    kept_as: str | None = None
 
     def number(self, name: str | None) -> int | None:
         """Return the number of the class of a name; NO_CLASS for an image without one, None for no name."""
@@ -64,7 +66,7 @@ class ModelTarget(Target):
     @property
     def column(self) -> str:
         """Return the column of predictions in which the class stands."""
-        return self.sidecars[0] if self.sidecars else "key"
+        return self.kept_as or (self.sidecars[0] if self.sidecars else "key")
 
     def names(self, rows: pa.Table) -> Counter[str | None]:
         """Count rows of predictions by the name of their class; None counts those without a class."""

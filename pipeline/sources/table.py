@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.sources.file_kinds import table_form
 from wordsworth.pipeline.sources.json_array import json_file_records
+from wordsworth.pipeline.sources.path_columns import path_columns
 from wordsworth.pipeline.sources.samples import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table_cells import CellImage, as_text, cell_image, key_text, valid_text
@@ -222,17 +223,23 @@ class _SampleMaker:
         self.image = image
         self.max_bytes = settings.max_bytes
         self.key = settings.key
+        in_path = path_columns(path)
+        known = [*columns, *(name for name in in_path if name not in columns)]
         if self.key:
-            _check_column(self.key, columns, path, "--key")
-        self.keep = _kept_columns(columns, settings.keep)
+            _check_column(self.key, known, path, "--key")
+        self.keep = _kept_columns(known, settings.keep)
         if table_form(path) not in ("jsonl", "json"):  # each object has columns of its own
             for name in self.keep:
-                _check_column(name, columns, path, "--keep")
+                _check_column(name, known, path, "--keep")
         wanted = {image, self.key, *self.keep}
         self.columns = [name for name in columns if name in wanted]
+        # What the path says of each row. A column of the file itself comes first.
+        self.in_path = {name: value for name, value in in_path.items() if name in wanted}
 
     def sample(self, values: dict[str, Any], row: int, span: Span) -> NamedImage:
         """Return the sample of a row, and the URI of its image; None where the row holds the image itself."""
+        if self.in_path:
+            values = self.in_path | values
         image = cell_image(values.get(self.image), self.max_bytes)
         made = EncodedSample(
             key=self._key(values, image.uri, row),

@@ -7,6 +7,7 @@ row the key and the order are compared, not the size.
 """
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -109,8 +110,9 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
         Unusable: there is no column with images.
         OSError: the store failed.
     """
+    in_path = _in_path(name)
     if name.lower().endswith(".parquet"):
-        yield from _parquet_rows(file, image_column, key)
+        yield from _parquet_rows(file, image_column, key, in_path)
         return
     column = image_column
     wanted = {image_column} if image_column else _IMAGES
@@ -124,7 +126,7 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
             column = column or next((name for name in record if name in _IMAGES), None)
             if column is None:
                 raise Unusable("no column says where its images are")
-            yield _row(number, record, column, key)
+            yield _row(number, {**in_path, **record}, column, key)
 
 
 def _text_records(
@@ -155,6 +157,23 @@ def _text_records(
         yield Broken()
 
 
+def _in_path(uri: str) -> CsvRecord:
+    """Return the cells that the folders of a partitioned table hold, such as `label=cat`."""
+    found: CsvRecord = {}
+    for name, value in re.findall(r"(?<=/)([^/=]+)=([^/]*)(?=/)", uri):
+        found[_unescaped(name)] = _unescaped(value) if value != "__HIVE_DEFAULT_PARTITION__" else None
+    return found
+
+
+def _unescaped(text: str) -> str:
+    """Return text in which `%3A` and the like stand for bytes."""
+    plain, *escaped = text.encode("utf-8", "surrogatepass").split(b"%")
+    for part in escaped:
+        is_byte = re.match(rb"[0-9A-Fa-f]{2}", part)
+        plain += bytes.fromhex(part[:2].decode()) + part[2:] if is_byte else b"%" + part
+    return plain.decode("utf-8", "replace")
+
+
 def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | None) -> Row:
     """Return the row of a record.
 
@@ -175,18 +194,20 @@ def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | No
 # ---- Parquet --------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(file: TableFile, image_column: str | None, key: str | None) -> Iterator[Row]:
+def _parquet_rows(
+    file: TableFile, image_column: str | None, key: str | None, in_path: CsvRecord
+) -> Iterator[Row]:
     """Yield the rows in batches, and where a batch fails one by one: every row counts that can be read."""
     number = 0
     for batch_size in (256, 1):
         try:
             table = pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
             column = image_column or _image_column(table.schema_arrow)
-            wanted = [column, key] if key else [column]
-            if not set(wanted) <= set(table.schema_arrow.names):
+            wanted = {column, key or column}
+            if not wanted <= {*table.schema_arrow.names, *in_path}:
                 raise Unusable("it lacks a column that was asked for")
-            for row in _records_from(number, table, batch_size, wanted):
-                yield _row(number, row, column, key)
+            for row in _records_from(number, table, batch_size, sorted(wanted)):
+                yield _row(number, {**in_path, **row}, column, key)
                 number += 1
             return
         except Unusable:

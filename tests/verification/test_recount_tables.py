@@ -282,3 +282,29 @@ def test_a_reader_that_takes_base64_for_a_name_is_caught(tmp_path):
 
     out = build(tmp_path / "out", path, reader=by_name)
     assert codes(verify(str(out), source=True)) == {"wrong_key"}
+
+
+def test_a_key_that_stands_in_the_path_of_a_table_is_counted_again(tmp_path):
+    from wordsworth.pipeline.sources.reader import read_units
+    from wordsworth.pipeline.sources.samples import ReadSettings
+    from wordsworth.pipeline.verification.recount import Sample
+
+    folder = tmp_path / "t=%41%2f%C3%A4%zz" / "u=__HIVE_DEFAULT_PARTITION__"
+    paths = [
+        write_parquet(folder / "t.parquet", {"image": [b"1", b"2"]}),
+        write_csv(folder / "t.csv", [{"url": "1.jpg"}, {"url": "2.jpg"}]),
+        write_jsonl(folder / "t.jsonl", [{"url": "1.jpg"}, {"url": "2.jpg", "t": "own"}]),
+    ]
+    for path in paths:
+        (shard,) = find_shards([str(path)]).shards
+        for key in ("t", "u"):
+            settings = ReadSettings(unit_rows=9, key=key)
+            read = [row for unit in read_units(shard, settings) for row in unit.samples.to_pylist()]
+            report = _Collector()
+            rows = [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in read]
+            Recount({"image-key": list(KEYS), "source": [], "key": key}, None, report).shard(shard, rows)
+            assert report.findings == [] and len(rows) == 2
+            assert rows[0].key == ("A/ä%zz" if key == "t" else "0")
+            by_number = [row._replace(key=str(number)) for number, row in enumerate(rows)]
+            Recount({"image-key": list(KEYS), "source": [], "key": key}, None, report).shard(shard, by_number)
+            assert (report.findings == []) == (key == "u"), "a reader that knows nothing of paths is caught"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.accuracy import AccuracyCounter, EmbeddingProbes
+from wordsworth.pipeline.labeling.class_watch import ClassWatch
 from wordsworth.pipeline.labeling.labeler import label
 from wordsworth.pipeline.labeling.plan import own_columns
 from wordsworth.pipeline.labeling.progress import Progress
@@ -71,7 +72,7 @@ def evaluate(
     sets = {"train": train, "test": request.sources} if train else {"test": request.sources}
     with ray_session(request.address):  # one session for both runs
         for name, sources in sets.items():
-            runs.label(name, sources)
+            runs.label(name, sources, target)
     names = {name: runs.class_names(name, target) for name in sets}
     target = target.settled(name for met in names.values() for name in met)
     probes = _fit_probes(runs, shots, target) if train else None
@@ -137,11 +138,11 @@ class _EvaluationRuns:
     checkpoint: Checkpoint
     make_progress: MakeProgress
 
-    def label(self, name: str, sources: tuple[str, ...]) -> None:
+    def label(self, name: str, sources: tuple[str, ...], target: ModelTarget) -> None:
         """Label sources into the folder `name`."""
         request = replace(self.request, sources=sources, output=self._output(name))
         with self.make_progress(name) as progress:
-            label(request, self.checkpoint, progress)
+            label(request, self.checkpoint, ClassWatch(progress, self._run(name), target))
 
     def class_names(self, name: str, target: ModelTarget) -> Counter[str | None]:
         """Count the images in the folder `name` by the name of their class; None counts those without.
@@ -159,7 +160,7 @@ class _EvaluationRuns:
         if met[None] == num_images:
             raise UserError(
                 f"none of the {num_images:,} images {of_set} has a class: --target {target.where} gives none "
-                "or -1; is it elsewhere?"
+                "or -1; folder, json:FIELD or a column may"
             )
         return met
 
@@ -177,10 +178,13 @@ class _EvaluationRuns:
             yield good, rows.num_rows - good.num_rows
 
     def _tables(self, name: str, columns: list[str]) -> Iterator[pa.Table]:
-        run = RunFolder(self._output(name), self.request.storage_options)
+        run = self._run(name)
         for path in run.prediction_files():
             with run.fs.open(path, "rb") as file:
                 yield pq.read_table(file, columns=columns)
+
+    def _run(self, name: str) -> RunFolder:
+        return RunFolder(self._output(name), self.request.storage_options)
 
     def _output(self, name: str) -> str:
         return f"{self.request.output.rstrip('/')}/{name}"

@@ -32,12 +32,14 @@ def object_bytes(
 ) -> bytes:
     """Return an object, or its bytes from `start` to before `end`; both are given or none.
 
+    S3 gets one request: s3fs itself asks for the size of a whole object first.
+
     Raises:
         FileNotFoundError: there is no such object.
     """
     if start is None or end is None:
-        return _call(fs, "get_object", path) if _needs_exact_call(fs, path) else fs.cat_file(path)
-    if _needs_exact_call(fs, path):
+        return _call(fs, "get_object", path) if _is_s3(fs, path) else fs.cat_file(path)
+    if _is_s3(fs, path):
         return _call(fs, "get_object", path, Range=f"bytes={start}-{end - 1}")
     return fs.cat_file(path, start=start, end=end)
 
@@ -64,9 +66,12 @@ def bucket_and_key(path: str) -> tuple[str, str]:
 
 def _needs_exact_call(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     """Return whether s3fs would ask for another name than this one."""
-    if not hasattr(fs, "call_s3"):
-        return False
-    return "//" in path or path.endswith("/") or VERSION_MARK in path
+    return _is_s3(fs, path) and ("//" in path or path.endswith("/") or VERSION_MARK in path)
+
+
+def _is_s3(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Return whether a path is a bucket and a key. An access point's name has a form that s3fs knows."""
+    return hasattr(fs, "call_s3") and not path.startswith("arn:")
 
 
 def _call(fs: Any, method: str, path: str, **arguments: str) -> Any:

@@ -1,10 +1,19 @@
 """Show on a real server that an object is one row, whatever its name is, and that shard/key opens it."""
 
+import asyncio
+import os
+from urllib.request import urlopen
+
 import pytest
 import s3fs
+from fsspec.asyn import sync
 
 from tests.faults.servers import BUCKET, moto, served
+from tests.support import runs
+from tests.support.names import longest, make_names
 from tests.support.runs import KEYS, build, codes, read_rows
+from tests.support.samples import rows_of, units_of
+from tests.support.tables import write_parquet
 from wordsworth.pipeline.labeling import retry
 from wordsworth.pipeline.output.frozen_listing import FrozenListing
 from wordsworth.pipeline.output.run_folder import RunFolder
@@ -52,13 +61,18 @@ def store():
 def put(store):
     """Put objects by their exact keys; afterwards the bucket is empty again."""
 
-    def put_all(objects: dict[str, bytes]) -> None:
-        for key, data in objects.items():
-            store.call_s3("put_object", Bucket=BUCKET, Key=key, Body=data)
+    async def put_many(objects: dict[str, bytes]) -> None:
+        several = asyncio.Semaphore(16)
 
-    yield put_all
-    for found in store.call_s3("list_objects_v2", Bucket=BUCKET).get("Contents", []):
-        store.call_s3("delete_object", Bucket=BUCKET, Key=found["Key"])
+        async def put_one(key: str, data: bytes) -> None:
+            async with several:
+                await store._call_s3("put_object", Bucket=BUCKET, Key=key, Body=data)
+
+        await asyncio.gather(*(put_one(key, data) for key, data in objects.items()))
+
+    yield lambda objects: sync(store.loop, put_many, objects)
+    urlopen(f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset", data=b"").close()
+    store.call_s3("create_bucket", Bucket=BUCKET)
 
 
 def images(source: str) -> dict[str, bytes]:
@@ -126,6 +140,31 @@ def test_a_failed_image_is_fetched_again_from_its_own_key(put):
         for index, key in enumerate(["/b.jpg", "b.jpg"])
     ]
     assert retry._fetch_objects(shard, failed, ReadSettings(unit_rows=9)) == {0: b"red!", 1: b"blue"}
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.long)])
+def test_keys_of_every_unicode_class_are_a_row_each(tmp_path, put, monkeypatch, count):
+    monkeypatch.setattr(runs, "UNIT_ROWS", 512)
+    separators = ("/", "/", "//", "///", "/../", "/./")
+    made = make_names(count - 1, seed=3, part_bytes=900, name_bytes=1000, without="\n", separators=separators)
+    keys = [f"fuzz/{name}" for name in made] + [f"fuzz/{longest(1019, part_bytes=1024)}"]
+    put({key: key.encode() for key in keys})
+    met: dict[str, bytes] = {}
+
+    def read(shard):
+        units = list(read_units(shard, ReadSettings(unit_rows=1, image_keys=KEYS)))
+        rows = [unit.samples.to_pylist()[0] for unit in units]
+        for row, unit in zip(rows, units, strict=True):
+            met[f"{shard.uri}/{row['key']}"] = unit.payload.tobytes()
+        return rows
+
+    report = verify(str(build(tmp_path / "out", f"s3://{BUCKET}/fuzz", reader=read)), source=True)
+    assert report.ok and report.rows == report.recounted == count and not report.errors, report.findings
+    assert met == at({key: key.encode() for key in keys})
+    some = list(met)[::10]
+    units = units_of(write_parquet(tmp_path / "t.parquet", {"url": some}), rows=count)
+    assert [(row["key"], row["error"]) for row in rows_of(units)] == [(uri, None) for uri in some]
+    assert b"".join(unit.payload.tobytes() for unit in units) == b"".join(met[uri] for uri in some)
 
 
 def test_verify_catches_a_reader_that_cuts_slashes_from_keys(tmp_path, put):

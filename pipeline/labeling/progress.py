@@ -19,9 +19,9 @@ REFRESH_S = 5.0  # seconds between two looks at a listing that goes on
 MAX_SHARDS_NAMED = 5  # open shards that a message names
 # What to do about an open shard, by the code that its fault begins with.
 ADVICE = {
-    "not_found": "put back what is gone, ",
-    "forbidden": "allow reading what is forbidden, ",
-    "archived": "restore what is archived, ",
+    "not_found": "put back what is gone",
+    "forbidden": "allow reading what is forbidden",
+    "archived": "restore what is archived",
 }
 
 
@@ -193,11 +193,12 @@ def _open_shards_message(faults: list[Receipt]) -> str:
         others.append(f"{len(faults) - MAX_SHARDS_NAMED} more")
     told = f"; then {', '.join(others)}" if others else ""
     codes = {(receipt.fault or "").partition(":")[0] for receipt in faults}
-    advice = "".join(text for code, text in ADVICE.items() if code in codes)
-    drop = ", or with --update --drop-missing, which drops from the run what cannot be had" if advice else ""
+    advice = ", ".join(text for code, text in ADVICE.items() if code in codes)
+    first_step = f"{advice}, then " if advice else ""
+    drop = "; --update --drop-missing drops from the run what cannot be had" if advice else ""
     return (
         f"{len(faults)} shards could not be read to their end, first {first.shard}: {first.fault}{told}. "
-        f"What is done is kept: {advice}run the same command again, which reads only these{drop}"
+        f"What is done is kept: {first_step}run the same command again, which reads only these{drop}"
     )
 
 

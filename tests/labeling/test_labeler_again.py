@@ -96,6 +96,32 @@ def test_update_labels_only_what_is_new_and_replace_changed_what_is_another(tmp_
     assert Counter(row["key"] for row in rows(tmp_path))["other"] == 1
 
 
+def test_what_vanished_after_the_plan_holds_up_nothing_and_is_dropped_when_asked(
+    tmp_path, model, monkeypatch
+):
+    write_shards(tmp_path / "shards", shards=3, images=4)
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for number in range(5):
+        (loose / f"{number}.jpg").write_bytes(photo(number))
+    (loose / "2b.jpg").symlink_to("/nowhere/x.jpg")
+    given = (tmp_path / "shards", loose)
+    monkeypatch.setattr(labeler, "_label_rest", lambda *_: 1 / 0)  # killed when the run is planned
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, model, *given)
+    monkeypatch.undo()
+    (tmp_path / "shards" / "part-001.tar").unlink()
+    (loose / "4.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 shards .* first .*part-001\.tar: not_found: .*--drop-missing"):
+        run(tmp_path, model, *given)
+    errors = {row["key"]: row["error"] for row in rows(tmp_path) if row["error"]}
+    assert errors == {"2b.jpg": "not_found", "4.jpg": "not_found"} and len(rows(tmp_path)) == 8 + 6
+    summary, watcher = run(tmp_path, model, *given, update=True, drop_missing=True)
+    assert (summary.rows, summary.shards, summary.errors) == (13, 3, {"not_found": 1})
+    assert not watcher.receipts, "nothing is labelled again"
+    assert verify(str(tmp_path / "out"), source=True).findings == []
+
+
 def test_retried_errors_replace_their_rows_and_no_others(tmp_path, model):
     """Images that are too large for the first command only: in a tar, in a compressed tar, and loose."""
     members = {f"{n}.jpg": photo(n, (400, 300) if n % 3 == 0 else (60, 40)) for n in range(9)}

@@ -245,8 +245,8 @@ def test_the_message_names_the_open_shards_and_advises_what_can_help():
         *((f"{n}.tar", "not_found: there is no such object") for n in range(7)), ("x", "forbidden: no")
     )
     assert "first 0.tar: not_found: there is no such object; then 1.tar, 2.tar, 3.tar, 4.tar, 3 more." in lost
-    assert "put back what is gone, allow reading what is forbidden, run the same command again" in lost
-    assert lost.endswith("or with --update --drop-missing, which drops from the run what cannot be had")
+    assert "put back what is gone, allow reading what is forbidden, then run the same command again" in lost
+    assert lost.endswith("; --update --drop-missing drops from the run what cannot be had")
 
 
 def faults(out: Path, *numbers: int) -> list[SimpleNamespace]:

@@ -81,11 +81,18 @@ class ListingCursor:
 
 
 class _File(NamedTuple):
-    """Hold one listed file. kind: None for a file that is neither a shard nor an image."""
+    """Hold one listed file.
+
+    Attributes:
+        path, info: as `FileInfo`
+        kind: None for a file that is neither a shard nor an image
+        passed_over: what the listing passed over right in front of the file; None for nothing
+    """
 
     path: str
     info: dict[str, Any]
     kind: str | None
+    passed_over: PassedOver | None
 
 
 def find_shards(
@@ -121,7 +128,7 @@ class Finder:
         rules: what to take beside plain files and folders
 
     Attributes:
-        passed_over: what was passed over so far
+        passed_over: what was passed over in front of the shard that was taken last; at the end all
     """
 
     def __init__(
@@ -139,6 +146,7 @@ class Finder:
         self.options = storage_options
         self.rules = rules or ListingRules()
         self.passed_over = PassedOver()
+        self._newly_passed = PassedOver()  # in front of the next shard
         self._earlier = EarlierSources(self.rules)
 
     def shards(self, after: ListingCursor | None = None) -> Iterator[Shard]:
@@ -147,9 +155,19 @@ class Finder:
         Raises:
             UserError: a source is missing, holds nothing to label, or holds several kinds.
         """
-        cursor = after or ListingCursor()
+        for shard in self._listed(after or ListingCursor()):
+            yield shard
+            self._count_passed()  # not before: a page that ends with this shard must not count for the next
+        self._count_passed()
+
+    def _listed(self, cursor: ListingCursor) -> Iterator[Shard]:
         for number in range(len(self.sources)):
             yield from self._shards_of_source(number, cursor)
+
+    def _count_passed(self) -> None:
+        passed = self._newly_passed.take()
+        if passed:
+            self.passed_over.add(passed)
 
     def shards_left(self, kinds: dict[int, str]) -> Iterator[Shard]:
         """Yield the shards of sources that were listed before and may be gone, wholly or in part.
@@ -179,30 +197,26 @@ class Finder:
         source = self.sources[number]
         if last:
             last = open_exact(last, self.options)[1]
-        root, entries = list_files(fs, path, source, last, self.rules, self.passed_over)
-        files = self._with_kinds(entries, fs, source)
+        passed_over = PassedOver()
+        root, entries = list_files(fs, path, source, last, self.rules, passed_over)
+        files = self._with_kinds(entries, fs, source, passed_over)
         kind = cursor.kinds.get(number)
         if kind is None:
-            kind, files = self._decide_kind(files, source)
+            kind, files = self._decide_kind(files, source, passed_over)
             cursor.kinds[number] = kind
         chosen = self._choose(files, kind, number, fs, cursor)
         if kind == "images":
             yield from _pages(fs, root, chosen, cursor, number)
-            return
-        for file in chosen:
-            yield Shard(
-                kind=kind,
-                uri=absolute_uri(fs, file.path),
-                size=file.info["size"],
-                version=version_of(file.info),
-                source=number,
-            )
+        else:
+            yield from _single_files(fs, kind, chosen, number)
+        self._newly_passed.add(passed_over)  # behind the last file
 
     # ---- the kind of a source -----------------------------------------------------------------------------
 
     def _with_kinds(
-        self, entries: Iterator[FileInfo], fs: fsspec.AbstractFileSystem, source: str
+        self, entries: Iterator[FileInfo], fs: fsspec.AbstractFileSystem, source: str, passed_over: PassedOver
     ) -> Iterator[_File]:
+        """Yield the files of a listing with their kinds, and with what it passes over on the way."""
         named_json = is_json(source)  # the file itself, or the end of a glob
         for path, info in entries:
             kind = kind_of(base_name(path), self.image_keys)
@@ -212,19 +226,23 @@ class Finder:
                 kind = None
             if kind is None:
                 refuse_table_below(fs, path, source)
-            yield _File(path, info, kind)
+            passed = passed_over.take() if passed_over.skipped or passed_over.left_out else None
+            yield _File(path, info, kind, passed)
 
-    def _decide_kind(self, files: Iterator[_File], source: str) -> tuple[str, Iterator[_File]]:
+    def _decide_kind(
+        self, files: Iterator[_File], source: str, passed_over: PassedOver
+    ) -> tuple[str, Iterator[_File]]:
         """Return the kind of a source, judged by its first files, and the files from the judged ones on."""
         peeked = list(islice(files, PEEK))
         kinds = self._kinds_among(peeked)
         _check_not_mixed(kinds, source)
         while peeked and not kinds:  # a source may begin with many files that are of no kind
             for file in peeked:
-                self._ignore(file.path)
+                self._ignore(file)
             peeked = list(islice(files, PEEK))
             kinds = self._kinds_among(peeked)
         if not peeked:
+            self._newly_passed.add(passed_over)
             raise NothingFound(self._nothing_found(source))
         # A table beside shards or images describes them, as img2dataset's .parquet does.
         labeled = [kind for kind in kinds if kind != "table"]
@@ -242,6 +260,7 @@ class Finder:
 
     def _nothing_found(self, source: str) -> str:
         wanted = FORMATS[self.format] if self.format in FORMATS else _either(FORMATS.values())
+        self._count_passed()
         counts = [f"{count} {name}" for name, count in self.passed_over.ignored.most_common(3)]
         held = ", ".join(counts) or "no file at all"
         skipped = "".join(f"; {note}" for note in self.passed_over.serious_notes())
@@ -262,18 +281,24 @@ class Finder:
         """Yield the files of the kind that no earlier source gives. Other files are counted as ignored."""
         for file in files:
             if file.kind != kind:
-                self._ignore(file.path)
+                self._ignore(file)
                 continue
+            self._count_front(file)
             check_name(file.path)
             if not self._earlier.give(number, absolute_uri(fs, file.path), cursor.kinds):
                 yield file
 
-    def _ignore(self, path: str) -> None:
-        base = base_name(path)
+    def _count_front(self, file: _File) -> None:
+        if file.passed_over:
+            self._newly_passed.add(file.passed_over)
+
+    def _ignore(self, file: _File) -> None:
+        self._count_front(file)
+        base = base_name(file.path)
         if base == "labels.txt":  # the names of the classes lie beside the shards
             return
         extension = base.rpartition(".")[2].lower() if "." in base else ""
-        self.passed_over.ignored[f".{extension}" if extension else base] += 1
+        self._newly_passed.ignored[f".{extension}" if extension else base] += 1
 
 
 def _check_not_mixed(kinds: list[str], source: str) -> None:
@@ -290,7 +315,21 @@ def _either(names: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-# ---- pages ----------------------------------------------------------------------------------------------
+# ---- shards ----------------------------------------------------------------------------------------------
+
+
+def _single_files(
+    fs: fsspec.AbstractFileSystem, kind: str, files: Iterator[_File], source: int
+) -> Iterator[Shard]:
+    """Yield a shard for each file."""
+    for file in files:
+        yield Shard(
+            kind=kind,
+            uri=absolute_uri(fs, file.path),
+            size=file.info["size"],
+            version=version_of(file.info),
+            source=source,
+        )
 
 
 def _pages(

@@ -44,12 +44,12 @@ class PassedOver:
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def leave_out(self, kind: str, path: str) -> None:
+    def leave_out(self, kind: str, path: str, count: int = 1) -> None:
         """Count a link or a special file, and name it if there are not too many."""
         name = f"{kind}: {path}"
         if len(self.left_out) >= MAX_LEFT_OUT_NAMED and name not in self.left_out:
             name = f"{kind}: {MORE}"
-        self.left_out[name] += 1
+        self.left_out[name] += count
 
     def copy(self) -> "PassedOver":
         """Return a copy that stays as it is."""
@@ -65,7 +65,19 @@ class PassedOver:
         """Add the counts of another part of the listing."""
         self.ignored.update(other.ignored)
         self.skipped.update(other.skipped)
-        self.left_out.update(other.left_out)
+        for name, count in other.left_out.items():
+            kind, _, path = name.partition(": ")
+            self.leave_out(kind, path, count)
+
+    def take(self) -> "PassedOver | None":
+        """Return the counts and forget them; None if there are none."""
+        if not (self.skipped or self.left_out or self.ignored):
+            return None
+        taken = self.copy()
+        self.ignored.clear()
+        self.skipped.clear()
+        self.left_out.clear()
+        return taken
 
     def notes(self) -> Iterator[str]:
         """Yield what the user should know: one line for the ignored files, one for each other reason."""

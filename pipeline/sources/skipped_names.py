@@ -100,6 +100,8 @@ class NameFilter:
         self.skipped = skipped
         self.include_hidden = include_hidden
         self._folder: str | None = None  # the folder that was skipped last
+        self._taken: str | None = None  # the folder that was looked into last
+        self._has_records = False  # whether a part of that folder's path begins with `_`
 
     def takes_folder(self, path: str) -> bool:
         """Return whether to look into a folder, a path below the source; count it if not."""
@@ -114,13 +116,21 @@ class NameFilter:
         """Return whether a file counts; count it, or the folder that is skipped with it, if not."""
         if self.include_hidden:
             return True
-        folder, _, base = path.rpartition("/")
-        if folder and not self.takes_folder(folder):
+        slash = path.rfind("/")
+        if slash > 0 and path[:slash] != self._taken:  # many files in a row have one folder
+            folder = path[:slash]
+            if not self.takes_folder(folder):
+                return False
+            self._taken = folder
+            self._has_records = folder.startswith("_") or "/_" in folder
+        first = path[slash + 1 : slash + 2]
+        if first == ".":
+            self.skipped[_file_kind(path[slash + 1 :]) or ""] += 1
             return False
-        kind = _file_kind(base) or ("underscore" if is_record_of_table(path) else None)
-        if kind:
-            self.skipped[kind] += 1
-        return kind is None
+        if (first == "_" or self._has_records) and is_record_of_table(path):
+            self.skipped["underscore"] += 1
+            return False
+        return True
 
     def _count_folder(self, kind: str, folder: str) -> None:
         if folder != self._folder:  # a listing is in the order of the paths

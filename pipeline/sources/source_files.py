@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -89,24 +89,17 @@ def _files_below(
     def takes_folder(path: str, is_link: bool) -> bool:
         return names.takes_folder(path[above:]) and links.takes_folder(path, is_link)
 
-    files = walk_files(fs, root, after, takes_folder)
-    return _taken(files, lambda path: path[above:], names, passed_over)
+    for path, info in walk_files(fs, root, after, takes_folder):
+        if names.takes_file(path[above:]) and _is_file(path, info, passed_over):
+            yield path, info
 
 
-def _taken(
-    files: Iterator[FileInfo],
-    part_to_judge: Callable[[str], str],
-    names: NameFilter,
-    passed_over: PassedOver,
-) -> Iterator[FileInfo]:
-    """Yield the files whose names are not skipped, and that are files: reading a pipe would never end."""
-    for path, info in files:
-        if not names.takes_file(part_to_judge(path)):
-            continue
-        if info["type"] == "other":
-            passed_over.leave_out("special", path)
-            continue
-        yield path, info
+def _is_file(path: str, info: dict[str, Any], passed_over: PassedOver) -> bool:
+    """Return whether an entry is a file; name it if not: reading a pipe would never end."""
+    if info["type"] != "other":
+        return True
+    passed_over.leave_out("special", path)
+    return False
 
 
 def glob_pattern(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
@@ -185,7 +178,10 @@ def _taken_of_glob(
 ) -> Iterator[FileInfo]:
     """Yield the files of a glob that count."""
     names = NameFilter(passed_over.skipped, rules.include_hidden)
-    return _taken(files, lambda path: part_below_pattern(pattern, path[len(root) :]), names, passed_over)
+    for path, info in files:
+        below = part_below_pattern(pattern, path[len(root) :])
+        if names.takes_file(below) and _is_file(path, info, passed_over):
+            yield path, info
 
 
 def check_name(path: str) -> None:

@@ -45,34 +45,63 @@ def walk_files(
 def _walk_folders(
     fs: fsspec.AbstractFileSystem, folder: str, after: str | None, takes_folder: TakesFolder
 ) -> Iterator[Entry]:
-    entries = []
-    on_disk = is_local(fs)
-    for entry in with_retries(lambda: fs.ls(folder, detail=True)):
-        name = entry["name"].rstrip("/")
-        if name == folder.rstrip("/"):
-            continue
-        if on_disk and entry.get("islink"):
-            entry = {**entry, "type": _type_behind(name)}
-        # A folder is sorted by the paths of its files: "a/b" comes after "a.txt", although "a" comes before.
-        entries.append((f"{name}/" if entry["type"] == "directory" else name, entry))
-    for name, entry in sorted(entries):
+    read = partial(_folder_on_disk, folder) if is_local(fs) else partial(_folder_in_store, fs, folder)
+    for name, entry in sorted(with_retries(read)):
         is_file = not name.endswith("/")
         if is_file and (after is None or name > after):
             yield name, entry
         is_ahead = after is None or name > after or after.startswith(name)
-        if not is_file and is_ahead and takes_folder(name[:-1], bool(on_disk and entry.get("islink"))):
+        if not is_file and is_ahead and takes_folder(name[:-1], entry.get("islink", False)):
             yield from _walk_folders(fs, name[:-1], after, takes_folder)
 
 
-def _type_behind(link: str) -> str:
-    """Return "directory", "file" or "other": what a link leads to. One that leads nowhere is a file."""
-    try:
-        mode = os.stat(link).st_mode
-    except OSError:
+# A folder is sorted by the paths of its files: "a/b" comes after "a.txt", although "a" comes before. So the
+# two functions below give the names of folders with a slash at the end.
+
+
+def _folder_in_store(fs: fsspec.AbstractFileSystem, folder: str) -> list[Entry]:
+    """Return the entries of a folder, with their paths."""
+    entries = []
+    for entry in fs.ls(folder, detail=True):
+        name = entry["name"].rstrip("/")
+        if name != folder.rstrip("/"):
+            entries.append((f"{name}/" if entry["type"] == "directory" else name, entry))
+    return entries
+
+
+def _folder_on_disk(folder: str) -> list[Entry]:
+    """Return the entries of a folder on a disk, with their paths, as fsspec would in twice the time.
+
+    A link has the type and the size of what it leads to, and its own time.
+    """
+    entries = []
+    with os.scandir(folder) as found:
+        for item in found:
+            name = item.path
+            try:
+                status = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # it is gone since
+            is_link = stat.S_ISLNK(status.st_mode)
+            kind, size = _behind_link(name) if is_link else (_kind(status.st_mode), status.st_size)
+            entry = {"name": name, "size": size, "type": kind, "islink": is_link, "mtime": status.st_mtime}
+            entries.append((f"{name}/" if kind == "directory" else name, entry))
+    return entries
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
         return "file"
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "file" if stat.S_ISREG(mode) else "other"
+    return "directory" if stat.S_ISDIR(mode) else "other"
+
+
+def _behind_link(path: str) -> tuple[str, int]:
+    """Return the type and the size of what a link leads to. One that leads nowhere is an empty file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "file", 0
+    return _kind(status.st_mode), status.st_size
 
 
 def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:

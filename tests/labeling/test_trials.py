@@ -7,6 +7,7 @@ and height say which image it was made from.
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,32 @@ def plain_folder(folder: Path) -> list[Path]:
     return write(folder, "cat/1.jpg", "dog/1.jpg", "a b.jpg", "100%.jpg", "x#y.jpg", "q?.jpg", "[1].jpg")
 
 
+def folder_of_programs(folder: Path) -> list[Path]:
+    junk = (
+        ".thumbnails/t.jpg",
+        "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "cat/._1.jpg",
+        "__MACOSX/cat/._1.jpg",
+    )
+    trash = (".Trash-1000/files/x.jpg", "$RECYCLE.BIN/x.jpg", ".ipynb_checkpoints/1-checkpoint.jpg")
+    return write(folder, "cat/1.jpg", "dog/1.jpg", "_2.jpg", *junk, *trash)
+
+
+def tar_of_programs(folder: Path) -> list[Path]:
+    return write_tar(
+        folder / "a.tar", "cat/1.jpg", ".thumbnails/t.jpg", "@eaDir/1.jpg", "dog/2.jpg", "._3.jpg"
+    )
+
+
+def folder_of_links(folder: Path) -> list[Path]:
+    write(folder, "in/cats/a.jpg", "elsewhere/dogs/1.jpg", "in/.store/birds/c.jpg")
+    (folder / "in" / "dogs").symlink_to(folder / "elsewhere" / "dogs")
+    (folder / "in" / "cats" / "loop").symlink_to("..")
+    (folder / "in" / "birds").symlink_to(".store/birds")
+    (folder / "in" / "dog.jpg").symlink_to(folder / "elsewhere" / "dogs" / "1.jpg")
+    return [folder / "in"]
+
+
 TRIALS = {
     "a folder with spaces and signs in its names": Trial(
         plain_folder,
@@ -81,6 +108,13 @@ TRIALS = {
             "q?.jpg": 6,
             "[1].jpg": 7,
         },
+    ),
+    "a folder with thumbnails, trash and checkpoints": Trial(
+        folder_of_programs, {"cat/1.jpg": 1, "dog/1.jpg": 2, "_2.jpg": 3}
+    ),
+    "a tar with thumbnails": Trial(tar_of_programs, {"cat/1": 1, "dog/2": 4}),
+    "a folder with links to folders": Trial(
+        folder_of_links, {"cats/a.jpg": 1, "birds/c.jpg": 3, "dog.jpg": 2}
     ),
 }
 
@@ -110,3 +144,12 @@ def test_each_image_is_a_row_with_its_own_pixels(labelled, name):
     for key, row in labelled[0][name].items():
         found[key] = row["error"] or row["width"] - 20
     assert found == TRIALS[name].rows
+
+
+def test_a_note_names_what_was_skipped_and_every_link_that_was_left_out(labelled):
+    notes = " | ".join(labelled[1])
+    assert re.search(r"skipped by their names: .*2 thumbnails_folder.*; --include-hidden takes them", notes)
+    assert re.search(
+        r"left out 1 links to folders outside the source: \S*in/dogs -> \S*elsewhere/dogs;", notes
+    )
+    assert re.search(r"left out 1 links to folders above themselves: \S*in/cats/loop -> ", notes)

@@ -17,6 +17,7 @@ from wordsworth.pipeline.sources import finder as sources
 from wordsworth.pipeline.sources.finder import Finder, ListingCursor, find_shards
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.source_lists import expand_sources
+from wordsworth.pipeline.storage import walk
 
 
 def fill(root, *names: str, data: bytes = b"bytes"):
@@ -106,6 +107,25 @@ def test_a_killed_listing_goes_on_behind_its_last_page(images, tmp_path, small_p
     assert at.complete and list(at.shards()) == whole
 
 
+def test_what_a_killed_listing_passed_over_counts_once(images, tmp_path, small_pages, monkeypatch):
+    fill(
+        images, *(f"{folder}/{name}" for folder in ("a", "a.b", "b") for name in (".x/1.jpg", "n.txt", ".z"))
+    )
+    fill(images, *(f"{n:02d}.png.txt" for n in range(42)))
+    (images / "c").symlink_to(tmp_path)
+    whole = find_shards([str(images)]).passed_over
+    assert whole.ignored == {".txt": 45} and whole.skipped == {"hidden_folder": 3, "hidden": 3}
+    put = listings.put_if_absent
+    at = frozen(tmp_path)
+    for page in range(1, 6):
+        monkeypatch.setattr(listings, "put_if_absent", killing(put, page))
+        with pytest.raises(ZeroDivisionError):
+            freeze_all(at, str(images))
+    monkeypatch.setattr(listings, "put_if_absent", put)
+    freeze_all(at, str(images))
+    assert len(at.files()) == 6 and at.passed_over() == whole
+
+
 def test_two_jobs_that_list_at_once_freeze_one_listing(images, tmp_path, small_pages):
     at, finder = frozen(tmp_path), Finder([str(images)])
     FirstPage.of(finder).freeze(at)
@@ -143,15 +163,13 @@ def test_what_was_ignored_is_said_by_the_pages(images, tmp_path, small_pages):
 @pytest.mark.slow
 def test_the_memory_of_a_listing_does_not_grow_with_it(tmp_path, monkeypatch):
     """A folder of 200 names at a time, of 20,000 and of 100,000 names."""
-    from fsspec.implementations.local import LocalFileSystem
 
-    def ls(self, path, detail=True, **_):
-        depth = path.count("/") - str(tmp_path).count("/")
-        if depth == 0:
-            return [{"name": f"{path}/{n:04d}", "type": "directory", "size": 0} for n in range(folders)]
-        return [{"name": f"{path}/{n:04d}.jpg", "type": "file", "size": 1, "mtime": 1.0} for n in range(200)]
+    def folder_on_disk(path):
+        if path == str(tmp_path):
+            return [(f"{path}/{n:04d}/", {"type": "directory", "size": 0}) for n in range(folders)]
+        return [(f"{path}/{n:04d}.jpg", {"type": "file", "size": 1, "mtime": 1.0}) for n in range(200)]
 
-    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    monkeypatch.setattr(walk, "_folder_on_disk", folder_on_disk)
     peaks = []
     for folders in (100, 500):
         tracemalloc.start()

@@ -104,6 +104,19 @@ def test_random_trees_are_listed_as_sorted_does(tmp_path):
         assert [path for path, _ in walk_files(fs, root, whole[at])] == whole[at + 1 :]
 
 
+def test_a_disk_is_listed_with_what_fsspec_says_of_each_file(tmp_path):
+    fs, root = on_disk(tmp_path, ["a.jpg", "b c.jpg"])
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "nowhere.jpg").symlink_to("/nowhere")
+    found = dict(walk_files(fs, root))
+    for entry in fs.ls(root, detail=True):
+        ours = found.pop(entry["name"])
+        assert ours == {"name": entry["name"], "type": "file"} | {
+            key: entry[key] for key in ("size", "mtime", "islink")
+        }
+    assert found == {}
+
+
 # ---- the names in a folder ---------------------------------------------------------------------------------
 
 

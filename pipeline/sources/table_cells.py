@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
 
+URI_FIELDS = ("path", "url", "uri")  # fields of a struct that name its image; the first that is there counts
 MAX_NAME = 4096  # characters of a name; a longer text names no object and never becomes a key
 # The first bytes of images, as far as 24 characters of base64 tell them.
 _IMAGE_HEAD = re.compile(
@@ -57,8 +58,8 @@ class CellImage:
 def cell_image(cell: Any, max_bytes: int) -> CellImage:
     """Return the image in a cell.
 
-    A struct holds its image in `bytes`, or names it in `path`. Text that is a data: URI, or base64 of an
-    image, is the image. A JSON value that is no text is taken as it is written.
+    A struct holds its image in `bytes`, or names it in one of URI_FIELDS. Text that is a data: URI, or base64
+    of an image, is the image. A JSON value that is no text is taken as it is written.
 
     Args:
         cell: the value
@@ -74,7 +75,7 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
             return _from_bytes(data, max_bytes)
         if isinstance(data, str) and data:  # JSON has no bytes: this is what stands for them
             return _from_data_uri(data, max_bytes) or _from_base64(data, max_bytes)
-        return cell_image(cell.get("path"), max_bytes)
+        return cell_image(next(filter(None, map(cell.get, URI_FIELDS)), None), max_bytes)
     if cell is None or cell == "":
         return CellImage()
     text = cell if isinstance(cell, str) else json.dumps(cell)
@@ -151,6 +152,20 @@ def _sized(data: bytes, size: int, max_bytes: int) -> CellImage:
     if size > max_bytes:
         return CellImage(size=size, error="too_many_bytes", detail=f"{size} bytes")
     return CellImage(data=data, size=size)
+
+
+def without_images(value: Any, max_bytes: int) -> Any:
+    """Return a value with the size of an image in place of each image in it, and its URIs without secrets."""
+    if isinstance(value, dict):
+        return {name: without_images(one, max_bytes) for name, one in value.items()}
+    if isinstance(value, list):
+        return [without_images(one, max_bytes) for one in value]
+    if not isinstance(value, str | bytes) or not value:
+        return value
+    image = cell_image(value, max_bytes)
+    if image.uri is not None:
+        return without_credentials(image.uri)
+    return f"({image.size} bytes)" if image.size is not None else None
 
 
 # ---- text -------------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ def image_cell(cell: Any) -> Cell:
     is_packed = False  # whether a text must be an image
     if isinstance(cell, dict):
         is_packed = isinstance(cell.get("bytes"), str) and cell["bytes"] != ""
-        cell = cell["bytes"] if is_packed or isinstance(cell.get("bytes"), bytes) else cell.get("path")
+        has_bytes = is_packed or isinstance(cell.get("bytes"), bytes)
+        cell = cell["bytes"] if has_bytes else cell.get("path") or cell.get("url") or cell.get("uri")
     if isinstance(cell, bytes):
         start = str(cell[:1100], "latin-1")
         if _data_parts(start) is None and not _packs_image(start):
@@ -65,6 +66,23 @@ def image_cell(cell: Any) -> Cell:
     if len(without_credentials(text)) > _LONGEST_NAME:
         return Cell()  # a text that is no name
     return Cell(name=text)
+
+
+def cell_of(record: Any, name: str) -> Any:
+    """Return a cell of a record: of the column of this name, or else of a field that the dots lead to.
+
+    Below a list, the cells of all its entries are returned as a list.
+    """
+    if isinstance(record, list):
+        return [cell_of(entry, name) for entry in record]
+    if not isinstance(record, dict) or name in record:
+        return record.get(name) if isinstance(record, dict) else None
+    parts = name.split(".")
+    for num_parts in range(1, len(parts)):
+        column = ".".join(parts[:num_parts])
+        if column in record:
+            return cell_of(record[column], ".".join(parts[num_parts:]))
+    return None
 
 
 def key_text(cell: Any) -> str | None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
-from wordsworth.pipeline.verification.recount_cells import image_cell, key_text
+from wordsworth.pipeline.verification.recount_cells import cell_of, image_cell, key_text
 from wordsworth.pipeline.verification.recount_compressed import ExpandedFile
 from wordsworth.pipeline.verification.recount_json import Broken, json_file_records
 from wordsworth.pipeline.verification.recount_lines import (
@@ -183,9 +183,9 @@ def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | No
         column: the column with the images.
         key: column that names the rows, or None.
     """
-    image = image_cell(record.get(column))
+    image = image_cell(cell_of(record, column))
     if key is not None and key != column:
-        name = key_text(record.get(key))
+        name = key_text(cell_of(record, key))
     else:
         name = key_text(None if image.name is None else without_credentials(image.name))
     return Row(str(number) if name is None else name, image.size, image.error)
@@ -203,10 +203,8 @@ def _parquet_rows(
         try:
             table = pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
             column = image_column or _image_column(table.schema_arrow)
-            wanted = {column, key or column}
-            if not wanted <= {*table.schema_arrow.names, *in_path}:
-                raise Unusable("it lacks a column that was asked for")
-            for row in _records_from(number, table, batch_size, sorted(wanted)):
+            tops = {_top(name, {*table.schema_arrow.names, *in_path}) for name in (column, key or column)}
+            for row in _records_from(number, table, batch_size, sorted(tops)):
                 yield _row(number, {**in_path, **row}, column, key)
                 number += 1
             return
@@ -216,6 +214,15 @@ def _parquet_rows(
             if file.failed:
                 raise
     yield Row(None, None, "shard_truncated")
+
+
+def _top(name: str, columns: set[str]) -> str:
+    """Return the column that a name means, or that holds the field that a dotted name means."""
+    while name not in columns:
+        if "." not in name:
+            raise Unusable("it lacks a column that was asked for")
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _records_from(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import random
 from pathlib import Path
 
@@ -231,3 +232,66 @@ def test_text_of_every_arrow_type_is_read(tmp_path, kind):
     assert [(row["key"], row["error"]) for row in rows_of(units)] == [("a.jpg", "not_found"), ("1", None)]
     assert payload(units) == JPEG
     assert_recounted(path)
+
+
+# ---- nested fields -----------------------------------------------------------------------------------------
+
+
+def nested(names: list[str]) -> list[dict]:
+    return [
+        {"image": {"url": name, "w": 1}, "meta": {"id": n, "Cls": f"c{n}", "deep": {"x.y": [n]}}}
+        for n, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_a_dotted_name_is_a_field_of_a_struct(tmp_path, name):
+    names = write_files(tmp_path / "p", 3)
+    rows = nested(names)
+    path = tmp_path / name
+    if name == "t.jsonl":
+        write_jsonl(path, [*rows, {"image": None}, {"image": {"url": names[0]}, "meta": 7}])
+    else:
+        write_parquet(path, pa.Table.from_pylist(rows))
+    asked = {"image_column": "image.url", "key": "meta.id"}
+    read = rows_of(units_of(path, **asked, keep=("meta.cls", "meta.deep.x.y", "image.w")))
+    assert [row["key"] for row in read] == ["0", "1", "2", "3", "4"][: len(read)]
+    assert [row["sidecars"] for row in read[:3]] == [[f"c{n}", f"[{n}]", "1"] for n in range(3)]
+    assert [row["error"] for row in read] == [None, None, None, "missing_image", None][: len(read)]
+    assert_recounted(path, **asked)
+    plain = rows_of(units_of(path))
+    assert [row["key"] for row in plain[:3]] == names, "a struct names its image in path, url or uri"
+    assert_recounted(path)
+
+
+def test_a_column_whose_name_has_a_dot_comes_first(tmp_path):
+    columns = {"image.url": ["a.jpg"], "image": [{"url": "b.jpg", "id": "s"}], "image.id": ["c"]}
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    for asked, key in (({}, "a.jpg"), ({"key": "image.id"}, "c")):
+        assert [row["key"] for row in rows_of(units_of(path, image_column="image.url", **asked))] == [key]
+        assert_recounted(path, image_column="image.url", **asked)
+    path = write_jsonl(tmp_path / "t.jsonl", [{"image": {"url": "b.jpg"}}, {"image.url": "a.jpg"}])
+    assert [row["key"] for row in rows_of(units_of(path, image_column="image.url"))] == ["b.jpg", "a.jpg"]
+    assert_recounted(path, image_column="image.url")
+
+
+def test_a_field_that_is_not_there_is_a_fault_that_names_the_columns(tmp_path):
+    path = write_parquet(tmp_path / "t.parquet", {"image": [{"url": "b.jpg"}], "n": [1]})
+    for asked in ({"image_column": "image.uri"}, {"key": "n.id"}, {"keep": ("image.x",)}):
+        (unit,) = units_of(path, **asked)
+        assert "has no column" in unit.fault and "(it has image, n)" in unit.fault
+    (unit,) = units_of(write_parquet(tmp_path / "u.parquet", {"m": [{"n": 1}]}), image_column="m.n")
+    assert "column m.n is int64, neither bytes nor URIs" in unit.fault
+
+
+def test_an_image_is_not_kept_through_the_struct_that_holds_it(tmp_path):
+    path = write_parquet(tmp_path / "t.parquet", {"image": [{"bytes": JPEG, "path": "a.jpg"}]})
+    size = f"({len(JPEG)} bytes)"
+    for column, kept, text in (
+        (None, "image", size),
+        (None, "image.bytes", size),
+        (None, "image.path", "a.jpg"),
+        ("image.bytes", "image", json.dumps({"bytes": size, "path": "a.jpg"})),
+    ):
+        (row,) = rows_of(units_of(path, image_column=column, keep=(kept,)))
+        assert row["sidecars"] == [text] and row["size"] == len(JPEG)

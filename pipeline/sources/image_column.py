@@ -1,0 +1,118 @@
+"""Choose the column of images of a table, and find the other columns that are asked for."""
+
+import pyarrow as pa
+
+from wordsworth.pipeline.sources.file_kinds import table_form
+from wordsworth.pipeline.sources.nested_fields import Field, Tree, find_field, tree_of, type_at
+from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
+from wordsworth.pipeline.sources.table_cells import URI_FIELDS, valid_text
+
+JSON_FORMS = ("jsonl", "json")  # forms of tables whose records have fields of their own
+# Names of the column of images, the first one counts. Not used with --image-column, or if only one column
+# holds bytes.
+NAMES = ("image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name")
+
+
+def field_by_name(tree: Tree, path: str, settings: ReadSettings) -> Field:
+    """Return the field of images, by its name alone.
+
+    Args:
+        tree: columns of the table
+        path: name of the table, for the message
+        settings: name the column, or not
+
+    Raises:
+        StoreFault: there is no such column.
+    """
+    if settings.image_column:
+        return known_field(settings.image_column, tree, path, "--image-column")
+    for name in tree:
+        if name in NAMES:
+            return Field(name, (name,))
+    raise StoreFault(
+        f"{path} has no column that says where its images are ({_shown(tree)}): name it with --image-column"
+    )
+
+
+def names_images(columns: list[str], settings: ReadSettings) -> bool:
+    """Return whether one of the columns is the column of images."""
+    return settings.image_column in columns if settings.image_column else any(c in NAMES for c in columns)
+
+
+def field_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> Field:
+    """Return the field of images of a Parquet file.
+
+    It is the one that --image-column names, else the only column with bytes, else the first by NAMES.
+
+    Raises:
+        StoreFault: there is no such column, or it can hold no image.
+    """
+    binary = [field.name for field in schema if content(field.type) == "bytes"]
+    if len(binary) == 1 and not settings.image_column:
+        return Field(binary[0], (binary[0],))
+    found = field_by_name(tree_of(schema), path, settings)
+    kind = type_at(schema, found.path or (found.name,))
+    if content(kind) is None:
+        raise StoreFault(
+            f"{path}: column {found.name} is {kind}, neither bytes nor URIs: give --image-column"
+        )
+    return found
+
+
+def content(kind: pa.DataType) -> str | None:
+    """Return what a column holds: "bytes", "uri", or None for neither.
+
+    A struct counts as its bytes, as in datasets of Hugging Face, or as the URI in it.
+    """
+    kind = getattr(kind, "storage_type", kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        held = {field.name: content(field.type) for field in kind}
+        if held.get("bytes") == "bytes":
+            return "bytes"
+        return "uri" if any(held.get(name) == "uri" for name in ("bytes", *URI_FIELDS)) else None
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "bytes"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "uri"
+    return "uri" if pa.types.is_null(kind) else None
+
+
+def known_field(name: str, tree: Tree, path: str, option: str) -> Field:
+    """Return the field that an option names.
+
+    Raises:
+        StoreFault: the table has no such field.
+    """
+    found = find_field(tree, name)
+    if found is not None:
+        return Field(name, found)
+    if table_form(path) in JSON_FORMS and any(name.startswith(f"{column}.") for column in tree):
+        return Field(name)
+    raise StoreFault(f"{path} has no column {name}, which {option} names ({_shown(tree)})")
+
+
+def overlap(one: Field, other: Field) -> bool:
+    """Return whether two fields are the same, or one is in the other."""
+    names = [(field.path or tuple(field.name.lower().split("."))) for field in (one, other)]
+    num_shared = min(map(len, names))
+    return names[0][:num_shared] == names[1][:num_shared]
+
+
+def kept_field(name: str, tree: Tree, path: str) -> Field:
+    """Return the field that --keep names, in lower case.
+
+    Raises:
+        StoreFault: the table has no such field.
+    """
+    found = find_field(tree, name, any_case=True)
+    if found is not None:
+        return Field(name, found)
+    if table_form(path) in JSON_FORMS:
+        return Field(name, any_case=True)
+    return known_field(name, tree, path, "--keep")
+
+
+def _shown(tree: Tree) -> str:
+    return f"it has {', '.join(map(valid_text, list(tree)[:20]))}" if tree else "it has none"

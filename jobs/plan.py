@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
@@ -81,7 +82,8 @@ def plan(
         checkpoint = model.load(lambda said: errors.print(said, markup=False), source.storage)
         run_device, gpus = _gpus(device, gpus, images_per_gpu_second)
     with errors.status(f"measuring: up to {4 * seconds:g} seconds"):
-        measured = measure(request, checkpoint, run_device, seconds, images_per_gpu_second)
+        note = partial(errors.print, markup=False)
+        measured = measure(request, checkpoint, run_device, seconds, images_per_gpu_second, note)
     cores = cores or own_cores()
     found = forecast(measured, cores, gpus)
     money = price_per_hour * found.seconds / 3600 if price_per_hour else None

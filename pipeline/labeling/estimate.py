@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -26,6 +26,7 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.prediction.gpu import DeviceLost, find_gpu
 from wordsworth.pipeline.prediction.gpu_trial import GpuWay, modes_of
+from wordsworth.pipeline.sources.passed_over import PassedOver
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
@@ -43,6 +44,7 @@ def measure(
     device: str,
     seconds: float,
     images_per_gpu_second: float | None = None,
+    note: Callable[[str], None] = lambda said: None,
 ) -> Measurement:
     """List the whole source, read a few of its shards, and measure every stage.
 
@@ -51,12 +53,15 @@ def measure(
         seconds: seconds for each stage.
         images_per_gpu_second: images/s of the model on a GPU that is not here. The model then predicts one
             unit on this CPU, so that there is something to write.
+        note: gets what the listing passed over.
 
     Raises:
         UserError: the source cannot be read, no image of the sample can be decoded, or torch has no GPU here.
     """
     request = with_expanded_sources(request)
     sample = _sample_shards(request)
+    for said in sample.passed_over.notes():
+        note(said)
     plan, settings = _plan_here(request, checkpoint, device, images_per_gpu_second)
     read = _measure_reading(sample.shards, settings, seconds)
     decoded = _measure_decoding(read.units, settings.decode, seconds)
@@ -87,11 +92,12 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSample:
-    """Hold some shards of a source, and the size of the whole source."""
+    """Hold some shards of a source, the size of the whole source, and what its listing passed over."""
 
     num_shards: int
     num_bytes: int
     shards: list[Shard]
+    passed_over: PassedOver
 
 
 def _sample_shards(request: LabelRequest) -> ShardSample:
@@ -110,7 +116,9 @@ def _sample_shards(request: LabelRequest) -> ShardSample:
         place = rng.randrange(num_shards)
         if place < NUM_SHARDS:
             chosen[place] = shard
-    return ShardSample(num_shards=num_shards, num_bytes=num_bytes, shards=chosen)
+    return ShardSample(
+        num_shards=num_shards, num_bytes=num_bytes, shards=chosen, passed_over=finder.passed_over
+    )
 
 
 def _plan_here(

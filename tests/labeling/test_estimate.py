@@ -65,11 +65,13 @@ def test_beside_gpus_the_cores_decode_and_the_scarcer_of_the_two_decides():
 @pytest.mark.slow
 def test_a_source_is_counted_and_every_stage_is_timed_on_it(tmp_path, small_model):
     write_shards(tmp_path / "in", shards=6, images=5)
-    found = measure(request(tmp_path / "in"), load_model(str(small_model)), "cpu", 0.5)
-    assert (found.shards, found.bytes) == (
-        6,
-        sum(path.stat().st_size for path in (tmp_path / "in").iterdir()),
-    )
+    size = sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    (tmp_path / "in" / "._a.tar").touch()
+    notes: list[str] = []
+    asked = request(tmp_path / "in")
+    found = measure(asked, load_model(str(small_model)), "cpu", 0.5, note=notes.append)
+    assert (found.shards, found.bytes) == (6, size)
+    assert notes == ["skipped by their names: 1 apple_double; --include-hidden takes them"]
     assert found.sampled == 20 and found.images == 30, "four shards are looked into"
     assert found.errors == 0 and 50 < found.output_bytes < 10_000 and found.device == "cpu"
     assert set(found.seconds) == {"read", "decode", "predict", "write"} and all(

@@ -9,6 +9,7 @@ from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.output.source_changes import find_changes
 from wordsworth.pipeline.sources.finder import Finder, find_shards
 from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern, skip_kind
@@ -150,6 +151,14 @@ def test_a_source_of_skipped_names_alone_says_so(tmp_path):
     fill(tmp_path, [".a.jpg", ".b/c.jpg"])
     with pytest.raises(UserError, match=r"skipped by their names: 1 hidden.*; --include-hidden takes them"):
         find_shards([str(tmp_path)])
+
+
+def test_hidden_images_of_an_earlier_version_can_be_dropped_from_a_run(tmp_path):
+    frozen = FrozenListing(RunFolder(str(tmp_path / "out")))
+    source = str(fill(tmp_path / "in", ["a.jpg", ".b.jpg", ".c/d.jpg"]))
+    FirstPage.of(Finder([source], rules=ALL)).freeze(frozen)
+    found = find_changes(frozen, Finder([source]), drop_missing=True)
+    assert (found.new, found.changed, found.gone) == (0, [], 2)
 
 
 def test_a_page_of_the_listing_says_what_was_skipped_and_is_that_of_old_where_nothing_was(tmp_path):

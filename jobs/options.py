@@ -119,7 +119,7 @@ class SourceOptions(StoreOptions):
     """Say how the source is read."""
 
     format: Literal["tar", "images", "table"] | None = None
-    "Kind of the source, where its file names leave it open."
+    "Kind of the source, where its file names leave it open. images takes names without an extension too."
     image_key: str = ";".join(IMAGE_KEYS)
     "Extensions that are images, in order of preference."
     image_column: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")  # extensions of images
+NO_EXTENSION = "without an extension"  # stands in counts for the extension of such a name
 FORMATS = {
     "tar": ".tar shards",
     "images": "images",
@@ -27,13 +28,28 @@ JSONS = {".json": "json", ".json.gz": "json", ".json.zst": "json"}
 _TABLE_ENDINGS = tuple(TABLES)
 
 
-def kind_of(base: str, image_keys: tuple[str, ...]) -> str | None:
-    """Return one of FORMATS for a file's name without its folders; None for a file of another kind."""
+def kind_of(base: str, image_keys: tuple[str, ...], format: str | None = None) -> str | None:
+    """Return one of FORMATS for a file's name; None for a file of another kind.
+
+    Args:
+        base: the name without its folders
+        image_keys: extensions of images, in lower case
+        format: the kind that was asked for. For "images" a name without an extension is an image: names such
+            as a sha256 say nothing, so the decoder judges by the bytes
+    """
     if base.lower().endswith(tuple(TARS)):
         return "tar"
-    if "." in base and base.rpartition(".")[2].lower() in image_keys:
+    extension = extension_of(base)
+    if extension in image_keys:
+        return "images"
+    if not extension and base and format == "images":
         return "images"
     return "table" if is_table(base) else None
+
+
+def extension_of(base: str) -> str:
+    """Return what is behind the last dot of a name, in lower case; "" where there is nothing."""
+    return base.rpartition(".")[2].lower() if "." in base else ""
 
 
 def base_name(path: str) -> str:

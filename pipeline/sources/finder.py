@@ -11,7 +11,15 @@ import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.earlier_sources import EarlierSources
-from wordsworth.pipeline.sources.file_kinds import FORMATS, IMAGE_KEYS, base_name, is_json, kind_of
+from wordsworth.pipeline.sources.file_kinds import (
+    FORMATS,
+    IMAGE_KEYS,
+    NO_EXTENSION,
+    base_name,
+    extension_of,
+    is_json,
+    kind_of,
+)
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import FileInfo, NothingFound, check_name, list_files
@@ -219,7 +227,7 @@ class Finder:
         """Yield the files of a listing with their kinds, and with what it passes over on the way."""
         named_json = is_json(source)  # the file itself, or the end of a glob
         for path, info in entries:
-            kind = kind_of(base_name(path), self.image_keys)
+            kind = kind_of(base_name(path), self.image_keys, self.format)
             if named_json and is_json(path):
                 kind = "table"
             if path.endswith("/") and kind != "images":  # no tool writes a tar or a table under such a name
@@ -265,6 +273,8 @@ class Finder:
         held = ", ".join(counts) or "no file at all"
         skipped = "".join(f"; {note}" for note in self.passed_over.serious_notes())
         instead = instead_of(self.passed_over.ignored)
+        if not instead and self.format is None and NO_EXTENSION in self.passed_over.ignored:
+            instead = "--format images takes files without an extension, by their bytes"
         advice = f": {instead}" if instead else ""
         return f"no {wanted} in {without_credentials(source)} (it holds {held}{skipped}){advice}"
 
@@ -297,8 +307,8 @@ class Finder:
         base = base_name(file.path)
         if base == "labels.txt":  # the names of the classes lie beside the shards
             return
-        extension = base.rpartition(".")[2].lower() if "." in base else ""
-        self._newly_passed.ignored[f".{extension}" if extension else base] += 1
+        extension = extension_of(base)
+        self._newly_passed.ignored[f".{extension}" if extension else NO_EXTENSION] += 1
 
 
 def _check_not_mixed(kinds: list[str], source: str) -> None:

@@ -47,6 +47,7 @@ class Recount:
         self.image_column: str | None = asked.get("image-column")
         self.key: str | None = asked.get("key")
         self.image_keys: list[str] = asked["image-key"]
+        self.takes_bare_names = asked.get("format") == "images"
         self.sources: list[str] = asked["source"]
         self.asked = asked
         self.names = SkippedNames(self.sources, asked.get("include-hidden", False))
@@ -192,7 +193,10 @@ class Recount:
         base = key.split("/")[-1]
         if base == "" and size > 0:  # no empty mark of a folder, but an object whose name ends with a slash
             base = key.rstrip("/").split("/")[-1]
-        return "." in base and base.lower().split(".")[-1] in self.image_keys
+        _, *extensions = base.lower().split(".")
+        if extensions and extensions[-1]:
+            return extensions[-1] in self.image_keys
+        return self.takes_bare_names and base != ""
 
 
 def _object_uris(shard: Shard) -> list[str]:

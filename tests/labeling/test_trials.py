@@ -153,3 +153,18 @@ def test_a_note_names_what_was_skipped_and_every_link_that_was_left_out(labelled
         r"left out 1 links to folders outside the source: \S*in/dogs -> \S*elsewhere/dogs;", notes
     )
     assert re.search(r"left out 1 links to folders above themselves: \S*in/cats/loop -> ", notes)
+
+
+def test_names_without_an_extension_are_judged_by_their_bytes_with_format_images(
+    tmp_path, local_ray, small_model
+):
+    folder = tmp_path / "in"
+    names = [f"ab/{digit * 64}" for digit in "0af"]
+    write(folder, *names, "page.json", "photo.jpg")
+    (folder / "ab" / "README").write_text("about these files")
+    run(tmp_path, load_folder(small_model), folder, format="images")
+    found = {row["key"]: row["error"] or row["width"] - 20 for row in rows(tmp_path)}
+    numbers = {name: number for number, name in enumerate(names, 1)}
+    assert found == {**numbers, "photo.jpg": 5, "ab/README": "not_an_image"}
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok, report.findings

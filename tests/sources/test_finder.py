@@ -9,6 +9,7 @@ import pytest
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources import finder as source
+from wordsworth.pipeline.sources.file_kinds import NO_EXTENSION
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
 
@@ -98,9 +99,22 @@ def test_the_order_is_that_of_the_names_whatever_the_disk_says(tmp_path):
 
 
 def test_what_is_neither_is_counted_by_extension(tars, images):
-    assert find_shards([str(tars)]).ignored == {".txt": 1, "noext": 1}  # labels.txt beside the shards is ours
+    assert find_shards([str(tars)]).ignored == {
+        ".txt": 1,
+        NO_EXTENSION: 1,
+    }  # beside shards labels.txt is ours
     listing = find_shards([str(images)])
     assert listing.ignored == {".txt": 1} and listing.skipped == {"apple_double": 1}
+
+
+def test_names_without_an_extension_are_images_where_the_format_says_so(tmp_path):
+    bare = ["0f/9c" + "ab" * 31, "IMG", "ends.", "x"]
+    fill(tmp_path, *bare, "a.jpg", "b.txt", "c.json", "d.tar", ".hidden", "e.parquet")
+    listing = find_shards([str(tmp_path)], format="images")
+    assert sorted(keys(listing)) == sorted([*bare, "a.jpg"])
+    assert listing.ignored == {".txt": 1, ".json": 1, ".tar": 1, ".parquet": 1}
+    assert find_shards([str(tmp_path)], format="tar").ignored[NO_EXTENSION] == len(bare)
+    assert keys(find_shards([f"{tmp_path}/IMG"], format="images")) == ["IMG"]
 
 
 def test_a_folder_of_both_kinds_is_refused_until_the_format_is_said(tmp_path):
@@ -131,6 +145,12 @@ def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_
         ("empty", {}, "no .tar shards, images or tables in {root}/empty (it holds no file at all)"),
         ("papers", {}, "no .tar shards, images or tables in {root}/papers (it holds 2 .pdf, 1 .txt)"),
         ("papers/a.pdf", {}, "no .tar shards, images or tables in {root}/papers/a.pdf (it holds 1 .pdf)"),
+        (
+            "bare",
+            {},
+            "(it holds 2 without an extension): --format images takes files without an extension, by their",
+        ),
+        ("bare", {"format": "table"}, "no tables in {root}/bare (it holds 2 without an extension)"),
         ("photos", {"format": "tar"}, "no .tar shards in {root}/photos"),
         (
             "photos",
@@ -140,7 +160,7 @@ def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_
     ],
 )
 def test_a_source_of_nothing_is_one_line_that_says_what_and_where(tmp_path, name, options, message):
-    fill(tmp_path, "papers/a.pdf", "papers/b.pdf", "papers/c.txt", "photos/a.jpg")
+    fill(tmp_path, "papers/a.pdf", "papers/b.pdf", "papers/c.txt", "photos/a.jpg", "bare/1", "bare/2")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as refusal:
         find_shards([f"{tmp_path}/{name}"], **options)

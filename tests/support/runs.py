@@ -161,6 +161,7 @@ def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None
     run = RunFolder(str(out))
     listing = find_shards([str(source) for source in sources], format=format, image_keys=KEYS)
     asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "top-k": 2, "embedding": "float16"}
+    asked["format"] = format
     run.create(made_up_plan(asked))
     _label(run, listing.shards, reader)
     return out

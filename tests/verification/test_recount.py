@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import KEYS, build, codes, image_members, read_rows, two_tars, whole_run, write_tar
-from wordsworth.pipeline.sources import tar_keys
+from wordsworth.pipeline.sources import finder, tar_keys
+from wordsworth.pipeline.sources.file_kinds import kind_of
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.verification.recount_tars import WholeFile, _is_part, tar_samples
 from wordsworth.pipeline.verification.verifier import verify
@@ -271,3 +272,20 @@ def test_images_beside_those_that_a_glob_took_are_no_fault(tmp_path, loose):
     report = verify(str(out), source=True)
     assert report.findings == []
     assert report.recounted == 2
+
+
+def test_an_image_without_an_extension_that_the_listing_passed_over_is_missed_by_the_recount_alone(
+    tmp_path, loose, monkeypatch
+):
+    for name in ("b/" + "0f" * 32, "IMG", "dot."):
+        (loose / name).write_bytes(b"bytes")
+    whole = verify(str(build(tmp_path / "whole", loose, format="images")), source=True)
+    assert whole.findings == [] and whole.rows == whole.recounted == 7
+    undecided = verify(str(build(tmp_path / "undecided", loose)), source=True)
+    assert undecided.findings == [] and undecided.rows == undecided.recounted == 4
+
+    monkeypatch.setattr(finder, "kind_of", lambda base, image_keys, format: kind_of(base, image_keys))
+    lossy = build(tmp_path / "lossy", loose, format="images")
+    assert verify(str(lossy)).ok
+    report = verify(str(lossy), source=True)
+    assert codes(report) == {"source_changed"} and "(3 such here)" in report.findings[0].detail

@@ -59,6 +59,17 @@ def field_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> Fie
     return found
 
 
+def path_beside_bytes(schema: pa.Schema, image: Field) -> Field | None:
+    """Return the field of names beside the bytes in a struct of images; None without one."""
+    kind = type_at(schema, image.path or (image.name,))
+    if not pa.types.is_struct(kind):
+        return None
+    held = {field.name: content(field.type) for field in kind}
+    if held.get("bytes") != "bytes" or held.get("path") != "uri":
+        return None
+    return Field(f"{image.name}.path", (*(image.path or (image.name,)), "path"))
+
+
 def content(kind: pa.DataType) -> str | None:
     """Return what a column holds: "bytes", "uri", or None for neither.
 

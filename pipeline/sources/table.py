@@ -14,6 +14,7 @@ from wordsworth.pipeline.sources.image_column import (
     names_images,
     overlap,
 )
+from wordsworth.pipeline.sources.image_names import ImageNames, names_beside_bytes
 from wordsworth.pipeline.sources.json_array import json_file_records
 from wordsworth.pipeline.sources.nested_fields import Field, Tree, column_to_read, tree_of
 from wordsworth.pipeline.sources.path_columns import path_columns
@@ -138,6 +139,7 @@ def _parquet_samples(
             end = table.share(row)
             image = field_of_images(table.schema, path, settings)
             maker = _SampleMaker(tree_of(table.schema), image, settings, path)
+            maker.names = names_beside_bytes(table, image) if maker.is_unnamed else None
             columns = [column_to_read(table.schema, field) for field in maker.paths]
             for record in table.records(columns, row, one_by_one=reading > 0):
                 yield maker.sample(record.values or {}, row, (end, record.end))
@@ -166,6 +168,8 @@ class _SampleMaker:
 
     Attributes:
         paths: paths of the columns and fields of the file that are needed
+        is_unnamed: whether no column was asked for that names the rows
+        names: names that stand beside the images, which become keys
     """
 
     def __init__(self, tree: Tree, image: Field, settings: ReadSettings, path: str):
@@ -174,6 +178,8 @@ class _SampleMaker:
         in_path = path_columns(path)
         known = tree | {name: None for name in in_path if name not in tree}
         self.key = known_field(settings.key, known, path, "--key") if settings.key else None
+        self.is_unnamed = self.key is None or self.key == image
+        self.names: ImageNames | None = None
         self.keep = [kept_field(name, known, path) for name in settings.keep]
         self.of_image = {field.name for field in self.keep if overlap(field, image)}
         wanted = [field.path for field in (image, self.key, *self.keep) if field and field.path]
@@ -202,9 +208,11 @@ class _SampleMaker:
         return made, image.uri
 
     def _key(self, values: dict[str, Any], uri: str | None, row: int) -> str:
-        """Return the key of a row: the cell of the key column, else the image's URI, else the number."""
-        if self.key and self.key != self.image:
+        """Return the key of a row: the cell of the key column, else the image's name, else the number."""
+        if self.key and not self.is_unnamed:
             key = key_text(self.key.of(values))
+        elif self.names:
+            key = self.names.of(values)
         else:
             key = None if uri is None else valid_text(without_credentials(uri))
         return str(row) if key is None else key

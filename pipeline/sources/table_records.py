@@ -252,6 +252,18 @@ class ParquetTable:
                     yield Record(values, self.share(number))
             begin = end
 
+    def is_empty(self, column: str) -> bool:
+        """Return whether the file says that a column holds nothing but nulls."""
+        metadata = self._file.metadata
+        for group in range(metadata.num_row_groups):
+            chunks = [metadata.row_group(group).column(at) for at in range(metadata.num_columns)]
+            for chunk in chunks:
+                if chunk.path_in_schema != column:
+                    continue
+                if not chunk.is_stats_set or chunk.statistics.null_count != chunk.num_values:
+                    return False
+        return True
+
     def share(self, rows: int) -> int:
         """Return the bytes that the first `rows` rows stand for, in proportion to all rows."""
         return self._size * rows // max(1, self._file.metadata.num_rows)

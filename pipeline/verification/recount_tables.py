@@ -8,6 +8,7 @@ row the key and the order are compared, not the size.
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -95,7 +96,9 @@ class TableFile(io.RawIOBase):
         """Leave the file open: its opener closes it."""
 
 
-def table_rows(file: TableFile, name: str, image_column: str | None, key: str | None) -> Iterator[Row]:
+def table_rows(
+    file: TableFile, name: str, image_column: str | None, key: str | None, by_number: bool = False
+) -> Iterator[Row]:
     """Yield the rows of a table in order.
 
     The column with the images is no key of its own: the rows are named as without a key.
@@ -105,6 +108,8 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
         name: its URI, whose ending says what kind of table it is.
         image_column: column with the images; None finds it.
         key: column that names the rows, or None.
+        by_number: rows of Parquet whose cells hold images are named by their numbers alone, as they were
+            before the names beside the images counted.
 
     Raises:
         Unusable: there is no column with images.
@@ -112,7 +117,7 @@ def table_rows(file: TableFile, name: str, image_column: str | None, key: str | 
     """
     in_path = _in_path(name)
     if name.lower().endswith(".parquet"):
-        yield from _parquet_rows(file, image_column, key, in_path)
+        yield from _parquet_rows(file, image_column, key, in_path, by_number)
         return
     column = image_column
     wanted = {image_column} if image_column else _IMAGES
@@ -195,7 +200,7 @@ def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | No
 
 
 def _parquet_rows(
-    file: TableFile, image_column: str | None, key: str | None, in_path: CsvRecord
+    file: TableFile, image_column: str | None, key: str | None, in_path: CsvRecord, by_number: bool
 ) -> Iterator[Row]:
     """Yield the rows in batches, and where a batch fails one by one: every row counts that can be read."""
     number = 0
@@ -204,8 +209,12 @@ def _parquet_rows(
             table = pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
             column = image_column or _image_column(table.schema_arrow)
             tops = {_top(name, {*table.schema_arrow.names, *in_path}) for name in (column, key or column)}
+            names = _names(file, table, column, by_number) if key in (None, column) else None
             for row in _records_from(number, table, batch_size, sorted(tops)):
-                yield _row(number, {**in_path, **row}, column, key)
+                found = _row(number, {**in_path, **row}, column, key)
+                if names is not None:
+                    found = found._replace(key=names.get(cell_of(row, f"{column}.path")) or str(number))
+                yield found
                 number += 1
             return
         except Unusable:
@@ -214,6 +223,49 @@ def _parquet_rows(
             if file.failed:
                 raise
     yield Row(None, None, "shard_truncated")
+
+
+def _is_struct_of_images(schema: pa.Schema, column: str) -> bool:
+    """Return whether the cells of a column hold images as `bytes`, with their names as `path`."""
+    found: pa.DataType = pa.struct(list(schema))
+    while column and isinstance(found, pa.StructType):
+        fields = {field.name: field.type for field in found}
+        parts = column.split(".")
+        starts = [".".join(parts[:num_parts]) for num_parts in (len(parts), *range(1, len(parts)))]
+        name = next((start for start in starts if start in fields), None)
+        if name is None:
+            return False
+        found = fields[name]
+        column = column[len(name) + 1 :]
+    if not isinstance(found, pa.StructType):
+        return False
+    held = {field.name: field.type for field in found}
+    return _has_bytes(held.get("bytes", pa.null())) and "string" in str(held.get("path"))
+
+
+def _names(
+    file: TableFile, table: pq.ParquetFile, column: str, by_number: bool
+) -> dict[str | None, str | None] | None:
+    """Return the keys by the names that stand beside images, of names that only one row has.
+
+    None where the cells are no structs of images and names. Where a name cannot be read, none counts.
+    """
+    if not _is_struct_of_images(table.schema_arrow, column):
+        return None
+    if by_number:
+        return {}
+    try:
+        counts = Counter(
+            cell_of(row, f"{column}.path")
+            for batch in table.iter_batches(1024, columns=[f"{column}.path"], use_threads=False)
+            for row in batch.to_pylist()
+        )
+    except Exception:
+        if file.failed:
+            raise
+        return {}
+    single = [name for name, count in counts.items() if name and count == 1]
+    return {name: key_text(without_credentials(name)) for name in single}
 
 
 def _top(name: str, columns: set[str]) -> str:

@@ -41,22 +41,13 @@ def content(units) -> list[tuple]:
 # ---- where the image is ------------------------------------------------------------------------------------
 
 
-def hugging_face(count: int) -> dict:
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return {
-        "image": pa.array([{"bytes": image_bytes(n), "path": f"{n}.jpg"} for n in range(count)], struct),
-        "n": list(range(count)),
-    }
-
-
 @pytest.mark.parametrize(
     "columns",
     [
         {"n": range(9), "photo": pa.array(map(image_bytes, range(9)), pa.binary())},
         {"n": range(9), "photo": pa.array(map(image_bytes, range(9)), pa.large_binary())},
-        hugging_face(9),
     ],
-    ids=["the only binary column", "large", "a struct with bytes"],
+    ids=["the only binary column", "large"],
 )
 def test_bytes_are_found_without_a_name_and_keyed_by_their_row(tmp_path, columns):
     table = pa.table(

@@ -15,6 +15,7 @@ from tests.support.tables import write_csv, write_files, write_jsonl, write_parq
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.table_cells import cell_image, key_text
+from wordsworth.pipeline.verification.recount import SOURCE_ERRORS
 from wordsworth.pipeline.verification.recount_tables import TableFile, table_rows
 
 
@@ -48,7 +49,7 @@ def assert_recounted(path: Path, **options) -> None:
         again = list(table_rows(TableFile(file, path.stat().st_size), str(path), *asked))
     assert [row.key for row in again] == [row["key"] for row in rows]
     for row, read in zip(again, rows, strict=True):
-        assert row.error == (read["error"] if read["error"] in ("missing_image", "bad_record") else None)
+        assert row.error == (read["error"] if read["error"] in SOURCE_ERRORS else None)
         assert row.size in (None, read["size"])
 
 
@@ -295,3 +296,64 @@ def test_an_image_is_not_kept_through_the_struct_that_holds_it(tmp_path):
     ):
         (row,) = rows_of(units_of(path, image_column=column, keep=(kept,)))
         assert row["sidecars"] == [text] and row["size"] == len(JPEG)
+
+
+# ---- structs of Hugging Face's datasets --------------------------------------------------------------------
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def hugging_face(path: Path, paths: list[str | None], without_bytes: tuple[int, ...] = (), **options) -> Path:
+    cells = [
+        {"bytes": None if n in without_bytes else JPEG + bytes(n), "path": name}
+        for n, name in enumerate(paths)
+    ]
+    return write_parquet(path, {"n": list(range(len(paths))), "photo": pa.array(cells, STRUCT)}, **options)
+
+
+def test_the_key_of_an_image_in_a_struct_is_its_path(tmp_path):
+    paths = write_files(tmp_path / "p", 6)
+    path = hugging_face(tmp_path / "t.parquet", paths, without_bytes=(1, 4), rows_in_group=4)
+    rows = rows_of(units_of(path))
+    assert [row["key"] for row in rows] == paths, "whether the bytes are there or not"
+    assert [row["error"] for row in rows] == [None] * 6
+    assert rows[0]["size"] == len(JPEG) and rows[1]["size"] == (tmp_path / paths[1]).stat().st_size
+    assert_recounted(path)
+
+
+PATHS = ["a/1.jpg", "1.jpg", None, "1.jpg", "", "b.jpg", "x" * 5000, "s3://u:secret@b/c.jpg"]
+KEYS = ["a/1.jpg", "1", "2", "3", "4", "b.jpg", "6", "s3://b/c.jpg"]
+
+
+def test_a_path_that_comes_again_or_is_null_leaves_the_number_of_the_row_wherever_a_reading_begins(tmp_path):
+    path = hugging_face(tmp_path / "t.parquet", PATHS, rows_in_group=3)
+    units = units_of(path, rows=2)
+    assert [row["key"] for row in rows_of(units)] == KEYS
+    for unit in units[:-1]:
+        place = (unit.number + 1, unit.next_offset, unit.next_index)
+        again = rows_of(list(read_units(shard_of(path), ReadSettings(unit_rows=2), *place)))
+        assert [row["key"] for row in again] == KEYS[unit.next_index :]
+    assert_recounted(path)
+    cells = [row["key"] for row in rows_of(units_of(path, key="photo.path"))]
+    assert cells[:5] == ["a/1.jpg", "1.jpg", "2", "1.jpg", ""], "who asks for the path gets it"
+    assert_recounted(path, key="photo.path")
+    assert [row["key"] for row in rows_of(units_of(path, key="n"))] == list("01234567")
+    assert [row["key"] for row in rows_of(units_of(path, image_column="photo.bytes"))] == list("01234567")
+    assert_recounted(path, image_column="photo.bytes")
+
+
+def test_paths_that_are_all_null_are_not_read(tmp_path, monkeypatch):
+    path = hugging_face(tmp_path / "t.parquet", [None] * 5, rows_in_group=2)
+    monkeypatch.setattr("numpy.unique", None)
+    assert [row["key"] for row in rows_of(units_of(path))] == list("01234")
+    assert_recounted(path)
+
+
+def test_where_paths_cannot_be_read_no_path_is_a_key(tmp_path):
+    options = {"write_page_checksum": True, "use_dictionary": False, "compression": "NONE"}
+    path = hugging_face(tmp_path / "t.parquet", [f"{n}.jpg" for n in range(40)], rows_in_group=10, **options)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\x06\0\0\x0037.jpg", b"\x06\0\0\x0073.jpg", 1))
+    assert path.read_bytes() != data
+    assert [row["key"] for row in rows_of(units_of(path))] == [*map(str, range(30)), None]
+    assert_recounted(path)

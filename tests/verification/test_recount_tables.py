@@ -308,3 +308,27 @@ def test_a_key_that_stands_in_the_path_of_a_table_is_counted_again(tmp_path):
             by_number = [row._replace(key=str(number)) for number, row in enumerate(rows)]
             Recount({"image-key": list(KEYS), "source": [], "key": key}, None, report).shard(shard, by_number)
             assert (report.findings == []) == (key == "u"), "a reader that knows nothing of paths is caught"
+
+
+def test_structs_of_images_have_one_kind_of_key(tmp_path):
+    """An earlier reader took the number of a row with bytes, and the path of one without."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names = write_files(tmp_path / "p", 3)
+    cells = [
+        {"bytes": None if n == 1 else image_bytes(n), "path": f"../{name}"} for n, name in enumerate(names)
+    ]
+    path = write_parquet(tmp_path / "in" / "t.parquet", {"image": pa.array(cells, struct)})
+    assert verify(str(build(tmp_path / "whole", path)), source=True).ok
+
+    def mixed(shard):
+        return [{**row, "key": str(n)} if n != 1 else row for n, row in enumerate(read_rows(shard))]
+
+    assert codes(verify(str(build(tmp_path / "mixed", path, reader=mixed)), source=True)) == {"wrong_key"}
+
+    def by_number(shard):
+        return [{**row, "key": str(n)} for n, row in enumerate(read_rows(shard))]
+
+    report = verify(str(build(tmp_path / "older", path, reader=by_number)), source=True)
+    assert report.ok and report.recounted == 3, "a run of an earlier version stays what it was"
+    lossy = build(tmp_path / "lossy", path, reader=lambda shard: by_number(shard)[:2])
+    assert "missing_sample" in codes(verify(str(lossy), source=True))

@@ -26,6 +26,7 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.prediction.gpu import DeviceLost, find_gpu
 from wordsworth.pipeline.prediction.gpu_trial import GpuWay, modes_of
+from wordsworth.pipeline.sources.lost_objects import LOSSES
 from wordsworth.pipeline.sources.passed_over import PassedOver
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
@@ -195,6 +196,8 @@ def _read_in_turn(shards: list[Shard], settings: ReadSettings) -> Iterator[Unit]
             unit = next(stream, None)
             if unit is None:
                 streams.remove(stream)
+            elif unit.fault and unit.fault.partition(":")[0] in LOSSES and len(streams) > 1:
+                streams.remove(stream)  # the run names it; the other shards tell how fast it will be
             elif unit.fault:
                 raise UserError(f"{unit.shard_uri} could not be read: {unit.fault}")
             elif len(unit.samples):

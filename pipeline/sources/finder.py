@@ -1,6 +1,7 @@
 """Find the shards of a source: tar files, tables, and pages of loose images. The listing is a stream."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,13 @@ from wordsworth.pipeline.sources.file_kinds import (
 )
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
-from wordsworth.pipeline.sources.source_files import FileInfo, NothingFound, check_name, list_files
+from wordsworth.pipeline.sources.source_files import (
+    FileInfo,
+    NothingFound,
+    check_name,
+    leads_nowhere,
+    list_files,
+)
 from wordsworth.pipeline.sources.table_formats import instead_of, refuse_table_below
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
@@ -232,6 +239,9 @@ class Finder:
                 kind = "table"
             if path.endswith("/") and kind != "images":  # no tool writes a tar or a table under such a name
                 kind = None
+            if kind is None and leads_nowhere(path, info):
+                passed_over.leave_out("dangling", f"{path} -> {os.readlink(path)}")
+                continue
             if kind is None:
                 refuse_table_below(fs, path, source)
             passed = passed_over.take() if passed_over.skipped or passed_over.left_out else None

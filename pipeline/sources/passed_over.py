@@ -13,6 +13,8 @@ LEFT_OUT = {
     "outside": ("links to folders outside the source", "--follow-links outside takes their files"),
     "inside": ("links to folders inside the source", "their files come under the folders' own names"),
     "loop": ("links to folders above themselves", "their files come once"),
+    "forbidden": ("folders that may not be listed", "allow it, and --update takes their files"),
+    "dangling": ("links that lead nowhere", "mount what they lead to, and --update takes it"),
     "special": ("files that are neither files nor folders, such as pipes", "they cannot be read twice"),
 }
 
@@ -37,7 +39,7 @@ class PassedOver:
     Attributes:
         ignored: files that are neither shards nor images, by extension
         skipped: files and folders that were skipped by their names, by kind
-        left_out: links to folders that were not followed, and special files, by "KIND: path -> target"
+        left_out: links and folders that were not followed, and special files, by "KIND: path -> target"
     """
 
     ignored: Counter[str] = field(default_factory=Counter)

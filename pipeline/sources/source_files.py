@@ -16,7 +16,7 @@ from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pat
 from wordsworth.pipeline.sources.table_formats import refuse_table_folder
 from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
-from wordsworth.pipeline.storage.walk import walk_files
+from wordsworth.pipeline.storage.walk import Unlisted, walk_files
 
 FILES_JUDGED = 16  # files of a glob whose folders are looked into for the records of a table
 FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says about it
@@ -89,9 +89,25 @@ def _files_below(
     def takes_folder(path: str, is_link: bool) -> bool:
         return names.takes_folder(path[above:]) and links.takes_folder(path, is_link)
 
-    for path, info in walk_files(fs, root, after, takes_folder):
+    unlisted = _naming_forbidden(root, passed_over)
+    for path, info in walk_files(fs, root, after, takes_folder, unlisted):
         if names.takes_file(path[above:]) and _is_file(path, info, passed_over):
             yield path, info
+
+
+def _naming_forbidden(root: str, passed_over: PassedOver) -> Unlisted:
+    """Return what names a folder that may not be listed, such as lost+found; for the root it raises."""
+
+    def unlisted(folder: str, error: OSError) -> None:
+        if folder != root:
+            if isinstance(error, PermissionError):  # else the folder went away after its parent was listed
+                passed_over.leave_out("forbidden", folder)
+        elif isinstance(error, PermissionError):
+            raise UserError(f"not allowed to list {folder}: {error}; check the rights") from error
+        else:
+            raise error
+
+    return unlisted
 
 
 def _is_file(path: str, info: dict[str, Any], passed_over: PassedOver) -> bool:
@@ -100,6 +116,11 @@ def _is_file(path: str, info: dict[str, Any], passed_over: PassedOver) -> bool:
         return True
     passed_over.leave_out("special", path)
     return False
+
+
+def leads_nowhere(path: str, info: dict[str, Any]) -> bool:
+    """Return whether an entry of a disk is a link that leads nowhere."""
+    return bool(info.get("islink")) and not info["size"] and not os.path.exists(path)
 
 
 def glob_pattern(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
@@ -157,7 +178,8 @@ def _glob(
         part = _part_for_folder(parts, path[len(root) :])
         return part is not None and links.takes_folder(path, is_link, not WILDCARDS.search(part))
 
-    for path, info in walk_files(fs, root or "/", after, takes_folder):
+    unlisted = _naming_forbidden(root or "/", links.passed_over)
+    for path, info in walk_files(fs, root or "/", after, takes_folder, unlisted):
         if matches(path):
             yield path, info
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import fsspec
 
 from wordsworth.pipeline.errors import without_secrets
+from wordsworth.pipeline.sources.lost_objects import is_readable, loss_of
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table_uris import Refused, Resolver
@@ -66,6 +67,7 @@ class _FetchQueue:
         self._waiting: deque[_Fetch] = deque()
         self._num_begun = 0  # rows at the front of the queue whose reads have begun
         self._held = 0  # bytes that these rows may hold
+        self._last_read: _Fetch | None = None  # of the images that came from a store
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -88,9 +90,11 @@ class _FetchQueue:
             return False
         self._begin_reads(wait=False)
         first = self._waiting[0]
-        return len(self._waiting) > AHEAD or (
-            self._num_begun > 0 and (first.read is None or first.read.done())
-        )
+        if len(self._waiting) > AHEAD:
+            return True
+        is_complete = self._num_begun > 0 and (first.read is None or first.read.done())
+        # Of an image that may not be read, a later row may show that the store gives others.
+        return is_complete and (first.refused is None or self._last_read is not None)
 
     def pop(self) -> EncodedSample:
         """Return the first sample as soon as it is complete.
@@ -103,7 +107,25 @@ class _FetchQueue:
         self._held -= fetch.claimed
         if fetch.read is not None:
             _wait_for(fetch.read, fetch.path)
+        if fetch.refused is not None:
+            self._confirm(fetch, fetch.refused)
+        elif fetch.sample.data and fetch.path:
+            self._last_read = fetch
         return fetch.sample
+
+    def _confirm(self, fetch: "_Fetch", refused: PermissionError) -> None:
+        """Make a sample an error whose image may not be read, if another image beside it can be read now.
+
+        Raises:
+            StoreFault: none can: nothing shows that this image alone is forbidden.
+        """
+        loss = loss_of(refused, fetch.fs, fetch.path)
+        for other in (self._last_read, *self._waiting):
+            if loss and other and other.is_beside(fetch) and is_readable(other.fs, other.path):
+                self._last_read = other
+                fetch.fail(*loss)
+                return
+        raise StoreFault(f"{fetch.path}: {type(refused).__name__}: {refused}") from refused
 
     def _begin_reads(self, wait: bool) -> None:
         """Begin the next reads that fit.
@@ -116,7 +138,7 @@ class _FetchQueue:
                 may_wait = wait and self._num_begun == 0
                 if not (may_wait or fetch.measured.done()):
                     return
-                failed = fetch.measured.exception() is not None or fetch.sample.error is not None
+                failed = fetch.measured.exception() is not None or fetch.is_settled
                 claim = 0 if failed else fetch.claim(self._max_bytes)
                 if self._held and self._held + claim > HELD_BYTES:
                     return
@@ -135,6 +157,7 @@ class _Fetch:
         refusal: why the URI is refused if nothing is there; None for a URI that may be followed
         size: bytes of the image, None where the store does not say
         claimed: bytes that the image may take
+        refused: the error of a store that does not let the image be read
         measured: done when `size` is known; None where nothing is to be fetched
         read: done when the sample is complete
     """
@@ -146,6 +169,7 @@ class _Fetch:
         self.refusal: str | None = None
         self.size: int | None = None
         self.claimed = 0
+        self.refused: PermissionError | None = None
         self.measured: Future[None] | None = None
         self.read: Future[None] | None = None
 
@@ -157,9 +181,20 @@ class _Fetch:
         """Read the image into the sample."""
         self._attempt(lambda: self._take(self._read(max_bytes), max_bytes))
 
+    @property
+    def is_settled(self) -> bool:
+        """Return whether the image is not to be read."""
+        return self.sample.error is not None or self.refused is not None
+
     def claim(self, max_bytes: int) -> int:
         """Return the bytes that reading the image may take."""
         return min(max_bytes, HELD_BYTES if self.size is None else self.size)
+
+    def is_beside(self, other: "_Fetch") -> bool:
+        """Return whether both images lie in one bucket, or on this machine."""
+        if type(self.fs) is not type(other.fs) or self.path in ("", other.path):
+            return False
+        return is_local(self.fs) or self.path.split("/")[0] == other.path.split("/")[0]
 
     def fail(self, error: str, detail: str) -> None:
         """Make the sample an error."""
@@ -180,6 +215,8 @@ class _Fetch:
                 self.fail("not_found", "there is no such object")
         except ValueError as error:
             self.fail("refused_uri", str(error))
+        except PermissionError as error:
+            self._refuse(error)
         except OSError as error:
             status = getattr(error.__cause__, "status", 0)
             # Links die, so a web server's refusal is about the link. A store's refusal is a fault of the
@@ -190,6 +227,13 @@ class _Fetch:
                 self.fail("refused_uri", str(error.strerror))
             else:
                 raise
+
+    def _refuse(self, error: PermissionError) -> None:
+        loss = loss_of(error, self.fs, self.path)
+        if loss and loss.code == "archived":
+            self.fail(*loss)
+        else:
+            self.refused = error
 
     def _check_size(self, max_bytes: int) -> None:
         self.size = self._size()
@@ -231,12 +275,11 @@ def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
 def _wait_for(read: Future[None], path: str) -> None:
     """Wait for a fetch.
 
-    A client's own exception is a fault of the store: nothing shows that the data are bad. A refusal speaks of
-    the image, and not of the table.
+    A client's own exception is a fault of the store: nothing shows that the data are bad.
     """
     try:
         read.result()
+    except (OSError, StoreFault):
+        raise
     except Exception as error:
-        if isinstance(error, OSError | StoreFault) and not isinstance(error, PermissionError):
-            raise
         raise StoreFault(f"{path}: {type(error).__name__}: {error}") from error

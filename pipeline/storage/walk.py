@@ -14,8 +14,13 @@ from wordsworth.pipeline.storage.streams import with_retries
 
 Entry = tuple[str, dict[str, Any]]  # a path, and what fsspec tells about the file
 # Says of the path of a folder, and of whether it is a link, whether to look into the folder.
+Unlisted = Callable[[str, OSError], None]  # is told of a folder that cannot be listed, and of the reason
 TakesFolder = Callable[[str, bool], bool]
 KEYS_PER_ANSWER = 1000  # in one answer of S3, at most
+
+
+def _raise(folder: str, error: OSError) -> None:
+    raise error
 
 
 def walk_files(
@@ -23,6 +28,7 @@ def walk_files(
     root: str,
     after: str | None = None,
     takes_folder: TakesFolder = lambda path, is_link: not is_link,
+    unlisted: Unlisted = _raise,
 ) -> Iterator[Entry]:
     """Yield the files under `root`, at any depth, in the order of the characters of their paths.
 
@@ -35,24 +41,34 @@ def walk_files(
         after: path to begin behind; None begins with the first file.
         takes_folder: says whether to look into a folder, or into a link to one. S3 is not listed by folders
             and does not ask it.
+        unlisted: is told of a folder that is gone or forbidden, and may raise; the listing goes on behind it.
     """
     if hasattr(fs, "call_s3"):
         yield from _walk_s3(fs, root, after)
     else:
-        yield from _walk_folders(fs, root, after, takes_folder)
+        yield from _walk_folders(fs, root, after, takes_folder, unlisted)
 
 
 def _walk_folders(
-    fs: fsspec.AbstractFileSystem, folder: str, after: str | None, takes_folder: TakesFolder
+    fs: fsspec.AbstractFileSystem,
+    folder: str,
+    after: str | None,
+    takes_folder: TakesFolder,
+    unlisted: Unlisted,
 ) -> Iterator[Entry]:
     read = partial(_folder_on_disk, folder) if is_local(fs) else partial(_folder_in_store, fs, folder)
-    for name, entry in sorted(with_retries(read)):
+    try:
+        entries = sorted(with_retries(read))
+    except (FileNotFoundError, PermissionError) as error:
+        unlisted(folder, error)
+        return
+    for name, entry in entries:
         is_file = not name.endswith("/")
         if is_file and (after is None or name > after):
             yield name, entry
         is_ahead = after is None or name > after or after.startswith(name)
         if not is_file and is_ahead and takes_folder(name[:-1], entry.get("islink", False)):
-            yield from _walk_folders(fs, name[:-1], after, takes_folder)
+            yield from _walk_folders(fs, name[:-1], after, takes_folder, unlisted)
 
 
 # A folder is sorted by the paths of its files: "a/b" comes after "a.txt", although "a" comes before. So the

@@ -8,6 +8,7 @@ import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from wordsworth.pipeline.verification.recount_names import is_skipped_member
 
@@ -40,7 +41,7 @@ def files_on_disk(top: str, asked: dict[str, str | bool]) -> dict[str, Identity]
     waiting = [_Start(top, frozenset(), (os.path.realpath(top),))]
     while waiting:
         start = waiting.pop()
-        for folder, subfolders, names in os.walk(start.path, onerror=_fail):
+        for folder, subfolders, names in os.walk(start.path, onerror=partial(_fail, start.path)):
             for name in names:
                 identity = _identity(os.path.join(folder, name))
                 if identity:
@@ -54,8 +55,10 @@ def files_on_disk(top: str, asked: dict[str, str | bool]) -> dict[str, Identity]
     return found
 
 
-def _fail(error: OSError) -> None:
-    raise error
+def _fail(start: str, error: OSError) -> None:
+    """Raise the error of a start. A folder below it that may not be listed has no files for anyone."""
+    if error.filename == start or not isinstance(error, PermissionError | FileNotFoundError):
+        raise error
 
 
 def _real_paths(start: str, folder: str) -> Iterator[str]:

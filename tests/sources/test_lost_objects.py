@@ -5,12 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.runs import build
 from tests.support.samples import rows_of
 from tests.support.stores import s3_bucket
+from tests.support.tables import write_jsonl
+from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources import lost_objects
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.verification.verifier import verify
 
 SETTINGS = ReadSettings(unit_rows=4)
 
@@ -130,6 +134,79 @@ def test_units_end_at_the_same_image_whether_or_not_one_vanished(tmp_path):
     (folder / "5.jpg").unlink()
     units = list(read_units(shard, settings))
     assert len(ends) > 2 and [unit.next_index for unit in units] == ends and len(errors(units)) == 2
+
+
+# ---- images that a table names -----------------------------------------------------------------------------
+
+
+def table_of(path, bucket, code: str | None, *lost: int):
+    """Write a table of the five images of which some are lost, and return its units."""
+    for number in lost:
+        bucket.lost[f"b/i/{number}.jpg"] = s3_error(PermissionError, code)
+    write_jsonl(path / "t.jsonl", [{"url": f"s3://b/i/{number}.jpg"} for number in range(5)])
+    return read(path / "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("AccessDenied", "forbidden"), ("InvalidObjectState", "archived")]
+)
+def test_forbidden_and_archived_images_of_a_table_are_rows(tmp_path, bucket, code, error):
+    units = table_of(tmp_path, bucket, code, 0, 3, 4)
+    assert errors(units) == {f"s3://b/i/{number}.jpg": error for number in (0, 3, 4)}
+    assert b"".join(unit.payload.tobytes() for unit in units) == image(1) + image(2)
+
+
+def test_a_table_of_which_no_image_may_be_read_is_a_fault(tmp_path, bucket):
+    (unit,) = table_of(tmp_path, bucket, "AccessDenied", *range(5))
+    assert unit.fault.startswith("StoreFault: b/i/0.jpg: PermissionError") and not unit.last
+
+
+def test_a_table_behind_credentials_that_ended_is_a_fault(tmp_path, bucket):
+    (unit,) = table_of(tmp_path, bucket, "ExpiredToken", 2)
+    assert "PermissionError: ExpiredToken" in unit.fault and len(unit.samples) == 0
+
+
+# ---- folders -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_may_not_be_listed_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "in", 3)
+    for name in ("cats", "lost+found", "went"):
+        folder_of(folder / name, 2)
+    given = os.scandir
+
+    def scandir(path="."):
+        for name, error in (("lost+found", PermissionError), ("went", FileNotFoundError)):
+            if str(path).endswith(name):
+                raise error(13, "no", str(path))
+        return given(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for source in (folder, f"{folder}/**"):
+        listing = find_shards([str(source)])
+        (page,) = listing.shards
+        assert [member["key"] for member in page.members] == [
+            "0.jpg",
+            "1.jpg",
+            "2.jpg",
+            "cats/0.jpg",
+            "cats/1.jpg",
+        ]
+        (note,) = listing.passed_over.serious_notes()
+        assert note.startswith(f"left out 1 folders that may not be listed: {folder}/lost+found; ")
+    assert verify(str(build(tmp_path / "out", folder)), source=True).findings == []
+    monkeypatch.setattr(os, "scandir", lambda path: scandir("lost+found"))
+    with pytest.raises(UserError, match="not allowed to list"):
+        find_shards([str(folder)])
+
+
+def test_a_link_that_leads_nowhere_and_has_no_name_of_an_image_is_named(tmp_path):
+    folder = folder_of(tmp_path / "in", 2)
+    (folder / "dogs").symlink_to("/nowhere/dogs")
+    listing = find_shards([str(folder)])
+    (note,) = listing.passed_over.serious_notes()
+    assert note.startswith(f"left out 1 links that lead nowhere: {folder}/dogs -> /nowhere/dogs; mount")
+    assert not listing.ignored
 
 
 # ---- faults ------------------------------------------------------------------------------------------------

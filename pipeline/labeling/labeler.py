@@ -19,7 +19,7 @@ from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
 from wordsworth.pipeline.labeling.dataset import label_failed, label_shards
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
 from wordsworth.pipeline.labeling.model_setup import ModelSetup, naming_lost_gpus
-from wordsworth.pipeline.labeling.plan import asked_for, refuse_another_run
+from wordsworth.pipeline.labeling.plan import asked_for, refuse_another_run, with_class_names
 from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, ReceiptCounter, note_passed_over
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.retry import failed_units
@@ -71,6 +71,7 @@ def start(request: LabelRequest, checkpoint: Checkpoint, progress: Progress, ask
     What is wrong with the sources or with the model is found before the output is touched.
     """
     first_page = FirstPage.of(list_settings(request).finder())
+    asked = with_class_names(asked, request, first_page.shards)
     with ray_session(request.address):
         model = ModelSetup(request, checkpoint, progress)
         folder = RunFolder(request.output, request.storage_options)

@@ -12,7 +12,9 @@ from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.prediction_rows import prediction_schema
 from wordsworth.pipeline.output.records import SCHEMA_VERSION, JsonObject, ResolvedSettings, RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.class_labels import first_class_labels, labels_by_name
 from wordsworth.pipeline.sources.kept_columns import output_name, source_name
+from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import absolute_uri, open_filesystem, without_credentials
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.inference import resolve_precision
@@ -25,6 +27,9 @@ OBJECT_STORE_SHARE = 16  # a unit's patches take 1/16 of Ray's object store, at 
 MAX_UNIT_ROWS = 4096  # samples in one unit, at most
 CPU_BATCH = 8  # images in one forward pass on a CPU
 MAX_SOURCES_NAMED = 1000  # sources that a plan names; of a longer list it holds the hash
+# Whether kept columns have the names of classes in place of numbers. The first page of a listing decides it,
+# not the command, so it is no difference between two commands.
+CLASS_NAMES = "class-names"
 MAX_VALUE_LENGTH = 60  # characters of an option's value in a message
 
 
@@ -65,6 +70,15 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
         if value:
             asked[name] = value
     return json.loads(json.dumps(asked))  # as plan.json gives it back: a tuple is a list there
+
+
+def with_class_names(asked: JsonObject, request: LabelRequest, shards: list[Shard]) -> JsonObject:
+    """Return `asked`, and in it that names of classes are kept where the first table of `shards` has them."""
+    if not request.keep:
+        return asked
+    kept = {source_name(name).lower() for name in request.keep}
+    named = labels_by_name(first_class_labels(shards, request.storage_options))
+    return asked | {CLASS_NAMES: True} if kept & named.keys() else asked
 
 
 def own_columns(request: LabelRequest) -> list[str]:
@@ -119,7 +133,7 @@ def refuse_another_run(run: RunFolder, plan: RunPlan, asked: JsonObject) -> None
     for name in asked | plan.asked:
         before = plan.asked.get(name)
         now = asked.get(name)
-        if before != now:
+        if before != now and name != CLASS_NAMES:
             differing.append(f"{name} was {_shortened(before)} and is {_shortened(now)}")
     if differing:
         raise UserError(

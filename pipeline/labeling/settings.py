@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from wordsworth.pipeline.images.decode import DecodeSettings
-from wordsworth.pipeline.labeling.plan import decoder_of
+from wordsworth.pipeline.labeling.plan import CLASS_NAMES, decoder_of
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.stages import ListSettings
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
@@ -53,6 +53,7 @@ def stage_settings(
             storage_options=request.storage_options,
             image_column=request.image_column,
             key=request.key,
+            class_names=bool(plan.asked.get(CLASS_NAMES)),
             target=request.target,
         ),
         decode=DecodeSettings(

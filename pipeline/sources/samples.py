@@ -23,6 +23,7 @@ class ReadSettings:
         storage_options: options of the store's client
         image_column: column of a table that holds or names the images; None: found by its type or its name
         key: column of a table that holds the keys; None: the URI of the image, else the number of the row
+        class_names: give the name of a class in place of its number, where a table of Hugging Face has names
         target: finds the class of an image among a model's; None: no class is looked for
     """
 
@@ -34,6 +35,7 @@ class ReadSettings:
     storage_options: StorageOptions = field(default_factory=dict)
     image_column: str | None = None
     key: str | None = None
+    class_names: bool = False
     target: ModelTarget | None = None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import fsspec
 
+from wordsworth.pipeline.sources.class_labels import ClassLabels, class_labels, with_names
 from wordsworth.pipeline.sources.file_kinds import table_form
 from wordsworth.pipeline.sources.image_column import (
     field_by_name,
@@ -140,6 +141,8 @@ def _parquet_samples(
             image = field_of_images(table.schema, path, settings)
             maker = _SampleMaker(tree_of(table.schema), image, settings, path)
             maker.names = names_beside_bytes(table, image) if maker.is_unnamed else None
+            if settings.class_names:
+                maker.class_labels = class_labels(table.schema)
             columns = [column_to_read(table.schema, field) for field in maker.paths]
             for record in table.records(columns, row, one_by_one=reading > 0):
                 yield maker.sample(record.values or {}, row, (end, record.end))
@@ -170,10 +173,12 @@ class _SampleMaker:
         paths: paths of the columns and fields of the file that are needed
         is_unnamed: whether no column was asked for that names the rows
         names: names that stand beside the images, which become keys
+        class_labels: names of the classes that stand in place of numbers, by path
     """
 
     def __init__(self, tree: Tree, image: Field, settings: ReadSettings, path: str):
         self.image = image
+        self.class_labels: ClassLabels = {}
         self.max_bytes = settings.max_bytes
         in_path = path_columns(path)
         known = tree | {name: None for name in in_path if name not in tree}
@@ -219,6 +224,9 @@ class _SampleMaker:
 
     def _kept(self, field: Field, values: dict[str, Any], image: CellImage) -> str | None:
         """Return the text of a kept column; of the column of images the URI, or the size of the image."""
+        labels = self.class_labels.get(field.path or ())
+        if labels:
+            return as_text(with_names(field.of(values), labels))
         if field.name not in self.of_image:
             return as_text(field.of(values))
         if field.name != self.image.name:

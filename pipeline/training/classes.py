@@ -34,7 +34,9 @@ def class_names(
     return None
 
 
-def train_target(where: str, met: Counter[str], labels: tuple[str, ...] | None) -> tuple[Target, list[str]]:
+def train_target(
+    where: str, met: Counter[str], labels: tuple[str, ...] | None, of_table: bool = False
+) -> tuple[Target, list[str]]:
     """Return what finds the class of a sample, and what the user should know of the classes.
 
     Without `labels` the names in the data become labels; numbers stay without labels.
@@ -42,7 +44,9 @@ def train_target(where: str, met: Counter[str], labels: tuple[str, ...] | None) 
     Args:
         where: where the class of a sample stands, as in `Target`.
         met: samples by the name of their class.
-        labels: names of the classes, if the user gave them.
+        labels: names of the classes, if the user or the data gave them.
+        of_table: whether names and labels are those of a table's own metadata. Then every name is that of a
+            label, and of a label without a sample a note is enough.
 
     Raises:
         UserError: a class is none of the labels, or a class has no sample.
@@ -54,11 +58,16 @@ def train_target(where: str, met: Counter[str], labels: tuple[str, ...] | None) 
         where=where,
         labels=labels,
         classes=len(labels) if labels else _count_numbers(names, where),
-        digits_are_names=bool(named_by_data) or read_digits_as_names(where, names, labels),
+        digits_are_names=bool(named_by_data) or of_table or read_digits_as_names(where, names, labels),
     )
     check_classes(met, target)
-    _check_all_met(met, target)
-    return target, _notes(met, target, named_by_data)
+    lacking = _lacking(met, target)
+    notes = _notes(met, target, named_by_data)
+    if lacking and of_table:
+        notes.append(lacking)
+    elif lacking:
+        raise UserError(f"{lacking}: {_remedy(target)}")
+    return target, notes
 
 
 def check_classes(met: Counter[str], target: Target) -> None:
@@ -84,17 +93,22 @@ def _count_numbers(names: set[str], where: str) -> int:
     return max(map(int, names), default=-1) + 1
 
 
-def _check_all_met(met: Counter[str], target: Target) -> None:
+def _lacking(met: Counter[str], target: Target) -> str | None:
+    """Say how many classes have no sample; None where all have one."""
     numbers = {target.number(name) for name in met}
     num_empty = target.classes - len(numbers)
     if not num_empty:
-        return
+        return None
     empty = next(number for number in range(target.classes) if number not in numbers)
     first = f"{empty} ({target.labels[empty]})" if target.labels else f"{empty}"
+    return f"{num_empty} of {target.classes} classes have no sample, first class {first}"
+
+
+def _remedy(target: Target) -> str:
     advice = "mend the labels or add samples"
     if not target.labels:
         advice += "; numbers count classes from 0, unless --labels FILE has them as names"
-    raise UserError(f"{num_empty} of {target.classes} classes have no sample, first class {first}: {advice}")
+    return advice
 
 
 # ---- notes ----

@@ -42,19 +42,28 @@ def _as_dict(record: Any) -> dict[str, Any]:
     return asdict(record)
 
 
+def begun_settings(request: TrainRequest) -> Settings | None:
+    """Return the settings of the unfinished training that the output holds; None if it holds none."""
+    fs, path = open_filesystem(request.output, request.storage_options)
+    folder = f"{path.rstrip('/')}/{RUN}"
+    if not fs.exists(f"{folder}/{SNAPSHOT}"):
+        return None
+    return json.loads(fs.cat_file(f"{folder}/{SETTINGS}"))
+
+
 def write_settings(request: TrainRequest, settings: Settings) -> None:
     """Write the settings into the output, or find them there.
 
     Raises:
         UserError: the output holds an unfinished training with other settings. The message names them.
     """
-    fs, path = open_filesystem(request.output, request.storage_options)
-    folder = f"{path.rstrip('/')}/{RUN}"
-    if not fs.exists(f"{folder}/{SNAPSHOT}"):
+    before = begun_settings(request)
+    if before is None:
+        fs, path = open_filesystem(request.output, request.storage_options)
+        folder = f"{path.rstrip('/')}/{RUN}"
         fs.makedirs(folder, exist_ok=True)
         fs.pipe_file(f"{folder}/{SETTINGS}", json.dumps(settings, indent=1).encode())
         return
-    before = json.loads(fs.cat_file(f"{folder}/{SETTINGS}"))
     different = [name for name in settings if settings[name] != before.get(name)]
     if different:
         parts = [f"{name} {before.get(name)!r} there, {settings[name]!r} here" for name in different[:SHOWN]]

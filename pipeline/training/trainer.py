@@ -13,6 +13,7 @@ from wordsworth.pipeline.sources.class_target import Target, target_sidecars
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
 from wordsworth.pipeline.training.classes import check_classes, train_target
@@ -32,6 +33,7 @@ from wordsworth.pipeline.training.request import TrainRequest, build_objective, 
 from wordsworth.pipeline.training.settings import RUN, frozen_settings, write_settings
 from wordsworth.pipeline.training.stream import unit_rows
 from wordsworth.pipeline.training.survey import Survey, cut_pages, survey
+from wordsworth.pipeline.training.table_labels import table_labels
 from wordsworth.pipeline.training.worker import train_worker
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 
@@ -89,10 +91,14 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
         image_size=request.config.image_size,
         patch_size=request.config.patch_size,
     )
-    reading = _read_settings(request, decode)
-    train_data = _survey(request.sources, request, reading, on_news)
-    val_data = _survey(request.val, request, reading, on_news) if request.val else None
-    request, target, notes = _with_classes(request, train_data, val_data)
+    train_shards = _shards(request.sources, request, on_news)
+    val_shards = _shards(request.val, request, on_news) if request.val else None
+    named_by_table = table_labels(request, train_shards)
+    reading = _read_settings(request, decode, class_names=named_by_table is not None)
+    where = request.target if request.classified else None
+    train_data = survey(train_shards, reading, where)
+    val_data = survey(val_shards, reading, where) if val_shards else None
+    request, target, notes = _with_classes(request, train_data, val_data, named_by_table)
     build_objective(request)  # raises, before any worker starts, what does not fit together
     placement = place(request, train_data, ray.cluster_resources())
     request = replace(request, workers=placement.workers)
@@ -130,7 +136,7 @@ def _is_local_ray(request: TrainRequest) -> bool:
     return not has_address and len(ray.nodes()) == 1
 
 
-def _read_settings(request: TrainRequest, decode: DecodeSettings) -> ReadSettings:
+def _read_settings(request: TrainRequest, decode: DecodeSettings, class_names: bool) -> ReadSettings:
     return ReadSettings(
         unit_rows=unit_rows(decode),
         keep=target_sidecars(request.target) if request.classified else (),
@@ -138,12 +144,11 @@ def _read_settings(request: TrainRequest, decode: DecodeSettings) -> ReadSetting
         image_column=request.image_column,
         key=request.key,
         storage_options=request.storage_options,
+        class_names=class_names,
     )
 
 
-def _survey(
-    sources: tuple[str, ...], request: TrainRequest, reading: ReadSettings, on_news: OnNews
-) -> Survey:
+def _shards(sources: tuple[str, ...], request: TrainRequest, on_news: OnNews) -> list[Shard]:
     storage = request.storage_options
     listing = find_shards(
         list(sources),
@@ -154,16 +159,22 @@ def _survey(
     )
     for note in listing.passed_over.serious_notes():
         on_news(NoteNews(message=note))
-    return survey(cut_pages(listing.shards), reading, request.target if request.classified else None)
+    return cut_pages(listing.shards)
 
 
 def _with_classes(
-    request: TrainRequest, train_data: Survey, val_data: Survey | None
+    request: TrainRequest,
+    train_data: Survey,
+    val_data: Survey | None,
+    named_by_table: tuple[str, ...] | None,
 ) -> tuple[TrainRequest, Target | None, list[str]]:
     """Return the request with the labels and the size of the head, what finds a sample's class, and notes."""
     if not request.classified:
         return replace(request, labels=None), None, []
-    target, notes = train_target(request.target, train_data.classes, request.labels)
+    labels = request.labels or named_by_table
+    target, notes = train_target(
+        request.target, train_data.classes, labels, of_table=named_by_table is not None
+    )
     if val_data:
         check_classes(val_data.classes, target)
     config = replace(request.config, num_classes=target.classes)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.builders import photo, write_tar
 from tests.support.labelling import Watcher, label_of
-from tests.support.tables import write_parquet
+from tests.support.tables import write_hugging_face, write_parquet
 from wordsworth.pipeline.labeling import accuracy
 from wordsworth.pipeline.labeling.accuracy import (
     NUM_BINS,
@@ -164,14 +165,17 @@ def test_every_image_with_a_class_counts_once_and_what_does_not_is_said(tmp_path
     assert again == found and not watchers[-1][1].receipts, "what is labelled is not labelled again"
 
 
-def test_a_table_is_evaluated_by_a_column_that_is_called_like_one_of_the_rows_own(
+def test_tables_are_evaluated_by_a_column_that_is_called_like_one_of_the_rows_own(
     tmp_path, local_ray, small_model
 ):
+    """The column stands in the path of two tables; in the third, numbers have the names of Hugging Face."""
     model = load_folder(small_model)
     said = label_of(model, photo(1))
     other = next(label for label in LABELS if label != said)
     for label in (said, other):
         write_parquet(tmp_path / "in" / f"label={label}" / "p.parquet", {"image": [photo(1), photo(1)]})
+    columns = {"image": [photo(1)] * 3, "label": [0, 1, -1]}
+    write_hugging_face(tmp_path / "in" / "first.parquet", columns, {"label": [other, said]})
     request = LabelRequest(
         command="label",
         sources=(str(tmp_path / "in"),),
@@ -180,10 +184,11 @@ def test_a_table_is_evaluated_by_a_column_that_is_called_like_one_of_the_rows_ow
         precision="fp32",
     )
     found = evaluate(request, model, "label", lambda name: contextlib.nullcontext(Watcher()))
-    assert (found["images"], found["errors"], found["top1"]) == (4, 0, 0.5)
+    assert (found["images"], found["errors"], found["no_class"], found["top1"]) == (6, 0, 1, 0.5)
     rows = pq.read_table(tmp_path / "out" / "test" / "predictions").to_pylist()
-    assert sorted((row["label"], row["target"]) for row in rows) == sorted([(said, said), (said, other)] * 2)
-    assert len({(row["shard"], row["key"]) for row in rows}) == 4
+    assert {row["label"] for row in rows} == {said}
+    assert Counter(row["target"] for row in rows) == {said: 3, other: 3, "-1": 1}
+    assert len({(row["shard"], row["key"]) for row in rows}) == 7
 
 
 def test_a_class_that_is_none_of_the_models_ends_an_evaluation_before_its_unit_is_labelled(

@@ -15,6 +15,15 @@ def write_parquet(path: Path, columns: dict, rows_in_group: int = 1 << 20, **opt
     return path
 
 
+def write_hugging_face(path: Path, columns: dict, names: dict[str, list[str]]) -> Path:
+    """Write columns as Hugging Face's datasets do; `names` are those of columns of the type ClassLabel."""
+    features: dict = {"image": {"_type": "Image"}}
+    for column, labels in names.items():
+        features[column] = {"names": labels, "_type": "ClassLabel"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return write_parquet(path, pa.table(columns).replace_schema_metadata(metadata))
+
+
 def write_csv(path: Path, rows: list[dict], delimiter: str = ",") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """Fetch images that a table only names, several at once."""
 
 import errno
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ HELD_BYTES = 64 << 20  # encoded bytes that may be held by waiting rows, unless 
 NamedImage = tuple[
     EncodedSample, str | None
 ]  # a sample, and the URI of the image that the sample still lacks
+_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")  # a character in a URL
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _PASSING = (408, 425, 429)  # HTTP statuses: too late, too early, too often
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -212,7 +214,7 @@ class _Fetch:
             if self.refusal:
                 self.fail("refused_uri", self.refusal)
             else:
-                self.fail("not_found", "there is no such object")
+                self.fail("not_found", _nothing_at(self.path))
         except ValueError as error:
             self.fail("refused_uri", str(error))
         except PermissionError as error:
@@ -265,6 +267,16 @@ class _Fetch:
             self.fail("too_many_bytes", f"{size} bytes")
         else:
             self.sample.data = data
+
+
+def _nothing_at(path: str) -> str:
+    """Return what to say of a name that names nothing, and why that may be."""
+    name = path.rpartition("/")[2]
+    if "\\" in name:
+        return "there is no such object: between folders stands /, not \\"
+    if _ESCAPE.search(name):
+        return "there is no such object: names are taken as they are written, %20 is no space"
+    return "there is no such object"
 
 
 def _is_web(fs: fsspec.AbstractFileSystem) -> bool:

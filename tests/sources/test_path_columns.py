@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.support.samples import rows_of, units_of
+from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.tables import write_csv, write_jsonl, write_parquet
 from wordsworth.pipeline.sources.path_columns import path_columns
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.training.survey import survey_shard
 
 
 def test_columns_and_values_of_a_path_are_unescaped_and_the_default_is_null():
@@ -40,3 +42,10 @@ def test_a_column_that_is_nowhere_is_a_fault_that_names_those_of_the_path_too(tm
     path = write_parquet(tmp_path / "label=dog" / "p.parquet", {"image": [b"1"]})
     (unit,) = units_of(path, keep=("labels",))
     assert "has no column labels, which --keep names (it has image, label)" in unit.fault
+
+
+def test_the_class_of_a_training_may_stand_in_the_path(tmp_path):
+    for label in ("cat", "dog"):
+        path = write_parquet(tmp_path / f"label={label}" / "p.parquet", {"image": [b"1"] * 3})
+        reading = ReadSettings(unit_rows=4, keep=("label",))
+        assert survey_shard(shard_of(path), reading, "label") == (3, {label: 3})

@@ -128,3 +128,21 @@ def test_images_are_fetched_several_at_a_time_and_what_waits_is_bounded(tmp_path
 def _pairs(path, settings):
     shard = shard_of(path)
     return table.named_samples(*open_filesystem(str(path)), shard, settings, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("images\\a.jpg", ": between folders stands /, not \\"),
+        ("a%20b.jpg", ": names are taken as they are written, %20 is no space"),
+        ("a b.jpg", ""),
+        ("100%.jpg", ""),
+    ],
+)
+def test_a_name_in_the_writing_of_another_place_is_not_found_and_told_why(tmp_path, name, why):
+    path = write_csv(tmp_path / "%20" / "t.csv", [{"url": name}])
+    (row,) = rows_of(units_of(path))
+    assert (row["key"], row["error"]) == (name, "not_found")
+    assert row["error_detail"] == f"there is no such object{why}"
+    (tmp_path / "%20" / name).write_bytes(b"abc")
+    assert rows_of(units_of(path))[0]["error"] is None, "a file of just this name is read"

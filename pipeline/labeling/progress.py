@@ -12,6 +12,7 @@ from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
 from wordsworth.pipeline.output.committed import CommittedUnits
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, drop_shards, shard_names
 from wordsworth.pipeline.output.records import GpuUse, LastCommand, Receipt
+from wordsworth.pipeline.sources.lost_objects import LOSSES
 from wordsworth.pipeline.unit import GpuCall
 
 MAX_KEY_LENGTH = 200  # characters of a key that a note shows
@@ -22,6 +23,7 @@ ADVICE = {
     "not_found": "put back what is gone",
     "forbidden": "allow reading what is forbidden",
     "archived": "restore what is archived",
+    "unreadable": "check the disk or the credentials",
 }
 
 
@@ -195,7 +197,7 @@ def _open_shards_message(faults: list[Receipt]) -> str:
     codes = {(receipt.fault or "").partition(":")[0] for receipt in faults}
     advice = ", ".join(text for code, text in ADVICE.items() if code in codes)
     first_step = f"{advice}, then " if advice else ""
-    drop = "; --update --drop-missing drops from the run what cannot be had" if advice else ""
+    drop = "; --update --drop-missing drops from the run what cannot be had" if codes & set(LOSSES) else ""
     return (
         f"{len(faults)} shards could not be read to their end, first {first.shard}: {first.fault}{told}. "
         f"What is done is kept: {first_step}run the same command again, which reads only these{drop}"

@@ -114,7 +114,10 @@ def drop_lost_shards(run: LabelRun, faults: list[Receipt]) -> list[Receipt]:
         if (receipt.fault or "").partition(":")[0] in LOSSES:
             lost[shard_name_of(receipt.file)[-12:]] = receipt
     dropped = [shard.id for shard in run.frozen.shards() if shard.id in lost and shard.kind != "images"]
-    if not dropped or not _has_witness(run, set(lost)):
+    if not dropped:
+        return faults
+    if not _has_witness(run, set(lost)):
+        run.progress.note("nothing is dropped: no other shard can be read, so the store may be at fault")
         return faults
     metadata = PageMetadata(replaces=dropped)
     if not run.frozen.put(len(run.frozen.files()), [], last=True, metadata=metadata):

@@ -19,7 +19,7 @@ from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
-from wordsworth.pipeline.storage.streams import with_retries
+from wordsworth.pipeline.storage.streams import AZURE_ARCHIVED, with_retries
 from wordsworth.pipeline.storage.walk import walk_files
 
 LOSSES = ("not_found", "forbidden", "archived")  # codes of rows, and first words of a lost shard's fault
@@ -61,7 +61,7 @@ def loss_of(error: OSError, fs: fsspec.AbstractFileSystem, path: str) -> Loss | 
 def _refusal(error: PermissionError) -> Loss | None:
     response = getattr(error.__cause__, "response", None)
     code = response["Error"].get("Code") if isinstance(response, dict) else None
-    if code == S3_ARCHIVED:
+    if code == S3_ARCHIVED or getattr(error.__cause__, "error_code", None) == AZURE_ARCHIVED:
         return Loss("archived", "it lies in an archive and is not restored")
     if code is None or code in S3_FORBIDDEN:
         return Loss("forbidden", "reading it is not allowed")
@@ -129,7 +129,7 @@ class Witness:
             if candidate != path and is_readable(self.fs, candidate):
                 self.last = candidate
                 return
-        raise LostShard(f"{loss.code}: {path}: {loss.detail}; no image beside it can be read either")
+        raise LostShard(f"unreadable: no image here can be read, first {path}: {loss.detail}")
 
     def _candidates(self) -> Iterator[str]:
         """Yield paths of images that may be readable, the likeliest first."""

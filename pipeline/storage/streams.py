@@ -16,6 +16,7 @@ ATTEMPTS = 5  # tries of one call, the first one included
 FIRST_WAIT_S = 0.2  # upper bound of the random wait before the second try; doubles with each try
 LONGEST_WAIT_S = 10
 BLOCK_BYTES = 8 << 20  # read ahead by an open stream
+AZURE_ARCHIVED = "BlobArchived"  # Azure's code of an object that is archived
 # Packages whose exceptions are not all OSError: aiohttp's ClientPayloadError, gcsfs's HttpError, all of
 # Azure's.
 CLIENTS = (
@@ -62,9 +63,32 @@ def _with_os_errors(call: Callable[[], Result]) -> Result:
     try:
         return call()
     except Exception as error:
+        kind = _kind_of_refusal(error)
+        if kind:
+            raise kind(f"{type(error).__name__}: {error}") from error
         if isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _kind_of_refusal(error: Exception) -> type[OSError] | None:
+    """Return FileNotFoundError or PermissionError for a client's exception that says as much of one object.
+
+    s3fs raises these two itself. gcsfs raises an OSError for 403, with which Google also answers too many
+    requests. Azure answers 403 when a signature ended too.
+    """
+    text = str(error)
+    if type(error) is OSError and text.startswith("Forbidden: "):
+        is_busy = any(word in text.lower() for word in ("rate limit", "ratelimit", "quota"))
+        return None if is_busy else PermissionError
+    if type(error).__module__.partition(".")[0] not in ("azure", "huggingface_hub"):
+        return None
+    code = getattr(error, "error_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 404:
+        return FileNotFoundError
+    is_refused = status == 403 and code != "AuthenticationFailed"
+    return PermissionError if is_refused or code == AZURE_ARCHIVED else None
 
 
 class ObjectStream(io.RawIOBase):

@@ -13,6 +13,7 @@ from wordsworth.pipeline.cluster.data_context import configure_ray_data
 from wordsworth.pipeline.cluster.resources import DECODE_CPUS, LIST_CPUS, READ_CPUS, RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
+from wordsworth.pipeline.sources.lost_objects import LOSSES
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, ShardChanged
 from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
@@ -173,7 +174,7 @@ def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
     """Yield the units of a shard, without those that the row of STREAM skips.
 
     Raises:
-        UserError: the shard was replaced since it was counted.
+        UserError: the shard was replaced since it was counted, or it is gone or forbidden.
         OSError: the store failed. Ray Train then starts the workers again.
     """
     (row,) = table.to_pylist()
@@ -183,6 +184,8 @@ def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
             if unit.fault.startswith(ShardChanged.CODE):
                 message = message.removesuffix(ShardChanged.HINT)
                 raise UserError(f"{message}: start again with another --output")
+            if unit.fault.partition(":")[0] in LOSSES:
+                raise UserError(f"{message}: run the same command again when it can be read")
             raise OSError(message)
         if unit.number >= row["skip"]:
             yield unit.to_arrow().append_column("epoch", table["epoch"])

@@ -10,6 +10,7 @@ import pytest
 from tests.support.labelling import Watcher
 from tests.support.runs import KEYS, build, commit_shards, finish, image_members, write_tar
 from tests.support.stores import s3_bucket
+from wordsworth.pipeline.compaction.compactor import CompactRequest, compact
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling import update
 from wordsworth.pipeline.labeling.label_run import LabelRun
@@ -194,6 +195,20 @@ def test_what_was_dropped_and_comes_back_as_it_was_is_labelled_again(tmp_path, t
     assert report.findings == [] and report.rows == 5 + 7
 
 
+def test_a_run_of_which_something_was_dropped_is_compacted_and_then_drops_nothing(tmp_path, images):
+    out = build(tmp_path / "out", images)
+    for number in (1, *range(5, 10)):
+        (images / f"{number:02d}.jpg").unlink()
+    drop(out, images)
+    large = tmp_path / "large"
+    compact(CompactRequest(run=str(out), output=str(large)), Watcher())
+    report = verify(str(large), source=True)
+    assert report.findings == [] and report.rows == 10
+    (images / "00.jpg").unlink()
+    with pytest.raises(UserError, match="--drop-missing changes units that `wordsworth compact` has merged"):
+        update_listing(run_of(large, images, drop_missing=True))
+
+
 def test_a_source_of_which_nothing_is_left_is_not_dropped(tmp_path, tars):
     out = build(tmp_path / "out", tars)
     before = contents(out)
@@ -273,6 +288,8 @@ def test_forbidden_shards_are_dropped_where_another_can_be_read_and_not_where_no
         assert drop_lost_shards(run, told) == told and not run.frozen.replaced()
         bucket.refused = TimeoutError
         assert drop_lost_shards(run, told) == told
+        assert all(note.startswith("nothing is dropped") for note in run.progress.notes)
+        run.progress.notes.clear()
         bucket.refused = None
         passing = SimpleNamespace(shard="s3://b/1.tar", file=faults(out, 1)[0].file, fault="OSError: 503")
         assert drop_lost_shards(run, [passing]) == [passing]

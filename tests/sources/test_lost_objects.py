@@ -239,7 +239,7 @@ def test_a_page_of_which_nothing_can_be_read_is_one_fault_and_asks_for_few_image
     for name in bucket.objects:
         bucket.lost[name] = s3_error(PermissionError, "AccessDenied")
     (unit,) = read("s3://b/i")
-    assert unit.fault.startswith("forbidden: b/i/0.jpg: ") and "no image beside it can be read" in unit.fault
+    assert unit.fault.startswith("unreadable: no image here can be read, first b/i/0.jpg: reading it is")
     assert len(unit.samples) == 0 and len(asked) <= 1 + 2 * lost_objects.WITNESSES
 
 
@@ -255,7 +255,10 @@ def test_rights_that_end_between_two_images_make_no_rows(bucket, monkeypatch):
 
     monkeypatch.setattr(bucket, "cat_file", cat_file)
     (unit,) = read("s3://b/i")
-    assert unit.fault.startswith("forbidden: b/i/2.jpg: ") and len(unit.samples) == 0
+    assert (
+        unit.fault.startswith("unreadable: no image here can be read, first b/i/2.jpg")
+        and len(unit.samples) == 0
+    )
 
 
 def test_a_disk_that_is_unmounted_between_two_images_makes_no_rows(tmp_path):
@@ -266,7 +269,7 @@ def test_a_disk_that_is_unmounted_between_two_images_makes_no_rows(tmp_path):
     for path in folder.iterdir():
         os.unlink(path)
     (fault,) = units
-    assert fault.fault.startswith("not_found: ") and len(fault.samples) == 0
+    assert fault.fault.startswith("unreadable: ") and len(fault.samples) == 0
 
 
 def test_links_into_a_disk_that_is_not_there_make_no_rows(tmp_path):
@@ -276,4 +279,4 @@ def test_links_into_a_disk_that_is_not_there_make_no_rows(tmp_path):
     for number in range(5):
         (folder / f"{number}.jpg").symlink_to(f"/nowhere/{number}.jpg")
     (unit,) = read(folder)
-    assert unit.fault.startswith("not_found: ") and "link leads nowhere" in unit.fault
+    assert unit.fault.startswith("unreadable: ") and "link leads nowhere" in unit.fault

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from wordsworth.pipeline.storage.streams import ObjectStream
+from wordsworth.pipeline.sources.lost_objects import loss_of
+from wordsworth.pipeline.storage.streams import ObjectStream, with_retries
 
 DATA = bytes(range(97)) * 3
 
@@ -108,3 +109,41 @@ def test_what_is_missing_or_forbidden_is_not_tried_again(waits, error):
     with pytest.raises(error):
         fs.stream().read(10)
     assert fs.opened == [0] and waits == []
+
+
+def refusal(module: str, status: int, code: str | None = None) -> Exception:
+    """Return an exception as the clients of Azure and Hugging Face raise it."""
+    error = type("Refusal", (Exception,), {"__module__": module})("no")
+    error.response = SimpleNamespace(status_code=status)
+    error.error_code = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "tries"),
+    [
+        (OSError("Forbidden: b/x.jpg\nno storage.objects.get access"), PermissionError, 1),
+        (OSError("Forbidden: b/x.jpg\nRate Limit Exceeded"), OSError, 5),
+        (OSError("Forbidden: b/x.jpg\nquotaExceeded"), OSError, 5),
+        (refusal("azure.core.exceptions", 403, "AuthorizationPermissionMismatch"), PermissionError, 1),
+        (refusal("azure.core.exceptions", 403, "AuthenticationFailed"), OSError, 5),
+        (refusal("azure.core.exceptions", 409, "BlobArchived"), PermissionError, 1),
+        (refusal("azure.core.exceptions", 404, "BlobNotFound"), FileNotFoundError, 1),
+        (refusal("azure.core.exceptions", 503, "ServerBusy"), OSError, 5),
+        (refusal("huggingface_hub.errors", 403), PermissionError, 1),
+        (refusal("huggingface_hub.errors", 404), FileNotFoundError, 1),
+        (refusal("huggingface_hub.errors", 429), OSError, 5),
+    ],
+)
+def test_the_refusals_of_every_client_are_those_of_a_disk(waits, error, kind, tries):
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise error
+
+    with pytest.raises(OSError) as raised:
+        with_retries(call)
+    assert type(raised.value) is kind and len(calls) == tries
+    if getattr(error, "error_code", None) == "BlobArchived":
+        assert loss_of(raised.value, None, "x").code == "archived"

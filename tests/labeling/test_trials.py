@@ -5,6 +5,7 @@ same options are the sources of one run. Each image of a trial has a size of its
 and height say which image it was made from.
 """
 
+import gzip
 import io
 import os
 import re
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import zstandard
 from PIL import Image
 
 from tests.support.labelling import rows, run
+from tests.support.tables import write_csv, write_json, write_jsonl, write_parquet
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 
@@ -96,6 +99,33 @@ def folder_of_links(folder: Path) -> list[Path]:
     return [folder / "in"]
 
 
+def tables_of_text(folder: Path) -> list[Path]:
+    write(folder, *(f"{number} é.jpg" for number in range(1, 6)))
+    rows = [{"n": f"{number},5", "url": f"{number} é.jpg"} for number in range(1, 6)]
+    semicolons = write_csv(folder / "a.csv", rows[:2], ";")
+    semicolons.write_bytes(semicolons.read_text().encode("utf-16"))
+    lines = write_jsonl(folder / "b.jsonl", [*rows[2:3], "{broken"])
+    array = write_json(folder / "c.json", [rows[3], {"url": "images\\5 é.jpg"}], indent=1)
+    packed = [folder / "b.jsonl.gz", folder / "c.json.zst"]
+    packed[0].write_bytes(gzip.compress(lines.read_bytes()))
+    packed[1].write_bytes(zstandard.compress(array.read_bytes()))
+    return [semicolons, *packed]
+
+
+def partitioned_table(folder: Path) -> list[Path]:
+    write(folder, "1.jpg", "2.jpg")
+    for number, label in enumerate(("cat", "dog"), 1):
+        write_parquet(folder / "t" / f"label={label}" / "p.parquet", {"url": [f"../../{number}.jpg"]})
+    return [folder / "t"]
+
+
+def output_of_img2dataset(folder: Path) -> list[Path]:
+    write_tar(folder / "00000.tar", "000000000.jpg", "000000001.jpg")
+    write_parquet(folder / "00000.parquet", {"url": ["http://a/1.jpg", "http://a/2.jpg"]})
+    write_json(folder / "00000_stats.json", {"count": 2})
+    return [folder]
+
+
 TRIALS = {
     "a folder with spaces and signs in its names": Trial(
         plain_folder,
@@ -116,6 +146,19 @@ TRIALS = {
     "a folder with links to folders": Trial(
         folder_of_links, {"cats/a.jpg": 1, "birds/c.jpg": 3, "dog.jpg": 2}
     ),
+    "tables of text with semicolons, in UTF-16, compressed, as an array": Trial(
+        tables_of_text,
+        {
+            "1 é.jpg": 1,
+            "2 é.jpg": 2,
+            "3 é.jpg": 3,
+            "1": "bad_record",
+            "4 é.jpg": 4,
+            "images\\5 é.jpg": "not_found",
+        },
+    ),
+    "a partitioned table": Trial(partitioned_table, {"../../1.jpg": 1, "../../2.jpg": 2}),
+    "the output of img2dataset": Trial(output_of_img2dataset, {"000000000": 1, "000000001": 2}),
 }
 
 

@@ -1,4 +1,4 @@
-"""Send damaged images of all seven formats through the sandbox.
+"""Send damaged images of all nine formats through the sandbox.
 
 Every mutant must give an image or an error with a name.
 
@@ -60,13 +60,23 @@ def originals() -> dict[str, bytes]:
         "webp lossless": (image.convert("RGBA"), "WEBP", {"lossless": True}),
         "webp animated": (image, "WEBP", frames),
         "avif": (image, "AVIF", {"exif": exif}),
+        "jpeg 2000": (image, "JPEG2000", {}),
+        "jpeg 2000 tiles": (image.convert("RGBA"), "JPEG2000", {"no_jp2": True, "tile_size": (32, 32)}),
+        "heic": (image, "HEIF", {"exif": exif.tobytes()}),
+        "heic tiles": (image.resize((150, 70)), "HEIF", {"tile_size": 64}),
+        "heic alpha": (image.convert("RGBA"), "HEIF", {}),
     }
     return {name: _encoded(*form) for name, form in forms.items()}
 
 
 def _encoded(image: Image.Image, kind: str, options: dict) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    if kind == "HEIF":
+        import pillow_heif  # comes with the extra `dev`
+
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.hard_files [--hard 2000] [--good 1000] [--seed 0]
 
 Expected: rows == files; no Ray worker died; the good images have the predictions that they have alone. The
-hard files are mutants of all seven formats (see benchmarks.fuzz), and files that no mutation makes: bombs in
+hard files are mutants of all nine formats (see benchmarks.fuzz), and files that no mutation makes: bombs in
 headers, wrong names, HTML, cut images, odd modes. A worker that is killed on purpose shows that a death would
 be counted.
 """

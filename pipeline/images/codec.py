@@ -2,7 +2,7 @@
 
 `decode` does all the judging and decoding, in any process. Run as a program, this file is the decoder process
 of `wordsworth.pipeline.images.sandbox`. The program is started by its path, so it imports Pillow, numpy and
-simplejpeg and nothing of this project.
+simplejpeg and nothing of this project, and pillow-heif (an extra) when the first HEIC comes.
 
 The conversation, one image after the other; numbers are little-endian:
 
@@ -20,6 +20,7 @@ The conversation, one image after the other; numbers are little-endian:
 """
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import mmap
@@ -35,12 +36,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import PIL
 
-# Only these plugins are imported: Pillow would import its other 36 to look for one that knows the bytes.
+# Only these plugins are imported: Pillow would import its other 35 to look for one that knows the bytes.
 from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
@@ -53,10 +55,18 @@ try:
 except ImportError:  # this platform has no wheel: Pillow gives the same pixels, more slowly
     simplejpeg = None
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+try:
+    HEIF = f"pillow-heif {importlib.metadata.version('pillow-heif')}"
+except importlib.metadata.PackageNotFoundError:
+    HEIF = ""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # Pillow's own decoders
 PILLOW = f"Pillow {PIL.__version__}"
 TURBO = f"simplejpeg {simplejpeg.__version__}" if simplejpeg else ""
-DECODER = f"{TURBO}, {PILLOW}" if TURBO else PILLOW  # part of a run's fingerprint
+DECODER = ", ".join(filter(None, (TURBO, PILLOW, HEIF)))  # part of a run's fingerprint
+# Brands of a `ftyp` box: HEIC, its sequences, and the brands of files that may hold any codec.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+JXL_SIGNATURES = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 # Pillow's modes of 16 bits, which are shifted to 8 bits: Pillow's own conversion would clip the values.
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 UNSUPPORTED = ("F", "I")  # Pillow's modes of float and 32-bit images, which have no agreed range of values
@@ -163,17 +173,48 @@ def decode(data: bytes, limits: Limits, allocate: Allocate) -> Decoded:
         raise DecodeError("empty", "0 bytes")
     with _only_decode_errors(data), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about sizes that `_judge` decides on
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _open(data)
         _judge(image, limits)
         width, height = image.size
         for reduced in _reductions(image, limits.keep_side):
             rows, columns, _ = reduced_shape(width, height, reduced)
             if _decode_turbo(data, image, allocate(rows * columns * 3), (rows, columns)):
                 return Decoded(width, height, _orientation(image), TURBO, reduced)
+        if image.format == "JPEG2000" and not _has_end_marker(data):
+            raise DecodeError("truncated", "the JPEG 2000 codestream has no end marker")
         orientation = _orientation(image)
         stored = _load_as_stored(image, orientation)
         _copy_rgb(stored, allocate(3 * stored.width * stored.height))
-        return Decoded(stored.width, stored.height, orientation, PILLOW)
+        return Decoded(stored.width, stored.height, orientation, HEIF if image.format == "HEIF" else PILLOW)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header of an image; its bytes say which format it has."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and b"avif" not in data[12:64]:
+            return _open_heif(data)
+        if data.startswith(JXL_SIGNATURES):
+            raise DecodeError(
+                "unsupported_format", "JPEG XL is not decoded: convert it, as djxl does"
+            ) from None
+        raise
+
+
+def _open_heif(data: bytes) -> Image.Image:
+    try:
+        import _pillow_heif  # noqa: F401  # pillow_heif hides until the first call that it cannot load this
+        import pillow_heif
+    except ImportError:
+        advice = (
+            "HEIC needs pillow-heif on every machine: pip install 'wordsworth[heif]', then --retry-errors"
+        )
+        raise DecodeError("unsupported_format", advice) from None
+    options = pillow_heif.options
+    options.DECODE_THREADS = 1  # there is a worker for every core already
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False  # nobody looks at these
+    return pillow_heif.HeifImageFile(io.BytesIO(data))
 
 
 def _reductions(image: Image.Image, keep_side: int) -> list[int]:
@@ -200,7 +241,8 @@ def _only_decode_errors(data: bytes) -> Iterator[None]:
             "out_of_memory", "the image needs more memory than its size accounts for"
         ) from error
     except Exception as error:  # a decoder may raise anything: struct.error, KeyError, SyntaxError, ...
-        is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        message = str(error).lower()
+        is_cut = "truncated" in message or "end of file" in message or isinstance(error, EOFError)
         code = "truncated" if is_cut else "corrupt"
         raise DecodeError(code, f"{type(error).__name__}: {error}") from error
 
@@ -247,6 +289,26 @@ def _decode_turbo(data: bytes, image: Image.Image, target: memoryview, size: tup
         return simplejpeg.decode_jpeg(data, "RGB", buffer=pixels, **options).shape == pixels.shape
     except ValueError:
         return False
+
+
+def _has_end_marker(data: bytes) -> bool:
+    """Return whether a JPEG 2000 ends with the marker EOC: OpenJPEG paints tiles that are cut off black."""
+    at = 0
+    while data[at : at + 2] != b"\xff\x4f":  # SOC: in a JP2 the codestream is a box behind others
+        size, kind = struct.unpack_from(">I4s", data, at)
+        header = 16 if size == 1 else 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        at += header if kind == b"jp2c" else max(size, header)
+    at += 2
+    while data[at : at + 2] != b"\xff\x90":  # SOT: the main header is over
+        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    while data[at : at + 2] == b"\xff\x90":
+        (size,) = struct.unpack_from(">I", data, at + 6)
+        if size == 0:  # the last part of a tile may end with the file
+            return data.find(b"\xff\xd9", at) >= 0
+        at += size
+    return data[at : at + 2] == b"\xff\xd9"
 
 
 def _load_as_stored(image: Image.Image, orientation: int) -> Image.Image:

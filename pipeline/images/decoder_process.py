@@ -7,6 +7,7 @@ through a pipe, pixels come back through shared memory; codec.py describes the m
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import select
 import signal
@@ -182,6 +183,9 @@ def _library_folders() -> list[str]:
     folders = [_folder_of(PIL), _folder_of(np)]
     if codec.simplejpeg is not None:
         folders.append(_folder_of(codec.simplejpeg))
+    heif = importlib.util.find_spec("pillow_heif")  # not imported: only the child runs its decoder
+    if heif is not None and heif.origin is not None:
+        folders.append(str(Path(heif.origin).resolve().parents[1]))
     return list(dict.fromkeys(folders))
 
 

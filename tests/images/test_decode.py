@@ -28,7 +28,8 @@ from wordsworth.vit_model.patches import patchify
 SHAPE = {"image_size": (32, 48), "patch_size": 8}
 SETTINGS = DecodeSettings(preprocessing=Preprocessing(), limits=DecodeLimits(max_pixels=4_000_000), **SHAPE)
 AS_STORED = DecodeSettings(preprocessing=Preprocessing(exif="ignore"), **SHAPE)
-KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEIF")
+HEIC_HEADER = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic")
 
 
 def refusal(data: bytes, settings: DecodeSettings = SETTINGS) -> str | None:
@@ -62,6 +63,22 @@ def jpeg_header(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def jp2_header(width: int, height: int) -> bytes:
+    """A small JPEG 2000 whose file header claims another size."""
+    data = bytearray(encoded(photo(0), "JPEG2000"))
+    box = data.index(b"ihdr")
+    data[box + 4 : box + 12] = struct.pack(">II", height, width)
+    return bytes(data)
+
+
+def heic_header(width: int, height: int) -> bytes:
+    """A small HEIC whose header claims another size."""
+    data = bytearray(encoded(photo(0), "HEIF"))
+    box = data.index(b"ispe")
+    data[box + 8 : box + 16] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
 # ---- what is refused ------------------------------------------------------------------------------
 
 
@@ -73,14 +90,20 @@ def jpeg_header(width: int, height: int) -> bytes:
         ("not_an_image", b"<html>404</html>"),
         ("not_an_image", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
         ("not_an_image", bytes(5000)),
-        ("not_an_image", encoded(photo(0), "PPM")),  # Pillow could: it is not among the seven formats
-        ("not_an_image", encoded(photo(0), "JPEG2000")),
+        ("not_an_image", encoded(photo(0), "PPM")),  # Pillow could: it is not among the nine formats
         ("not_an_image", encoded(photo(0), "EPS")),
-        ("not_an_image", struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(2000)),
+        ("not_an_image", HEIC_HEADER.replace(b"heic", b"mp42") + bytes(2000)),
+        ("corrupt", HEIC_HEADER + bytes(2000)),
+        ("unsupported_format", b"\xff\x0a" + bytes(2000)),
+        ("unsupported_format", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(2000)),
         ("too_many_pixels", png_header(2001, 2000)),
         ("too_many_pixels", png_header(60_000, 60_000)),
         ("too_many_pixels", jpeg_header(60_000, 60_000)),
         ("too_many_pixels", png_header(2**31 - 1, 1)),
+        ("too_many_pixels", jp2_header(60_000, 60_000)),
+        ("corrupt", jp2_header(1_000, 1_000)),  # the codestream has another size
+        ("too_many_pixels", heic_header(60_000, 60_000)),
+        ("corrupt", heic_header(1_000, 1_000)),
         ("too_many_pixels", png_header(65_501, 1)),  # few pixels: the side
         ("too_many_pixels", encoded(Image.new("L", (1, 65_501)), "TIFF")),
         ("truncated", png_header(2000, 2000)),
@@ -91,6 +114,23 @@ def jpeg_header(width: int, height: int) -> bytes:
 )
 def test_every_refusal_has_its_name(code, data):
     assert refusal(data) == code
+
+
+def test_a_heic_without_its_decoder_names_the_extra(monkeypatch):
+    whole = encoded(photo(0), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for data in (whole, whole[:100], HEIC_HEADER):
+        with pytest.raises(DecodeError, match=r"pip install 'wordsworth\[heif\]'") as refused:
+            open_image(data, SETTINGS)
+        assert refused.value.code == "unsupported_format"
+
+
+def test_a_jpeg_2000_that_ends_between_two_tiles_is_cut():
+    for options in ({}, {"no_jp2": True}):
+        data = encoded(photo(0), "JPEG2000", tile_size=(32, 32), **options)
+        ends = [at for at in range(len(data)) if data[at : at + 4] == b"\xff\x90\0\x0a"]
+        assert len(ends) == 9 and {refusal(data[:end]) for end in ends[1:]} == {"truncated"}
+        assert refusal(data) is None and refusal(data + b"garbage") is None
 
 
 @pytest.mark.slow

@@ -71,6 +71,27 @@ def test_an_orientation_that_a_tiff_writes_as_a_fraction_counts():
     assert pixels(data, AS_STORED).shape == (32, 48, 3) and pixels(data).shape == (48, 32, 3)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_heic_comes_upright_as_its_container_says_with_and_without_exif(orientation):
+    image = photo(1, 48, 32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
+    data = encoded(image, "HEIF", exif=exif.tobytes(), **lossless)
+    upright = turn_upright(np.asarray(image), orientation, "apply")
+    assert np.array_equal(pixels(data), upright) and np.array_equal(pixels(data, AS_STORED), upright)
+
+
+def test_jpeg_2000_gives_the_pixels_that_were_written():
+    image = photo(2)
+    for options in ({}, {"no_jp2": True}, {"tile_size": (32, 32)}):
+        assert np.array_equal(pixels(encoded(image, "JPEG2000", **options)), np.asarray(image))
+    assert np.array_equal(pixels(encoded(image.convert("RGBA"), "JPEG2000")), np.asarray(image))
+    grey = np.asarray(image.convert("L"))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert np.array_equal(pixels(encoded(deep, "JPEG2000")), np.repeat(grey[..., None], 3, 2))
+
+
 def test_broken_exif_says_nothing_about_the_pixels():
     data = encoded(
         photo(1), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\x07" + b"\xff" * 40

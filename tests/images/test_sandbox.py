@@ -223,6 +223,16 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
     made.close()
 
 
+def test_the_child_alone_loads_the_decoder_of_heic(monkeypatch):
+    image = photo(0, 1000, 800)
+    data = encoded(image, "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # this process cannot import it now
+    made = guarded(script=SandboxSettings.script)
+    pixels = made.decode(data)[0]
+    made.close()
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 8
+
+
 @pytest.mark.slow
 def test_a_system_without_nameless_memory_uses_a_nameless_file(monkeypatch):
     monkeypatch.delattr(os, "memfd_create")

@@ -33,8 +33,14 @@ def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    """Return the file of an image. HEIF is written by pillow-heif, which the extra `dev` installs."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    if kind == "HEIF":
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -138,8 +138,10 @@ def root_of_glob(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
     """
     parts = path.split("/")
     for number, part in enumerate(parts):
+        if WILDCARDS.search(part) is None:
+            continue
         is_there = is_local(fs) and os.path.isdir("/".join(parts[: number + 1]))
-        if WILDCARDS.search(part) and not is_there:
+        if not is_there:
             return "/".join(parts[:number])
     return None
 

@@ -8,11 +8,13 @@ import pytest
 import s3fs
 from fsspec.asyn import sync
 
-from tests.faults.servers import BUCKET, moto, served
+from tests.faults.servers import BUCKET, KEY, SECRET, moto, served
 from tests.support import runs
+from tests.support.builders import photo
+from tests.support.labelling import rows, run
 from tests.support.names import longest, make_names
 from tests.support.runs import KEYS, build, codes, read_rows
-from tests.support.samples import rows_of, units_of
+from tests.support.samples import rows_of, units_of, write_tar
 from tests.support.tables import write_parquet
 from wordsworth.pipeline.labeling import retry
 from wordsworth.pipeline.output.frozen_listing import FrozenListing
@@ -23,6 +25,7 @@ from wordsworth.pipeline.sources.finder import Finder, ListingCursor, find_shard
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.verification.verifier import verify
+from wordsworth.vit_model.checkpoint import load_folder
 
 TWINS = {"imgs//b.jpg": b"red!", "imgs/b.jpg": b"blue", "imgs/c.jpg": b"green"}
 ODD = {
@@ -123,6 +126,37 @@ def test_a_listing_of_odd_keys_goes_on_behind_any_of_them(put, monkeypatch):
         assert list(Finder([f"s3://{BUCKET}/odd"]).shards(cursor)) == whole[place + 1 :]
 
 
+def test_tars_under_odd_names_are_read_from_any_place_and_images_fetched_again(tmp_path, put):
+    names = ["t//a.tar", "t/a.tar", "t/b::1.tar", "t/b?versionId=1.tar"]
+    for number, name in enumerate(names):
+        members = [(f"{image}.jpg", b"%d%d" % (number, image)) for image in range(9)]
+        put({name: write_tar(tmp_path / "a.tar", members).read_bytes()})
+    report = verify(str(build(tmp_path / "out", f"s3://{BUCKET}/t")), source=True)
+    assert report.ok and report.rows == report.recounted == 36, report.findings
+    settings = ReadSettings(unit_rows=4)
+    for number, shard in enumerate(find_shards([f"s3://{BUCKET}/t"]).shards):
+        assert shard.uri == f"s3://{BUCKET}/{names[number]}"
+        _, before, last = read_units(shard, settings)
+        (again,) = read_units(shard, settings, 2, before.next_offset, before.next_index)
+        assert again.payload.tobytes() == last.payload.tobytes() == b"%d8" % number
+        (row,) = again.samples.to_pylist()
+        place = {name: row[name] for name in ("key", "index", "offset", "size")}
+        failed = [retry.FailedSample(**place, error="truncated")]
+        assert retry._fetch_ranges(shard, failed, settings) == {8: b"%d8" % number}
+
+
+def test_a_table_under_an_odd_name_names_its_own_neighbours(tmp_path, put):
+    cells = ["a.jpg", "./a.jpg", "../a.jpg", f"s3://{BUCKET}/p/a.jpg", f"s3://{BUCKET}/p//a.jpg", "no.jpg"]
+    write_parquet(tmp_path / "t.parquet", {"url": cells})
+    table = (tmp_path / "t.parquet").read_bytes()
+    put({"p//t?versionId=1.parquet": table, "p//a.jpg": b"two ", "p/a.jpg": b"one ", "a.jpg": b"none"})
+    (shard,) = find_shards([f"s3://{BUCKET}/p//t?versionId=1.parquet"]).shards
+    (unit,) = read_units(shard, ReadSettings(unit_rows=9))
+    assert [row["error"] for row in rows_of([unit])] == [None] * 5 + ["not_found"]
+    assert unit.payload.tobytes() == b"two two one one two "
+    assert verify(str(build(tmp_path / "out", shard.uri)), source=True).recounted == len(cells)
+
+
 def test_an_update_adds_the_twin_and_nothing_else(tmp_path, put):
     put(TWINS)
     out = build(tmp_path / "out", f"s3://{BUCKET}/imgs")
@@ -140,6 +174,24 @@ def test_a_failed_image_is_fetched_again_from_its_own_key(put):
         for index, key in enumerate(["/b.jpg", "b.jpg"])
     ]
     assert retry._fetch_objects(shard, failed, ReadSettings(unit_rows=9)) == {0: b"red!", 1: b"blue"}
+
+
+def test_a_labelled_run_has_the_pixels_of_each_key_and_an_update_adds_its_twin(
+    tmp_path, put, store, local_ray, small_model
+):
+    model = load_folder(small_model)
+    options = {"key": KEY, "secret": SECRET, "endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    widths = {"imgs//b.jpg": 21, "imgs/b.jpg": 22, "imgs/c.jpg": 23, "imgs/x?versionId=1.jpg": 24}
+    put({name: photo(width, size=(width, 16)) for name, width in widths.items()})
+    source = f"s3://{BUCKET}/imgs"
+    run(tmp_path, model, source, storage_options=options)
+    put({"imgs//c.jpg": photo(25, size=(25, 16))})
+    summary, _ = run(tmp_path, model, source, storage_options=options, update=True)
+    assert summary.rows == 5 and not summary.errors
+    found = {f"{row['shard']}/{row['key']}": row["width"] for row in rows(tmp_path)}
+    assert found == at(widths | {"imgs//c.jpg": 25})
+    report = verify(str(tmp_path / "out"), source=True, storage_options=options)
+    assert report.ok and report.recounted == 5, report.findings
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.long)])

@@ -126,7 +126,26 @@ def output_of_img2dataset(folder: Path) -> list[Path]:
     return [folder]
 
 
+def names_like_uris(folder: Path) -> list[Path]:
+    named = ["run-12:30/a.jpg", "a**b/a.jpg", "a::b.jpg", "end .jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"]
+    write(folder / "loose", *named)
+    tar = write_tar(folder / "batch::1.tar", "1.jpg", "2.jpg")
+    write(folder / "cells", "cam1:0001.jpg", "pipe:ls.jpg", "x::y.jpg")
+    table = folder / "cells" / "t.csv"
+    table.write_text("url\ncam1:0001.jpg\npipe:ls.jpg\nx::y.jpg\npipe:cat x\n")
+    return [folder / "loose", *tar, table]
+
+
 TRIALS = {
+    "files whose names look like URIs, chains and globs": Trial(
+        names_like_uris,
+        {
+            **{"run-12:30/a.jpg": 1, "a**b/a.jpg": 2, "a::b.jpg": 3, "end .jpg": 4},
+            **{"caf\u00e9.jpg": 5, "cafe\u0301.jpg": 6},
+            **{"1": 1, "2": 2},
+            **{"cam1:0001.jpg": 1, "pipe:ls.jpg": 2, "x::y.jpg": 3, "pipe:cat x": "refused_uri"},
+        },
+    ),
     "a folder with spaces and signs in its names": Trial(
         plain_folder,
         {

@@ -41,6 +41,7 @@ _SCALARS = {
     "fault": pa.string(),
     "skipped": pa.string(),
     "prediction": pa.string(),
+    "next_in_group": pa.int32(),
 }
 _SECONDS = {stage: f"seconds_{stage}" for stage in STAGES}
 
@@ -92,6 +93,8 @@ class Unit:
             writes nothing.
         skipped: a JSON object: members of a tar that are no part of a sample, by kind.
         prediction: the JSON of a GpuCall; None on CPUs.
+        next_in_group: samples from `next_offset` on that come before the next unit: the unit ends within a
+            group of a tar that was divided into samples, or within a table's row with a list of images.
     """
 
     shard_uri: str
@@ -107,6 +110,7 @@ class Unit:
     fault: str | None = None
     skipped: str = "{}"
     prediction: str | None = None
+    next_in_group: int = 0
 
     def to_arrow(self) -> pa.Table:
         """Return the unit as a table of one row. The payload is not copied."""

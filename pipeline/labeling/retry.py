@@ -208,7 +208,7 @@ def _fetch_ranges(
 
 def _read_unit_again(run: RunFolder, shard: Shard, number: int, settings: ReadSettings) -> Unit:
     begin = unit_begin(run, shard.name, number)
-    unit = next(read_units(shard, settings, number, begin.position, begin.index))
+    unit = next(read_units(shard, settings, number, begin.position, begin.index, begin.in_group))
     if unit.fault:
         raise StoreFault(unit.fault)
     return unit

@@ -99,7 +99,8 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
     shard = Shard.from_row(row)
     have = set(row["have"])
     begin = unit_begin(RunFolder(output, settings.storage_options), shard.name, row["start"])
-    for unit in read_units(shard, settings, row["start"], begin.position, begin.index):
+    units = read_units(shard, settings, row["start"], begin.position, begin.index, begin.in_group)
+    for unit in units:
         if unit.number in have and not unit.fault:
             continue
         if settings.target:  # checked here: a class that is unknown is found before its unit is labelled

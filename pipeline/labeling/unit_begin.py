@@ -13,10 +13,12 @@ class UnitBegin:
     Attributes:
         position: place of its first sample in the shard, in bytes or in entries, as `Unit.next_offset`.
         index: number of its first sample in the shard.
+        in_group: samples from `position` on that come before it, as `Unit.next_in_group`.
     """
 
     position: int
     index: int
+    in_group: int = 0
 
 
 def unit_begin(run: RunFolder, shard_name: str, number: int) -> UnitBegin:
@@ -24,4 +26,4 @@ def unit_begin(run: RunFolder, shard_name: str, number: int) -> UnitBegin:
     if number == 0:
         return UnitBegin(position=0, index=0)
     footer = run.units().footer(unit_file(shard_name, number - 1, last=False))
-    return UnitBegin(position=footer.next_offset, index=footer.next_index)
+    return UnitBegin(position=footer.next_offset, index=footer.next_index, in_group=footer.next_in_group)

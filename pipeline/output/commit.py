@@ -113,6 +113,7 @@ def _footer(unit: Unit, settings: WriteSettings, rows: int, errors: dict[str, in
         next_offset=unit.next_offset,
         next_index=unit.next_index,
         seconds={stage: round(seconds, 6) for stage, seconds in unit.seconds.items()},
+        next_in_group=unit.next_in_group,
     )
 
 

@@ -109,6 +109,7 @@ class UnitFooter:
         next_offset: place in the shard where the next unit begins, in bytes or in entries.
         next_index: index of the next unit's first sample in the shard.
         seconds: seconds of the stages before the write, by stage.
+        next_in_group: samples from `next_offset` on that come before the next unit; as in Unit.
     """
 
     provenance: Provenance
@@ -124,10 +125,16 @@ class UnitFooter:
     next_offset: int
     next_index: int
     seconds: dict[str, float]
+    next_in_group: int = 0
 
     def to_json(self) -> bytes:
-        """Return the value of FOOTER_KEY: one flat object, with the fields of the provenance first."""
+        """Return the value of FOOTER_KEY: one flat object, with the fields of the provenance first.
+
+        The footer of a unit that ends at a whole group or row is that of earlier versions.
+        """
         told = asdict(self)
+        if not self.next_in_group:
+            del told["next_in_group"]
         return json.dumps(told.pop("provenance") | told).encode()
 
     @classmethod

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from wordsworth.pipeline.sources.file_kinds import table_form
-from wordsworth.pipeline.sources.nested_fields import Field, Tree, find_field, tree_of, type_at
+from wordsworth.pipeline.sources.nested_fields import Field, Tree, find_field, is_list, tree_of, type_at
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.table_cells import URI_FIELDS, valid_text
 
@@ -11,6 +11,7 @@ JSON_FORMS = ("jsonl", "json")  # forms of tables whose records have fields of t
 # Names of the column of images, the first one counts. Not used with --image-column, or if only one column
 # holds bytes.
 NAMES = ("image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name")
+LISTS = ("images",)  # names of columns of lists; they count where none of NAMES is there
 
 
 def field_by_name(tree: Tree, path: str, settings: ReadSettings) -> Field:
@@ -26,9 +27,8 @@ def field_by_name(tree: Tree, path: str, settings: ReadSettings) -> Field:
     """
     if settings.image_column:
         return known_field(settings.image_column, tree, path, "--image-column")
-    for name in tree:
-        if name in NAMES:
-            return Field(name, (name,))
+    for name in [*(name for name in tree if name in NAMES), *(name for name in tree if name in LISTS)]:
+        return Field(name, (name,))
     raise StoreFault(
         f"{path} has no column that says where its images are ({_shown(tree)}): name it with --image-column"
     )
@@ -36,7 +36,8 @@ def field_by_name(tree: Tree, path: str, settings: ReadSettings) -> Field:
 
 def names_images(columns: list[str], settings: ReadSettings) -> bool:
     """Return whether one of the columns is the column of images."""
-    return settings.image_column in columns if settings.image_column else any(c in NAMES for c in columns)
+    wanted = (settings.image_column,) if settings.image_column else NAMES + LISTS
+    return any(column in wanted for column in columns)
 
 
 def field_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> Field:
@@ -73,9 +74,11 @@ def path_beside_bytes(schema: pa.Schema, image: Field) -> Field | None:
 def content(kind: pa.DataType) -> str | None:
     """Return what a column holds: "bytes", "uri", or None for neither.
 
-    A struct counts as its bytes, as in datasets of Hugging Face, or as the URI in it.
+    A list counts as its entries; a struct as its bytes, as in datasets of Hugging Face, or as the URI in it.
     """
     kind = getattr(kind, "storage_type", kind)
+    while is_list(kind):
+        kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_struct(kind):

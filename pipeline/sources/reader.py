@@ -37,7 +37,12 @@ TarStream = Decompressed | io.BufferedReader
 
 
 def read_units(
-    shard: Shard, settings: ReadSettings, number: int = 0, position: int = 0, index: int = 0
+    shard: Shard,
+    settings: ReadSettings,
+    number: int = 0,
+    position: int = 0,
+    index: int = 0,
+    in_group: int = 0,
 ) -> Iterator[Unit]:
     """Yield the units of a shard, from one of them on.
 
@@ -51,11 +56,12 @@ def read_units(
         number: number of the first unit to yield
         position: place of its first sample: a byte of a tar, an entry of a page, a row of a table
         index: index of its first sample in the shard
+        in_group: samples from `position` on that come before it, of a group of a tar or a list in a table
     """
     cutter = _Cutter(shard=shard, settings=settings, number=number, position=position, index=index)
     held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
     try:
-        for sample in _samples(shard, settings, position, cutter.skipped):
+        for sample in _samples(shard, settings, position, in_group, cutter.skipped):
             if held is not None and cutter.add(held):
                 yield cutter.cut()
             held = sample
@@ -68,7 +74,7 @@ def read_units(
 
 
 def _samples(
-    shard: Shard, settings: ReadSettings, position: int, skipped: "SkippedMembers"
+    shard: Shard, settings: ReadSettings, position: int, in_group: int, skipped: "SkippedMembers"
 ) -> Iterator[EncodedSample]:
     if shard.kind == "tar":
         return tar_samples(shard, settings, position, skipped)
@@ -76,7 +82,7 @@ def _samples(
         return page_samples(shard, settings, position)
     fs, path = open_exact(shard.uri, settings.storage_options)
     _check_unchanged(fs, path, shard)
-    return table_samples(shard, settings, position)
+    return table_samples(shard, settings, position, in_group)
 
 
 @dataclass(kw_only=True)
@@ -120,6 +126,7 @@ class _Cutter:
             number=self.number,
             last=last,
             next_offset=end,
+            next_in_group=self.batch[-1].next_in_group if self.batch else 0,
             next_index=self.index + len(self.batch),
             bytes_read=self._bytes_read(end, last),
             samples=_sample_table(self.batch, self.shard.first_index + self.index, len(self.settings.keep)),

@@ -48,6 +48,8 @@ class EncodedSample:
     Attributes:
         key: key of the sample; None for the rest of a shard that is cut
         next: place in the shard where reading goes on: a byte of a tar, an entry of a page, a row of a table
+        next_in_group: samples that a reading from `next` on gives before it goes on: those of a group of a
+            tar, or of a table's row with a list of images, that were given already
         offset: byte offset of the image in the shard; None where no range read finds the image
         size: bytes of the image; None where there is none
         data: the image, encoded; empty where `error` is set
@@ -61,6 +63,7 @@ class EncodedSample:
 
     key: str | None
     next: int
+    next_in_group: int = 0
     offset: int | None = None
     size: int | None = None
     data: bytes = b""

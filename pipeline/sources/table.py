@@ -1,7 +1,8 @@
 """Read tables as sources: a row is a sample, its image stands in a cell or is named there by a URI."""
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -42,8 +43,10 @@ from wordsworth.pipeline.storage.filesystem import open_exact, without_credentia
 Span = tuple[int, int]  # bytes of the file that were read before a record, and including the record
 
 
-def table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
-    """Yield the samples of a table from row `position` on.
+def table_samples(
+    shard: Shard, settings: ReadSettings, position: int, in_group: int = 0
+) -> Iterator[EncodedSample]:
+    """Yield the samples of a table from row `position` on, without the first `in_group` samples of that row.
 
     The damaged rest of a table is one row without a key.
 
@@ -52,34 +55,46 @@ def table_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterat
         OSError: the store fails.
     """
     fs, path = open_exact(shard.uri, settings.storage_options)
-    return fetched(named_samples(fs, path, shard, settings, position), shard, settings)
+    return fetched(named_samples(fs, path, shard, settings, Place(position, in_group)), shard, settings)
 
 
 def table_rows(shard: Shard, settings: ReadSettings) -> Iterator[NamedImage]:
     """Yield the samples of a table, each with the URI of its image. The images are not fetched."""
     fs, path = open_exact(shard.uri, settings.storage_options)
-    return named_samples(fs, path, shard, settings, 0)
+    return named_samples(fs, path, shard, settings, Place(0))
+
+
+class Place(NamedTuple):
+    """Say where reading begins.
+
+    Attributes:
+        row: number of the first row
+        in_group: samples of that row that were given before; a row with a list of images has several
+    """
+
+    row: int
+    in_group: int = 0
 
 
 def named_samples(
-    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
+    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, place: Place
 ) -> Iterator[NamedImage]:
-    """Yield the samples of the table at `path`, from row `position` on, each with the URI of its image."""
+    """Yield the samples of the table at `path`, from a place on, each with the URI of its image."""
     if table_form(path) == "parquet":
-        return _parquet_samples(fs, path, shard, settings, position)
-    return _text_samples(fs, path, shard, settings, position)
+        return _parquet_samples(fs, path, shard, settings, place)
+    return _text_samples(fs, path, shard, settings, place)
 
 
 def _text_samples(
-    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
+    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, place: Place
 ) -> Iterator[NamedImage]:
     """Yield the samples of a table of text.
 
-    There is no way into the middle of such a file: rows before `position` are read past. A cut counts only
+    There is no way into the middle of such a file: rows before the place are read past. A cut counts only
     when it is met twice at the same row.
     """
     met: int | None = None  # the row where the reading before was cut
-    next_row = position
+    next_row, given = place
     for _ in range(MAX_READINGS):
         maker: _SampleMaker | None = None
         end = 0
@@ -96,7 +111,8 @@ def _text_samples(
                 if maker is None or record.values is None:
                     yield _bad(record, row, span), None
                 else:
-                    yield maker.sample(record.values, row, span)
+                    yield from islice(maker.samples(record.values, row, span), given, None)
+                given = 0
             return
         except TableCut as cut:
             if met == next_row:
@@ -125,14 +141,14 @@ def _bad(record: Record, row: int, span: Span) -> EncodedSample:
 
 
 def _parquet_samples(
-    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, position: int
+    fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings, place: Place
 ) -> Iterator[NamedImage]:
     """Yield the samples of a Parquet file.
 
     A cut counts only when it is met twice at the same row. The readings after the first are done row by row.
     """
     met: int | None = None  # the row where the reading before was cut
-    row = position
+    row, given = place
     end = 0
     for reading in range(MAX_READINGS):
         try:
@@ -145,7 +161,8 @@ def _parquet_samples(
                 maker.class_labels = class_labels(table.schema)
             columns = [column_to_read(table.schema, field) for field in maker.paths]
             for record in table.records(columns, row, one_by_one=reading > 0):
-                yield maker.sample(record.values or {}, row, (end, record.end))
+                yield from islice(maker.samples(record.values or {}, row, (end, record.end)), given, None)
+                given = 0
                 row += 1
                 end = record.end
             return
@@ -192,13 +209,33 @@ class _SampleMaker:
         # What the path says of each row. A column of the file itself comes first.
         self.in_path = {path[0]: in_path[path[0]] for path in wanted if path[0] not in tree}
 
-    def sample(self, values: dict[str, Any], row: int, span: Span) -> NamedImage:
-        """Return the sample of a row, and the URI of its image; None where the row holds the image itself."""
+    def samples(self, values: dict[str, Any], row: int, span: Span) -> Iterator[NamedImage]:
+        """Yield the samples of a row, each with the URI of its image; None where the row holds the image.
+
+        A list gives a sample for each of its images, and an empty list one without an image.
+        """
         if self.in_path:
             values = self.in_path | values
-        image = cell_image(self.image.of(values), self.max_bytes)
+        cell = self.image.of(values)
+        cells = list(_flat(cell)) if isinstance(cell, list) else None
+        if not cells:
+            yield self._sample(values, None if cells == [] else cell, row, span)
+            return
+        for number, one in enumerate(cells):
+            made, uri = self._sample(values, one, row, span, number)
+            if number + 1 < len(cells):
+                made.next = row
+                made.next_in_group = number + 1
+                made.span = (span[0], span[0])  # the last one counts the bytes of the row
+            yield made, uri
+
+    def _sample(
+        self, values: dict[str, Any], cell: Any, row: int, span: Span, number: int | None = None
+    ) -> NamedImage:
+        """Return the sample of an image. number: its place in the row's list, None where there is no list."""
+        image = cell_image(cell, self.max_bytes)
         made = EncodedSample(
-            key=self._key(values, image.uri, row),
+            key=self._key(values, image.uri, row, number),
             next=row + 1,
             size=image.size,
             data=image.data or b"",
@@ -212,8 +249,13 @@ class _SampleMaker:
             made.detail = f"column {valid_text(self.image.name)} is empty"
         return made, image.uri
 
-    def _key(self, values: dict[str, Any], uri: str | None, row: int) -> str:
-        """Return the key of a row: the cell of the key column, else the image's name, else the number."""
+    def _key(self, values: dict[str, Any], uri: str | None, row: int, number: int | None) -> str:
+        """Return the key of a row: the cell of the key column, else the image's name, else the number.
+
+        An image in a list has its place there behind that, and no name of its own.
+        """
+        if number is not None:
+            return f"{self._key(values, None, row, None)}#{number}"
         if self.key and not self.is_unnamed:
             key = key_text(self.key.of(values))
         elif self.names:
@@ -234,3 +276,12 @@ class _SampleMaker:
         if image.size is not None:
             return f"({image.size} bytes)"
         return None if image.uri is None else as_text(without_credentials(image.uri))
+
+
+def _flat(cells: list[Any]) -> Iterator[Any]:
+    """Yield the entries of a list, and those of lists in it."""
+    for cell in cells:
+        if isinstance(cell, list):
+            yield from _flat(cell)
+        else:
+            yield cell

@@ -27,6 +27,7 @@ from wordsworth.pipeline.verification.recount_lines import (
     json_records,
 )
 
+_LIST = "images"  # name of a column with lists of images, which counts where none of _IMAGES is there
 _MAX_DECODED_BYTES = 64 << 20  # bytes of Parquet decoded at once
 # Names of columns that hold images.
 _IMAGES = {"image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name"}
@@ -120,7 +121,7 @@ def table_rows(
         yield from _parquet_rows(file, image_column, key, in_path, by_number)
         return
     column = image_column
-    wanted = {image_column} if image_column else _IMAGES
+    wanted = {image_column} if image_column else {*_IMAGES, _LIST}
     for number, record in enumerate(_text_records(file, name.lower(), wanted)):
         if isinstance(record, Broken):
             yield Row(None, None, "shard_truncated")
@@ -128,10 +129,8 @@ def table_rows(
         if record is None:
             yield Row(str(number), None, "bad_record")
         else:
-            column = column or next((name for name in record if name in _IMAGES), None)
-            if column is None:
-                raise Unusable("no column says where its images are")
-            yield _row(number, {**in_path, **record}, column, key)
+            column = column or _named(list(record))
+            yield from _rows(number, {**in_path, **record}, column, key)
 
 
 def _text_records(
@@ -179,8 +178,8 @@ def _unescaped(text: str) -> str:
     return plain.decode("utf-8", "replace")
 
 
-def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | None) -> Row:
-    """Return the row of a record.
+def _rows(number: int, record: JsonRecord | CsvRecord, column: str, key: str | None) -> Iterator[Row]:
+    """Yield the rows of a record: one, or one for each image of its list.
 
     Args:
         number: of the record in the table, from 0.
@@ -188,12 +187,26 @@ def _row(number: int, record: JsonRecord | CsvRecord, column: str, key: str | No
         column: the column with the images.
         key: column that names the rows, or None.
     """
-    image = image_cell(cell_of(record, column))
-    if key is not None and key != column:
-        name = key_text(cell_of(record, key))
-    else:
-        name = key_text(None if image.name is None else without_credentials(image.name))
-    return Row(str(number) if name is None else name, image.size, image.error)
+    cell = cell_of(record, column)
+    name = key_text(cell_of(record, key)) if key is not None and key != column else None
+    if not isinstance(cell, list):
+        image = image_cell(cell)
+        if name is None and image.name is not None and key in (None, column):
+            name = key_text(without_credentials(image.name))
+        yield Row(str(number) if name is None else name, image.size, image.error)
+        return
+    waiting = [cell]  # lists and their entries, the next one last
+    num_images = 0
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, list):
+            waiting.extend(reversed(entry))
+            continue
+        image = image_cell(entry)
+        yield Row(f"{number if name is None else name}#{num_images}", image.size, image.error)
+        num_images += 1
+    if num_images == 0:
+        yield Row(str(number) if name is None else name, None, "missing_image")
 
 
 # ---- Parquet --------------------------------------------------------------------------------------------
@@ -211,10 +224,11 @@ def _parquet_rows(
             tops = {_top(name, {*table.schema_arrow.names, *in_path}) for name in (column, key or column)}
             names = _names(file, table, column, by_number) if key in (None, column) else None
             for row in _records_from(number, table, batch_size, sorted(tops)):
-                found = _row(number, {**in_path, **row}, column, key)
+                found = _rows(number, {**in_path, **row}, column, key)
                 if names is not None:
-                    found = found._replace(key=names.get(cell_of(row, f"{column}.path")) or str(number))
-                yield found
+                    own = names.get(cell_of(row, f"{column}.path")) or str(number)
+                    found = (one._replace(key=own) for one in list(found))
+                yield from found
                 number += 1
             return
         except Unusable:
@@ -303,13 +317,20 @@ def _image_column(schema: pa.Schema) -> str:
     cells = [field.name for field in schema if _has_bytes(field.type)]
     if len(cells) == 1:
         return cells[0]
-    named = [name for name in schema.names if name in _IMAGES]
-    if not named:
+    return _named(schema.names)
+
+
+def _named(columns: list[str]) -> str:
+    """Return the first column that has the name of a column with images."""
+    named = [name for name in columns if name in _IMAGES]
+    if not named and _LIST not in columns:
         raise Unusable("no column says where its images are")
-    return named[0]
+    return named[0] if named else _LIST
 
 
 def _has_bytes(kind: pa.DataType) -> bool:
+    if "list" in type(kind).__name__.lower():
+        return _has_bytes(kind.value_type)
     if isinstance(kind, pa.StructType):
         return any(field.name == "bytes" and _has_bytes(field.type) for field in kind)
     value = kind.value_type if isinstance(kind, pa.DictionaryType) else kind

@@ -1,5 +1,6 @@
 """Tables and compressed tars through the whole plan on a local Ray: a record is a row, resumed, verified."""
 
+import base64
 import json
 from collections import Counter
 from pathlib import Path
@@ -104,6 +105,35 @@ def test_a_run_over_tables_and_compressed_tars_goes_on_where_it_was_killed(tmp_p
     assert sorted(rows(tmp_path / "out"), key=lambda row: (row["shard"], row["index"])) == whole
     assert summary.bytes_read == sum(path.stat().st_size for path in sources)
     assert verify(str(tmp_path / "out"), source=True).ok
+
+
+def test_a_run_over_lists_of_images_goes_on_within_a_list_and_tries_its_failures_again(tmp_path, model):
+    packed = [base64.b64encode(photo(number)).decode() for number in range(5)]
+    cells = [packed[:3], [], ["late.jpg", packed[3]], [f"data:image/jpeg;base64,{packed[4]}"]]
+    table = write_jsonl(
+        tmp_path / "t.jsonl", [{"id": f"k{n}", "images": cell} for n, cell in enumerate(cells)]
+    )
+    asked = {"key": "id", "unit_rows": 2}
+    run(tmp_path / "out", model, table, **asked)
+    whole = rows(tmp_path / "out")
+    keys = ["k0#0", "k0#1", "k0#2", "k1", "k2#0", "k2#1", "k3#0"]
+    assert [row["key"] for row in whole] == keys
+    assert [row["error"] for row in whole] == [*[None] * 3, "missing_image", "not_found", None, None]
+    files = sorted((tmp_path / "out" / "predictions").glob("*.parquet"))
+    for path in (files[1], files[3]):  # they begin within a list
+        path.unlink()
+    (tmp_path / "out" / "_run" / "summary.json").unlink()
+    _, watcher = run(tmp_path / "out", model, table, **asked)
+    assert sorted(receipt.file for receipt in watcher.receipts) == [files[1].name, files[3].name]
+    assert rows(tmp_path / "out") == whole
+    (tmp_path / "late.jpg").write_bytes(photo(9))
+    summary, _ = run(tmp_path / "out", model, table, retry_errors=True, **asked)
+    assert summary.errors == {"missing_image": 1}
+    after = rows(tmp_path / "out")
+    assert [row["key"] for row in after] == keys and after[4]["label"] in model.labels
+    assert [row for row in after if row["key"] != "k2#0"] == [row for row in whole if row["key"] != "k2#0"]
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok and report.recounted == 7, report.findings
 
 
 def test_a_damaged_table_and_a_cut_compressed_tar_say_so_and_verify(tmp_path, model, sources):

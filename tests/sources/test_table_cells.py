@@ -357,3 +357,141 @@ def test_where_paths_cannot_be_read_no_path_is_a_key(tmp_path):
     assert path.read_bytes() != data
     assert [row["key"] for row in rows_of(units_of(path))] == [*map(str, range(30)), None]
     assert_recounted(path)
+
+
+# ---- lists of images ---------------------------------------------------------------------------------------
+
+COUNTS = (2, 0, 1, 5, None, 3, 1)  # images of each row; None: the list is null
+NO_NAMES = [""] * 12
+
+
+def lists(form: str, names: list[str]) -> pa.Array:
+    """Return a column with lists of COUNTS images, of JPEGs of different sizes or of these names."""
+    cells: list[list | None] = []
+    at = 0
+    for count in COUNTS:
+        of_row = range(at, at + (count or 0))
+        at += count or 0
+        images = {
+            "structs": [{"bytes": JPEG + bytes(n), "path": f"{n}.jpg"} for n in of_row],
+            "bytes": [JPEG + bytes(n) for n in of_row],
+            "names": [names[n] for n in of_row],
+            "base64": [packed(JPEG + bytes(n)) for n in of_row],
+            "nested": [[JPEG + bytes(n)] for n in of_row],
+            "named structs": [{"url": names[n]} for n in of_row],
+        }
+        cells.append(None if count is None else images[form])
+    kinds = {
+        "structs": STRUCT,
+        "bytes": pa.large_binary(),
+        "nested": pa.list_(pa.binary()),
+        "named structs": pa.struct([("url", pa.string())]),
+    }
+    return pa.array(cells, pa.list_(kinds.get(form, pa.string())))
+
+
+LIST_KEYS = [
+    f"{row}" if not count else f"{row}#{number}"
+    for row, count in enumerate(COUNTS)
+    for number in range(count or 1)
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [(form, "t.parquet") for form in ("structs", "bytes", "names", "base64", "nested", "named structs")]
+    + [(form, "t.jsonl") for form in ("names", "base64", "named structs")],
+)
+def test_each_image_of_a_list_is_a_row_and_so_is_an_empty_list(tmp_path, form, name):
+    names = write_files(tmp_path / "p", 12)
+    images = lists(form, names)
+    ids = [f"k{row}" for row in range(len(COUNTS))]
+    path = tmp_path / name
+    if name == "t.jsonl":
+        write_jsonl(
+            path, [{"id": i, "images": cell} for i, cell in zip(ids, images.to_pylist(), strict=True)]
+        )
+    else:
+        write_parquet(path, {"id": ids, "images": images}, rows_in_group=3)
+    units = units_of(path, rows=99, keep=("id", "images"))
+    rows = rows_of(units)
+    assert [row["key"] for row in rows] == LIST_KEYS
+    assert [row["error"] for row in rows] == [
+        "missing_image" if "#" not in key else None for key in LIST_KEYS
+    ]
+    good = [row for row in rows if row["error"] is None]
+    if "names" in form or "named" in form:
+        assert payload(units) == b"".join((tmp_path / one).read_bytes() for one in names)
+        assert [row["sidecars"][1] for row in good] == names
+    else:
+        assert payload(units) == b"".join(JPEG + bytes(n) for n in range(12))
+        assert [row["sidecars"][1] for row in good] == [f"({len(JPEG) + n} bytes)" for n in range(12)]
+    assert all(row["sidecars"][0] == f"k{row['key'][0]}" for row in rows)
+    assert_recounted(path)
+    assert [row["key"] for row in rows_of(units_of(path, key="id"))] == [f"k{key}" for key in LIST_KEYS]
+    assert_recounted(path, key="id")
+    if form == "named structs":
+        assert rows_of(units_of(path, image_column="images.url"))[0]["key"] == "0#0"
+        assert_recounted(path, image_column="images.url")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+@pytest.mark.parametrize("unit_rows", [1, 2, 3, 4])
+def test_a_reading_begun_within_a_list_makes_the_same_units_and_counts_every_byte_once(
+    tmp_path, name, unit_rows
+):
+    path = tmp_path / name
+    cells = lists("base64", NO_NAMES)
+    if name == "t.jsonl":
+        write_jsonl(path, [{"images": cell} for cell in cells.to_pylist()])
+    else:
+        write_parquet(path, {"images": cells}, rows_in_group=2)
+    units = units_of(path, rows=unit_rows)
+    assert any(unit.next_in_group for unit in units) and not units[-1].next_in_group
+    assert sum(unit.bytes_read for unit in units) == path.stat().st_size
+    for unit in units[:-1]:
+        place = (unit.number + 1, unit.next_offset, unit.next_index, unit.next_in_group)
+        again = list(read_units(shard_of(path), ReadSettings(unit_rows=unit_rows), *place))
+        rest = units[unit.number + 1 :]
+        assert [one.to_arrow().drop_columns(["seconds_read"]) for one in again] == [
+            one.to_arrow().drop_columns(["seconds_read"]) for one in rest
+        ]
+
+
+def test_a_damaged_image_in_a_list_costs_no_other(tmp_path):
+    cell = [packed(JPEG), packed(JPEG)[:-1] + "*", None, "", {"path": None}, "gone.jpg", 7]
+    path = write_jsonl(
+        tmp_path / "t.jsonl", [{"images": cell}, {"images": packed(JPEG)}, {"images": [[], []]}]
+    )
+    rows = rows_of(units_of(path))
+    assert [(row["key"], row["error"]) for row in rows] == [
+        ("0#0", None),
+        ("0#1", "bad_record"),
+        *((f"0#{number}", "missing_image") for number in (2, 3, 4)),
+        ("0#5", "not_found"),
+        ("0#6", "not_found"),
+        ("1", None),
+        ("2", "missing_image"),
+    ]
+    assert_recounted(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_list, pa.list_view, pa.large_list_view, lambda of: pa.list_(of, 2)]
+)
+def test_lists_of_every_arrow_type_are_read(tmp_path, kind):
+    column = pa.array([[JPEG, JPEG], [JPEG, None]], kind(pa.binary()))
+    try:
+        path = write_parquet(tmp_path / "t.parquet", {"photos": column})
+    except pa.ArrowNotImplementedError:
+        pytest.skip("pyarrow does not write these")
+    assert payload(units_of(path)) == JPEG * 3
+    assert_recounted(path)
+
+
+def test_the_list_that_holds_images_is_kept_without_them(tmp_path):
+    path = write_parquet(tmp_path / "t.parquet", {"images": lists("structs", NO_NAMES)})
+    (first, *_) = rows_of(units_of(path, image_column="images.bytes", keep=("images", "images.path")))
+    sizes = [f"({len(JPEG) + n} bytes)" for n in range(2)]
+    cells = [{"bytes": size, "path": f"{n}.jpg"} for n, size in enumerate(sizes)]
+    assert list(map(json.loads, first["sidecars"])) == [cells, ["0.jpg", "1.jpg"]]

@@ -127,7 +127,7 @@ def test_images_are_fetched_several_at_a_time_and_what_waits_is_bounded(tmp_path
 
 def _pairs(path, settings):
     shard = shard_of(path)
-    return table.named_samples(*open_filesystem(str(path)), shard, settings, 0)
+    return table.named_samples(*open_filesystem(str(path)), shard, settings, table.Place(0))
 
 
 @pytest.mark.parametrize(

@@ -332,3 +332,18 @@ def test_structs_of_images_have_one_kind_of_key(tmp_path):
     assert report.ok and report.recounted == 3, "a run of an earlier version stays what it was"
     lossy = build(tmp_path / "lossy", path, reader=lambda shard: by_number(shard)[:2])
     assert "missing_sample" in codes(verify(str(lossy), source=True))
+
+
+@pytest.mark.parametrize("drops", ["later images", "empty lists"])
+def test_a_reader_that_drops_images_of_lists_or_empty_lists_is_caught(tmp_path, drops):
+    cells = [[image_bytes(0), image_bytes(1)], [], [image_bytes(2)]]
+    path = write_parquet(tmp_path / "in" / "t.parquet", {"images": pa.array(cells, pa.list_(pa.binary()))})
+    whole = verify(str(build(tmp_path / "whole", path)), source=True)
+    assert whole.ok and whole.recounted == 4, whole.findings
+
+    def lossy(shard):
+        lost = "0#1" if drops == "later images" else "1"
+        return [row for row in read_rows(shard) if row["key"] != lost]
+
+    out = build(tmp_path / "out", path, reader=lossy)
+    assert verify(str(out)).ok and codes(verify(str(out), source=True)) == {"missing_sample"}

@@ -35,11 +35,11 @@ import webdataset
 from benchmarks.machine import machine, write_rows
 from tests.support.faulty import FaultyFileSystem, multi_format_tar, places
 from tests.support.tars import END
-from wordsworth.pipeline.sources import reader
+from wordsworth.pipeline.sources import tar_reader
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.sources.tar import read_samples
+from wordsworth.pipeline.sources.tar_groups import read_samples
 
 FIELDS = ("fault", "reader", "buffer", "places", "exact", "raised", "silently_short", "versions", "machine")
 NEVER = -1
@@ -54,7 +54,7 @@ class Said(Exception):
 
 def ours(fs: FaultyFileSystem, buffer: int) -> Rows:
     """Read by the labeler's reader."""
-    reader.open_filesystem = lambda uri, options=None: (fs, uri)
+    tar_reader.open_exact = lambda uri, options=None: (fs, uri)
     made = []
     shard = Shard(kind="tar", uri="s.tar", size=len(fs.data), version="1")
     for unit in read_units(shard, ReadSettings(unit_rows=4, keep=("json",))):

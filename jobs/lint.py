@@ -49,6 +49,7 @@ def lint(
         storage_options=storage,
         image_column=source.image_column,
         key=source.key,
+        key_rule=source.key_rule,
     )
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("listing") as status:

@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter, validators
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE, KeyRule
 from wordsworth.pipeline.storage.filesystem import ALLOW_HTTP
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ class SourceOptions(StoreOptions):
     include_hidden: Annotated[bool, Flag] = False
     """Take the names too that are skipped: .names, thumbnails, trash, checkpoints, a table's own _records
     (docs/sources.md)."""
+    key_rule: KeyRule = DEFAULT_KEY_RULE
+    """Where the key of a tar's member ends. first-dot: as in webdataset. auto: likewise, but images that only
+    their dots tell apart, as 22.01.png and 22.02.png, are a sample each (docs/sources.md)."""
     key: str | None = None
     """Column of a table that names its rows. Without it: the image's URI as given, or the row's number where
     the images are bytes."""
@@ -142,7 +146,7 @@ class SourceOptions(StoreOptions):
 
     def asked(self) -> dict[str, Any]:
         """Return the fields of a LabelRequest that say how the source is read."""
-        names = ("format", "image_keys", "image_column", "key", "include_hidden", "follow_links")
+        names = ("format", "image_keys", "image_column", "key", "include_hidden", "follow_links", "key_rule")
         return {name: getattr(self, name) for name in names} | {"storage_options": self.storage}
 
 

@@ -91,7 +91,7 @@ class Unit:
         seconds: seconds of each stage that the unit went through.
         fault: why the store could not be read, or None. A unit with a fault has no samples and
             writes nothing.
-        skipped: a JSON object: members of a tar that are no part of a sample, by kind.
+        skipped: a JSON object: what a tar has beside the samples, by kind (sources.tar_reader).
         prediction: the JSON of a GpuCall; None on CPUs.
         next_in_group: samples from `next_offset` on that come before the next unit: the unit ends within a
             group of a tar that was divided into samples, or within a table's row with a list of images.

@@ -15,6 +15,7 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.class_labels import first_class_labels, labels_by_name
 from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE, FIRST_DOT
 from wordsworth.pipeline.storage.filesystem import absolute_uri, open_filesystem, without_credentials
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.inference import resolve_precision
@@ -30,6 +31,7 @@ MAX_SOURCES_NAMED = 1000  # sources that a plan names; of a longer list it holds
 # Whether kept columns have the names of classes in place of numbers. The first page of a listing decides it,
 # not the command, so it is no difference between two commands.
 CLASS_NAMES = "class-names"
+KEY_RULE = "key-rule"  # name of an option
 MAX_VALUE_LENGTH = 60  # characters of an option's value in a message
 
 
@@ -66,6 +68,8 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
         "include-hidden": request.include_hidden,
         "follow-links": request.follow_links if request.follow_links != "inside" else None,
     }
+    if request.key_rule != FIRST_DOT:  # a plan that names no rule has that of earlier versions
+        rare[KEY_RULE] = request.key_rule
     for name, value in rare.items():
         if value:
             asked[name] = value
@@ -129,9 +133,13 @@ def refuse_another_run(run: RunFolder, plan: RunPlan, asked: JsonObject) -> None
     """
     if plan.schema_version != SCHEMA_VERSION:
         raise UserError(f"{run.uri} was begun by another version of wordsworth: choose a new --output")
+    asked = {KEY_RULE: FIRST_DOT} | asked
+    if KEY_RULE not in plan.asked and asked[KEY_RULE] == DEFAULT_KEY_RULE:
+        asked[KEY_RULE] = FIRST_DOT  # the run goes on as it began
+    before_asked = {KEY_RULE: FIRST_DOT} | plan.asked
     differing = []
-    for name in asked | plan.asked:
-        before = plan.asked.get(name)
+    for name in asked | before_asked:
+        before = before_asked.get(name)
         now = asked.get(name)
         if before != now and name != CLASS_NAMES:
             differing.append(f"{name} was {_shortened(before)} and is {_shortened(now)}")
@@ -140,6 +148,11 @@ def refuse_another_run(run: RunFolder, plan: RunPlan, asked: JsonObject) -> None
             f"{run.uri} holds another run: {'; '.join(differing)}. "
             "Choose a new --output, or repeat the first command"
         )
+
+
+def key_rule_of(plan: RunPlan) -> str:
+    """Return the rule for the keys of tars that a run began with."""
+    return plan.asked.get(KEY_RULE, FIRST_DOT)
 
 
 def _shortened(value: Any) -> str:

@@ -6,6 +6,7 @@ from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.model_target import ModelTarget
 from wordsworth.pipeline.sources.passed_over import ListingRules
+from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
 
@@ -26,6 +27,7 @@ class LabelRequest:
         target: finds the class of an image, for `evaluate`; its sidecar is one of `keep`.
         include_hidden: take the names too that are skipped.
         follow_links: "inside", or "outside" to follow links to folders out of the sources.
+        key_rule: how the names of a tar's members become keys: a rule of `sources.tar_groups`.
         storage_options: for fsspec.
         top_k: classes in a row; 0 gives no labels.
         embedding: "float16" or "float32"; None gives no embeddings.
@@ -59,6 +61,7 @@ class LabelRequest:
     target: ModelTarget | None = None
     include_hidden: bool = False
     follow_links: str = "inside"
+    key_rule: str = DEFAULT_KEY_RULE
     storage_options: StorageOptions = field(default_factory=dict)
     top_k: int = 5
     embedding: str | None = None

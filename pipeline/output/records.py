@@ -104,7 +104,7 @@ class UnitFooter:
         last: whether the shard ends with this unit.
         rows: rows in the file.
         errors: rows with an error, by code.
-        skipped: members of a tar that are no part of a sample, by kind.
+        skipped: what a tar has beside the samples, by kind, as in Unit.
         bytes_read: bytes of the source that the unit took.
         next_offset: place in the shard where the next unit begins, in bytes or in entries.
         next_index: index of the next unit's first sample in the shard.

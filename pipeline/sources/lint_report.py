@@ -22,10 +22,12 @@ CODES = {  # in the order in which a shard's findings are shown
     "unsorted": "a key smaller than the one before it",
     "not_utf8_name": "a name that is not UTF-8; its key has escapes",
     "unsafe_key": "a key that would leave its folder if it became a path",
+    "shared_name": "images whose names differ behind the first dot alone: --key-rule decides on them",
+    "other_image": "images of a sample beside the one that is labelled",
     "hidden_extension": "an image that only the last part of its extension tells",
     "skipped_member": "a member that is no part of a sample",
 }
-HARMLESS = {"skipped_member"}  # counted and shown, but no reason to exit with 3
+HARMLESS = {"skipped_member", "other_image"}  # counted and shown, but no reason to exit with 3
 MOST_PLACES = 100  # places kept of one shard and code
 MOST_TEXT = 1000  # characters kept of a key or a detail: a name in a tar can have a million
 

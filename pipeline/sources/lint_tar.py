@@ -1,20 +1,25 @@
 """Check one tar, sample by sample. Memory holds a hash for every key, and never a member's data."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from wordsworth.pipeline.sources.lint_report import MOST_TEXT, LintPlace, ShardFindings
-from wordsworth.pipeline.sources.reader import settle, tar_stream
 from wordsworth.pipeline.sources.samples import MAX_READINGS, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.sources.tar import TarNote, TarSample, read_samples
-from wordsworth.pipeline.sources.tar_fields import image_field
+from wordsworth.pipeline.sources.tar import TarNote
+from wordsworth.pipeline.sources.tar_fields import image_field, other_images, sample_rule
+from wordsworth.pipeline.sources.tar_groups import TarSample
 from wordsworth.pipeline.sources.tar_headers import TarCut
 from wordsworth.pipeline.sources.tar_keys import is_skipped, split_key
+from wordsworth.pipeline.sources.tar_reader import settle, tar_stream
+from wordsworth.pipeline.sources.tar_split import read_by_rule, shared_keys
 from wordsworth.pipeline.storage.filesystem import open_exact
 
 _MOST_SIDECARS = 64  # extensions whose absence is counted, the first ones of a shard
 _TRAILING = "end blocks with more behind them: tarfile, webdataset and Ray stop here, the labeler reads on"
+_DIVIDED = "each is a sample, keyed up to the last dot; webdataset and --key-rule first-dot see one sample"
+_ONE_SAMPLE = "one of them is labelled (--key-rule first-dot); --key-rule auto takes each"
+_MOST_BASE = 80  # characters of a base name in a detail
 _Problem = tuple[str, int, str]  # code, byte offset, detail
 
 
@@ -29,22 +34,28 @@ def lint_tar(shard: Shard, settings: ReadSettings, found: ShardFindings) -> int:
     """
     fs, path = open_exact(shard.uri, settings.storage_options)
     lint = _TarLint(settings, found)
+    rule = sample_rule(settings)
     position = 0
+    in_group = 0  # samples from `position` on that were checked
     met: int | None = None  # where the reading before was cut
     for _ in range(MAX_READINGS):
-        torn: TarSample | None = None
+        torn: list[TarSample] = []
+        num_known = in_group  # samples to come that were checked
         lint.begin()
         with contextlib.closing(tar_stream(fs, path, shard.size, position)) as stream:
             try:
                 settle(stream, position)
                 # A limit of 0 refuses every member: none is held, and sizes and sparse files are known all
                 # the same.
-                for sample in read_samples(stream, position, max_member_bytes=0, on_note=lint.note):
-                    if sample.cut:
-                        torn = sample
+                for sample in read_by_rule(stream, position, 0, None, lint.note, rule):
+                    if num_known:
+                        num_known -= 1
+                    elif sample.cut:
+                        torn.append(sample)
                     else:
                         lint.add(sample)
-                        position = sample.end
+                        position = sample.next
+                        in_group = sample.next_in_group
                 return lint.end()
             except TarCut as cut:
                 if met == cut.offset:
@@ -64,6 +75,8 @@ class _TarLint:
         self.last_name = ""  # name of the first member of the sample before
         self.keys: set[int] = set()  # hashes of keys; two keys with equal 64 bits would be a false alarm
         self.sidecars = _Sidecars(settings.keep, found.most_places)
+        self.group: TarSample | None = None  # the first sample of a group that is divided
+        self.group_images = 0  # samples of the group
         self.noted = -1  # offset of the last note
         self.known = -1  # offset of the last note of the readings before
 
@@ -88,10 +101,12 @@ class _TarLint:
         """Check a sample."""
         image = image_field(sample, self.settings)
         name = next(iter(sample.fields.values())).name
+        self._group(sample)
         for problems in (
             self._order(sample, name),
             self._image(sample, image),
             self._members(sample, image),
+            self._other_images(sample, image),
         ):
             for code, offset, detail in problems:
                 self.found.add(code, sample.key, offset, detail)
@@ -104,6 +119,30 @@ class _TarLint:
         self.keys.add(hash(sample.key))
         self.last_key = sample.key
         self.last_name = name
+
+    def _group(self, sample: TarSample) -> None:
+        """Count the samples of a group that is divided."""
+        if self.group is not None and self.group.group_start != sample.group_start:
+            self._end_group()
+        if sample.group_start is not None:
+            self.group = self.group or sample
+            self.group_images += 1
+
+    def _end_group(self) -> None:
+        if self.group is not None and self.group.group_start is not None:
+            key = split_key(self.group.key)[0]
+            detail = f"{self.group_images} images share the base name {_base(key)}: {_DIVIDED}"
+            self.found.add("shared_name", key, self.group.group_start, detail)
+        self.group = None
+        self.group_images = 0
+
+    def _other_images(self, sample: TarSample, image: str | None) -> Iterator[_Problem]:
+        keys = shared_keys(sample, self.settings.image_keys)
+        if keys:
+            detail = f"{len(keys)} images share the base name {_base(sample.key)}: {_ONE_SAMPLE}"
+            yield "shared_name", sample.start, detail
+        elif image is not None and other_images(sample, self.settings):
+            yield "other_image", sample.start, f"{image} is labelled, of {', '.join(sample.fields)}"
 
     def _order(self, sample: TarSample, name: str) -> Iterator[_Problem]:
         if sample.key == self.last_key:
@@ -144,13 +183,15 @@ class _TarLint:
                 detail = f"{extension} has {member.size} bytes, at most {most} go"
                 yield "oversized_member", member.start, detail
 
-    def end(self, cut: TarCut | None = None, torn: TarSample | None = None) -> int:
+    def end(self, cut: TarCut | None = None, torn: Iterable[TarSample] = ()) -> int:
         """Return the number of samples.
 
         A torn sample counts if its image was whole: the labeler then has a row for it.
         """
-        if torn and image_field(torn, self.settings):
-            self.add(torn)
+        for sample in torn:
+            if image_field(sample, self.settings):
+                self.add(sample)
+        self._end_group()
         if cut:
             self.found.add("truncated", None, cut.offset, cut.reason)
         elif not self.num_samples:
@@ -159,6 +200,10 @@ class _TarLint:
             places = [LintPlace(key, start, f"has no {extension}") for key, start in first]
             self.found.add_all("missing_sidecar", places, count, extension)
         return self.num_samples
+
+
+def _base(key: str) -> str:
+    return key.rpartition("/")[2][:_MOST_BASE]
 
 
 class _Sidecars:

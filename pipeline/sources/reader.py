@@ -1,10 +1,7 @@
 """Read a shard: its samples, cut into units of encoded images."""
 
-import contextlib
-import io
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,27 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 from wordsworth.pipeline.errors import without_secrets
-from wordsworth.pipeline.sources import tar
-from wordsworth.pipeline.sources.compressed import Decompressed
-from wordsworth.pipeline.sources.file_kinds import compression
 from wordsworth.pipeline.sources.lost_objects import Loss, Witness, fault_of, loss_of
 from wordsworth.pipeline.sources.samples import (
-    MAX_READINGS,
     EncodedSample,
     ReadSettings,
     ShardChanged,
     StoreFault,
+    check_unchanged,
 )
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table import table_samples
-from wordsworth.pipeline.sources.tar_fields import encoded_sample, image_field, wanted_fields
-from wordsworth.pipeline.sources.tar_headers import TarCut
-from wordsworth.pipeline.storage.filesystem import join, open_exact, version_of
-from wordsworth.pipeline.storage.objects import object_bytes, object_info
-from wordsworth.pipeline.storage.streams import ObjectStream, with_retries
+from wordsworth.pipeline.sources.tar_reader import SkippedMembers, tar_samples
+from wordsworth.pipeline.storage.filesystem import join, open_exact
+from wordsworth.pipeline.storage.objects import object_bytes
+from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.unit import SAMPLE, Unit
-
-TarStream = Decompressed | io.BufferedReader
 
 
 def read_units(
@@ -74,14 +65,14 @@ def read_units(
 
 
 def _samples(
-    shard: Shard, settings: ReadSettings, position: int, in_group: int, skipped: "SkippedMembers"
+    shard: Shard, settings: ReadSettings, position: int, in_group: int, skipped: SkippedMembers
 ) -> Iterator[EncodedSample]:
     if shard.kind == "tar":
-        return tar_samples(shard, settings, position, skipped)
+        return tar_samples(shard, settings, position, in_group, skipped)
     if shard.kind == "images":
         return page_samples(shard, settings, position)
     fs, path = open_exact(shard.uri, settings.storage_options)
-    _check_unchanged(fs, path, shard)
+    check_unchanged(fs, path, shard)
     return table_samples(shard, settings, position, in_group)
 
 
@@ -171,139 +162,6 @@ def _sample_table(batch: list[EncodedSample], first_index: int, num_sidecars: in
     ]
     arrays = [pa.array(values, kind) for values, kind in zip(columns, SAMPLE.types, strict=True)]
     return pa.table(arrays, schema=SAMPLE)
-
-
-def _check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> None:
-    info = with_retries(lambda: object_info(fs, path))
-    if (info["size"], version_of(info)) != (shard.size, shard.version):
-        raise ShardChanged(f"{path} was replaced since the run was planned")
-
-
-# ---- tars -------------------------------------------------------------------------------------------------
-
-
-class SkippedMembers:
-    """Count the members of a tar that are no part of a sample, by unit, each once."""
-
-    def __init__(self) -> None:
-        self._noted: list[
-            tuple[int, str]
-        ] = []  # byte offset and kind of each member that lies in no unit yet
-
-    def note(self, note: tar.TarNote) -> None:
-        """Count a skipped member; ignore other notes."""
-        if note.what == "skipped":
-            self._noted.append((note.offset, note.kind))
-
-    def read_again(self, position: int) -> None:
-        """Forget the members from byte `position` on: another reading begins there."""
-        self._noted = [entry for entry in self._noted if entry[0] < position]
-
-    def take(self, end: int | None) -> Counter[str]:
-        """Return the number of members before byte `end`, by kind, and forget these; all members for None."""
-        taken = [entry for entry in self._noted if end is None or entry[0] < end]
-        self._noted = self._noted[len(taken) :]
-        return Counter(kind for _, kind in taken)
-
-
-def tar_samples(
-    shard: Shard, settings: ReadSettings, position: int, skipped: SkippedMembers | None = None
-) -> Iterator[EncodedSample]:
-    """Yield the samples of a tar from byte `position` on.
-
-    If the tar is cut, the rest is one row without a key.
-
-    A cut counts only when it is met twice at the same place: a store may answer short once.
-
-    Args:
-        shard: the tar
-        settings: how to read
-        position: byte of the tar (of a compressed one: of its contents) where a sample begins
-        skipped: counts the members that are no part of a sample
-
-    Raises:
-        StoreFault: the tar was replaced, or each reading breaks off somewhere else.
-        OSError: the store fails.
-    """
-    fs, path = open_exact(shard.uri, settings.storage_options)
-    _check_unchanged(fs, path, shard)
-    skipped = skipped or SkippedMembers()
-    met: int | None = None  # where the reading before was cut
-    for _ in range(MAX_READINGS):
-        torn: tar.TarSample | None = None
-        skipped.read_again(position)
-        with contextlib.closing(tar_stream(fs, path, shard.size, position)) as stream:
-            try:
-                settle(stream, position)
-                for sample in tar.read_samples(
-                    stream,
-                    position,
-                    settings.max_bytes,
-                    want_field=wanted_fields(settings),
-                    on_note=skipped.note,
-                ):
-                    if sample.cut:
-                        torn = sample
-                        continue
-                    yield _placed(encoded_sample(sample, settings), stream, position)
-                    position = sample.end
-                return
-            except TarCut as cut:
-                if met != cut.offset:
-                    met = cut.offset
-                    continue
-                if torn and image_field(
-                    torn, settings
-                ):  # without its image, half a sample belongs to the rest
-                    yield _placed(encoded_sample(torn, settings), stream, position)
-                    position = torn.end
-                yield _placed(_rest(cut, shard), stream, position)
-                return
-    raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
-
-
-def tar_stream(fs: fsspec.AbstractFileSystem, path: str, size: int, position: int) -> TarStream:
-    """Return a stream at `position` of a tar, or at the beginning of a compressed tar: see `settle`."""
-    form = compression(path)
-    if form:
-        return Decompressed(ObjectStream(fs, path, size, 0), form)
-    return io.BufferedReader(ObjectStream(fs, path, size, position), 1 << 20)
-
-
-def settle(stream: TarStream, position: int) -> None:
-    """Bring a stream of `tar_stream` to `position`.
-
-    A compressed tar has no other way in than reading from its beginning.
-
-    Raises:
-        TarCut: compressed data end or break before `position`.
-    """
-    if isinstance(stream, Decompressed):
-        stream.skip(position)
-
-
-def _placed(made: EncodedSample, stream: TarStream, position: int) -> EncodedSample:
-    """Remove the offset from a sample of a compressed tar, where no range read finds the image; set the span.
-
-    Args:
-        made: the sample
-        stream: what it was read from
-        position: decompressed byte where the sample began
-    """
-    if isinstance(stream, Decompressed):
-        if made.error == "shard_truncated":
-            made.detail = f"{made.detail} (byte {made.offset} of the decompressed tar)"
-            made.next = position
-        made.offset = None
-        made.span = (stream.consumed(position), stream.consumed(made.next))
-    return made
-
-
-def _rest(cut: TarCut, shard: Shard) -> EncodedSample:
-    """Return the row for all that a cut tar lacks."""
-    return EncodedSample(
-        key=None, offset=cut.offset, next=shard.size, error="shard_truncated", detail=cut.reason
-    )
 
 
 # ---- loose images -----------------------------------------------------------------------------------------

@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass, field
 
+import fsspec
+
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.model_target import ModelTarget
-from wordsworth.pipeline.storage.filesystem import StorageOptions
+from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE
+from wordsworth.pipeline.storage.filesystem import StorageOptions, version_of
+from wordsworth.pipeline.storage.objects import object_info
+from wordsworth.pipeline.storage.streams import with_retries
 
 MAX_READINGS = 8  # readings of one shard, to meet the same cut twice
 
@@ -25,6 +31,7 @@ class ReadSettings:
         key: column of a table that holds the keys; None: the URI of the image, else the number of the row
         class_names: give the name of a class in place of its number, where a table of Hugging Face has names
         target: finds the class of an image among a model's; None: no class is looked for
+        key_rule: how the names of a tar's members become keys: one of the rules of tar_keys.py
     """
 
     unit_rows: int
@@ -37,6 +44,7 @@ class ReadSettings:
     key: str | None = None
     class_names: bool = False
     target: ModelTarget | None = None
+    key_rule: str = DEFAULT_KEY_RULE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,3 +97,15 @@ class ShardChanged(StoreFault):
 
     def __str__(self) -> str:
         return f"{self.CODE}: {super().__str__()}{self.HINT}"
+
+
+def check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> None:
+    """Check that a tar or a table is the object that was planned.
+
+    Raises:
+        ShardChanged: it is another one.
+        OSError: the store fails.
+    """
+    info = with_retries(lambda: object_info(fs, path))
+    if (info["size"], version_of(info)) != (shard.size, shard.version):
+        raise ShardChanged(f"{path} was replaced since the run was planned")

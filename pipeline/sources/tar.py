@@ -24,7 +24,6 @@ from wordsworth.pipeline.sources.tar_headers import (
     parse_pax,
     until_nul,
 )
-from wordsworth.pipeline.sources.tar_keys import skip_reason, split_key
 
 MAX_MEMBER_BYTES = 256 << 20  # bytes of a member; a larger one is refused
 _MAX_EXTENSION_BYTES = 1 << 20  # bytes of a pax or long-name payload; real ones have a few hundred
@@ -48,7 +47,7 @@ class Member:
     Attributes:
         name: valid UTF-8 always: other bytes stand as \xNN
         offset: place of the data
-        data: the file's bytes; None for a file that was `refused`, or (in a `TarSample`) not asked for
+        data: the file's bytes; None for a file that was `refused`, or (in a sample) not asked for
         size: bytes at `offset`; of a sparse file what the tar stores, not what would be unpacked
         start: place of the first header block, a pax or long-name header included: reading can begin again
             here
@@ -84,94 +83,6 @@ class TarNote(NamedTuple):
 
 WantMember = Callable[[str], bool]  # whether the data of a member, or of a field of a sample, are to be read
 OnNote = Callable[[TarNote], None]
-
-
-# ---- samples ----------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class TarSample:
-    """Hold consecutive members of one key. `start` and `end` are byte offsets in the tar.
-
-    Attributes:
-        key: key of all members, as `split_key` gives it
-        fields: members by extension; one that was not asked for has neither data nor a refusal
-        start: reading can begin again here and sees this sample first
-        end: behind the last member: reading can begin again here and sees what follows
-        cut: whether the tar broke before the end of this sample was seen: fields may be missing
-    """
-
-    key: str
-    fields: dict[str, Member]
-    start: int
-    end: int = 0
-    cut: bool = False
-
-
-def read_samples(
-    stream: Readable,
-    start: int = 0,
-    max_member_bytes: int = MAX_MEMBER_BYTES,
-    want_field: WantMember | None = None,
-    on_note: OnNote | None = None,
-) -> Iterator[TarSample]:
-    """Yield the samples of a tar: consecutive members with one key, without the members of `is_skipped`.
-
-    A repeated extension begins a new sample with the same key, so nothing is dropped.
-
-    Args:
-        stream: the tar, uncompressed, at byte `start`, where a member begins
-        start: byte of the tar
-        max_member_bytes: bytes of a member; a larger one comes without data and with `refused` set
-        want_field: says by its extension whether a field's data are read; a sample of unwanted fields comes
-            all the same
-        on_note: hears of what no sample shows
-
-    Raises:
-        TarCut: the tar ends or breaks. What was collected of the broken sample is yielded first and marked
-            `cut`. The caller decides whether to keep that sample, since its last field may have been whole.
-    """
-    asked = _AskedMember(want_field)
-    sample: TarSample | None = None
-    try:
-        for member in walk_members(stream, start, max_member_bytes, asked.want, on_note):
-            if asked.skipped is not None:
-                if on_note:
-                    on_note(TarNote("skipped", member.start, member.name, asked.skipped))
-                continue
-            if sample is None or asked.key != sample.key or asked.extension in sample.fields:
-                if sample is not None:
-                    yield sample
-                sample = TarSample(asked.key, {}, member.start)
-            sample.fields[asked.extension] = member
-            sample.end = member.offset + member.size + -member.size % BLOCK
-    except TarCut:
-        if sample is not None:
-            sample.cut = True
-            yield sample
-        raise
-    if sample is not None:
-        yield sample
-
-
-class _AskedMember:
-    """Hold the key and extension of the member that `walk_members` asked about last, and then yields."""
-
-    def __init__(self, want_field: WantMember | None):
-        self._want_field = want_field
-        self.skipped: str | None = None
-        self.key = ""
-        self.extension = ""
-
-    def want(self, name: str) -> bool:
-        self.skipped = skip_reason(name)
-        self.key, self.extension = split_key(name)
-        if self.skipped is not None:
-            return False
-        return self._want_field is None or self._want_field(self.extension)
-
-
-# ---- members ----------------------------------------------------------------------------------------------
 
 
 def walk_members(

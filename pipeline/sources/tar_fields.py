@@ -1,18 +1,37 @@
 """Choose the fields of a tar's sample: its image and its sidecars."""
 
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings
-from wordsworth.pipeline.sources.tar import Member, TarSample, WantMember
+from wordsworth.pipeline.sources.tar import Member, WantMember
+from wordsworth.pipeline.sources.tar_groups import SampleRule, TarSample
+from wordsworth.pipeline.sources.tar_keys import AUTO
+
+
+def sample_rule(settings: ReadSettings) -> SampleRule:
+    """Return how members become samples."""
+    return SampleRule(key_rule=settings.key_rule, image_keys=settings.image_keys, keep=settings.keep)
 
 
 def wanted_fields(settings: ReadSettings) -> WantMember:
-    """Return the test for fields whose data are read: the sidecars to keep, and images."""
-    keep = set(settings.keep)
-    return lambda extension: extension in keep or is_image(extension, settings.image_keys)
+    """Return the test for fields whose data are read: the sidecars to keep, and images.
+
+    By AUTO, the sidecar `01.json` of a group is the `json` of the image `01.png`.
+    """
+    whole = {*settings.keep, *settings.image_keys}
+    last = whole if settings.key_rule == AUTO else set(settings.image_keys)
+    return lambda extension: extension in whole or extension.rpartition(".")[2] in last
 
 
 def is_image(extension: str, image_keys: tuple[str, ...]) -> bool:
     """Return whether a field is an image, by the last part of its extension: `img.v1.2.jpg` is one."""
-    return extension.rpartition(".")[2] in image_keys
+    return extension in image_keys or extension.rpartition(".")[2] in image_keys
+
+
+def other_images(sample: TarSample, settings: ReadSettings) -> int:
+    """Return the number of a sample's images beside the one that is labelled."""
+    if len(sample.fields) == 1:
+        return 0
+    images = [name for name in sample.fields if is_image(name, settings.image_keys)]
+    return max(0, len(images) - 1)
 
 
 def image_field(sample: TarSample, settings: ReadSettings) -> str | None:
@@ -29,7 +48,7 @@ def image_field(sample: TarSample, settings: ReadSettings) -> str | None:
 def encoded_sample(sample: TarSample, settings: ReadSettings) -> EncodedSample:
     """Return the image and the sidecars of a tar's sample, or the reason why the image is missing."""
     kept = [_text(sample.fields.get(name)) for name in settings.keep]
-    made = EncodedSample(key=sample.key, next=sample.end, sidecars=kept)
+    made = EncodedSample(key=sample.key, next=sample.next, next_in_group=sample.next_in_group, sidecars=kept)
     name = image_field(sample, settings)
     if name is None:
         made.error = "missing_image"

@@ -1,6 +1,14 @@
 """Split the names of tar members into keys and extensions, and say which members are no part of a sample."""
 
+from typing import Final, Literal
+
 from wordsworth.pipeline.sources.skipped_names import skip_kind
+
+KeyRule = Literal["auto", "first-dot", "last-dot"]  # where a key ends: tar_groups.py says more
+FIRST_DOT: Final = "first-dot"
+LAST_DOT: Final = "last-dot"
+AUTO: Final = "auto"
+DEFAULT_KEY_RULE: Final = AUTO
 
 
 def skip_reason(name: str) -> str | None:
@@ -34,3 +42,9 @@ def split_key(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
+
+
+def split_last_dot(name: str) -> tuple[str, str]:
+    """Return key and extension of a member by the rule LAST_DOT: `d/a.B.JPG` gives `("d/a.B", "jpg")`."""
+    key, _, extension = name.rpartition(".")
+    return key, extension.lower()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
@@ -103,6 +104,7 @@ class TrainRequest:
         key: column of a table that holds the keys; None to find out.
         include_hidden: take the names too that are skipped.
         follow_links: "inside", or "outside" to follow links to folders out of the sources.
+        key_rule: how the names of a tar's members become keys.
     """
 
     sources: tuple[str, ...] = field(metadata=FREE_ON_RESUME)
@@ -151,6 +153,7 @@ class TrainRequest:
     key: str | None = None
     include_hidden: bool = field(default=False, metadata=FREE_ON_RESUME)  # the data's digest tells
     follow_links: str = field(default="inside", metadata=FREE_ON_RESUME)  # as does this one's effect
+    key_rule: str = field(default=DEFAULT_KEY_RULE, metadata=FREE_ON_RESUME)  # the data's digest tells
 
     @property
     def classified(self) -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from wordsworth.pipeline.cluster.resources import RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.class_target import class_name, class_text
-from wordsworth.pipeline.sources.reader import tar_samples
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
+from wordsworth.pipeline.sources.tar_reader import tar_samples
 
 SHARDS_PER_TASK = 8  # a process that counts takes two seconds to start
 MOST_CLASSES = 100_000  # classes of one shard; more mean that --target names every sample

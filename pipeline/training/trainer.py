@@ -143,6 +143,7 @@ def _read_settings(request: TrainRequest, decode: DecodeSettings, class_names: b
         image_keys=request.image_keys,
         image_column=request.image_column,
         key=request.key,
+        key_rule=request.key_rule,
         storage_options=request.storage_options,
         class_names=class_names,
     )

@@ -19,11 +19,12 @@ from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_compressed import Expanded
 from wordsworth.pipeline.verification.recount_disk import files_named, files_on_disk
+from wordsworth.pipeline.verification.recount_keys import Sample
 from wordsworth.pipeline.verification.recount_lost import ASKED_AGAIN, LOST, error_now
 from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.recount_objects import ListedObject
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
-from wordsworth.pipeline.verification.recount_tars import Sample, WholeFile, tar_samples
+from wordsworth.pipeline.verification.recount_tars import WholeFile, tar_samples
 from wordsworth.pipeline.verification.report import Report
 
 # Errors that the source alone decides. The decoder decides all others.
@@ -48,6 +49,7 @@ class Recount:
         self.key: str | None = asked.get("key")
         self.image_keys: list[str] = asked["image-key"]
         self.takes_bare_names = asked.get("format") == "images"
+        self.key_rule: str = asked.get("key-rule", "first-dot")  # a plan without it has the rule of old
         self.sources: list[str] = asked["source"]
         self.asked = asked
         self.names = SkippedNames(self.sources, asked.get("include-hidden", False))
@@ -122,14 +124,14 @@ class Recount:
     def _tar(self, shard: Shard) -> list[Sample]:
         with self._opened(shard) as file:
             if shard.uri.lower().endswith(".tar"):
-                return tar_samples(WholeFile(file, shard.size), self.image_keys)
+                return tar_samples(WholeFile(file, shard.size), self.image_keys, self.key_rule)
 
             def open_again() -> WholeFile:
                 file.seek(0)
                 return WholeFile(file, shard.size)
 
             expanded = Expanded(open_again, shard.uri)
-            samples = tar_samples(expanded, self.image_keys)
+            samples = tar_samples(expanded, self.image_keys, self.key_rule)
         is_marked = bool(samples) and samples[-1].key is None
         if expanded.broken and not is_marked:
             samples.append(Sample(None, None, None, "shard_truncated"))

@@ -2,28 +2,13 @@
 
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, cast
 
 from wordsworth.pipeline.verification.recount_compressed import ByteStream
+from wordsworth.pipeline.verification.recount_keys import Part, Sample, samples_of
 from wordsworth.pipeline.verification.recount_names import is_skipped_member
 
 MAX_EXTENSION_BYTES = 1 << 20  # bytes of a pax or GNU extension header, which tarfile holds in memory
-
-
-class Sample(NamedTuple):
-    """Hold what a row and a sample of the source have in common.
-
-    Attributes:
-        key: key of the sample; None for the mark that a shard is cut.
-        offset: first byte of the encoded image in its shard, or None.
-        size: bytes of the encoded image, or None.
-        error: error code of a row; of a sample only a code in SOURCE_ERRORS.
-    """
-
-    key: str | None
-    offset: int | None
-    size: int | None
-    error: str | None
 
 
 class WholeFile:
@@ -116,49 +101,27 @@ def _is_part(name: str) -> bool:
     return "." in name.split("/")[-1] and not is_skipped_member(name)
 
 
-def tar_samples(file: ByteStream, image_keys: list[str]) -> list[Sample]:
+def tar_samples(file: ByteStream, image_keys: list[str], key_rule: str) -> list[Sample]:
     """Return the samples of a tar in order.
 
     A sample is the members in a row with one key; a repeated extension begins the next sample. A cut is one
     sample more, without a key. The sample that the cut goes through counts if its image had gone by.
     """
-    samples: list[Sample] = []
-    key = ""
-    fields: dict[str, tarfile.TarInfo] = {}
-    is_cut = False
-    try:
-        for member in _members(file):
-            name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if not _is_part(name):
-                continue
-            folder, slash, base = name.rpartition("/")
-            stem, extension = base.split(".", 1)
-            own_key = f"{folder}{slash}{stem}"
-            if fields and (own_key != key or extension.lower() in fields):
-                samples.append(_sample(key, fields, image_keys))
-                fields = {}
-            key = own_key
-            fields[extension.lower()] = member
-    except tarfile.ReadError:
-        is_cut = True
-    if fields:
-        last = _sample(key, fields, image_keys)
-        if not (is_cut and last.error):
-            samples.append(last)
-    if is_cut:
+    cuts: list[str] = []
+    samples = list(samples_of(_parts(file, cuts), image_keys, key_rule))
+    if cuts:
+        if samples and samples[-1].error:
+            samples.pop()
         samples.append(Sample(None, None, None, "shard_truncated"))
     return samples
 
 
-def _sample(key: str, fields: dict[str, tarfile.TarInfo], image_keys: list[str]) -> Sample:
-    """Return a sample of a tar.
-
-    Its image is the first of the image keys, or else the first field that ends in one, as `v1.2.jpg` does.
-    """
-    exact = [name for name in image_keys if name in fields]
-    ending = [name for name in fields if name.split(".")[-1] in image_keys]
-    names = exact or ending
-    if not names:
-        return Sample(key, None, None, "missing_image")
-    image = fields[names[0]]
-    return Sample(key, image.offset_data, image.size, None)
+def _parts(file: ByteStream, cuts: list[str]) -> Iterator[Part]:
+    """Yield the members that are part of a sample. Where the tar is cut, they end, and `cuts` says why."""
+    try:
+        for member in _members(file):
+            name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if _is_part(name):
+                yield Part.of(name, member.offset_data, member.size)
+    except tarfile.ReadError as error:
+        cuts.append(str(error))

@@ -34,9 +34,10 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadat
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.records import RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.sources import reader, tar
+from wordsworth.pipeline.sources import tar_reader, tar_split
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.sources.tar_headers import TarCut
 from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
 from wordsworth.pipeline.unit import Unit
 
@@ -252,12 +253,12 @@ def in_place(job: Job, passing: Callable) -> None:
 
 def trusting(job: Job, passing: Callable) -> None:
     """End a shard where the store's answer ends: an end without proof."""
-    read_samples = tar.read_samples
+    read_samples = tar_split.read_samples
 
     def until_it_ends(*args, **options):
         try:
             yield from read_samples(*args, **options)
-        except tar.TarCut:
+        except TarCut:
             return
 
     def whatever(stream, want):
@@ -266,7 +267,7 @@ def trusting(job: Job, passing: Callable) -> None:
             stream._file.seek(stream.position)
         return stream._file.read(want)
 
-    tar.read_samples, reader.ObjectStream._read = until_it_ends, whatever
+    tar_split.read_samples, tar_reader.ObjectStream._read = until_it_ends, whatever
 
 
 DEEDS = {

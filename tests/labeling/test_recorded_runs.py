@@ -343,7 +343,7 @@ def test_a_finished_run_of_an_earlier_version_is_compacted_into_the_files_of_tha
 
 @pytest.mark.parametrize("record", ["finished", "embedded"])
 def test_the_same_command_makes_the_run_that_an_earlier_version_made(store, record):
-    store.make(record, output="again")
+    store.make(record, "--key-rule", "first-dot", output="again")
     found, expected = store.files("again"), recorded(record)
     assert_same_layout(found, expected)
     assert_same_rows(rows_of(found), rows_of(expected))

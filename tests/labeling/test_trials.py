@@ -136,6 +136,11 @@ def names_like_uris(folder: Path) -> list[Path]:
     return [folder / "loose", *tar, table]
 
 
+def dotted_tar(folder: Path) -> list[Path]:
+    names = [f"22.{number:02}.png" for number in range(1, 11)]
+    return write_tar(folder / "a.tar", *names, "000.left.jpg", "000.right.jpg", "a.jpg", "a.seg.png")
+
+
 TRIALS = {
     "files whose names look like URIs, chains and globs": Trial(
         names_like_uris,
@@ -178,6 +183,10 @@ TRIALS = {
     ),
     "a partitioned table": Trial(partitioned_table, {"../../1.jpg": 1, "../../2.jpg": 2}),
     "the output of img2dataset": Trial(output_of_img2dataset, {"000000000": 1, "000000001": 2}),
+    "names with dots in tars": Trial(
+        dotted_tar,
+        {**{f"22.{number:02}": number for number in range(1, 11)}, "000.left": 11, "000.right": 12, "a": 13},
+    ),
 }
 
 

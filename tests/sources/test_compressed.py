@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.tars import make_tar
-from wordsworth.pipeline.sources import compressed, reader
+from wordsworth.pipeline.sources import compressed, tar_reader
 from wordsworth.pipeline.sources.compressed import CompressedCut, Decompressed
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
@@ -264,7 +264,7 @@ def test_a_store_that_fails_in_the_middle_is_a_fault_and_no_row(tmp_path, monkey
     shard = shard_of(place(tmp_path, data, form))
     fs = LocalFileSystem(skip_instance_cache=True)
     monkeypatch.setattr(fs, "open", lambda path, *args, **options: Failing(data))
-    monkeypatch.setattr(reader, "open_exact", lambda uri, options=None: (fs, uri))
+    monkeypatch.setattr(tar_reader, "open_exact", lambda uri, options=None: (fs, uri))
     *units, fault = read_units(shard, ReadSettings(unit_rows=4))
     assert fault.fault == "OSError: 503 SlowDown" and not fault.last and len(fault.samples) == 0
     assert units and not any(unit.last or unit.samples["error"].null_count < 4 for unit in units)
@@ -286,7 +286,7 @@ def test_bytes_that_differ_once_make_no_truncated_row(tmp_path, monkeypatch, for
             stream._file = io.BytesIO(bad)
         return stream
 
-    monkeypatch.setattr(reader, "ObjectStream", flipped)
+    monkeypatch.setattr(tar_reader, "ObjectStream", flipped)
     assert told(read_units(shard, ReadSettings(unit_rows=4))) == whole and len(readings) == 2
 
 

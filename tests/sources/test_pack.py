@@ -14,7 +14,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.pack import pack
 from wordsworth.pipeline.sources.passed_over import ListingRules
-from wordsworth.pipeline.sources.tar import read_samples
+from wordsworth.pipeline.sources.tar_groups import read_samples
 
 
 def fill(root, *names: str):

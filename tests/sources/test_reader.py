@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.support.samples import rows_of, shard_of, units_of, write_tar
 from tests.support.stores import s3_bucket
-from wordsworth.pipeline.sources import reader
+from wordsworth.pipeline.sources import reader, tar_reader
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
@@ -63,7 +63,8 @@ def broken(monkeypatch, open_, **fields):
     monkeypatch.setattr(fs, "open", lambda path, *args, **options: open_(whole(path)))
     for name, function in fields.items():
         monkeypatch.setattr(fs, name, function)
-    monkeypatch.setattr(reader, "open_exact", lambda uri, options=None: (fs, uri))
+    for module in (reader, tar_reader):
+        monkeypatch.setattr(module, "open_exact", lambda uri, options=None: (fs, uri))
 
 
 # ---- units -------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_records_of_a_table_are_no_tables_and_its_partitions_are(tmp_path):
     fill(tmp_path, [*tables, "_log/00.checkpoint.parquet", "_tmp/f.csv", "_g.jsonl", "_SUCCESS"])
     listing = find_shards([str(tmp_path)])
     assert [shard.uri for shard in listing.shards] == sorted(f"{tmp_path}/{name}" for name in tables)
-    assert listing.skipped == {"underscore": 3} and listing.ignored == {"_SUCCESS": 1}
+    assert listing.skipped == {"underscore": 3} and listing.ignored == {"without an extension": 1}
     assert len(find_shards([str(tmp_path)], rules=ALL).shards) == 6
 
 

@@ -11,14 +11,15 @@ import pytest
 from tests.support.faulty import FaultyFileSystem, multi_format_tar, places, write_holes
 from tests.support.samples import rows_of
 from tests.support.tars import BLOCK, END, read_until_cut, webdataset
-from wordsworth.pipeline.sources import reader, tar
+from wordsworth.pipeline.sources import tar_reader
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.tar_groups import read_samples
 from wordsworth.pipeline.storage.streams import ObjectStream
 
 SHARD = multi_format_tar()
-SAMPLES = list(tar.read_samples(io.BytesIO(SHARD)))
+SAMPLES = list(read_samples(io.BytesIO(SHARD)))
 PLACES = places(SHARD)
 NEVER = -1
 
@@ -31,7 +32,7 @@ def waits(monkeypatch):
 
 
 def units(monkeypatch, fs: FaultyFileSystem, rows: int = 3) -> list:
-    monkeypatch.setattr(reader, "open_exact", lambda uri, options=None: (fs, uri))
+    monkeypatch.setattr(tar_reader, "open_exact", lambda uri, options=None: (fs, uri))
     return list(
         read_units(
             Shard(kind="tar", uri="s.tar", size=len(fs.data), version="1"),
@@ -65,7 +66,7 @@ def test_a_read_error_at_any_place_leaves_the_samples_exact(buffer, waits):
     for place in PLACES:
         fs = FaultyFileSystem(SHARD, place)
         with io.BufferedReader(ObjectStream(fs, "s.tar", len(SHARD), 0), buffer) as stream:
-            samples = list(tar.read_samples(stream, 0))
+            samples = list(read_samples(stream, 0))
         assert samples == SAMPLES, f"the read error at byte {place} changed what was read"
         assert (fs.failed, fs.opened) == (True, 2), f"byte {place}"
     assert len(waits) == len(PLACES)
@@ -93,7 +94,7 @@ def test_every_fault_that_is_planted_is_met_and_stops_a_reader_without_retries()
     for place in PLACES:
         fs = FaultyFileSystem(SHARD, place)
         with pytest.raises(OSError, match="reset by peer"):
-            list(tar.read_samples(fs.open("s.tar"), 0))
+            list(read_samples(fs.open("s.tar"), 0))
 
 
 def retried_on_the_same_stream(stream) -> list[str]:
@@ -158,7 +159,7 @@ def test_a_cut_while_the_store_also_fails_is_the_same_cut(monkeypatch):
         calm = rows_of(units(monkeypatch, FaultyFileSystem(SHARD[:length], NEVER)))
         for place in (0, length // 2, length - 1):
             assert rows_of(units(monkeypatch, FaultyFileSystem(SHARD[:length], place))) == calm
-        assert read_until_cut(tar.read_samples(io.BytesIO(SHARD[:length])))[1].offset == calm[-1]["offset"]
+        assert read_until_cut(read_samples(io.BytesIO(SHARD[:length])))[1].offset == calm[-1]["offset"]
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ READ = """
 import io, sys
 from fsspec.implementations.local import LocalFileSystem
 from wordsworth.pipeline.storage.streams import ObjectStream
-from wordsworth.pipeline.sources.tar import read_samples
+from wordsworth.pipeline.sources.tar_groups import read_samples
 
 def peak():
     return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -26,7 +26,8 @@ from tests.support.tars import (
     webdataset_read,
     write_shard,
 )
-from wordsworth.pipeline.sources.tar import Member, read_samples
+from wordsworth.pipeline.sources.tar import Member
+from wordsworth.pipeline.sources.tar_groups import read_samples
 from wordsworth.pipeline.sources.tar_headers import BLOCK, TarCut
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

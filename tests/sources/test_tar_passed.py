@@ -17,7 +17,8 @@ from tests.support.tars import (
     read_members,
     read_until_cut,
 )
-from wordsworth.pipeline.sources.tar import TarNote, read_samples
+from wordsworth.pipeline.sources.tar import TarNote
+from wordsworth.pipeline.sources.tar_groups import read_samples
 from wordsworth.pipeline.sources.tar_keys import is_skipped, skip_reason
 
 FILE = header() + padded(b"abc")

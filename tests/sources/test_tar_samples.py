@@ -22,7 +22,7 @@ from tests.support.tars import (
     webdataset_read,
     write_shard,
 )
-from wordsworth.pipeline.sources.tar import read_samples
+from wordsworth.pipeline.sources.tar_groups import read_samples
 from wordsworth.pipeline.sources.tar_headers import BLOCK
 from wordsworth.pipeline.sources.tar_keys import is_skipped, split_key
 

@@ -160,8 +160,8 @@ def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None
     """Make a finished run over real files; `reader` returns the rows of each shard."""
     run = RunFolder(str(out))
     listing = find_shards([str(source) for source in sources], format=format, image_keys=KEYS)
-    asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "top-k": 2, "embedding": "float16"}
-    asked["format"] = format
+    asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "key-rule": "auto"}
+    asked |= {"format": format, "top-k": 2, "embedding": "float16"}
     run.create(made_up_plan(asked))
     _label(run, listing.shards, reader)
     return out

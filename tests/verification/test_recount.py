@@ -12,6 +12,8 @@ from tests.support.runs import KEYS, build, codes, image_members, read_rows, two
 from wordsworth.pipeline.sources import finder, tar_keys
 from wordsworth.pipeline.sources.file_kinds import kind_of
 from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.verification.recount_tars import WholeFile, _is_part, tar_samples
 from wordsworth.pipeline.verification.verifier import verify
 
@@ -81,6 +83,22 @@ def test_rows_that_are_not_the_sources_samples_are_found_by_the_recount_and_by_n
     assert len(report.findings) == 2, "one a shard"
 
 
+def test_a_reader_that_takes_one_image_of_those_that_only_dots_tell_apart_is_found_by_the_recount(tmp_path):
+    names = ["22.1.jpg", "22.2.jpg", "22.3.jpg", "000.left.jpg", "000.right.jpg", "000.json"]
+    write_tar(tmp_path / "in" / "a.tar", [(name, name.encode()) for name in names])
+    report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=True)
+    assert report.ok and report.rows == report.recounted == 5
+
+    def of_old(shard):
+        units = read_units(shard, ReadSettings(unit_rows=4, image_keys=KEYS, key_rule="first-dot"))
+        return [row for unit in units for row in unit.samples.to_pylist()]
+
+    old = build(tmp_path / "old", tmp_path / "in", reader=of_old)
+    assert verify(str(old)).ok, "the folder alone is consistent: only the input tells"
+    report = verify(str(old), source=True)
+    assert {"missing_sample", "wrong_key"} & codes(report) and (report.rows, report.recounted) == (2, 5)
+
+
 def test_a_source_that_changed_or_vanished_is_named(tmp_path):
     run = whole_run(tmp_path)
     write_tar(run.source / "a.tar", image_members(12))
@@ -96,7 +114,7 @@ def test_a_source_that_changed_or_vanished_is_named(tmp_path):
 def test_a_store_that_answers_short_is_not_a_cut_tar(tmp_path):
     path = write_tar(tmp_path / "a.tar", image_members(3))
     with open(path, "rb") as file, pytest.raises(OSError, match="512 bytes early"):
-        tar_samples(WholeFile(file, path.stat().st_size + 512), list(KEYS))
+        tar_samples(WholeFile(file, path.stat().st_size + 512), list(KEYS), "auto")
 
 
 # ---- cut and damaged tars ----------------------------------------------------------------------------------
@@ -128,7 +146,9 @@ def test_a_cut_tar_verifies_with_its_truncated_row_and_not_without(tmp_path):
 
 
 def recounted(data: bytes) -> list[tuple]:
-    return [tuple(sample) for sample in tar_samples(WholeFile(io.BytesIO(data), len(data)), list(KEYS))]
+    return [
+        tuple(sample) for sample in tar_samples(WholeFile(io.BytesIO(data), len(data)), list(KEYS), "auto")
+    ]
 
 
 def as_read(path: Path) -> list[tuple]:

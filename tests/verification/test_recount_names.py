@@ -4,7 +4,7 @@ import pytest
 
 from tests.sources.test_skipped_names import IMAGES, SKIPPED, fill
 from tests.support.runs import build, codes, image_members, two_tars, write_tar
-from wordsworth.pipeline.sources import skipped_names, tar
+from wordsworth.pipeline.sources import skipped_names, tar_groups
 from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.verifier import verify
 
@@ -84,7 +84,7 @@ def test_a_reader_of_tars_that_takes_members_of_hidden_folders_is_found_by_the_r
     write_tar(tmp_path / "in" / "a.tar", [*image_members(3), *hidden, *image_members(3, 50)])
     report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=True)
     assert report.ok and report.recounted == report.rows == 6
-    monkeypatch.setattr(tar, "skip_reason", lambda name: None)
+    monkeypatch.setattr(tar_groups, "skip_reason", lambda name: None)
     out = build(tmp_path / "old", tmp_path / "in")
     assert verify(str(out)).ok
     (fault,) = verify(str(out), source=True).findings

@@ -50,6 +50,7 @@ def lint(
         image_column=source.image_column,
         key=source.key,
         key_rule=source.key_rule,
+        include_hidden=source.include_hidden,
     )
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors.status("listing") as status:

@@ -56,6 +56,7 @@ def stage_settings(
             class_names=bool(plan.asked.get(CLASS_NAMES)),
             target=request.target,
             key_rule=key_rule_of(plan),
+            include_hidden=request.include_hidden,
         ),
         decode=DecodeSettings(
             preprocessing=checkpoint.preprocessing,

@@ -93,7 +93,7 @@ class _TarLint:
             self.found.add("skipped_member", note.name, note.offset, note.kind, note.kind)
         elif note.what == "end":
             self.found.add("trailing_data", None, note.offset, _TRAILING)
-        elif not is_skipped(note.name):
+        elif not is_skipped(note.name, self.settings.include_hidden):
             key = split_key(note.name)[0]
             self.found.add("not_utf8_name", key, note.offset, f"the name is read as {note.name}")
 

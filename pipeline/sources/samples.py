@@ -32,6 +32,7 @@ class ReadSettings:
         class_names: give the name of a class in place of its number, where a table of Hugging Face has names
         target: finds the class of an image among a model's; None: no class is looked for
         key_rule: how the names of a tar's members become keys: one of the rules of tar_keys.py
+        include_hidden: take members too whose names are skipped: see skipped_names.py
     """
 
     unit_rows: int
@@ -45,6 +46,7 @@ class ReadSettings:
     class_names: bool = False
     target: ModelTarget | None = None
     key_rule: str = DEFAULT_KEY_RULE
+    include_hidden: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

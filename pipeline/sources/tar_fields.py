@@ -8,7 +8,12 @@ from wordsworth.pipeline.sources.tar_keys import AUTO
 
 def sample_rule(settings: ReadSettings) -> SampleRule:
     """Return how members become samples."""
-    return SampleRule(key_rule=settings.key_rule, image_keys=settings.image_keys, keep=settings.keep)
+    return SampleRule(
+        key_rule=settings.key_rule,
+        image_keys=settings.image_keys,
+        keep=settings.keep,
+        include_hidden=settings.include_hidden,
+    )
 
 
 def wanted_fields(settings: ReadSettings) -> WantMember:

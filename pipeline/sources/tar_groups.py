@@ -11,7 +11,7 @@ end, where it is known what the group has. A group of too many images is long: i
 read, each with the members of one last-dot key.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from wordsworth.pipeline.sources.tar import (
@@ -47,11 +47,13 @@ class SampleRule:
         key_rule: FIRST_DOT, LAST_DOT or AUTO
         image_keys: extensions of images; AUTO needs them
         keep: fields that are kept; AUTO needs them
+        include_hidden: take the names too that are skipped: see skipped_names.py
     """
 
     key_rule: str = FIRST_DOT
     image_keys: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    include_hidden: bool = False
 
 
 WEBDATASET = SampleRule()
@@ -151,7 +153,7 @@ def read_samples(
         TarCut: the tar ends or breaks. What was collected of the broken sample is yielded first and marked
             `cut`. The caller decides whether to keep that sample, since its last field may have been whole.
     """
-    asked = _AskedMember(want_field, split_last_dot if rule.key_rule == LAST_DOT else split_key)
+    asked = _AskedMember(want_field, rule)
     has_groups = rule.key_rule == AUTO
     sample: TarSample | None = None
     try:
@@ -182,15 +184,16 @@ def read_samples(
 class _AskedMember:
     """Hold the key and extension of the member that `walk_members` asked about last, and then yields."""
 
-    def __init__(self, want_field: WantMember | None, split: Callable[[str], tuple[str, str]]):
+    def __init__(self, want_field: WantMember | None, rule: SampleRule):
         self._want_field = want_field
-        self._split = split
+        self._split = split_last_dot if rule.key_rule == LAST_DOT else split_key
+        self._include_hidden = rule.include_hidden
         self.skipped: str | None = None
         self.key = ""
         self.extension = ""
 
     def want(self, name: str) -> bool:
-        self.skipped = skip_reason(name)
+        self.skipped = skip_reason(name, self._include_hidden)
         self.key, self.extension = self._split(name)
         if self.skipped is not None:
             return False

@@ -144,6 +144,7 @@ def _read_settings(request: TrainRequest, decode: DecodeSettings, class_names: b
         image_column=request.image_column,
         key=request.key,
         key_rule=request.key_rule,
+        include_hidden=request.include_hidden,
         storage_options=request.storage_options,
         class_names=class_names,
     )

@@ -49,7 +49,9 @@ class Recount:
         self.key: str | None = asked.get("key")
         self.image_keys: list[str] = asked["image-key"]
         self.takes_bare_names = asked.get("format") == "images"
-        self.key_rule: str = asked.get("key-rule", "first-dot")  # a plan without it has the rule of old
+        # How members become samples. A plan without a rule for keys has the rule of old.
+        key_rule: str = asked.get("key-rule", "first-dot")
+        self.rules = (key_rule, bool(asked.get("include-hidden")))
         self.sources: list[str] = asked["source"]
         self.asked = asked
         self.names = SkippedNames(self.sources, asked.get("include-hidden", False))
@@ -124,14 +126,14 @@ class Recount:
     def _tar(self, shard: Shard) -> list[Sample]:
         with self._opened(shard) as file:
             if shard.uri.lower().endswith(".tar"):
-                return tar_samples(WholeFile(file, shard.size), self.image_keys, self.key_rule)
+                return tar_samples(WholeFile(file, shard.size), self.image_keys, *self.rules)
 
             def open_again() -> WholeFile:
                 file.seek(0)
                 return WholeFile(file, shard.size)
 
             expanded = Expanded(open_again, shard.uri)
-            samples = tar_samples(expanded, self.image_keys, self.key_rule)
+            samples = tar_samples(expanded, self.image_keys, *self.rules)
         is_marked = bool(samples) and samples[-1].key is None
         if expanded.broken and not is_marked:
             samples.append(Sample(None, None, None, "shard_truncated"))

@@ -50,7 +50,9 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, name: str, offset: int, size: int) -> Self:
         """Return the part of this name."""
-        first = name.index(".", name.rfind("/") + 1)
+        base = name.rfind("/") + 1
+        bare = len(name) - len(name[base:].lstrip("."))  # dots in front belong to the key
+        first = name.index(".", bare)
         last = name.rindex(".")
         return cls(
             name[:first], name[first + 1 :].lower(), name[:last], name[last + 1 :].lower(), offset, size

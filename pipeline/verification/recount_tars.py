@@ -1,5 +1,6 @@
 """Read tars again for verify, by Python's tarfile and without code of the reader."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, cast
@@ -96,19 +97,22 @@ def _members(file: ByteStream) -> Iterator[tarfile.TarInfo]:
         yield held
 
 
-def _is_part(name: str) -> bool:
+def _is_part(name: str, include_hidden: bool) -> bool:
     """Return whether a member belongs to a sample. One whose name has no extension belongs to none."""
-    return "." in name.split("/")[-1] and not is_skipped_member(name)
+    has_extension = re.fullmatch(r"\.*[^.].*\..*", name.split("/")[-1], re.DOTALL)
+    return has_extension is not None and (include_hidden or not is_skipped_member(name))
 
 
-def tar_samples(file: ByteStream, image_keys: list[str], key_rule: str) -> list[Sample]:
+def tar_samples(
+    file: ByteStream, image_keys: list[str], key_rule: str, include_hidden: bool = False
+) -> list[Sample]:
     """Return the samples of a tar in order.
 
     A sample is the members in a row with one key; a repeated extension begins the next sample. A cut is one
     sample more, without a key. The sample that the cut goes through counts if its image had gone by.
     """
     cuts: list[str] = []
-    samples = list(samples_of(_parts(file, cuts), image_keys, key_rule))
+    samples = list(samples_of(_parts(file, cuts, include_hidden), image_keys, key_rule))
     if cuts:
         if samples and samples[-1].error:
             samples.pop()
@@ -116,12 +120,12 @@ def tar_samples(file: ByteStream, image_keys: list[str], key_rule: str) -> list[
     return samples
 
 
-def _parts(file: ByteStream, cuts: list[str]) -> Iterator[Part]:
+def _parts(file: ByteStream, cuts: list[str], include_hidden: bool) -> Iterator[Part]:
     """Yield the members that are part of a sample. Where the tar is cut, they end, and `cuts` says why."""
     try:
         for member in _members(file):
             name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if _is_part(name):
+            if _is_part(name, include_hidden):
                 yield Part.of(name, member.offset_data, member.size)
     except tarfile.ReadError as error:
         cuts.append(str(error))

@@ -246,7 +246,9 @@ def test_the_recount_skips_the_members_that_the_reader_skips():
     names += [
         "/".join((one, two, three)) for one in parts for two in parts for three in ("a.jpg", ".b.jpg", "")
     ]
-    assert [name for name in names if _is_part(name) == tar_keys.is_skipped(name)] == []
+    for hidden in (False, True):
+        wrong = [name for name in names if _is_part(name, hidden) == tar_keys.is_skipped(name, hidden)]
+        assert wrong == []
 
 
 # ---- loose images ------------------------------------------------------------------------------------------

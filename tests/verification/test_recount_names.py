@@ -1,11 +1,17 @@
 """The recount has a skip rule of its own: a listing that holds what it skips is found by it."""
 
+import io
+
 import pytest
 
 from tests.sources.test_skipped_names import IMAGES, SKIPPED, fill
-from tests.support.runs import build, codes, image_members, two_tars, write_tar
+from tests.support.runs import KEYS, build, codes, image_members, two_tars, write_tar
 from wordsworth.pipeline.sources import skipped_names, tar_groups
+from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.verification.recount_names import SkippedNames
+from wordsworth.pipeline.verification.recount_tars import WholeFile, tar_samples
 from wordsworth.pipeline.verification.verifier import verify
 
 
@@ -84,8 +90,33 @@ def test_a_reader_of_tars_that_takes_members_of_hidden_folders_is_found_by_the_r
     write_tar(tmp_path / "in" / "a.tar", [*image_members(3), *hidden, *image_members(3, 50)])
     report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=True)
     assert report.ok and report.recounted == report.rows == 6
-    monkeypatch.setattr(tar_groups, "skip_reason", lambda name: None)
+    monkeypatch.setattr(tar_groups, "skip_reason", lambda name, hidden: None)
     out = build(tmp_path / "old", tmp_path / "in")
     assert verify(str(out)).ok
     (fault,) = verify(str(out), source=True).findings
     assert fault.code == "extra_row" and "'.thumbnails/a' has a row" in fault.detail
+
+
+def test_members_with_hidden_names_are_samples_of_their_own_where_every_name_is_taken(tmp_path):
+    names = [
+        ".thumbnails/a.jpg",
+        ".b.jpg",
+        ".c.jpg",
+        "d/._e.v1.jpg",
+        "d/._e.v2.jpg",
+        "@eaDir/f.jpg",
+        "..g.jpg",
+    ]
+    members = [(name, name.encode()) for name in (*names, ".jpg", "README", "...")]
+    path = write_tar(tmp_path / "a.tar", members)
+    (shard,) = find_shards([str(path)]).shards
+    data = path.read_bytes()
+    for key_rule in ("auto", "first-dot", "last-dot"):
+        settings = ReadSettings(unit_rows=100, key_rule=key_rule, include_hidden=True)
+        (unit,) = read_units(shard, settings)
+        found = [(row["key"], row["offset"], row["size"], row["error"]) for row in unit.samples.to_pylist()]
+        file = WholeFile(io.BytesIO(data), len(data))
+        assert found == [tuple(sample) for sample in tar_samples(file, list(KEYS), key_rule, True)], key_rule
+        if key_rule != "first-dot":
+            assert [data[offset : offset + size].decode() for _, offset, size, _ in found] == names
+        assert found[1][0] == ".b" and found[2][0] == ".c"

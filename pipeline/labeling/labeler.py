@@ -13,6 +13,7 @@ labeling/dataset.py chains the stages that do the work.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
@@ -29,6 +30,7 @@ from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, 
 from wordsworth.pipeline.output.manifest import read_footers, write_manifest_and_summary
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.file_kinds import begun_image_keys
 from wordsworth.vit_model.checkpoint import Checkpoint
 
 
@@ -39,10 +41,13 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
         UserError: a source or the output cannot be used, or the store did not give every shard to its end.
     """
     request = with_expanded_sources(request)
-    asked = asked_for(request, checkpoint)
     folder = RunFolder(request.output, request.storage_options)
     frozen = FrozenListing(folder)
     plan = folder.plan()
+    if plan:
+        begun = plan.asked.get("image-key", ())
+        request = replace(request, image_keys=begun_image_keys(request.image_keys, begun))
+    asked = asked_for(request, checkpoint)
     if plan:
         refuse_another_run(folder, plan, asked)
         refuse_changes(folder, request)

@@ -1,8 +1,11 @@
 """Judge a file by its name: a tar, an image or a table, and in which form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")  # extensions of images
+# Extensions of images, in order of preference; the default of --image-key. What was begun with the earlier
+# default goes on with it: see begun_image_keys.
+_EARLIER_IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+IMAGE_KEYS = (*_EARLIER_IMAGE_KEYS, "jfif", "jpe", "mpo", "heic", "heif", "hif", "jp2", "jxl")
 NO_EXTENSION = "without an extension"  # stands in counts for the extension of such a name
 FORMATS = {
     "tar": ".tar shards",
@@ -45,6 +48,17 @@ def kind_of(base: str, image_keys: tuple[str, ...], format: str | None = None) -
     if not extension and base and format == "images":
         return "images"
     return "table" if is_table(base) else None
+
+
+def begun_image_keys(asked: tuple[str, ...], begun: Sequence[str]) -> tuple[str, ...]:
+    """Return the extensions of images with which a run or a training that was begun goes on.
+
+    Args:
+        asked: what the command says
+        begun: what the first command said
+    """
+    is_default_of_its_time = tuple(begun) == _EARLIER_IMAGE_KEYS
+    return _EARLIER_IMAGE_KEYS if asked == IMAGE_KEYS and is_default_of_its_time else asked
 
 
 def extension_of(base: str) -> str:

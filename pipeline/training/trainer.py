@@ -10,6 +10,7 @@ from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target, target_sidecars
+from wordsworth.pipeline.sources.file_kinds import begun_image_keys
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings
@@ -30,7 +31,7 @@ from wordsworth.pipeline.training.news import (
 )
 from wordsworth.pipeline.training.placement import place
 from wordsworth.pipeline.training.request import TrainRequest, build_objective, initial_checkpoint
-from wordsworth.pipeline.training.settings import RUN, frozen_settings, write_settings
+from wordsworth.pipeline.training.settings import RUN, begun_settings, frozen_settings, write_settings
 from wordsworth.pipeline.training.stream import unit_rows
 from wordsworth.pipeline.training.survey import Survey, cut_pages, survey
 from wordsworth.pipeline.training.table_labels import table_labels
@@ -58,7 +59,7 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     output = absolute_uri(*open_filesystem(request.output, request.storage_options))
     request = replace(request, output=output)
     _check_output(request)
-    request = _with_expanded_sources(request)
+    request = _with_begun_image_keys(_with_expanded_sources(request))
     with ray_session(request.address):
         setup = _prepare(request, on_news)
         return _run(setup, on_news)
@@ -74,6 +75,15 @@ def _with_expanded_sources(request: TrainRequest) -> TrainRequest:
     names, options = take_queries(chain(*named), options)
     num_sources = len(named[0])
     return replace(request, sources=names[:num_sources], val=names[num_sources:], storage_options=options)
+
+
+def _with_begun_image_keys(request: TrainRequest) -> TrainRequest:
+    """Return the request with the extensions of images that its training was begun with."""
+    begun = begun_settings(request)
+    if begun is None:
+        return request
+    keys = begun_image_keys(request.image_keys, begun.get("image_keys", ()))
+    return replace(request, image_keys=keys)
 
 
 def _check_output(request: TrainRequest) -> None:

@@ -82,6 +82,28 @@ def test_a_heic_comes_upright_as_its_container_says_with_and_without_exif(orient
     assert np.array_equal(pixels(data), upright) and np.array_equal(pixels(data, AS_STORED), upright)
 
 
+def test_a_heic_of_ten_bits_or_with_alpha_or_of_several_images_gives_the_pixels_of_its_primary_image():
+    import pillow_heif
+
+    exact = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
+    image = photo(3)
+    expected = np.asarray(image)
+    grey = image.convert("L")
+    transparent = image.copy()
+    transparent.putalpha(grey)
+    deep = pillow_heif.from_bytes("RGB;16", image.size, (expected.astype(np.uint16) * 257).tobytes())
+    burst = pillow_heif.HeifFile()
+    for seed in (1, 2, 3):
+        burst.add_from_pillow(photo(seed))
+    for made, options in ((deep, {}), (burst, {"primary_index": 2})):
+        buffer = io.BytesIO()
+        made.save(buffer, **exact, **options)
+        assert np.array_equal(pixels(buffer.getvalue()), expected)
+    assert np.array_equal(pixels(encoded(transparent, "HEIF", **exact)), expected)
+    flat = np.repeat(np.asarray(grey)[..., None], 3, 2)
+    assert np.array_equal(pixels(encoded(grey, "HEIF", quality=-1)), flat)
+
+
 def test_jpeg_2000_gives_the_pixels_that_were_written():
     image = photo(2)
     for options in ({}, {"no_jp2": True}, {"tile_size": (32, 32)}):

@@ -21,6 +21,7 @@ import pytest
 from tests.faults.servers import BUCKET, MissingServer, moto
 from tests.support.builders import photo, write_tar
 from wordsworth.jobs.cli import run
+from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.ray, pytest.mark.server]
 
@@ -219,7 +220,10 @@ def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]
 
 
 def assert_same_layout(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Compare names of files, schemas and footers of Parquet files, the plan to the byte, and the summary."""
+    """Compare names of files, schemas and footers of Parquet files, the plan and the summary.
+
+    A plan differs in the extensions of images alone, of which there are more now, and in what follows.
+    """
     assert found.keys() == expected.keys()
     for path, data in expected.items():
         if path.endswith(".parquet"):
@@ -233,13 +237,12 @@ def assert_same_layout(found: dict[str, bytes], expected: dict[str, bytes]) -> N
         assert table_of(found[path]).equals(table_of(expected[path]), check_metadata=True), path
     plan, summary = "_run/plan.json", "_run/summary.json"
     one, other = json.loads(found[plan]), json.loads(expected[plan])
-    if one["resolved"]["decoder"] == other["resolved"]["decoder"]:
-        assert found[plan] == expected[plan]
-    else:
-        assert list(one) == list(other) and steady(one, "resolved") == steady(other, "resolved")
-        assert list(one["resolved"]) == list(other["resolved"]) and steady(one["resolved"]) == steady(
-            other["resolved"]
-        )
+    assert tuple(one["asked"]["image-key"]) == IMAGE_KEYS
+    one["asked"]["image-key"] = one["asked"]["image-key"][: len(other["asked"]["image-key"])]
+    assert list(one) == list(other) and list(one["asked"]) == list(other["asked"])
+    assert steady(one, "resolved") == steady(other, "resolved")
+    assert list(one["resolved"]) == list(other["resolved"])
+    assert steady(one["resolved"]) == steady(other["resolved"])
     one, other = json.loads(found[summary]), json.loads(expected[summary])
     assert list(one) == list(other) and steady(one) == steady(other)
     assert one["last_command"].keys() == other["last_command"].keys()

@@ -9,7 +9,7 @@ import pytest
 from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources import finder as source
-from wordsworth.pipeline.sources.file_kinds import NO_EXTENSION
+from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS, NO_EXTENSION, begun_image_keys
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
 
@@ -115,6 +115,20 @@ def test_names_without_an_extension_are_images_where_the_format_says_so(tmp_path
     assert listing.ignored == {".txt": 1, ".json": 1, ".tar": 1, ".parquet": 1}
     assert find_shards([str(tmp_path)], format="tar").ignored[NO_EXTENSION] == len(bare)
     assert keys(find_shards([f"{tmp_path}/IMG"], format="images")) == ["IMG"]
+
+
+def test_photographs_of_phones_and_scanners_are_images_by_their_names(tmp_path):
+    names = [f"a.{extension}" for extension in ("jfif", "jpe", "HEIC", "heif", "HIF", "jxl", "jp2", "mpo")]
+    fill(tmp_path, *names)
+    listing = find_shards([str(tmp_path)])
+    assert sorted(keys(listing)) == sorted(names) and not listing.ignored
+
+
+def test_what_was_begun_with_the_default_of_its_time_goes_on_with_it():
+    earlier = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"]
+    assert begun_image_keys(IMAGE_KEYS, earlier) == tuple(earlier)
+    assert begun_image_keys(("jpg",), earlier) == ("jpg",), "what the command says is compared as it stands"
+    assert begun_image_keys(IMAGE_KEYS, ["jpg"]) == begun_image_keys(IMAGE_KEYS, IMAGE_KEYS) == IMAGE_KEYS
 
 
 def test_a_folder_of_both_kinds_is_refused_until_the_format_is_said(tmp_path):

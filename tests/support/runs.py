@@ -156,11 +156,17 @@ def finish(out: Path | str, options: dict | None = None, **changes) -> None:
     run.finish(parquet_bytes(manifest), replace(summary, **changes))
 
 
-def build(out: Path, *sources: Path, reader=read_rows, format: str | None = None) -> Path:
+def build(
+    out: Path,
+    *sources: Path,
+    reader=read_rows,
+    format: str | None = None,
+    image_keys: tuple[str, ...] = KEYS,
+) -> Path:
     """Make a finished run over real files; `reader` returns the rows of each shard."""
     run = RunFolder(str(out))
-    listing = find_shards([str(source) for source in sources], format=format, image_keys=KEYS)
-    asked = {"source": sorted(map(str, sources)), "image-key": list(KEYS), "key-rule": "auto"}
+    listing = find_shards([str(source) for source in sources], format=format, image_keys=image_keys)
+    asked = {"source": sorted(map(str, sources)), "image-key": list(image_keys), "key-rule": "auto"}
     asked |= {"format": format, "top-k": 2, "embedding": "float16"}
     run.create(made_up_plan(asked))
     _label(run, listing.shards, reader)

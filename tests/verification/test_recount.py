@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.runs import KEYS, build, codes, image_members, read_rows, two_tars, whole_run, write_tar
 from wordsworth.pipeline.sources import finder, tar_keys
-from wordsworth.pipeline.sources.file_kinds import kind_of
+from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS, kind_of
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
@@ -308,6 +308,21 @@ def test_an_image_without_an_extension_that_the_listing_passed_over_is_missed_by
 
     monkeypatch.setattr(finder, "kind_of", lambda base, image_keys, format: kind_of(base, image_keys))
     lossy = build(tmp_path / "lossy", loose, format="images")
+    assert verify(str(lossy)).ok
+    report = verify(str(lossy), source=True)
+    assert codes(report) == {"source_changed"} and "(3 such here)" in report.findings[0].detail
+
+
+def test_a_photograph_of_a_phone_that_the_listing_passed_over_is_missed_by_the_recount_alone(
+    tmp_path, loose, monkeypatch
+):
+    for name in ("b/IMG_1.HEIC", "b/IMG_2.heif", "IMG_3.JFIF"):
+        (loose / name).write_bytes(b"bytes")
+    whole = verify(str(build(tmp_path / "whole", loose, image_keys=IMAGE_KEYS)), source=True)
+    assert whole.findings == [] and whole.rows == whole.recounted == 7
+
+    monkeypatch.setattr(finder, "kind_of", lambda base, image_keys, format: kind_of(base, KEYS, format))
+    lossy = build(tmp_path / "lossy", loose, image_keys=IMAGE_KEYS)
     assert verify(str(lossy)).ok
     report = verify(str(lossy), source=True)
     assert codes(report) == {"source_changed"} and "(3 such here)" in report.findings[0].detail

@@ -26,9 +26,9 @@ from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import (
     FileInfo,
     NothingFound,
-    check_name,
     leads_nowhere,
     list_files,
+    name_in_text,
 )
 from wordsworth.pipeline.sources.table_formats import instead_of, refuse_table_below
 from wordsworth.pipeline.storage.filesystem import (
@@ -200,6 +200,9 @@ class Finder:
 
     def _shards_of_source(self, number: int, cursor: ListingCursor) -> Iterator[Shard]:
         fs, path = open_filesystem(self.sources[number], self.options)
+        escaped = name_in_text(path)
+        if escaped:
+            raise UserError(f"the name {escaped} is not UTF-8: rename it")
         self._earlier.note(number, fs, path)
         if number >= cursor.source:
             last = cursor.last if number == cursor.source else None
@@ -239,6 +242,10 @@ class Finder:
                 kind = "table"
             if path.endswith("/") and kind != "images":  # no tool writes a tar or a table under such a name
                 kind = None
+            escaped = name_in_text(path)
+            if kind is not None and escaped:
+                passed_over.leave_out("name", escaped)
+                continue
             if kind is None and leads_nowhere(path, info):
                 passed_over.leave_out("dangling", f"{path} -> {os.readlink(path)}")
                 continue
@@ -304,7 +311,6 @@ class Finder:
                 self._ignore(file)
                 continue
             self._count_front(file)
-            check_name(file.path)
             if not self._earlier.give(number, absolute_uri(fs, file.path), cursor.kinds):
                 yield file
 

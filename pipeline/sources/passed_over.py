@@ -15,6 +15,7 @@ LEFT_OUT = {
     "loop": ("links to folders above themselves", "their files come once"),
     "forbidden": ("folders that may not be listed", "allow it, and --update takes their files"),
     "dangling": ("links that lead nowhere", "mount what they lead to, and --update takes it"),
+    "name": ("files whose names are not UTF-8", "rename them, and --update takes them"),
     "special": ("files that are neither files nor folders, such as pipes", "they cannot be read twice"),
 }
 

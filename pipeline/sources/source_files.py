@@ -208,10 +208,13 @@ def _taken_of_glob(
             yield path, info
 
 
-def check_name(path: str) -> None:
-    """Refuse a name that is not UTF-8: on a disk names are bytes, but a listing and a row hold text."""
+def name_in_text(path: str) -> str | None:
+    """Return a path that is no UTF-8 with escapes; None for any other.
+
+    On a disk names are bytes, but a listing and a row hold text.
+    """
     try:
         path.encode()
     except UnicodeEncodeError:
-        shown = path.encode("utf-8", "backslashreplace").decode()
-        raise UserError(f"the name {shown} is not UTF-8: rename it") from None
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return None

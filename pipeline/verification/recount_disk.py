@@ -84,7 +84,12 @@ def _is_followed(target: str, trees: tuple[str, ...], asked: dict[str, str | boo
 
 
 def _identity(path: str) -> Identity | None:
-    """Return size and version of a file; None for a pipe or the like. A link has the time of the link."""
+    """Return size and version of a file; None for a pipe or the like. A link has the time of the link.
+
+    None also for a name that is no UTF-8, which no row can hold.
+    """
+    if any("\udc80" <= char <= "\udcff" for char in path):
+        return None
     version = str(os.lstat(path).st_mtime)
     if os.path.isfile(path):
         return os.path.getsize(path), version

@@ -198,11 +198,19 @@ def test_a_listing_that_is_forbidden_says_so(bucket, monkeypatch):
         find_shards(["s3://bucket/x"])
 
 
-def test_a_name_that_is_no_utf8_is_refused_by_its_name(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
-        file.write(b"bytes")
-    with pytest.raises(UserError, match=r"caf\\udce9.jpg.* not UTF-8"):
-        find_shards([str(tmp_path)])
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"caf\xe9/1.jpg"])
+def test_a_name_that_is_no_utf8_is_left_out_by_name_and_stops_no_other(tmp_path, name):
+    for each in (name, b"ok.jpg"):
+        path = os.path.join(os.fsencode(tmp_path), each)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(b"bytes")
+    listing = find_shards([str(tmp_path)])
+    assert [image["key"] for shard in listing.shards for image in shard.members] == ["ok.jpg"]
+    (note,) = listing.passed_over.notes()
+    assert f"left out 1 files whose names are not UTF-8: {tmp_path}/caf\\xe9" in note
+    with pytest.raises(UserError, match=r"caf\\xe9.* not UTF-8: rename it"):
+        find_shards([str(tmp_path) + "/caf\udce9" + os.fsdecode(name[4:])])
 
 
 # ---- identity ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The recount has a skip rule of its own: a listing that holds what it skips is found by it."""
 
 import io
+import os
 
 import pytest
 
@@ -68,6 +69,14 @@ def test_a_run_over_a_folder_of_hidden_names_is_exact(tmp_path):
     fill(tmp_path / "in", [*IMAGES, *SKIPPED])
     report = verify(str(build(tmp_path / "out", tmp_path / "in")), source=True)
     assert report.findings == [] and report.rows == report.recounted == len(IMAGES)
+
+
+def test_a_name_that_is_no_utf8_is_no_finding(tmp_path):
+    fill(tmp_path / "in", ["ok.jpg"])
+    with open(os.fsencode(tmp_path / "in") + b"/caf\xe9.jpg", "wb") as file:
+        file.write(b"bytes")
+    report = verify(str(build(tmp_path / "out", str(tmp_path / "in"))), source=True)
+    assert report.ok and report.recounted == 1, report.findings
 
 
 def test_a_listing_that_took_hidden_images_and_tables_is_found_by_the_recount_alone(tmp_path, monkeypatch):

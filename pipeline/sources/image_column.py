@@ -3,7 +3,16 @@
 import pyarrow as pa
 
 from wordsworth.pipeline.sources.file_kinds import table_form
-from wordsworth.pipeline.sources.nested_fields import Field, Tree, find_field, is_list, tree_of, type_at
+from wordsworth.pipeline.sources.nested_fields import (
+    Field,
+    FieldPath,
+    Tree,
+    find_field,
+    is_list,
+    tree_of,
+    type_at,
+)
+from wordsworth.pipeline.sources.path_columns import path_columns
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.table_cells import URI_FIELDS, valid_text
 
@@ -101,7 +110,7 @@ def known_field(name: str, tree: Tree, path: str, option: str) -> Field:
     """
     found = find_field(tree, name)
     if found is not None:
-        return Field(name, found)
+        return Field(name, found if _is_column_of_all(found, path) else None)
     if table_form(path) in JSON_FORMS and any(name.startswith(f"{column}.") for column in tree):
         return Field(name)
     raise StoreFault(f"{path} has no column {name}, which {option} names ({_shown(tree)})")
@@ -121,11 +130,19 @@ def kept_field(name: str, tree: Tree, path: str) -> Field:
         StoreFault: the table has no such field.
     """
     found = find_field(tree, name, any_case=True)
-    if found is not None:
+    if found is not None and _is_column_of_all(found, path):
         return Field(name, found)
     if table_form(path) in JSON_FORMS:
         return Field(name, any_case=True)
     return known_field(name, tree, path, "--keep")
+
+
+def _is_column_of_all(found: FieldPath, path: str) -> bool:
+    """Return whether a field is at the same place in all records of the table at `path`.
+
+    In a JSON object, a name with dots may be a column, and in the next one a field of an object.
+    """
+    return table_form(path) not in JSON_FORMS or "." not in found[0] or found[0] in path_columns(path)
 
 
 def _shown(tree: Tree) -> str:

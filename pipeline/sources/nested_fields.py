@@ -24,13 +24,20 @@ class Field:
     path: FieldPath | None = None
     any_case: bool = False
 
-    def of(self, record: dict[str, Any]) -> Any:
+    def of(self, record: Any) -> Any:
         """Return the value in a record; None where it has none. Below a list it is a list."""
         if self.path is None:
             return lookup(record, self.name, self.any_case)
-        if len(self.path) == 1:
+        if len(self.path) == 1 and isinstance(record, dict):
             return record.get(self.path[0])
         return _value_at(record, self.path)
+
+    def first_step(self, record: dict[str, Any]) -> "tuple[str, Field | None] | None":
+        """Return the column of a record that the field is in, and the field in that; None for no column."""
+        if self.path is None:
+            step = _first_step(record, self.name, self.any_case)
+            return step and (step[0], Field(step[1], None, self.any_case) if step[1] else None)
+        return self.path[0], Field(self.name, self.path[1:]) if self.path[1:] else None
 
 
 def lookup(value: Any, name: str, any_case: bool = False) -> Any:
@@ -42,12 +49,23 @@ def lookup(value: Any, name: str, any_case: bool = False) -> Any:
         return [lookup(one, name, any_case) for one in value]
     if not isinstance(value, dict):
         return None
-    path = find_field(dict.fromkeys(value), name, any_case)
+    step = _first_step(value, name, any_case)
+    if step is None:
+        return None
+    return lookup(value[step[0]], step[1], any_case) if step[1] else value[step[0]]
+
+
+def _first_step(record: dict[str, Any], name: str, any_case: bool) -> tuple[str, str] | None:
+    """Return the column that a name means or begins with, and the rest of the name; None for no column.
+
+    The longest column counts.
+    """
+    path = find_field(dict.fromkeys(record), name, any_case)
     if path is not None:
-        return value[path[0]]
-    for own in value:
+        return path[0], ""
+    for own in sorted(record, key=len, reverse=True):
         if _is_same(own, name[: len(own)], any_case) and name[len(own) : len(own) + 1] == ".":
-            return lookup(value[own], name[len(own) + 1 :], any_case)
+            return own, name[len(own) + 1 :]
     return None
 
 
@@ -69,7 +87,7 @@ def _find(tree: Tree, name: str, any_case: bool) -> FieldPath | None:
     for own in tree:
         if _is_same(own, name, any_case):
             return (own,)
-    for own, below in tree.items():
+    for own, below in sorted(tree.items(), key=lambda item: len(item[0]), reverse=True):
         if below and _is_same(own, name[: len(own)], any_case) and name[len(own) : len(own) + 1] == ".":
             path = _find(below, name[len(own) + 1 :], any_case)
             if path is not None:

@@ -16,6 +16,7 @@ from wordsworth.pipeline.sources.image_column import (
     names_images,
     overlap,
 )
+from wordsworth.pipeline.sources.image_lists import flat, values_beside
 from wordsworth.pipeline.sources.image_names import ImageNames, names_beside_bytes
 from wordsworth.pipeline.sources.json_array import json_file_records
 from wordsworth.pipeline.sources.nested_fields import Field, Tree, column_to_read, tree_of
@@ -217,29 +218,37 @@ class _SampleMaker:
         if self.in_path:
             values = self.in_path | values
         cell = self.image.of(values)
-        cells = list(_flat(cell)) if isinstance(cell, list) else None
+        beside = _Beside(self._own_key(values), [field.of(values) for field in self.keep])
+        cells = list(flat(cell)) if isinstance(cell, list) else None
         if not cells:
-            yield self._sample(values, None if cells == [] else cell, row, span)
+            yield self._sample(None if cells == [] else cell, beside, row, span)
             return
-        for number, one in enumerate(cells):
-            made, uri = self._sample(values, one, row, span, number)
+        for number, own in enumerate(self._divided(values, beside, len(cells))):
+            made, uri = self._sample(cells[number], own, row, span)
             if number + 1 < len(cells):
                 made.next = row
                 made.next_in_group = number + 1
                 made.span = (span[0], span[0])  # the last one counts the bytes of the row
             yield made, uri
 
-    def _sample(
-        self, values: dict[str, Any], cell: Any, row: int, span: Span, number: int | None = None
-    ) -> NamedImage:
-        """Return the sample of an image. number: its place in the row's list, None where there is no list."""
+    def _divided(self, values: dict[str, Any], beside: "_Beside", num_images: int) -> Iterator["_Beside"]:
+        """Yield what stands beside each image of a row's list."""
+        keys = [beside.key] * num_images
+        if self.key and not self.is_unnamed:
+            keys = [key_text(value) for value in values_beside(values, self.image, self.key)]
+        columns = [list(values_beside(values, self.image, field)) for field in self.keep]
+        for number, key in enumerate(keys):
+            yield _Beside(key, [column[number] for column in columns], number)
+
+    def _sample(self, cell: Any, beside: "_Beside", row: int, span: Span) -> NamedImage:
         image = cell_image(cell, self.max_bytes)
+        kept = zip(self.keep, beside.kept, strict=True)
         made = EncodedSample(
-            key=self._key(values, image.uri, row, number),
+            key=self._key(image.uri, beside, row),
             next=row + 1,
             size=image.size,
             data=image.data or b"",
-            sidecars=[self._kept(field, values, image) for field in self.keep] if self.keep else [],
+            sidecars=[self._kept(field, value, image) for field, value in kept] if self.keep else [],
             error=image.error,
             detail=image.detail,
             span=span,
@@ -249,39 +258,48 @@ class _SampleMaker:
             made.detail = f"column {valid_text(self.image.name)} is empty"
         return made, image.uri
 
-    def _key(self, values: dict[str, Any], uri: str | None, row: int, number: int | None) -> str:
-        """Return the key of a row: the cell of the key column, else the image's name, else the number.
+    def _own_key(self, values: dict[str, Any]) -> str | None:
+        """Return the key in the key column, or beside the image; None for none."""
+        if self.key and not self.is_unnamed:
+            return key_text(self.key.of(values))
+        return self.names.of(values) if self.names else None
+
+    def _key(self, uri: str | None, beside: "_Beside", row: int) -> str:
+        """Return the key of a sample: its own, else the image's name, else the number of the row.
 
         An image in a list has its place there behind that, and no name of its own.
         """
-        if number is not None:
-            return f"{self._key(values, None, row, None)}#{number}"
-        if self.key and not self.is_unnamed:
-            key = key_text(self.key.of(values))
-        elif self.names:
-            key = self.names.of(values)
-        else:
-            key = None if uri is None else valid_text(without_credentials(uri))
-        return str(row) if key is None else key
+        if beside.number is not None:
+            return f"{row if beside.key is None else beside.key}#{beside.number}"
+        if beside.key is not None:
+            return beside.key
+        if uri is not None and self.is_unnamed and self.names is None:
+            return valid_text(without_credentials(uri))
+        return str(row)
 
-    def _kept(self, field: Field, values: dict[str, Any], image: CellImage) -> str | None:
+    def _kept(self, field: Field, value: Any, image: CellImage) -> str | None:
         """Return the text of a kept column; of the column of images the URI, or the size of the image."""
         labels = self.class_labels.get(field.path or ())
         if labels:
-            return as_text(with_names(field.of(values), labels))
+            return as_text(with_names(value, labels))
         if field.name not in self.of_image:
-            return as_text(field.of(values))
+            return as_text(value)
         if field.name != self.image.name:
-            return as_text(without_images(field.of(values), self.max_bytes))
+            return as_text(without_images(value, self.max_bytes))
         if image.size is not None:
             return f"({image.size} bytes)"
         return None if image.uri is None else as_text(without_credentials(image.uri))
 
 
-def _flat(cells: list[Any]) -> Iterator[Any]:
-    """Yield the entries of a list, and those of lists in it."""
-    for cell in cells:
-        if isinstance(cell, list):
-            yield from _flat(cell)
-        else:
-            yield cell
+class _Beside(NamedTuple):
+    """Hold what stands beside one image.
+
+    Attributes:
+        key: the key, None for none
+        kept: values of the kept columns
+        number: place of the image in the list of its row, None where there is no list
+    """
+
+    key: str | None
+    kept: list[Any]
+    number: int | None = None

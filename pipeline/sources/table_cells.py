@@ -86,12 +86,26 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
 
 def key_text(value: Any) -> str | None:
     """Return the key in a cell; None where it holds none: an image or a very long text is no key."""
-    if value is None or (isinstance(value, bytes) and _IMAGE_HEAD.match(value)):
+    if value is None or value == [] or (isinstance(value, bytes) and _IMAGE_HEAD.match(value)):
+        return None
+    if isinstance(value, dict | list) and _holds_image(value):
         return None
     text = as_text(value[: MAX_NAME + 1] if isinstance(value, bytes) else value)
     if text is None or len(text) > MAX_NAME or _DATA_URI.match(text) or _is_base64_of_image(text):
         return None
     return text
+
+
+def _holds_image(value: Any) -> bool:
+    """Return whether bytes, or text that is an image, stand somewhere in a value."""
+    if isinstance(value, dict):
+        return any(map(_holds_image, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_image, value))
+    is_text = isinstance(value, str)
+    return isinstance(value, bytes) or (
+        is_text and bool(_DATA_URI.match(value) or _is_base64_of_image(value))
+    )
 
 
 def _from_bytes(data: bytes, max_bytes: int) -> CellImage:

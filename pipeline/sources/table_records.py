@@ -18,7 +18,7 @@ from wordsworth.pipeline.storage.seekable import SeekableObject
 MAX_LINES = 256 << 10  # bytes of a CSV record that takes more than one line
 MAX_BATCH_ROWS = 1024  # rows of Parquet decoded at once
 _BATCH_BYTES = 8 << 20  # bytes of Parquet decoded at once, by the average of the row group
-_REPEATED_BYTES = 48 << 20  # bytes decoded at once, if every row repeats the largest value that there can be
+_REPEATED_BYTES = 16 << 20  # bytes decoded at once, if every row repeats the largest value that there can be
 _Result = TypeVar("_Result")
 
 
@@ -220,8 +220,9 @@ class ParquetTable:
     def _batch_size(self, group: int, columns: list[str]) -> int:
         """Return the rows of a row group to decode at once."""
         metadata = self._file.metadata.row_group(group)
+        num_rows = max(1, metadata.num_rows)
         num_bytes = 0  # of the columns, encoded
-        repeated = 0  # bytes of one row, at most, where a value is stored once for many rows
+        repeated = 0  # bytes of one row with average lists, at most, where a value is stored once for many
         for number in range(metadata.num_columns):
             chunk = metadata.column(number)
             if any(
@@ -229,8 +230,9 @@ class ParquetTable:
                 for name in columns
             ):
                 num_bytes += chunk.total_uncompressed_size
-                repeated += _largest_repeated_value(chunk)
-        average = max(1, num_bytes // max(1, metadata.num_rows))
+                values_per_row = -(-chunk.num_values // num_rows)  # more than one in lists
+                repeated += _largest_repeated_value(chunk) * values_per_row
+        average = max(1, num_bytes // num_rows)
         rows = min(MAX_BATCH_ROWS, _BATCH_BYTES // average, _REPEATED_BYTES // max(1, repeated))
         return max(1, rows)
 

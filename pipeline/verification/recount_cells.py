@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -44,7 +45,7 @@ class Cell(NamedTuple):
 def image_cell(cell: Any) -> Cell:
     """Return what a cell of the column of images is."""
     is_packed = False  # whether a text must be an image
-    if isinstance(cell, dict):
+    while isinstance(cell, dict):
         is_packed = isinstance(cell.get("bytes"), str) and cell["bytes"] != ""
         has_bytes = is_packed or isinstance(cell.get("bytes"), bytes)
         cell = cell["bytes"] if has_bytes else cell.get("path") or cell.get("url") or cell.get("uri")
@@ -75,14 +76,10 @@ def cell_of(record: Any, name: str) -> Any:
     """
     if isinstance(record, list):
         return [cell_of(entry, name) for entry in record]
-    if not isinstance(record, dict) or name in record:
-        return record.get(name) if isinstance(record, dict) else None
-    parts = name.split(".")
-    for num_parts in range(1, len(parts)):
-        column = ".".join(parts[:num_parts])
-        if column in record:
-            return cell_of(record[column], ".".join(parts[num_parts:]))
-    return None
+    column = _column(record, name)
+    if column is None or column == name:
+        return None if column is None else record[column]
+    return cell_of(record[column], name[len(column) + 1 :])
 
 
 def key_text(cell: Any) -> str | None:
@@ -93,13 +90,72 @@ def key_text(cell: Any) -> str | None:
         text = str(cell, "utf-8", "backslashreplace")
     elif isinstance(cell, str):
         text = cell
-    elif cell is None:
+    elif cell is None or cell == [] or _has_payload(cell):
         return None
     else:
         text = json.dumps(cell, ensure_ascii=False, default=_as_text)
     if len(text) > _LONGEST_NAME or _data_parts(text) is not None or _packs_image(text):
         return None
     return str(text.encode("utf-8", "backslashreplace"), "utf-8")
+
+
+def cells_beside(value: Any, name: str, image: str) -> Iterator[Any]:
+    """Yield the cell of column `name` for each image of column `image`.
+
+    Of a list that both are in, each image has the cell of its own entry.
+
+    Args:
+        value: a record, or what stands where the names have led to.
+        name: name of a column or field; empty for the value itself.
+        image: likewise, of the images.
+    """
+    if isinstance(value, list):
+        for entry in value:
+            yield from cells_beside(entry, name, image)
+        return
+    column = _column(value, name)
+    if column is not None and column == _column(value, image):
+        rest = len(column) + 1
+        yield from cells_beside(value[column], name[rest:], image[rest:])
+        return
+    cell = cell_of(value, name) if name else value
+    images = cell_of(value, image) if image else value
+    for _ in leaves(images) if isinstance(images, list) else [images]:
+        yield cell
+
+
+def _column(record: Any, name: str) -> str | None:
+    """Return the column of a record that a name means or leads into: the one of the most dots."""
+    while isinstance(record, dict) and name:
+        if name in record:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what stands in a list and in lists in it, in order."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting.extend(reversed(one))
+        else:
+            yield one
+
+
+def _has_payload(cell: Any) -> bool:
+    """Return whether an image stands somewhere in a list or an object."""
+    for leaf in leaves(cell):
+        if isinstance(leaf, dict):
+            found = _has_payload(list(leaf.values()))
+        elif isinstance(leaf, str):
+            found = _data_parts(leaf) is not None or _packs_image(leaf)
+        else:
+            found = isinstance(leaf, bytes)
+        if found:
+            return True
+    return False
 
 
 def _as_text(value: Any) -> str:

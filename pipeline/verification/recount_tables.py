@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
-from wordsworth.pipeline.verification.recount_cells import cell_of, image_cell, key_text
+from wordsworth.pipeline.verification.recount_cells import cell_of, cells_beside, image_cell, key_text, leaves
 from wordsworth.pipeline.verification.recount_compressed import ExpandedFile
 from wordsworth.pipeline.verification.recount_json import Broken, json_file_records
 from wordsworth.pipeline.verification.recount_lines import (
@@ -195,17 +195,13 @@ def _rows(number: int, record: JsonRecord | CsvRecord, column: str, key: str | N
             name = key_text(without_credentials(image.name))
         yield Row(str(number) if name is None else name, image.size, image.error)
         return
-    waiting = [cell]  # lists and their entries, the next one last
-    num_images = 0
-    while waiting:
-        entry = waiting.pop()
-        if isinstance(entry, list):
-            waiting.extend(reversed(entry))
-            continue
-        image = image_cell(entry)
-        yield Row(f"{number if name is None else name}#{num_images}", image.size, image.error)
-        num_images += 1
-    if num_images == 0:
+    images = [image_cell(entry) for entry in leaves(cell)]
+    names = [name] * len(images)
+    if key is not None and key != column:
+        names = [key_text(own) for own in cells_beside(record, key, column)]
+    for at, (image, own) in enumerate(zip(images, names, strict=True)):
+        yield Row(f"{number if own is None else own}#{at}", image.size, image.error)
+    if not images:
         yield Row(str(number) if name is None else name, None, "missing_image")
 
 
@@ -245,7 +241,7 @@ def _is_struct_of_images(schema: pa.Schema, column: str) -> bool:
     while column and isinstance(found, pa.StructType):
         fields = {field.name: field.type for field in found}
         parts = column.split(".")
-        starts = [".".join(parts[:num_parts]) for num_parts in (len(parts), *range(1, len(parts)))]
+        starts = [".".join(parts[:num_parts]) for num_parts in range(len(parts), 0, -1)]
         name = next((start for start in starts if start in fields), None)
         if name is None:
             return False
@@ -300,16 +296,24 @@ def _records_from(
         if first >= num_rows:
             first -= num_rows
             continue
-        rows_at_once = min(batch_size, max(1, _MAX_DECODED_BYTES // _largest_chunk(table, group)))
+        rows_at_once = min(batch_size, max(1, _MAX_DECODED_BYTES // _largest_row(table, group)))
         for batch in table.iter_batches(rows_at_once, [group], columns, use_threads=False):
             yield from batch.to_pylist()[first:]
             first = max(0, first - batch.num_rows)
 
 
-def _largest_chunk(table: pq.ParquetFile, group: int) -> int:
-    """Return the bytes of a row group's largest column: no value in it is larger, however often it counts."""
-    chunks = table.metadata.row_group(group)
-    return max(1, *(chunks.column(at).total_uncompressed_size for at in range(chunks.num_columns)))
+def _largest_row(table: pq.ParquetFile, group: int) -> int:
+    """Return the most bytes of a row with lists of average length.
+
+    No value is larger than its column in the file, however often it counts.
+    """
+    about = table.metadata.row_group(group)
+    most = 1
+    for at in range(about.num_columns):
+        column = about.column(at)
+        values_per_row = max(1, round(column.num_values / max(1, about.num_rows)))
+        most = max(most, column.total_uncompressed_size * values_per_row)
+    return most
 
 
 def _image_column(schema: pa.Schema) -> str:

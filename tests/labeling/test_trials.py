@@ -5,15 +5,18 @@ same options are the sources of one run. Each image of a trial has a size of its
 and height say which image it was made from.
 """
 
+import base64
 import gzip
 import io
 import os
 import re
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 import zstandard
 from PIL import Image
@@ -126,6 +129,44 @@ def output_of_img2dataset(folder: Path) -> list[Path]:
     return [folder]
 
 
+def images_in_text(name: str, folder: Path) -> list[Path]:
+    texts = [base64.b64encode(image(number)).decode() for number in (1, 2, 3)]
+    rows = [
+        {"image": text, "n": 1} for text in (texts[0], f"data:image/jpeg;base64,{texts[1]}", texts[2] + "#")
+    ]
+    if name == "t.csv":
+        return [write_csv(folder / name, rows)]
+    if name == "t.jsonl":
+        return [write_jsonl(folder / name, rows)]
+    return [write_parquet(folder / name, pa.Table.from_pylist(rows))]
+
+
+def lists_of_images(folder: Path) -> list[Path]:
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = [[], [1], [2, 3], [None]]
+    column = [[n and {"bytes": image(n), "path": f"{n}.jpg"} for n in cell] for cell in cells]
+    write_parquet(folder / "t.parquet", {"images": pa.array(column, pa.list_(struct))})
+    return [folder]
+
+
+def structs_without_some_bytes(folder: Path) -> list[Path]:
+    write(folder, "1.jpg", "2.jpg", "3.jpg")
+    cells = [{"bytes": image(n) if n != 2 else None, "path": f"{n}.jpg"} for n in (1, 2, 3)]
+    cells += [{"bytes": image(4), "path": None}, None]
+    return [write_parquet(folder / "t.parquet", {"image": cells})]
+
+
+def nested_names(folder: Path) -> list[Path]:
+    write(folder, "a.jpg", "b.jpg")
+    rows = [{"image": {"url": name}, "meta": {"id": 7}} for name in ("a.jpg", "b.jpg")]
+    return [write_jsonl(folder / "t.jsonl", rows)]
+
+
+def one_image_for_many_rows(folder: Path) -> list[Path]:
+    column = pa.DictionaryArray.from_arrays([0, 1, 0, 0, None], [image(1), image(2)])
+    return [write_parquet(folder / "t.parquet", {"photo": column})]
+
+
 def names_like_uris(folder: Path) -> list[Path]:
     named = ["run-12:30/a.jpg", "a**b/a.jpg", "a::b.jpg", "end .jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"]
     write(folder / "loose", *named)
@@ -180,6 +221,22 @@ TRIALS = {
             "4 é.jpg": 4,
             "images\\5 é.jpg": "not_found",
         },
+    ),
+    **{
+        f"base64 and data: URIs in {name}": Trial(
+            partial(images_in_text, name), {"0": 1, "1": 2, "2": "bad_record"}
+        )
+        for name in ("t.csv", "t.jsonl", "t.parquet")
+    },
+    "lists of images": Trial(
+        lists_of_images, {"0": "missing_image", "1#0": 1, "2#0": 2, "2#1": 3, "3#0": "missing_image"}
+    ),
+    "structs of which some have no bytes": Trial(
+        structs_without_some_bytes, {"1.jpg": 1, "2.jpg": 2, "3.jpg": 3, "3": 4, "4": "missing_image"}
+    ),
+    "names in JSON objects": Trial(nested_names, {"a.jpg": 1, "b.jpg": 2}),
+    "images in a dictionary": Trial(
+        one_image_for_many_rows, {"0": 1, "1": 2, "2": 1, "3": 1, "4": "missing_image"}
     ),
     "a partitioned table": Trial(partitioned_table, {"../../1.jpg": 1, "../../2.jpg": 2}),
     "the output of img2dataset": Trial(output_of_img2dataset, {"000000000": 1, "000000001": 2}),

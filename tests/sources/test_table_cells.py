@@ -182,6 +182,7 @@ REPEATED = {
     "text": ([packed(LARGE)] * 100, {"dictionary_pagesize_limit": 1 << 26}),
     "a struct": ([{"bytes": LARGE, "path": "a"}] * 100, {"dictionary_pagesize_limit": 1 << 26}),
     "Arrow's dictionary": (pa.DictionaryArray.from_arrays([0] * 100, [LARGE]), {}),
+    "a list": ([[LARGE] * 5] * 20, {"dictionary_pagesize_limit": 1 << 26}),
     "shared beginnings": (
         [LARGE] * 100,
         {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}},
@@ -271,9 +272,12 @@ def test_a_column_whose_name_has_a_dot_comes_first(tmp_path):
     for asked, key in (({}, "a.jpg"), ({"key": "image.id"}, "c")):
         assert [row["key"] for row in rows_of(units_of(path, image_column="image.url", **asked))] == [key]
         assert_recounted(path, image_column="image.url", **asked)
-    path = write_jsonl(tmp_path / "t.jsonl", [{"image": {"url": "b.jpg"}}, {"image.url": "a.jpg"}])
-    assert [row["key"] for row in rows_of(units_of(path, image_column="image.url"))] == ["b.jpg", "a.jpg"]
-    assert_recounted(path, image_column="image.url")
+    records = [{"image": {"url": "b.jpg"}}, {"image.url": "a.jpg"}]
+    for lines in (records, records[::-1]):
+        path = write_jsonl(tmp_path / "t.jsonl", lines)
+        keys = {row["key"] for row in rows_of(units_of(path, image_column="image.url"))}
+        assert keys == {"b.jpg", "a.jpg"}, "each record is read as it is"
+        assert_recounted(path, image_column="image.url")
 
 
 def test_a_field_that_is_not_there_is_a_fault_that_names_the_columns(tmp_path):
@@ -489,9 +493,46 @@ def test_lists_of_every_arrow_type_are_read(tmp_path, kind):
     assert_recounted(path)
 
 
-def test_the_list_that_holds_images_is_kept_without_them(tmp_path):
+def test_a_struct_of_a_list_is_kept_without_its_image(tmp_path):
     path = write_parquet(tmp_path / "t.parquet", {"images": lists("structs", NO_NAMES)})
-    (first, *_) = rows_of(units_of(path, image_column="images.bytes", keep=("images", "images.path")))
-    sizes = [f"({len(JPEG) + n} bytes)" for n in range(2)]
-    cells = [{"bytes": size, "path": f"{n}.jpg"} for n, size in enumerate(sizes)]
-    assert list(map(json.loads, first["sidecars"])) == [cells, ["0.jpg", "1.jpg"]]
+    rows = rows_of(units_of(path, rows=99, image_column="images.bytes", keep=("images", "images.path")))
+    for number, row in enumerate(row for row in rows if "#" in row["key"]):
+        cell = {"bytes": f"({len(JPEG) + number} bytes)", "path": f"{number}.jpg"}
+        assert json.loads(row["sidecars"][0]) == cell and row["sidecars"][1] == f"{number}.jpg"
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_what_stands_beside_an_image_in_its_list_belongs_to_that_image_alone(tmp_path, name):
+    def item(number: int) -> dict:
+        return {"pic": [packed(JPEG + bytes(number))] * 2, "class": f"c{number}", "id": {"n": number}}
+
+    cells = [[item(0), item(1)], [], [item(2), None, item(3) | {"id": None}]]
+    rows = [{"meta": {"items": cell, "day": [n, 7]}, "tags": ["x", "y"]} for n, cell in enumerate(cells)]
+    path = tmp_path / name
+    if name == "t.jsonl":
+        write_jsonl(path, rows)
+    else:
+        write_parquet(path, pa.Table.from_pylist(rows))
+    asked = {"image_column": "meta.items.pic", "key": "meta.items.id.n"}
+    read = rows_of(units_of(path, rows=99, **asked, keep=("meta.items.class", "meta.day", "tags")))
+    assert [(row["key"], row["sidecars"][0]) for row in read] == [
+        *(("0#0", "c0"), ("0#1", "c0"), ("1#2", "c1"), ("1#3", "c1")),
+        ("1", "[]"),
+        *(("2#0", "c2"), ("2#1", "c2"), ("2#2", None), ("2#3", "c3"), ("2#4", "c3")),
+    ]
+    assert read[0]["sidecars"][1:] == ["[0, 7]", '["x", "y"]'], "another list belongs to the record"
+    for key in ("meta.items.id.n", "meta.items.id", "meta.items", "meta.items.class", "meta.day", "tags"):
+        assert_recounted(path, **asked | {"key": key})
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_a_struct_or_a_list_that_holds_an_image_is_no_key(tmp_path, name):
+    data = JPEG[:900] if name == "t.parquet" else packed(JPEG[:900])
+    rows = [{"image": {"bytes": data, "path": "a.jpg"}, "more": [{"x": {"y": data}}], "none": []}]
+    path = tmp_path / name
+    _ = write_jsonl(path, rows) if name == "t.jsonl" else write_parquet(path, pa.Table.from_pylist(rows))
+    for key in ("image", "more", "more.x", "none"):
+        asked = {"image_column": "image.bytes", "key": key}
+        (row,) = rows_of(units_of(path, **asked))
+        assert row["key"] == "0" and row["size"] == 900
+        assert_recounted(path, **asked)

@@ -15,7 +15,9 @@ from tests.support.samples import units_of
 from tests.support.tables import image_bytes, write_csv, write_files, write_json, write_jsonl, write_parquet
 from tests.support.tars import make_tar
 from wordsworth.pipeline.sources.finder import find_shards
-from wordsworth.pipeline.verification.recount import Recount
+from wordsworth.pipeline.sources.reader import read_units
+from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.verification.recount import Recount, Sample
 from wordsworth.pipeline.verification.verifier import verify
 
 
@@ -100,8 +102,6 @@ def differences(path, **asked) -> list:
     report = _Collector()
     recount = Recount({"image-key": list(KEYS), "source": [str(path)]} | asked, None, report)
     rows = [(row["key"], row["offset"], row["size"], row["error"]) for row in read_rows(shard)]
-    from wordsworth.pipeline.verification.recount import Sample
-
     recount.shard(shard, [Sample(*row) for row in rows])
     return report.findings
 
@@ -256,17 +256,12 @@ def test_a_key_and_an_image_column_of_the_run_are_those_of_the_recount(tmp_path)
     path = write_parquet(
         tmp_path / "t.parquet", {"a": [b"1"], "b": pa.array([None], pa.binary()), "id": ["x"]}
     )
-    from wordsworth.pipeline.sources.reader import read_units
-    from wordsworth.pipeline.sources.samples import ReadSettings
-
     (shard,) = find_shards([str(path)]).shards
     for column, key in (("a", "id"), ("b", None), ("b", "id")):
         settings = ReadSettings(unit_rows=9, image_column=column, key=key)
         rows = [row for unit in read_units(shard, settings) for row in unit.samples.to_pylist()]
         report = _Collector()
         asked = {"image-key": list(KEYS), "source": [], "image-column": column, "key": key}
-        from wordsworth.pipeline.verification.recount import Sample
-
         recount = Recount(asked, None, report)
         recount.shard(shard, [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in rows])
         assert report.findings == [] and len(rows) == 1
@@ -285,10 +280,6 @@ def test_a_reader_that_takes_base64_for_a_name_is_caught(tmp_path):
 
 
 def test_a_key_that_stands_in_the_path_of_a_table_is_counted_again(tmp_path):
-    from wordsworth.pipeline.sources.reader import read_units
-    from wordsworth.pipeline.sources.samples import ReadSettings
-    from wordsworth.pipeline.verification.recount import Sample
-
     folder = tmp_path / "t=%41%2f%C3%A4%zz" / "u=__HIVE_DEFAULT_PARTITION__"
     paths = [
         write_parquet(folder / "t.parquet", {"image": [b"1", b"2"]}),
@@ -347,3 +338,50 @@ def test_a_reader_that_drops_images_of_lists_or_empty_lists_is_caught(tmp_path, 
 
     out = build(tmp_path / "out", path, reader=lossy)
     assert verify(str(out)).ok and codes(verify(str(out), source=True)) == {"missing_sample"}
+
+
+def test_a_reader_that_gives_each_image_the_whole_list_of_keys_is_caught(tmp_path):
+    items = [{"image": f"{number}.jpg", "id": number} for number in range(4)]
+    path = write_jsonl(tmp_path / "in" / "t.jsonl", [{"items": items[:3]}, {"items": items[3:]}])
+    asked = {"image-column": "items.image", "key": "items.id"}
+    settings = ReadSettings(unit_rows=9, image_column="items.image", key="items.id")
+    (shard,) = find_shards([str(path)]).shards
+    for key, found in ((None, []), ("[0, 1, 2]", ["wrong_key"])):
+        rows = [row for unit in read_units(shard, settings) for row in unit.samples.to_pylist()]
+        assert [row["key"] for row in rows] == ["0#0", "1#1", "2#2", "3#0"]
+        report = _Collector()
+        recount = Recount({"image-key": list(KEYS), "source": []} | asked, None, report)
+        rows[1]["key"] = rows[1]["key"] if key is None else f"{key}#1"
+        recount.shard(shard, [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in rows])
+        assert [what for what, *_ in report.findings] == found
+
+
+def test_reader_and_recount_agree_on_columns_of_any_depth(tmp_path):
+    generator = random.Random(11)
+    names = ["items", "image", "url", "id", "path", "bytes", "items.id"]
+    packed = base64.b64encode(image_bytes(1)).decode()
+    scalars = [None, "", 7, True, [], {}, "a.jpg", "data:,x", packed, f"{packed[:-1]}*", "x" * 4200, "\ud800"]
+
+    def value(depth: int) -> object:
+        kind = generator.random() if depth else 0
+        if kind < 0.35:
+            return generator.choice(scalars)
+        if kind < 0.65:
+            return [value(depth - 1) for _ in range(generator.randrange(4))]
+        return {name: value(depth - 1) for name in generator.sample(names, generator.randrange(1, 5))}
+
+    for _ in range(200):
+        rows = [{name: value(3) for name in generator.sample(names, 5)} for _ in range(4)]
+        rows[0] |= {"image": value(3), "items": value(3)}
+        path = write_jsonl(tmp_path / "t.jsonl", rows)
+        column, key = (
+            ".".join((generator.choice(names[:2]), *generator.choices(names[:6], k=generator.randrange(3))))
+            for _ in range(2)
+        )
+        shard = find_shards([str(path)]).shards[0]
+        settings = ReadSettings(unit_rows=99, image_column=column, key=key)
+        read = [row for unit in read_units(shard, settings) for row in unit.samples.to_pylist()]
+        report = _Collector()
+        recount = Recount({"image-key": [], "source": [], "image-column": column, "key": key}, None, report)
+        recount.shard(shard, [Sample(row["key"], row["offset"], row["size"], row["error"]) for row in read])
+        assert len(read) >= 4 and report.findings == [], (column, key, rows)

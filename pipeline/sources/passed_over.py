@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-MAX_KINDS_NAMED = 5  # extensions of ignored files that a note names
+from wordsworth.pipeline.sources.unread_formats import most_common, unread_notes, without_unread
+
 MAX_LEFT_OUT_NAMED = 100  # links and special files that a listing names; the others are counted together
 MORE = "more"  # name of the others
 
@@ -84,13 +85,14 @@ class PassedOver:
 
     def notes(self) -> Iterator[str]:
         """Yield what the user should know: one line for the ignored files, one for each other reason."""
-        if self.ignored:
-            kinds = ", ".join(f"{n} {name}" for name, n in self.ignored.most_common(MAX_KINDS_NAMED))
-            yield f"ignored {self.ignored.total()} files of other kinds: {kinds}"
+        others = without_unread(self.ignored)
+        if others:
+            yield f"ignored {others.total()} files of other kinds: {most_common(others)}"
         yield from self.serious_notes()
 
     def serious_notes(self) -> Iterator[str]:
         """Yield the notes on what may hold images."""
+        yield from unread_notes(self.ignored)
         if self.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
             yield f"skipped by their names: {kinds}; --include-hidden takes them"

@@ -220,10 +220,11 @@ def test_the_colour_under_alpha_is_kept_and_not_blended():
     assert np.array_equal(pixels(encoded(image, "PNG")), np.asarray(photo(2)))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
 def test_an_animation_gives_its_first_frame(kind):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
     assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert np.array_equal(pixels(data), np.asarray(frames[0]))
+    difference = np.abs(pixels(data).astype(int) - np.asarray(frames[0])).max()
+    assert difference <= (3 if kind == "AVIF" else 0)

@@ -29,6 +29,9 @@ SAMPLE = pa.schema(
     ]
 )
 
+# One more column of samples that were named one by one: URI of the sample's folder, the shard of its row.
+FOLDER = "folder"
+
 # The columns of a unit's row that are attributes of Unit, by the attribute's name.
 _SCALARS = {
     "shard_uri": pa.string(),

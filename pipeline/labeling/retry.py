@@ -163,7 +163,7 @@ def _fetch_images(
     A loose image is an object of its own, and an image in a tar is one range. Samples of compressed tars and
     of tables have no range: their whole unit is read again.
     """
-    if shard.kind == "images":
+    if shard.is_page:
         return _fetch_objects(shard, failed, settings)
     if all(sample.offset is not None for sample in failed):
         return _fetch_ranges(shard, failed, settings)
@@ -176,14 +176,14 @@ def _fetch_objects(
     shard: Shard, failed: list[FailedSample], settings: ReadSettings
 ) -> dict[int, bytes | Loss]:
     fs, root = open_exact(shard.uri, settings.storage_options)
-    members = {member["key"]: member for member in shard.members}
     images: dict[int, bytes | Loss] = {}
     for sample in failed:
-        size = members[sample.key]["size"]
+        member = shard.members[sample.index - shard.first_index]
+        size = member["size"]
         if size > settings.max_bytes:
             continue
         # A link that led nowhere was listed without a size, and may lead to an image by now.
-        image = read_image(fs, join(root, sample.key), size or None)
+        image = read_image(fs, join(root, member["key"]), size or None)
         if isinstance(image, Loss) or len(image) <= settings.max_bytes:
             images[sample.index] = image
     return images

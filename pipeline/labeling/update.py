@@ -113,7 +113,7 @@ def drop_lost_shards(run: LabelRun, faults: list[Receipt]) -> list[Receipt]:
     for receipt in faults:
         if (receipt.fault or "").partition(":")[0] in LOSSES:
             lost[shard_name_of(receipt.file)[-12:]] = receipt
-    dropped = [shard.id for shard in run.frozen.shards() if shard.id in lost and shard.kind != "images"]
+    dropped = [shard.id for shard in run.frozen.shards() if shard.id in lost and not shard.is_page]
     if not dropped:
         return faults
     if not _has_witness(run, set(lost)):

@@ -21,7 +21,7 @@ from wordsworth.pipeline.output.records import FOOTER_KEY, JsonObject, Receipt, 
 from wordsworth.pipeline.storage.atomic import put_if_absent
 from wordsworth.pipeline.storage.filesystem import open_filesystem, without_credentials
 from wordsworth.pipeline.storage.streams import with_retries
-from wordsworth.pipeline.unit import Unit
+from wordsworth.pipeline.unit import FOLDER, Unit
 
 GROUP_ROWS = 16384  # rows in a row group of a file that is written table by table
 
@@ -85,13 +85,16 @@ def make_receipt(
         last=unit.last,
         fault=unit.fault,
         prediction=unit.prediction,
-        repeated_key=_repeated_key(unit.samples["key"].drop_null()),
+        repeated_key=_repeated_key(unit.samples),
         seconds=unit.seconds,
     )
 
 
-def _repeated_key(keys: pa.ChunkedArray) -> str | None:
-    """Return the first key that comes twice; None if each comes once."""
+def _repeated_key(samples: pa.Table) -> str | None:
+    """Return the first key that comes twice in one shard; None if each comes once."""
+    keys = samples["key"].drop_null()
+    if FOLDER in samples.column_names:  # images that were named one by one are each named once
+        return None
     if pc.count_distinct(keys).as_py() == len(keys):
         return None
     counts = Counter(keys.to_pylist())

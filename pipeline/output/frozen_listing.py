@@ -23,7 +23,8 @@ from wordsworth.pipeline.output.commit import parquet_bytes
 from wordsworth.pipeline.output.committed import CommittedUnits
 from wordsworth.pipeline.output.records import FOOTER_KEY
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.sources.finder import Finder, ListingCursor
+from wordsworth.pipeline.sources.finder import Finder
+from wordsworth.pipeline.sources.listing_cursor import ListingCursor
 from wordsworth.pipeline.sources.passed_over import PassedOver
 from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table, unit_stem
 from wordsworth.pipeline.storage.atomic import put_if_absent
@@ -294,7 +295,8 @@ def split_into_pages(shards: Iterable[Shard], seconds: float) -> Iterator[tuple[
     begun = time.monotonic()
     for shard in shards:
         full = len(page) >= SHARDS_IN_PAGE or members >= MEMBERS_IN_PAGE
-        if full or (page and time.monotonic() - begun > seconds):
+        is_due = full or (page and time.monotonic() - begun > seconds)
+        if is_due and not _belong_together(page[-1], shard):
             yield page, False
             page = []
             members = 0
@@ -302,6 +304,14 @@ def split_into_pages(shards: Iterable[Shard], seconds: float) -> Iterator[tuple[
         page.append(shard)
         members += len(shard.members)
     yield page, True
+
+
+def _belong_together(shard: Shard, after: Shard) -> bool:
+    """Return whether two shards are pages of images that were named in turn on two stores.
+
+    A listing goes on behind the last source that its pages name, so both come in one page, or none.
+    """
+    return shard.is_page and after.is_page and shard.source == after.source and shard.uri != after.uri
 
 
 # ---- what is left to do -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.output.records import Provenance
 from wordsworth.pipeline.storage.filesystem import StorageOptions, without_credentials
-from wordsworth.pipeline.unit import Unit
+from wordsworth.pipeline.unit import FOLDER, Unit
 
 EMBEDDING_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -76,9 +76,7 @@ def prediction_table(unit: Unit, settings: WriteSettings) -> pa.Table:
     """Return the rows of a predicted unit, with the columns of `prediction_schema`."""
     samples = unit.samples.combine_chunks()
     columns = {name: samples[name] for name in samples.column_names}
-    columns["shard"] = pa.DictionaryArray.from_arrays(
-        np.zeros(len(samples), np.int32), [without_credentials(unit.shard_uri)]
-    )
+    columns["shard"] = _shard_column(unit)
     if settings.top_k:
         columns |= _label_columns(samples, settings.labels)
     sidecars = samples["sidecars"].to_pylist()
@@ -86,6 +84,14 @@ def prediction_table(unit: Unit, settings: WriteSettings) -> pa.Table:
         columns[name] = pa.array([values[place] for values in sidecars], pa.string())
     schema = prediction_schema(settings.top_k, settings.embedding, settings.width, settings.keep)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _shard_column(unit: Unit) -> pa.DictionaryArray:
+    if FOLDER not in unit.samples.column_names:
+        shard = without_credentials(unit.shard_uri)
+        return pa.DictionaryArray.from_arrays(np.zeros(len(unit.samples), np.int32), [shard])
+    folders = [without_credentials(folder) for folder in unit.samples[FOLDER].to_pylist()]
+    return pa.array(folders, pa.dictionary(pa.int32(), pa.string()))
 
 
 def _label_columns(samples: pa.Table, labels: tuple[str, ...] | None) -> dict[str, pa.Array]:

@@ -1,7 +1,6 @@
 """Compare a source with the frozen listing of a run, and add the differences to the listing."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output import frozen_listing
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata
 from wordsworth.pipeline.sources.finder import PAGE, Finder
+from wordsworth.pipeline.sources.listing_cursor import ListingCursor
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.storage.filesystem import join, without_credentials
 
@@ -95,7 +95,7 @@ class SourceChanges:
 
     def _revision_of(self, old: Shard) -> Revision:
         """Return what takes the place of a shard: the same place in the listing, another id."""
-        if old.kind != "images":
+        if not old.is_page:
             if self.drops and self.known.is_gone(old.uri):
                 return Revision(old, None)
             return Revision(old, self._shards_now.get(old.uri, old) if self.replaces else old)
@@ -130,7 +130,7 @@ def find_changes(
         frozen=frozen, known=known, replace_changed=replace_changed, drop_missing=drop_missing
     )
     cursor = frozen.cursor()
-    new_images: dict[tuple[str, int], list[ListedImage]] = {}  # by prefix and number of the source
+    new_images: dict[Shard, list[ListedImage]] = {}  # by a page that is like their own, but empty
     for shard in finder.shards_left(cursor.kinds):
         for image, uri, identity in objects(shard):
             state = known.state(uri, identity)
@@ -141,11 +141,11 @@ def find_changes(
             elif state == "new":
                 found.new += 1
                 if image:
-                    new_images.setdefault((shard.uri, shard.source), []).append(image)
+                    new_images.setdefault(replace(shard, size=0, first_index=0, members=()), []).append(image)
                 else:
                     found.shards.append(shard)
-    for (uri, source), images in new_images.items():
-        found.shards += _image_pages(uri, source, images, cursor.images)
+    for empty, images in new_images.items():
+        found.shards += _image_pages(empty, images, cursor)
     found.gone, found.first_gone = known.gone(frozen)
     return found
 
@@ -219,29 +219,24 @@ def objects(shard: Shard) -> Iterator[tuple[ListedImage | None, str, Identity]]:
     Yields:
         The loose image, None for a shard that is one object; the object's URI; its size and version.
     """
-    if shard.kind != "images":
+    if not shard.is_page:
         yield None, shard.uri, (shard.size, shard.version)
     for member in shard.members:
         yield member, join(shard.uri, member["key"]), (member["size"], member["version"])
 
 
-def _image_pages(
-    uri: str, source: int, images: list[ListedImage], images_before: Counter[str]
-) -> Iterator[Shard]:
-    """Yield new images of a prefix as shards, and number them on behind the images that the listing has."""
+def _image_pages(empty: Shard, images: list[ListedImage], cursor: ListingCursor) -> Iterator[Shard]:
+    """Yield new images as pages, and number them on behind the images that the listing has.
+
+    Args:
+        empty: a page that is like the new ones, but without images.
+        images: the images.
+        cursor: behind the listing.
+    """
     for begin in range(0, len(images), PAGE):
-        page = tuple(images[begin : begin + PAGE])
-        first = images_before[uri]
-        images_before[uri] += len(page)
-        yield Shard(
-            kind="images",
-            uri=uri,
-            size=sum(member["size"] for member in page),
-            version="",
-            first_index=first,
-            members=page,
-            source=source,
-        )
+        members = tuple(images[begin : begin + PAGE])
+        page = replace(empty, size=sum(member["size"] for member in members), members=members)
+        yield replace(page, first_index=cursor.take_indexes(page))
 
 
 def freeze_update(

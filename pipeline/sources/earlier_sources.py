@@ -40,6 +40,7 @@ class EarlierSources:
     def __init__(self, rules: ListingRules):
         self.rules = rules
         self._first: dict[str, int] = {}  # number of the first source of each URI
+        self._named: set[str] = set()  # URIs of sources that are called like images
         self._globs: list[_Glob] = []
         self._walked: tuple[str, str, bool] = ("", "", False)  # the last answer: root, folder, verdict
 
@@ -54,21 +55,32 @@ class EarlierSources:
             matches = re.compile(glob_translate(absolute_uri(fs, pattern)))
             self._globs.append(_Glob(number, absolute_uri(fs, root), path[len(root) :], matches))
 
-    def give(self, number: int, uri: str, kinds: dict[int, str]) -> bool:
+    def note_named(self, uri: str) -> None:
+        """Remember a source that is called like an image."""
+        self._named.add(uri)
+
+    def is_named(self, uri: str) -> bool:
+        """Return whether `note_named` was told of a URI."""
+        return uri in self._named
+
+    def give(self, number: int, uri: str, kind: str, kinds: dict[int, str]) -> bool:
         """Return whether a source in front of `number`, and of its kind, gives a file.
 
         Args:
             number: number of the source that the file is found in
             uri: URI of the file
+            kind: kind of that source
             kinds: kind of each source, by its number
         """
         if number == 0:
             return False
 
         def is_earlier(source: int) -> bool:
-            return source < number and kinds.get(source) == kinds[number]
+            return source < number and kinds.get(source) == kind
 
         for name in _path_and_parents(uri):
+            if kind == "images" and name in self._named and self._reaches(name, uri):
+                return True
             if is_earlier(self._first.get(name, number)) and self._reaches(name, uri):
                 return True
         return any(

@@ -4,8 +4,8 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
 
 import fsspec
@@ -21,6 +21,8 @@ from wordsworth.pipeline.sources.file_kinds import (
     is_json,
     kind_of,
 )
+from wordsworth.pipeline.sources.listing_cursor import ListingCursor
+from wordsworth.pipeline.sources.named_images import Name, NamedImage, look_up, pages_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import (
@@ -66,33 +68,6 @@ class Listing:
     def skipped(self) -> Counter[str]:
         """Return the number of files and folders that were skipped by their names, by kind."""
         return self.passed_over.skipped
-
-
-@dataclass
-class ListingCursor:
-    """Mark how far a listing came, so that another listing can begin there.
-
-    Attributes:
-        source: number of the source that is being listed, from 0
-        last: URI of the last file that was listed; None before the first
-        kinds: kind of each source that was begun, by the source's number
-        images: images listed so far, by the URI of their prefix
-    """
-
-    source: int = 0
-    last: str | None = None
-    kinds: dict[int, str] = field(default_factory=dict)
-    images: Counter[str] = field(default_factory=Counter)
-
-    def advance(self, shards: Iterable[Shard]) -> None:
-        """Move the cursor behind these shards."""
-        for shard in shards:
-            self.source = shard.source
-            self.last = shard.last_path
-            self.kinds[shard.source] = shard.kind
-            if shard.kind == "images":
-                listed = shard.first_index + len(shard.members)
-                self.images[shard.uri] = max(self.images[shard.uri], listed)
 
 
 class _File(NamedTuple):
@@ -175,9 +150,58 @@ class Finder:
             self._count_passed()  # not before: a page that ends with this shard must not count for the next
         self._count_passed()
 
-    def _listed(self, cursor: ListingCursor) -> Iterator[Shard]:
-        for number in range(len(self.sources)):
-            yield from self._shards_of_source(number, cursor)
+    def _listed(self, cursor: ListingCursor, may_be_gone: bool = False) -> Iterator[Shard]:
+        """Yield the shards behind a cursor. Sources that are called like images are looked up together."""
+        by_name = groupby(enumerate(self.sources), lambda entry: self._is_image_name(entry[1]))
+        for is_image_name, sources in by_name:
+            if not is_image_name:
+                for number, _ in sources:
+                    yield from self._shards_of_source(number, cursor, may_be_gone)
+                continue
+            while numbered := list(islice(sources, PAGE)):
+                yield from self._named(numbered, cursor, may_be_gone)
+
+    def _is_image_name(self, source: str) -> bool:
+        if self.format not in (None, "images") or source.endswith("/"):
+            return False
+        return kind_of(base_name(source), self.image_keys, self.format) == "images"
+
+    def _named(
+        self, numbered: list[tuple[int, str]], cursor: ListingCursor, may_be_gone: bool
+    ) -> Iterator[Shard]:
+        """Yield pages of the sources that name one image each, and the shards of the others among them."""
+        names: list[Name] = []
+        for number, source in numbered:
+            fs, path = open_filesystem(source, self.options)
+            name = Name(number, fs, path, absolute_uri(fs, path))
+            if number < cursor.source:
+                self._earlier.note_named(name.uri)
+            else:
+                names.append(name)
+        images: list[NamedImage] = []
+        for name, image in zip(names, look_up(names), strict=True):
+            if image and not name_in_text(name.path):
+                images += self._if_new(image, name, cursor)
+                continue
+            yield from self._numbered(images, cursor)
+            images = []
+            yield from self._shards_of_source(name.source, cursor, may_be_gone)
+        yield from self._numbered(images, cursor)
+
+    def _if_new(self, image: NamedImage, name: Name, cursor: ListingCursor) -> list[NamedImage]:
+        """Return the image, unless it is listed already or an earlier source gives it."""
+        if self._earlier.is_named(name.uri):
+            self._newly_passed.leave_out("repeated", name.uri)
+            return []
+        is_given = self._earlier.give(name.source, name.uri, "images", cursor.kinds)
+        self._earlier.note_named(name.uri)
+        is_listed = name.source == cursor.source and cursor.last is not None
+        return [] if is_given or is_listed else [image]
+
+    def _numbered(self, images: list[NamedImage], cursor: ListingCursor) -> Iterator[Shard]:
+        """Yield the pages of images, with the numbers of their first ones."""
+        for page in pages_of(images):
+            yield replace(page, first_index=cursor.take_indexes(page))
 
     def _count_passed(self) -> None:
         passed = self._newly_passed.take()
@@ -193,19 +217,18 @@ class Finder:
         Raises:
             UserError: a source may not be listed.
         """
-        cursor = ListingCursor(kinds=dict(kinds))
-        for number in range(len(self.sources)):
-            with contextlib.suppress(NothingFound):
-                yield from self._shards_of_source(number, cursor)
+        yield from self._listed(ListingCursor(kinds=dict(kinds)), may_be_gone=True)
 
-    def _shards_of_source(self, number: int, cursor: ListingCursor) -> Iterator[Shard]:
+    def _shards_of_source(self, number: int, cursor: ListingCursor, may_be_gone: bool) -> Iterator[Shard]:
         fs, path = open_filesystem(self.sources[number], self.options)
         escaped = name_in_text(path)
         if escaped:
             raise UserError(f"the name {escaped} is not UTF-8: rename it")
         self._earlier.note(number, fs, path)
-        if number >= cursor.source:
-            last = cursor.last if number == cursor.source else None
+        if number < cursor.source:
+            return
+        last = cursor.last if number == cursor.source else None
+        with contextlib.suppress(NothingFound) if may_be_gone else contextlib.nullcontext():
             yield from self._shards_of(number, fs, path, cursor, last)
 
     def _shards_of(
@@ -311,7 +334,7 @@ class Finder:
                 self._ignore(file)
                 continue
             self._count_front(file)
-            if not self._earlier.give(number, absolute_uri(fs, file.path), cursor.kinds):
+            if not self._earlier.give(number, absolute_uri(fs, file.path), kind, cursor.kinds):
                 yield file
 
     def _count_front(self, file: _File) -> None:
@@ -368,14 +391,12 @@ def _pages(
         for file in page:
             key = key_under(root, file.path)
             members.append({"key": key, "size": file.info["size"], "version": version_of(file.info)})
-        first = cursor.images[uri]
-        cursor.images[uri] += len(members)
-        yield Shard(
+        shard = Shard(
             kind="images",
             uri=uri,
             size=sum(member["size"] for member in members),
             version="",
-            first_index=first,
             members=tuple(members),
             source=source,
         )
+        yield replace(shard, first_index=cursor.take_indexes(shard))

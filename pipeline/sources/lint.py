@@ -58,7 +58,7 @@ def lint(
         if on_shard:
             on_shard(number, len(listing.shards), name)
         report.shards += 1
-        if shard.kind == "images":
+        if shard.is_page:
             report.samples += len(shard.members)
             prefixes.setdefault(name, _Prefix(settings, ShardFindings(name, most_places))).add(shard)
             continue

@@ -17,6 +17,7 @@ LEFT_OUT = {
     "forbidden": ("folders that may not be listed", "allow it, and --update takes their files"),
     "dangling": ("links that lead nowhere", "mount what they lead to, and --update takes it"),
     "name": ("files whose names are not UTF-8", "rename them, and --update takes them"),
+    "repeated": ("names that came before", "each image is labelled once"),
     "special": ("files that are neither files nor folders, such as pipes", "they cannot be read twice"),
 }
 

@@ -18,13 +18,13 @@ from wordsworth.pipeline.sources.samples import (
     StoreFault,
     check_unchanged,
 )
-from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.shards import NAMED, Shard
 from wordsworth.pipeline.sources.table import table_samples
 from wordsworth.pipeline.sources.tar_reader import SkippedMembers, tar_samples
 from wordsworth.pipeline.storage.filesystem import join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
-from wordsworth.pipeline.unit import SAMPLE, Unit
+from wordsworth.pipeline.unit import FOLDER, SAMPLE, Unit
 
 
 def read_units(
@@ -69,7 +69,7 @@ def _samples(
 ) -> Iterator[EncodedSample]:
     if shard.kind == "tar":
         return tar_samples(shard, settings, position, in_group, skipped)
-    if shard.kind == "images":
+    if shard.is_page:
         return page_samples(shard, settings, position)
     fs, path = open_exact(shard.uri, settings.storage_options)
     check_unchanged(fs, path, shard)
@@ -120,7 +120,7 @@ class _Cutter:
             next_in_group=self.batch[-1].next_in_group if self.batch else 0,
             next_index=self.index + len(self.batch),
             bytes_read=self._bytes_read(end, last),
-            samples=_sample_table(self.batch, self.shard.first_index + self.index, len(self.settings.keep)),
+            samples=self._sample_table(),
             payload=np.frombuffer(b"".join(images), np.uint8),
             seconds={"read": time.perf_counter() - self.started},
             skipped=json.dumps(self.skipped.take(None if last else end)),
@@ -131,8 +131,16 @@ class _Cutter:
         self._begin()
         return unit
 
+    def _sample_table(self) -> pa.Table:
+        samples = _sample_table(self.batch, self.shard.first_index + self.index, len(self.settings.keep))
+        if self.shard.kind != NAMED:
+            return samples
+        members = self.shard.members[self.index : self.index + len(self.batch)]
+        folders = [self.shard.place_in_rows(member)[0] for member in members]
+        return samples.append_column(FOLDER, pa.array(folders, pa.string()))
+
     def _bytes_read(self, end: int, last: bool) -> int:
-        if self.shard.kind == "images":
+        if self.shard.is_page:
             return sum(len(sample.data) for sample in self.batch)
         if self.batch and self.batch[0].span and self.batch[-1].span:
             begin = self.batch[0].span[0] if self.number else 0
@@ -178,7 +186,7 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
     witness = Witness(fs, root, shard, settings.image_keys)
     for entry, member in enumerate(shard.members[position:], position):
         made = EncodedSample(
-            key=member["key"],
+            key=shard.place_in_rows(member)[1],
             offset=0,
             size=member["size"],
             next=entry + 1,

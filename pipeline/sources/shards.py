@@ -9,6 +9,9 @@ import pyarrow as pa
 
 from wordsworth.pipeline.storage.filesystem import join
 
+NAMED = "named"  # kind of a page of images that were named one by one
+PAGE_KINDS = ("images", NAMED)
+
 LISTING = pa.schema(
     [
         ("kind", pa.string()),
@@ -45,7 +48,7 @@ class Shard:
     """Describe one object that is read front to back: a tar, a table, or a page of loose images.
 
     Attributes:
-        kind: "tar", "table" or "images"
+        kind: "tar", "table", "images", or NAMED
         uri: URI of the tar or the table; the prefix of a page of images
         size: bytes; of a page the sum of its images
         version: etag, or time of modification; empty for a page
@@ -76,6 +79,21 @@ class Shard:
     def name(self) -> str:
         """Return the text that the names of the shard's units begin with."""
         return unit_stem(self.uri, self.id)
+
+    @property
+    def is_page(self) -> bool:
+        """Return whether this is a page of loose images."""
+        return self.kind in PAGE_KINDS
+
+    def place_in_rows(self, member: ListedImage) -> tuple[str, str]:
+        """Return the shard and the key that the row of a page's image has.
+
+        They are the prefix and the path below it; of a page of NAMED images the image's folder and name.
+        """
+        if self.kind != NAMED:
+            return self.uri, member["key"]
+        folder, _, name = join(self.uri, member["key"]).rpartition("/")
+        return folder, name
 
     @property
     def last_path(self) -> str:

@@ -131,7 +131,7 @@ def _samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
             yield sample
     else:
         for member in shard.members:  # the listing has all that is counted
-            yield EncodedSample(key=member["key"], next=0, offset=0, size=member["size"])
+            yield EncodedSample(key=shard.place_in_rows(member)[1], next=0, offset=0, size=member["size"])
 
 
 # ---- shards of a worker ----

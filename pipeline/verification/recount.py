@@ -21,6 +21,7 @@ from wordsworth.pipeline.verification.recount_compressed import Expanded
 from wordsworth.pipeline.verification.recount_disk import files_named, files_on_disk
 from wordsworth.pipeline.verification.recount_keys import Sample
 from wordsworth.pipeline.verification.recount_lost import ASKED_AGAIN, LOST, error_now
+from wordsworth.pipeline.verification.recount_named import named_samples
 from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.recount_objects import ListedObject
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
@@ -110,6 +111,10 @@ class Recount:
         self.report.recounted = (self.report.recounted or 0) + num_samples
 
     def _samples(self, shard: Shard, rows: list[Sample]) -> list[Sample]:
+        if shard.kind == "named":
+            samples, changed = named_samples(shard, rows, self.options)
+            _check_unchanged(changed, len(samples))
+            return samples
         if shard.kind == "images":
             return self._page(shard, rows)
         return self._tar(shard) if shard.kind == "tar" else self._table(shard)
@@ -172,9 +177,7 @@ class Recount:
                 asked += 1
                 error = error_now(f"{shard.uri}/{key}", size, self.options)
             samples[key] = Sample(key, 0, size, error)
-        if changed:
-            found = f"{len(changed)} of {len(samples)} images"
-            raise _Changed(f"{found} were replaced or removed since, first {changed[0]!r}")
+        _check_unchanged(changed, len(samples))
         return [samples[key] for key in sorted(samples)]
 
     def _find(self, uri: str) -> dict[str, tuple[int, str]]:
@@ -204,6 +207,12 @@ class Recount:
         if extensions and extensions[-1]:
             return extensions[-1] in self.image_keys
         return self.takes_bare_names and base != ""
+
+
+def _check_unchanged(changed: list[str], num_images: int) -> None:
+    if changed:
+        found = f"{len(changed)} of {num_images} images"
+        raise _Changed(f"{found} were replaced or removed since, first {changed[0]!r}")
 
 
 def _object_uris(shard: Shard) -> list[str]:

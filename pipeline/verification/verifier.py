@@ -22,6 +22,7 @@ from wordsworth.pipeline.sources.shards import LISTING, Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount import Recount, Sample
 from wordsworth.pipeline.verification.report import Report
+from wordsworth.pipeline.verification.row_findings import full_keys, row_findings
 from wordsworth.pipeline.verification.stored_units import FoundUnit, StoredUnits, difference
 
 
@@ -138,10 +139,10 @@ class _Verifier:
             table = self._unit(shard, unit)
             expected = None if table is None else self._indexes(table, expected, unit.name)
             if table is not None:
-                keys.append(table["key"])
+                keys.append(full_keys(shard, table))
             if self.recount and table is not None:
-                columns = (table[name].to_pylist() for name in Sample._fields)
-                rows += map(Sample._make, zip(*columns, strict=True))
+                columns = [keys[-1], *(table[name] for name in Sample._fields[1:])]
+                rows += map(Sample._make, zip(*(column.to_pylist() for column in columns), strict=True))
             before = unit.number
         self._note_repeated(keys, without_credentials(shard.uri))
         if self.recount:
@@ -207,7 +208,7 @@ class _Verifier:
         }
         for code, detail in _footer_findings(footer, wanted):
             self.report.add(code, name, detail)
-        for code, detail, count in _row_findings(table, without_credentials(shard.uri)):
+        for code, detail, count in row_findings(table, shard):
             self.report.add(code, name, detail, count)
         return table
 
@@ -315,23 +316,3 @@ def _footer_findings(footer: JsonObject | None, wanted: dict[str, JsonObject]) -
         for name, value in fields.items():
             if footer.get(name) != value:
                 yield code, f"{name} is {footer.get(name)} in its footer and should be {value}"
-
-
-def _row_findings(table: pa.Table, uri: str) -> Iterator[tuple[str, str, int]]:
-    """Yield code, detail and count of rows of another shard, and of rows with neither a prediction nor an
-    error, or both."""
-    others = [other for other in table["shard"].unique().to_pylist() if other != uri]
-    if others:
-        yield "wrong_shard", f"has rows of {others[0]}, not only of {uri}", len(others)
-    is_failed = pc.is_valid(table["error"]).to_numpy()
-    for name in ("label_id", "embedding"):
-        if name not in table.schema.names:
-            continue
-        is_given = pc.is_valid(table[name]).to_numpy()
-        for code, wrong in (
-            ("missing_prediction", ~is_given & ~is_failed),
-            ("prediction_on_error", is_given & is_failed),
-        ):
-            if wrong.any():
-                index = table["index"][int(wrong.argmax())]
-                yield code, f"{name} of the row with index {index}", int(wrong.sum())

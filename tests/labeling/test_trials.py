@@ -37,7 +37,7 @@ class Trial(NamedTuple):
         rows: by key, the number of the image that the row was made from, or the code of its error
     """
 
-    make: Callable[[Path], list[Path]]
+    make: Callable[[Path], list[Path | str]]
     rows: dict[str, int | str]
 
 
@@ -182,6 +182,13 @@ def dotted_tar(folder: Path) -> list[Path]:
     return write_tar(folder / "a.tar", *names, "000.left.jpg", "000.right.jpg", "a.jpg", "a.seg.png")
 
 
+def list_of_images(folder: Path) -> list[Path | str]:
+    names = ["c/5.jpg", "a/1.jpg", "a/2 é.jpg", "b/x[1].jpg", "b/deep/er/4.jpg"]
+    write(folder, *names, "a/no line.jpg")
+    (folder / "list.txt").write_text("\n".join(f"{folder}/{name}" for name in [*names, names[1]]))
+    return [f"@{folder}/list.txt"]
+
+
 TRIALS = {
     "files whose names look like URIs, chains and globs": Trial(
         names_like_uris,
@@ -238,6 +245,9 @@ TRIALS = {
     "images in a dictionary": Trial(
         one_image_for_many_rows, {"0": 1, "1": 2, "2": 1, "3": 1, "4": "missing_image"}
     ),
+    "a list of images in several folders, one of them twice": Trial(
+        list_of_images, {"5.jpg": 1, "1.jpg": 2, "2 é.jpg": 3, "x[1].jpg": 4, "4.jpg": 5}
+    ),
     "a partitioned table": Trial(partitioned_table, {"../../1.jpg": 1, "../../2.jpg": 2}),
     "the output of img2dataset": Trial(output_of_img2dataset, {"000000000": 1, "000000001": 2}),
     "names with dots in tars": Trial(
@@ -251,7 +261,7 @@ TRIALS = {
 def labelled(tmp_path_factory, local_ray, small_model) -> tuple[dict[str, dict], list[str]]:
     """Label all trials in one run. Return the rows of each by key, and what the run said."""
     base = tmp_path_factory.mktemp("trials")
-    sources: list[Path] = []
+    sources: list[Path | str] = []
     for number, trial in enumerate(TRIALS.values()):
         sources += trial.make(base / f"in{number:03d}")
     _, watcher = run(base, load_folder(small_model), *sources)
@@ -280,6 +290,7 @@ def test_a_note_names_what_was_skipped_and_every_link_that_was_left_out(labelled
     assert re.search(
         r"left out 1 links to folders outside the source: \S*in/dogs -> \S*elsewhere/dogs;", notes
     )
+    assert re.search(r"left out 1 names that came before: \S*a/1.jpg; each image is labelled once", notes)
     assert re.search(r"left out 1 links to folders above themselves: \S*in/cats/loop -> ", notes)
 
 

@@ -29,7 +29,7 @@ from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.unit import SAMPLE, Unit
+from wordsworth.pipeline.unit import FOLDER, SAMPLE, Unit
 from wordsworth.pipeline.verification.report import Report
 
 KEYS = ("jpg", "jpeg", "png")
@@ -84,6 +84,8 @@ def units_of(shard: Shard, rows: list[dict]) -> list[Unit]:
         first = number * UNIT_ROWS
         batch = [{**row, "index": shard.first_index + first + i} for i, row in enumerate(batch)]
         samples = pa.Table.from_pylist(batch, schema=SAMPLE)
+        if batch and FOLDER in batch[0]:
+            samples = samples.append_column(FOLDER, pa.array([row[FOLDER] for row in batch], pa.string()))
         end, last = first + len(batch), number == len(batches) - 1
         unit = Unit(
             shard_uri=shard.uri,

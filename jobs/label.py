@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.progress import Progress
     from wordsworth.pipeline.output.records import Summary
 
+NOT_SKIPPED = ("dotted_key", "directory")  # kinds of skipped_members: rows of their own, and no loss
+
 
 def label(
     sources: Sources,
@@ -117,6 +119,9 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     command = summary.last_command
     shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
     rows = {"rows": f"{summary.rows:,} from {shards}", "errors": errors}
+    skipped = {kind: count for kind, count in summary.skipped_members.items() if kind not in NOT_SKIPPED}
+    if skipped:
+        rows["skipped in tars"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
     if command.images:
         spent = f"{command.images:,} images in {command.seconds:,} s"
         rows["speed"] = f"{command.images_per_second:,} images/s ({spent}, the start of the workers included)"

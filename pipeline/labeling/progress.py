@@ -1,5 +1,6 @@
 """Follow a run: receipts and the frozen listing drive the display and the summary of a command."""
 
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +18,18 @@ from wordsworth.pipeline.unit import GpuCall
 
 MAX_KEY_LENGTH = 200  # characters of a key that a note shows
 REFRESH_S = 5.0  # seconds between two looks at a listing that goes on
-MAX_SHARDS_NAMED = 5  # open shards that a message names
+MAX_SHARDS_NAMED = 5  # shards that a message names
+# What a note says once of a tar whose samples have several images, by kind of Unit.skipped.
+SEVERAL_IMAGES = {
+    "dotted_key": (
+        "has images that only their dots tell apart: each is a row, keyed up to the last dot "
+        "(--key-rule first-dot labels one of each sample)"
+    ),
+    "other_image": (
+        "has samples with several images: one of each is labelled, the others are counted as other_image "
+        "(--image-key chooses, `wordsworth lint` names them)"
+    ),
+}
 # What to do about an open shard, by the code that its fault begins with.
 ADVICE = {
     "not_found": "put back what is gone",
@@ -104,6 +116,7 @@ class ReceiptCounter:
         num_twins: files that another job had written.
         repeated_key: whether a unit with two rows of one key was met.
         faults: receipts of units that could not be read.
+        noted_tars: kind of SEVERAL_IMAGES and shard of the notes that were shown.
         gpus: names of GPUs with the names of their nodes.
         gpu_modes: units by the mode in which a GPU predicted them.
         gpu_batch_sizes: units by the images in one forward pass.
@@ -117,6 +130,7 @@ class ReceiptCounter:
     num_twins: int = 0
     repeated_key: bool = False
     faults: list[Receipt] = field(default_factory=list)
+    noted_tars: set[tuple[str, str]] = field(default_factory=set)
     gpus: set[str] = field(default_factory=set)
     gpu_modes: Counter[str] = field(default_factory=Counter)
     gpu_batch_sizes: Counter[str] = field(default_factory=Counter)
@@ -134,12 +148,26 @@ class ReceiptCounter:
             self.bottleneck.add(receipt)
         if receipt.twin:
             self._add_twin()
+        if receipt.skipped != "{}":
+            self._note_several_images(receipt)
         if receipt.repeated_key is not None and not self.repeated_key:
             self.repeated_key = True
             self.progress.note(
                 f"{receipt.shard} has the key {receipt.repeated_key[:MAX_KEY_LENGTH]!r} more than once: "
                 "each is a row of its own; `wordsworth verify` counts such rows"
             )
+
+    def _note_several_images(self, receipt: Receipt) -> None:
+        """Say of a tar, once, that its samples have several images; of further tars once for all."""
+        for kind in SEVERAL_IMAGES.keys() & json.loads(receipt.skipped).keys():
+            num_noted = sum(noted == kind for noted, _ in self.noted_tars)
+            if (kind, receipt.shard) in self.noted_tars or num_noted > MAX_SHARDS_NAMED:
+                continue
+            self.noted_tars.add((kind, receipt.shard))
+            if num_noted < MAX_SHARDS_NAMED:
+                self.progress.note(f"{receipt.shard} {SEVERAL_IMAGES[kind]}")
+            else:
+                self.progress.note(f"more shards do so: skipped_members of summary.json counts {kind}")
 
     def _add_twin(self) -> None:
         self.num_twins += 1

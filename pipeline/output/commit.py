@@ -86,6 +86,7 @@ def make_receipt(
         fault=unit.fault,
         prediction=unit.prediction,
         repeated_key=_repeated_key(unit.samples),
+        skipped=unit.skipped,
         seconds=unit.seconds,
     )
 

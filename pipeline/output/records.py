@@ -168,6 +168,7 @@ class Receipt:
         fault: what the store did wrong, or None; a unit with a fault writes nothing.
         prediction: how a GPU predicted the unit, as JSON of `unit.GpuCall`; None on CPUs.
         repeated_key: a key that two rows of the unit have, or None.
+        skipped: a JSON object: what a tar has beside the samples, by kind, as in Unit.
         seconds: seconds of each stage in STAGES.
     """
 
@@ -182,6 +183,7 @@ class Receipt:
     fault: str | None
     prediction: str | None
     repeated_key: str | None = None
+    skipped: str = "{}"
     seconds: dict[str, float]
 
     def to_arrow(self) -> pa.Table:
@@ -214,6 +216,7 @@ RECEIPT = pa.schema(
         ("fault", pa.string()),
         ("prediction", pa.string()),
         ("repeated_key", pa.string()),
+        ("skipped", pa.string()),  # a JSON object
         *[(stage, pa.float64()) for stage in STAGES],  # seconds
     ]
 )

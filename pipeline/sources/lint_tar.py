@@ -7,7 +7,7 @@ from wordsworth.pipeline.sources.lint_report import MOST_TEXT, LintPlace, ShardF
 from wordsworth.pipeline.sources.samples import MAX_READINGS, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.tar import TarNote
-from wordsworth.pipeline.sources.tar_fields import image_field, other_images, sample_rule
+from wordsworth.pipeline.sources.tar_fields import image_field, other_images, sample_rule, sidecar
 from wordsworth.pipeline.sources.tar_groups import TarSample
 from wordsworth.pipeline.sources.tar_headers import TarCut
 from wordsworth.pipeline.sources.tar_keys import is_skipped, split_key
@@ -114,6 +114,9 @@ class _TarLint:
             extensions = set(sample.fields)
             if image is not None and image not in self.settings.keep:
                 extensions.remove(image)
+            for name in self.settings.keep:
+                if sidecar(sample, name, image, self.settings.key_rule):
+                    extensions.add(name)
             self.sidecars.add(sample, extensions)
         self.num_samples += 1
         self.keys.add(hash(sample.key))

@@ -162,7 +162,8 @@ def _next_entry(cursor: "_Cursor", on_note: OnNote | None) -> Entry | None:
         entry = parse_header(cursor.exactly(BLOCK, start), start)
     while entry.more_map:
         entry.more_map = cursor.exactly(BLOCK, start)[504] != 0
-    entry = replace(entry, **overrides)
+    if overrides:
+        entry = replace(entry, **overrides)
     if entry.kind == b"\0" and entry.name.endswith(b"/"):
         entry.kind = b"5"  # a V7 directory
     if entry.kind in _HEADER_ONLY:

@@ -3,7 +3,7 @@
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings
 from wordsworth.pipeline.sources.tar import Member, WantMember
 from wordsworth.pipeline.sources.tar_groups import SampleRule, TarSample
-from wordsworth.pipeline.sources.tar_keys import AUTO
+from wordsworth.pipeline.sources.tar_keys import AUTO, split_last_dot
 
 
 def sample_rule(settings: ReadSettings) -> SampleRule:
@@ -52,9 +52,9 @@ def image_field(sample: TarSample, settings: ReadSettings) -> str | None:
 
 def encoded_sample(sample: TarSample, settings: ReadSettings) -> EncodedSample:
     """Return the image and the sidecars of a tar's sample, or the reason why the image is missing."""
-    kept = [_text(sample.fields.get(name)) for name in settings.keep]
-    made = EncodedSample(key=sample.key, next=sample.next, next_in_group=sample.next_in_group, sidecars=kept)
     name = image_field(sample, settings)
+    kept = [_text(sidecar(sample, wanted, name, settings.key_rule)) for wanted in settings.keep]
+    made = EncodedSample(key=sample.key, next=sample.next, next_in_group=sample.next_in_group, sidecars=kept)
     if name is None:
         made.error = "missing_image"
         made.detail = f"has only {', '.join(sample.fields) or 'nothing'}"
@@ -68,6 +68,26 @@ def encoded_sample(sample: TarSample, settings: ReadSettings) -> EncodedSample:
     else:
         made.data = member.data
     return made
+
+
+def sidecar(sample: TarSample, wanted: str, image: str | None, key_rule: str) -> Member | None:
+    """Return the member that is a sample's sidecar of an extension; None where there is none.
+
+    By AUTO, the `json` of the image `22.01.png` is `22.json` or else `22.01.json`.
+
+    Args:
+        sample: the sample
+        wanted: extension of the sidecar
+        image: field that is labelled, or None
+        key_rule: the rule
+    """
+    member = sample.fields.get(wanted)
+    if member is not None or key_rule != AUTO or image is None or "." not in image:
+        return member
+    own = sample.fields.get(f"{image.rpartition('.')[0]}.{wanted}")
+    if own is None or split_last_dot(own.name)[0] != split_last_dot(sample.fields[image].name)[0]:
+        return None
+    return own
 
 
 def _text(member: Member | None) -> str | None:

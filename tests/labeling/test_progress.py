@@ -25,3 +25,20 @@ def test_a_key_that_comes_twice_in_a_unit_is_said_once(tmp_path):
     assert [receipt.repeated_key for receipt in watcher.receipts] == ["a", "d", None]
     (note,) = watcher.notes
     assert note.startswith(f"{tmp_path}/a.tar has the key 'a' more than once")
+
+
+def test_a_tar_with_several_images_of_a_sample_is_named_once_and_of_many_tars_the_first(tmp_path):
+    watcher = Watcher()
+    counter = ReceiptCounter(SimpleNamespace(note=watcher.note, receipt=watcher.receipt))
+    members = [(f"{number}.{view}.jpg", b"bytes") for number in range(9) for view in ("left", "right")]
+    paths = [write_tar(tmp_path / f"{number}.tar", members) for number in range(8)]
+    masks = write_tar(tmp_path / "masks.tar", [("a.jpg", b"bytes"), ("a.seg.png", b"bytes")])
+    for path in (*paths, masks):
+        for receipt in receipts(path):
+            counter.add(receipt)
+    assert len(watcher.receipts) > 3 * len(paths)
+    *named, more, one_of_each = watcher.notes
+    told = "has images that only their dots tell apart: each is a row"
+    assert [note.partition(told)[0] for note in named] == [f"{path} " for path in paths[:5]]
+    assert more == "more shards do so: skipped_members of summary.json counts dotted_key"
+    assert one_of_each.startswith(f"{masks} has samples with several images: one of each is labelled")

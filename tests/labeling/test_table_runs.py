@@ -168,7 +168,7 @@ def test_a_missing_column_fails_the_run_with_a_line_that_names_it(tmp_path, mode
         UserError, match=r"b\.parquet has no column nonesuch, which --key names \(it has id, picture\)"
     ):
         run(tmp_path / "out", model, sources[0], key="nonesuch")
-    with pytest.raises(UserError, match="--keep label: every row has a column of that name already"):
+    with pytest.raises(UserError, match="--keep label: every row has a column label already"):
         run(tmp_path / "other", model, sources[0], keep=("label",))
 
 

@@ -294,6 +294,12 @@ def test_a_note_names_what_was_skipped_and_every_link_that_was_left_out(labelled
     assert re.search(r"left out 1 links to folders above themselves: \S*in/cats/loop -> ", notes)
 
 
+def test_a_note_names_the_tar_whose_samples_have_several_images(labelled):
+    (dotted,) = [note for note in labelled[1] if "only their dots tell apart" in note]
+    (several,) = [note for note in labelled[1] if "samples with several images" in note]
+    assert dotted.partition(" has ")[0] == several.partition(" has ")[0]
+
+
 def test_names_without_an_extension_are_judged_by_their_bytes_with_format_images(
     tmp_path, local_ray, small_model
 ):

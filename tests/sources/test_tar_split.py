@@ -119,6 +119,26 @@ def test_an_image_has_its_own_sidecars_and_those_of_its_group(tmp_path):
     assert right["sidecars"] == [told[0], None, told[5], told[6]]
 
 
+def test_an_image_that_is_alone_in_its_group_has_the_sidecars_of_its_name(tmp_path):
+    names = [
+        "22.01.png",
+        "22.01.json",
+        "22.02.txt",
+        "22.cls",
+        "23.A.png",
+        "23.a.json",
+        "24.json",
+        "24.x.json",
+    ]
+    path = place(tmp_path, *names)
+    told = [data_of(name).decode() for name in names]
+    keep = ("json", "txt", "cls")
+    rows = {row["key"]: row["sidecars"] for row in rows_of(units_of(path, keep=keep, image_keys=KEYS))}
+    assert rows == {"22": [told[1], None, told[3]], "23": [None] * 3, "24": [told[6], None, None]}
+    rows = rows_of(units_of(path, keep=keep, image_keys=KEYS, key_rule="first-dot"))
+    assert [row["sidecars"] for row in rows[:2]] == [[None, None, told[3]], [None] * 3]
+
+
 def test_an_image_key_with_a_dot_is_read(tmp_path):
     path = place(tmp_path, "a.left.jpg", "a.right.jpg", "b.left.jpg")
     units = units_of(path, image_keys=("right.jpg", "left.jpg"))

@@ -25,7 +25,8 @@ JsonFlag = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative
 Sources = Annotated[
     list[str],
     Parameter(
-        help="Tar shards, images or tables: files, folders, globs, local or s3://, gs://, az://, hf://."
+        help="""Tar shards, zip archives, images or tables: files, folders, globs, local or s3://, gs://, az://,
+        hf://."""
     ),
 ]
 RunOutput = Annotated[str, Parameter(help="The run folder. The same command again continues the run.")]
@@ -119,7 +120,7 @@ class StoreOptions:
 class SourceOptions(StoreOptions):
     """Say how the source is read."""
 
-    format: Literal["tar", "images", "table"] | None = None
+    format: Literal["tar", "zip", "images", "table"] | None = None
     "Kind of the source, where its file names leave it open. images takes names without an extension too."
     image_key: str = ";".join(IMAGE_KEYS)
     "Extensions that are images, in order of preference."

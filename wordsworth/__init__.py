@@ -50,7 +50,7 @@ def label(sources: str | Sequence[str], *, output: str | Path, model: str | Path
     """Label every image of the sources into `output`, each exactly once; continue the run if it is there.
 
     Args:
-        sources: files, folders, globs or URLs of tar shards, images or tables.
+        sources: files, folders, globs or URLs of tar shards, zip archives, images or tables.
         output: the run folder.
         model: a model folder or file of weights, timm:NAME, hf:NAME, or a variant such as S/16.
         options: the options of `wordsworth label`, such as top_k=5, embeddings=True, keep=["json"].

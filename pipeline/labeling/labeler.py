@@ -31,6 +31,7 @@ from wordsworth.pipeline.output.manifest import read_footers, write_manifest_and
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.file_kinds import begun_image_keys
+from wordsworth.pipeline.sources.zip_archive import INNER_ARCHIVE
 from wordsworth.vit_model.checkpoint import Checkpoint
 
 
@@ -193,4 +194,8 @@ def _finish(run: LabelRun, counter: ReceiptCounter) -> Summary:
     counter.refuse_faults()
     footers = read_footers(run.folder)
     rows = with_stall_timeout(footers, run.request.stall_timeout, run.progress.note, "footer was read")
-    return write_manifest_and_summary(run.folder, run.frozen, run.plan, rows, counter.to_last_command())
+    summary = write_manifest_and_summary(run.folder, run.frozen, run.plan, rows, counter.to_last_command())
+    inner = summary.skipped_members.get(INNER_ARCHIVE, 0)
+    if inner:
+        run.progress.note(f"did not read {inner} tars and zips inside zip archives: unpack the outer ones")
+    return summary

@@ -19,7 +19,7 @@ class LabelRequest:
         sources: files, folders and globs.
         output: the run folder.
         model: the model's name in messages and footers.
-        format: "tar", "images" or "table" for all sources; None lets their names say so.
+        format: "tar", "zip", "images" or "table" for all sources; None lets their names say so.
         image_keys: extensions that are images, in order of preference.
         image_column: column of a table that holds the images; None lets the table's columns say so.
         key: column of a table that names a row; None takes the URI or the number of the row.

@@ -32,7 +32,8 @@ from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.unit import SAMPLE, Unit
 
-LASTING_ERRORS = ("shard_truncated", "missing_image")  # reading the same bytes again cannot end these
+# Reading the same bytes again cannot end these.
+LASTING_ERRORS = ("shard_truncated", "missing_image", "encrypted_member", "unknown_method")
 FAILED_FILE = pa.schema([*LISTING, ("file", pa.string())])  # a shard, and the name of one of its files
 PREDICTED_COLUMNS = (  # the columns of a row that another try replaces
     "size",  # of an image that was not there before
@@ -160,8 +161,8 @@ def _fetch_images(
     """Return the encoded images of failed samples by index; images that are still too large are left out.
     A loose image that is lost has its loss in place of its bytes.
 
-    A loose image is an object of its own, and an image in a tar is one range. Samples of compressed tars and
-    of tables have no range: their whole unit is read again.
+    A loose image is an object of its own, and an image in a tar is one range. Samples of compressed tars,
+    of tables and of deflated members of zip archives have no range: their whole unit is read again.
     """
     if shard.is_page:
         return _fetch_objects(shard, failed, settings)

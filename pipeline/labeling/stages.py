@@ -41,7 +41,7 @@ class ListSettings:
 
     Attributes:
         sources: files, folders and globs.
-        format: "tar", "images" or "table" for all sources; None lets their names say so.
+        format: "tar", "zip", "images" or "table" for all sources; None lets their names say so.
         image_keys: extensions that are images, in order of preference.
         storage_options: for fsspec.
         rules: what to take beside plain files and folders.

@@ -353,7 +353,7 @@ class Summary:
         files: units of the run.
         rows: rows of all files.
         errors: rows with an error, by code, the most frequent first.
-        skipped_members: members of tars that are no part of a sample, by kind.
+        skipped_members: members of tars and zips that are no part of a sample, by kind.
         ignored: files of the sources that are neither shards nor images, by extension.
         bytes_read: bytes of the sources that were read.
         bytes_written: bytes of all files.

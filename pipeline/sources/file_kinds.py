@@ -1,4 +1,4 @@
-"""Judge a file by its name: a tar, an image or a table, and in which form."""
+"""Judge a file by its name: a tar, a zip archive, an image or a table, and in which form."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +9,7 @@ IMAGE_KEYS = (*_EARLIER_IMAGE_KEYS, "jfif", "jpe", "mpo", "heic", "heif", "hif",
 NO_EXTENSION = "without an extension"  # stands in counts for the extension of such a name
 FORMATS = {
     "tar": ".tar shards",
+    "zip": ".zip archives",
     "images": "images",
     "table": "tables",
 }  # kinds of sources, and their names in messages
@@ -43,6 +44,8 @@ def kind_of(base: str, image_keys: tuple[str, ...], format: str | None = None) -
     if base.lower().endswith(tuple(TARS)):
         return "tar"
     extension = extension_of(base)
+    if extension == "zip":
+        return "zip"
     if extension in image_keys:
         return "images"
     if not extension and base and format == "images":

@@ -1,4 +1,4 @@
-"""Find the shards of a source: tar files, tables, and pages of loose images. The listing is a stream."""
+"""Find the shards of a source: tars, zip archives, tables, pages of loose images. The listing is a stream."""
 
 import contextlib
 import os
@@ -283,7 +283,6 @@ class Finder:
         """Return the kind of a source, judged by its first files, and the files from the judged ones on."""
         peeked = list(islice(files, PEEK))
         kinds = self._kinds_among(peeked)
-        _check_not_mixed(kinds, source)
         while peeked and not kinds:  # a source may begin with many files that are of no kind
             for file in peeked:
                 self._ignore(file)
@@ -292,9 +291,7 @@ class Finder:
         if not peeked:
             self._newly_passed.add(passed_over)
             raise NothingFound(self._nothing_found(source))
-        # A table beside shards or images describes them, as img2dataset's .parquet does.
-        labeled = [kind for kind in kinds if kind != "table"]
-        return (labeled or kinds)[0], chain(peeked, files)
+        return _one_of(kinds, source), chain(peeked, files)
 
     def _kinds_among(self, files: list[_File]) -> list[str]:
         """Return the kinds of the files in the order of their first files; with a format, that kind alone."""
@@ -350,10 +347,19 @@ class Finder:
         self._newly_passed.ignored[f".{extension}" if extension else NO_EXTENSION] += 1
 
 
-def _check_not_mixed(kinds: list[str], source: str) -> None:
-    if len(set(kinds) - {"table"}) <= 1:
-        return
-    mixed = [kind for kind in FORMATS if kind in kinds]
+def _one_of(kinds: list[str], source: str) -> str:
+    """Return the kind of a source that holds these kinds.
+
+    A table beside tars or images describes them, as img2dataset's .parquet does. A zip archive beside them is
+    named in a note.
+
+    Raises:
+        UserError: it may be more than one.
+    """
+    leading = [kind for kind in kinds if kind in ("tar", "images")] or kinds
+    if len(leading) == 1:
+        return leading[0]
+    mixed = [kind for kind in FORMATS if kind in leading]
     names = " and ".join(FORMATS[kind] for kind in mixed)
     options = " or ".join(f"--format {kind}" for kind in mixed)
     raise UserError(f"{without_credentials(source)} holds both {names}: say which with {options}")

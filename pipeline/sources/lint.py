@@ -9,6 +9,7 @@ from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.lint_report import MOST_PLACES, MOST_TEXT, LintReport, ShardFindings
 from wordsworth.pipeline.sources.lint_tar import lint_tar
+from wordsworth.pipeline.sources.lint_zip import lint_zip
 from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
@@ -63,7 +64,7 @@ def lint(
             prefixes.setdefault(name, _Prefix(settings, ShardFindings(name, most_places))).add(shard)
             continue
         found = ShardFindings(name, most_places)
-        check = lint_tar if shard.kind == "tar" else _lint_table
+        check = _CHECKS[shard.kind]
         try:
             report.samples += check(shard, settings, found)
         except (OSError, StoreFault) as error:
@@ -94,6 +95,9 @@ def _lint_table(shard: Shard, settings: ReadSettings, found: ShardFindings) -> i
     if not num_rows:
         found.add("empty_shard", None, None, "no row")
     return num_rows
+
+
+_CHECKS = {"tar": lint_tar, "zip": lint_zip, "table": _lint_table}
 
 
 class _Prefix:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from wordsworth.pipeline.sources.passed_over import PassedOver
 
 CODES = {  # in the order in which a shard's findings are shown
-    "truncated": "the tar or table ends or breaks before its end",
+    "truncated": "the tar, archive or table ends or breaks before its end",
     "bad_record": "a line of a table that cannot be read",
     "trailing_data": "more behind end blocks: other readers stop there, the labeler reads on",
     "empty_shard": "no sample in the shard",
@@ -17,6 +17,9 @@ CODES = {  # in the order in which a shard's findings are shown
     "empty_file": "an image of no bytes",
     "oversized_member": "an image or a kept field that is too large to be read",
     "sparse_member": "a GNU sparse file, which is not unpacked",
+    "encrypted_member": "an image of a zip archive that needs a password",
+    "unknown_method": "an image of a zip archive in a compression that is not read",
+    "damaged_member": "an image of a zip archive that is not what the directory tells",
     "repeated_key": "a key that another sample of the shard has",
     "colliding_key": "a loose image that would share its key with another in a tar",
     "unsorted": "a key smaller than the one before it",
@@ -38,7 +41,7 @@ class LintPlace(NamedTuple):
     Attributes:
         key: key of the sample, name of a skipped member, or None
         offset: bytes from the beginning of the tar to the header of the member, or of the sample's first
-            member; None for loose images and tables
+            member; None for loose images, zip archives and tables
         detail: what is wrong, one line
     """
 

@@ -21,6 +21,7 @@ from wordsworth.pipeline.sources.samples import (
 from wordsworth.pipeline.sources.shards import NAMED, Shard
 from wordsworth.pipeline.sources.table import table_samples
 from wordsworth.pipeline.sources.tar_reader import SkippedMembers, tar_samples
+from wordsworth.pipeline.sources.zip_archive import zip_samples
 from wordsworth.pipeline.storage.filesystem import join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
@@ -45,7 +46,7 @@ def read_units(
         shard: what to read
         settings: how to read
         number: number of the first unit to yield
-        position: place of its first sample: a byte of a tar, an entry of a page, a row of a table
+        position: place of its first sample, as `EncodedSample.next` has it
         index: index of its first sample in the shard
         in_group: samples from `position` on that come before it, of a group of a tar or a list in a table
     """
@@ -73,6 +74,8 @@ def _samples(
         return page_samples(shard, settings, position)
     fs, path = open_exact(shard.uri, settings.storage_options)
     check_unchanged(fs, path, shard)
+    if shard.kind == "zip":
+        return zip_samples(shard, settings, position, skipped.count)
     return table_samples(shard, settings, position, in_group)
 
 

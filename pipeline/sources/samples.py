@@ -25,7 +25,7 @@ class ReadSettings:
         unit_bytes: encoded bytes; a unit that holds this many ends early
         max_bytes: bytes of an encoded image; a larger one is refused before it is read
         image_keys: extensions of images, in lower case; the first one that a sample has is labeled
-        keep: sidecar fields of a tar, or columns of a table, that travel along
+        keep: sidecar fields of a tar or an archive, or columns of a table, that travel along
         storage_options: options of the store's client
         image_column: column of a table that holds or names the images; None: found by its type or its name
         key: column of a table that holds the keys; None: the URI of the image, else the number of the row
@@ -57,7 +57,8 @@ class EncodedSample:
 
     Attributes:
         key: key of the sample; None for the rest of a shard that is cut
-        next: place in the shard where reading goes on: a byte of a tar, an entry of a page, a row of a table
+        next: place in the shard where reading goes on: a byte of a tar, an entry of a page, a row of a
+            table, a byte of an archive where an entry of its directory begins
         next_in_group: samples that a reading from `next` on gives before it goes on: those of a group of a
             tar, or of a table's row with a list of images, that were given already
         offset: byte offset of the image in the shard; None where no range read finds the image

@@ -45,11 +45,11 @@ class ListedImage(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Describe one object that is read front to back: a tar, a table, or a page of loose images.
+    """Describe one object that is read front to back: a tar, an archive, a table, or a page of images.
 
     Attributes:
-        kind: "tar", "table", "images", or NAMED
-        uri: URI of the tar or the table; the prefix of a page of images
+        kind: "tar", "zip", "table", "images", or NAMED
+        uri: URI of the tar, the archive or the table; the prefix of a page of images
         size: bytes; of a page the sum of its images
         version: etag, or time of modification; empty for a page
         first_index: place of a page's first image among all images of the prefix

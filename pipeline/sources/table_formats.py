@@ -22,7 +22,6 @@ _NUMBER = re.compile(r"\d+")
 # Ending of files that are not read: what makes something of them that is read.
 _INSTEAD = {
     ".arrow": "datasets.load_from_disk('FOLDER').to_parquet('t.parquet') makes a table of them",
-    ".zip": "unzip makes a folder of images of an archive",
     ".bz2": "bunzip2 makes a .tar of a .tar.bz2",
     ".xz": "unxz makes a .tar of a .tar.xz",
     ".tfrecord": "write the images of TFRecords into .tar shards: wds.ShardWriter of webdataset",

@@ -35,7 +35,8 @@ TarStream = Decompressed | io.BufferedReader
 
 
 class SkippedMembers:
-    """Count what a tar has beside its samples, by unit, each once: members that are no part of a sample; and
+    """Count what a tar or a zip archive has beside its samples, by unit, each once: members that are no part
+    of a sample; and
 
     * `other_image`: images of samples beside the one that is labelled
     * `dotted_key`: samples that their group was divided into (tar_split.py)
@@ -48,18 +49,19 @@ class SkippedMembers:
     def note(self, note: TarNote) -> None:
         """Count a skipped member; ignore other notes."""
         if note.what == "skipped":
-            self._add(note.offset, note.kind, 1)
+            self.count(note.offset, note.kind)
 
     def sample(self, sample: TarSample, num_other_images: int) -> None:
         """Count what a sample tells."""
         start = sample.start if sample.group_start is None else sample.group_start
         if num_other_images:
-            self._add(start, "other_image", num_other_images)
+            self.count(start, "other_image", num_other_images)
         if sample.group_start is not None:
-            self._add(start, "dotted_key", 1)
+            self.count(start, "dotted_key")
 
-    def _add(self, offset: int, kind: str, count: int) -> None:
-        place = (offset, kind)
+    def count(self, position: int, kind: str, count: int = 1) -> None:
+        """Count `count` of a kind at a position."""
+        place = (position, kind)
         self._counts[place] = self._counts.get(place, 0) + count
 
     def read_again(self, position: int) -> None:

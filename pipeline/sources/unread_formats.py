@@ -1,4 +1,4 @@
-"""Name what a listing passed over and what shows something: raw files, videos, other formats of images."""
+"""Name what a listing passed over and what shows something: raw files, videos, other formats, archives."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +45,11 @@ FORMATS = (
         "images of formats that are not decoded",
         "magick mogrify -format png FILES converts them",
         _extensions("dcm dds exr hdr ico jxr pbm pgm pnm ppm psb psd svg tga xcf"),
+    ),
+    UnreadFormat(
+        "zip archives, which may hold images",
+        "name them as a further source, such as 'FOLDER/**/*.zip', or give --format zip",
+        _extensions("zip"),
     ),
 )
 

@@ -8,6 +8,9 @@ import fsspec
 from wordsworth.pipeline.storage.objects import object_bytes
 from wordsworth.pipeline.storage.streams import with_retries
 
+AHEAD_BYTES = 8 << 20  # read at once where ranges follow each other
+NEAR_BYTES = 1 << 20  # a gap between two ranges that still follow each other
+
 
 class SeekableObject(io.RawIOBase):
     """Read ranges of an object, each by one request that is tried again when it fails or is cut short.
@@ -67,3 +70,39 @@ class SeekableObject(io.RawIOBase):
         if len(data) != end - self.position:
             raise OSError(f"{self.path} gave {len(data)} of {end - self.position} bytes")
         return data
+
+
+class RangeReader:
+    """Read ranges that mostly follow each other: then many come with one request, each byte once. A range
+    that lies somewhere else is a request of its own, and no bytes beside it are read.
+
+    Args:
+        file: what is read.
+
+    Attributes:
+        position: place behind the range that was read last.
+    """
+
+    def __init__(self, file: SeekableObject):
+        self.file = file
+        self.position = 0
+        self._begin = 0
+        self._held = b""  # from `_begin` on
+
+    def read(self, place: int, size: int, behind: int = 0) -> bytes:
+        """Return the bytes of a range; fewer at the end of the object.
+
+        Args:
+            place: first byte
+            size: bytes
+            behind: bytes behind the range that are read next
+        """
+        at = place - self._begin
+        if not 0 <= at <= at + size <= len(self._held):
+            follows = 0 <= at <= len(self._held) + NEAR_BYTES and self._held
+            self.file.seek(place)
+            self._held = self.file.read(max(size + behind, AHEAD_BYTES if follows else 0))
+            self._begin = place
+            at = 0
+        self.position = place + size
+        return self._held[at : at + size]

@@ -12,6 +12,7 @@ from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, Sto
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
 from wordsworth.pipeline.sources.tar_reader import tar_samples
+from wordsworth.pipeline.sources.zip_archive import zip_samples
 
 SHARDS_PER_TASK = 8  # a process that counts takes two seconds to start
 MOST_CLASSES = 100_000  # classes of one shard; more mean that --target names every sample
@@ -47,7 +48,7 @@ class Survey:
 
 
 def cut_pages(shards: list[Shard]) -> list[Shard]:
-    """Cut pages of loose images into smaller pages; tars and tables stay as they are.
+    """Cut pages of loose images into smaller pages; tars, archives and tables stay as they are.
 
     Several workers then have pages of a small source, and the order by folders is broken up. The cuts depend
     on the images alone.
@@ -72,7 +73,7 @@ def survey(shards: list[Shard], reading: ReadSettings, target: str | None) -> Su
     """Count samples and classes of all shards in Ray tasks.
 
     Args:
-        shards: tars, tables and pages of loose images.
+        shards: tars, archives, tables and pages of loose images.
         reading: how training reads them.
         target: where a class stands, as in `Target.where`; None where no class is needed.
 
@@ -126,6 +127,8 @@ def _check_few(classes: Counter[str], shard: Shard, target: str) -> None:
 def _samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
     if shard.kind == "tar":
         yield from tar_samples(shard, reading, 0)
+    elif shard.kind == "zip":
+        yield from zip_samples(shard, reading, 0)
     elif shard.kind == "table":
         for sample, _ in table_rows(shard, reading):
             yield sample

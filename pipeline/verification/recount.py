@@ -3,8 +3,9 @@
 This module shares no code with the reader, on purpose. A sample that the reader never gave is in no unit, so
 the run folder alone looks whole; and a recount by the reader's own rules would miss the same sample again.
 Therefore Python's tarfile reads the tars (recount_tars.py), loose images come from a fresh listing, and
-tables and compressed tars are read by other means (recount_tables.py, recount_compressed.py). The rules for
-samples and keys are written a second time too. Where the reader and the recount differ, one of them is wrong.
+tables, zip archives and compressed tars are read by other means (recount_tables.py, recount_zips.py,
+recount_compressed.py). The rules for samples and keys are written a second time too. Where the reader and the
+recount differ, one of them is wrong.
 
 They have two things in common: the record of a shard (wordsworth.pipeline.sources.shards), and the way to
 open a file system (wordsworth.pipeline.storage.filesystem).
@@ -26,10 +27,18 @@ from wordsworth.pipeline.verification.recount_names import SkippedNames
 from wordsworth.pipeline.verification.recount_objects import ListedObject
 from wordsworth.pipeline.verification.recount_tables import TableFile, Unusable, table_rows
 from wordsworth.pipeline.verification.recount_tars import WholeFile, tar_samples
+from wordsworth.pipeline.verification.recount_zips import Rule, zip_samples
 from wordsworth.pipeline.verification.report import Report
 
 # Errors that the source alone decides. The decoder decides all others.
-SOURCE_ERRORS = ("missing_image", "bad_record", "shard_truncated")
+SOURCE_ERRORS = (
+    "missing_image",
+    "bad_record",
+    "shard_truncated",
+    "encrypted_member",
+    "unknown_method",
+    "damaged_member",
+)
 
 
 class _Changed(Exception):
@@ -117,6 +126,8 @@ class Recount:
             return samples
         if shard.kind == "images":
             return self._page(shard, rows)
+        if shard.kind == "zip":
+            return self._zip(shard, rows)
         return self._tar(shard) if shard.kind == "tar" else self._table(shard)
 
     @contextlib.contextmanager
@@ -144,6 +155,13 @@ class Recount:
             samples.append(Sample(None, None, None, "shard_truncated"))
         # An offset in the decompressed tar is of no use: no range read of the object finds the image.
         return [sample._replace(offset=None) for sample in samples]
+
+    def _zip(self, shard: Shard, rows: list[Sample]) -> list[Sample]:
+        too_large = {row.key for row in rows if row.error == "too_many_bytes"}
+        with self._opened(shard) as file:
+            whole = cast(BinaryIO, TableFile(file, shard.size))
+            rule = Rule(self.image_keys, too_large, include_hidden=self.rules[1])
+            return zip_samples(whole, shard.size, rule)
 
     def _table(self, shard: Shard, by_number: bool = False) -> list[Sample]:
         with self._opened(shard) as file:

@@ -61,7 +61,7 @@ MISTAKES = {
     "empty source": (
         "label {p}/empty --output {p}/o --model {p}/model",
         1,
-        "no .tar shards, images or tables in",
+        "no .tar shards, .zip archives, images or tables in",
     ),
     "no images": ("label {p}/text --output {p}/o --model {p}/model", 1, "it holds 1 .txt"),
     "unknown model": ("label {p}/shards --output {p}/o --model nonesuch", 2, "unknown model nonesuch"),

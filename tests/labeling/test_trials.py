@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,11 +35,12 @@ class Trial(NamedTuple):
 
     Attributes:
         make: writes the input into a folder, and returns the sources to label
-        rows: by key, the number of the image that the row was made from, or the code of its error
+        rows: by key (None for the rest of a shard that is cut), the number of the image that the row was made
+            from, or the code of its error
     """
 
     make: Callable[[Path], list[Path | str]]
-    rows: dict[str, int | str]
+    rows: dict[str | None, int | str]
 
 
 def image(number: int) -> bytes:
@@ -189,6 +191,17 @@ def list_of_images(folder: Path) -> list[Path | str]:
     return [f"@{folder}/list.txt"]
 
 
+def zip_of_a_delivery(folder: Path) -> list[Path]:
+    names = ("cat/1.jpg", "Grün/2.JPG", "a.b/3.v2.png", "__MACOSX/cat/._1.jpg", "notes.txt", "more.zip")
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, name in enumerate(names, 1):
+            archive.writestr(name, image(number), zipfile.ZIP_STORED if number == 2 else None)
+    data = (folder / "a.zip").read_bytes()
+    (folder / "cut.zip").write_bytes(data[:-400])
+    return [folder]
+
+
 TRIALS = {
     "files whose names look like URIs, chains and globs": Trial(
         names_like_uris,
@@ -249,6 +262,9 @@ TRIALS = {
         list_of_images, {"5.jpg": 1, "1.jpg": 2, "2 é.jpg": 3, "x[1].jpg": 4, "4.jpg": 5}
     ),
     "a partitioned table": Trial(partitioned_table, {"../../1.jpg": 1, "../../2.jpg": 2}),
+    "a zip archive, and one that is cut": Trial(
+        zip_of_a_delivery, {"cat/1.jpg": 1, "Grün/2.JPG": 2, "a.b/3.v2.png": 3, None: "shard_truncated"}
+    ),
     "the output of img2dataset": Trial(output_of_img2dataset, {"000000000": 1, "000000001": 2}),
     "names with dots in tars": Trial(
         dotted_tar,
@@ -291,6 +307,7 @@ def test_a_note_names_what_was_skipped_and_every_link_that_was_left_out(labelled
         r"left out 1 links to folders outside the source: \S*in/dogs -> \S*elsewhere/dogs;", notes
     )
     assert re.search(r"left out 1 names that came before: \S*a/1.jpg; each image is labelled once", notes)
+    assert "did not read 1 tars and zips inside zip archives" in notes
     assert re.search(r"left out 1 links to folders above themselves: \S*in/cats/loop -> ", notes)
 
 

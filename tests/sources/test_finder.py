@@ -156,9 +156,21 @@ def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_
     [
         ("missing", {}, "nothing found at {root}/missing: no such file or folder"),
         ("*.tar", {}, "nothing found at {root}/*.tar: no such file or folder, and no match as a glob"),
-        ("empty", {}, "no .tar shards, images or tables in {root}/empty (it holds no file at all)"),
-        ("papers", {}, "no .tar shards, images or tables in {root}/papers (it holds 2 .pdf, 1 .txt)"),
-        ("papers/a.pdf", {}, "no .tar shards, images or tables in {root}/papers/a.pdf (it holds 1 .pdf)"),
+        (
+            "empty",
+            {},
+            "no .tar shards, .zip archives, images or tables in {root}/empty (it holds no file at all)",
+        ),
+        (
+            "papers",
+            {},
+            "no .tar shards, .zip archives, images or tables in {root}/papers (it holds 2 .pdf, 1 .txt)",
+        ),
+        (
+            "papers/a.pdf",
+            {},
+            "no .tar shards, .zip archives, images or tables in {root}/papers/a.pdf (it holds 1 .pdf)",
+        ),
         (
             "bare",
             {},
@@ -169,7 +181,7 @@ def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_
         (
             "photos",
             {"image_keys": ("png",)},
-            "no .tar shards, images or tables in {root}/photos (it holds 1 .jpg)",
+            "no .tar shards, .zip archives, images or tables in {root}/photos (it holds 1 .jpg)",
         ),
     ],
 )

@@ -159,13 +159,15 @@ class ReceiptCounter:
 
     def _note_several_images(self, receipt: Receipt) -> None:
         """Say of a tar, once, that its samples have several images; of further tars once for all."""
-        for kind in SEVERAL_IMAGES.keys() & json.loads(receipt.skipped).keys():
+        skipped = json.loads(receipt.skipped)
+        for kind, told in SEVERAL_IMAGES.items():
             num_noted = sum(noted == kind for noted, _ in self.noted_tars)
-            if (kind, receipt.shard) in self.noted_tars or num_noted > MAX_SHARDS_NAMED:
+            is_noted = (kind, receipt.shard) in self.noted_tars or num_noted > MAX_SHARDS_NAMED
+            if kind not in skipped or is_noted:
                 continue
             self.noted_tars.add((kind, receipt.shard))
             if num_noted < MAX_SHARDS_NAMED:
-                self.progress.note(f"{receipt.shard} {SEVERAL_IMAGES[kind]}")
+                self.progress.note(f"{receipt.shard} {told}")
             else:
                 self.progress.note(f"more shards do so: skipped_members of summary.json counts {kind}")
 

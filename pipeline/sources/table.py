@@ -1,6 +1,6 @@
 """Read tables as sources: a row is a sample, its image stands in a cell or is named there by a URI."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -162,7 +162,8 @@ def _parquet_samples(
                 maker.class_labels = class_labels(table.schema)
             columns = [column_to_read(table.schema, field) for field in maker.paths]
             for record in table.records(columns, row, one_by_one=reading > 0):
-                yield from islice(maker.samples(record.values or {}, row, (end, record.end)), given, None)
+                samples = maker.samples(record.values or {}, row, (end, record.end))
+                yield from islice(samples, given, None) if given else samples
                 given = 0
                 row += 1
                 end = record.end
@@ -210,21 +211,26 @@ class _SampleMaker:
         # What the path says of each row. A column of the file itself comes first.
         self.in_path = {path[0]: in_path[path[0]] for path in wanted if path[0] not in tree}
 
-    def samples(self, values: dict[str, Any], row: int, span: Span) -> Iterator[NamedImage]:
-        """Yield the samples of a row, each with the URI of its image; None where the row holds the image.
+    def samples(self, values: dict[str, Any], row: int, span: Span) -> Iterable[NamedImage]:
+        """Return the samples of a row, each with the URI of its image; None where the row holds the image.
 
         A list gives a sample for each of its images, and an empty list one without an image.
         """
         if self.in_path:
             values = self.in_path | values
         cell = self.image.of(values)
-        beside = _Beside(self._own_key(values), [field.of(values) for field in self.keep])
+        kept = [field.of(values) for field in self.keep] if self.keep else []
+        beside = _Beside(self._own_key(values), kept)
         cells = list(flat(cell)) if isinstance(cell, list) else None
-        if not cells:
-            yield self._sample(None if cells == [] else cell, beside, row, span)
-            return
-        for number, own in enumerate(self._divided(values, beside, len(cells))):
-            made, uri = self._sample(cells[number], own, row, span)
+        if cells:
+            return self._samples_of_list(cells, self._divided(values, beside, len(cells)), row, span)
+        return (self._sample(None if cells == [] else cell, beside, row, span),)
+
+    def _samples_of_list(
+        self, cells: list[Any], divided: Iterable["_Beside"], row: int, span: Span
+    ) -> Iterator[NamedImage]:
+        for number, beside in enumerate(divided):
+            made, uri = self._sample(cells[number], beside, row, span)
             if number + 1 < len(cells):
                 made.next = row
                 made.next_in_group = number + 1
@@ -242,13 +248,12 @@ class _SampleMaker:
 
     def _sample(self, cell: Any, beside: "_Beside", row: int, span: Span) -> NamedImage:
         image = cell_image(cell, self.max_bytes)
-        kept = zip(self.keep, beside.kept, strict=True)
         made = EncodedSample(
             key=self._key(image.uri, beside, row),
             next=row + 1,
             size=image.size,
             data=image.data or b"",
-            sidecars=[self._kept(field, value, image) for field, value in kept] if self.keep else [],
+            sidecars=self._all_kept(beside, image) if self.keep else [],
             error=image.error,
             detail=image.detail,
             span=span,
@@ -257,6 +262,10 @@ class _SampleMaker:
             made.error = "missing_image"
             made.detail = f"column {valid_text(self.image.name)} is empty"
         return made, image.uri
+
+    def _all_kept(self, beside: "_Beside", image: CellImage) -> list[str | None]:
+        columns = zip(self.keep, beside.kept, strict=True)
+        return [self._kept(field, value, image) for field, value in columns]
 
     def _own_key(self, values: dict[str, Any]) -> str | None:
         """Return the key in the key column, or beside the image; None for none."""

@@ -86,14 +86,21 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
 
 def key_text(value: Any) -> str | None:
     """Return the key in a cell; None where it holds none: an image or a very long text is no key."""
-    if value is None or value == [] or (isinstance(value, bytes) and _IMAGE_HEAD.match(value)):
+    if not isinstance(value, str):  # most keys are text
+        if value is None or value == [] or (isinstance(value, bytes) and _IMAGE_HEAD.match(value)):
+            return None
+        if isinstance(value, dict | list) and _holds_image(value):
+            return None
+        value = as_text(value[: MAX_NAME + 1] if isinstance(value, bytes) else value)
+    if len(value) > MAX_NAME or _is_image(value):
         return None
-    if isinstance(value, dict | list) and _holds_image(value):
-        return None
-    text = as_text(value[: MAX_NAME + 1] if isinstance(value, bytes) else value)
-    if text is None or len(text) > MAX_NAME or _DATA_URI.match(text) or _is_base64_of_image(text):
-        return None
-    return text
+    return valid_text(value)
+
+
+def _is_image(text: str) -> bool:
+    if not _MAY_BE_IMAGE.match(text):
+        return False
+    return _DATA_URI.match(text) is not None or _is_base64_of_image(text)
 
 
 def _holds_image(value: Any) -> bool:
@@ -102,10 +109,7 @@ def _holds_image(value: Any) -> bool:
         return any(map(_holds_image, value.values()))
     if isinstance(value, list):
         return any(map(_holds_image, value))
-    is_text = isinstance(value, str)
-    return isinstance(value, bytes) or (
-        is_text and bool(_DATA_URI.match(value) or _is_base64_of_image(value))
-    )
+    return isinstance(value, bytes) or (isinstance(value, str) and _is_image(value))
 
 
 def _from_bytes(data: bytes, max_bytes: int) -> CellImage:
@@ -202,4 +206,4 @@ def _json_default(value: Any) -> str:
 
 def valid_text(text: str) -> str:
     r"""Return text with \uNNNN for half a surrogate pair, which JSON can hold and Arrow cannot."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

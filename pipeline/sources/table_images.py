@@ -44,6 +44,9 @@ def fetched(samples: Iterator[NamedImage], shard: Shard, settings: ReadSettings)
     queue = _FetchQueue(pool, settings.max_bytes)
     try:
         for sample, uri in samples:
+            if uri is None and not queue:
+                yield sample
+                continue
             queue.add(_Fetch(sample), uri, resolver)
             while queue.is_due():
                 yield queue.pop()

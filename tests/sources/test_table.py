@@ -339,10 +339,7 @@ def test_tables_are_found_by_name_and_mixtures_are_refused_until_the_format_is_s
     assert {shard.kind for shard in listing.shards} == {"table"} and listing.ignored == {".txt": 1}
     (tmp_path / "g.tar").write_bytes(b"x")
     (tmp_path / "h.jpg").write_bytes(b"x")
-    message = (
-        "holds both .tar shards and images and tables: "
-        "say which with --format tar or --format images or --format table"
-    )
+    message = "holds both .tar shards and images: say which with --format tar or --format images"
     with pytest.raises(UserError, match=message):
         find_shards([str(tmp_path)])
     assert (

@@ -157,8 +157,8 @@ class RunOptions:
     """Say where and how the run works."""
 
     keep: str = ""
-    """Sidecar fields, or columns of a table, that the output rows carry, such as json,txt,cls. label=given
-    keeps the column label as given."""
+    """Sidecar fields, or columns of a table or of metadata.csv, that the output rows carry, such as
+    json,txt,cls. label=given keeps the column label as given."""
     max_error_rate: float = 1.0
     "Exit with 3 when a larger share of the rows has an error. All rows are kept."
     precision: Literal["auto", "fp32", "bf16"] = "auto"

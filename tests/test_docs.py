@@ -20,7 +20,10 @@ OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
 CSV = re.compile(r"(?<![\w/.*-])(\w+\.csv)\b")
 # Options that the command line library adds, or that belong to other programs.
 FOREIGN_OPTIONS = {"help", "logdir", "working-dir"}
-LATER_FILES = {"gpu.csv"}  # made by the first measurement on a GPU
+LATER_FILES = {
+    "gpu.csv",  # made by the first measurement on a GPU
+    "metadata.csv",  # of a user
+}
 
 
 def text_of(page: str) -> str:

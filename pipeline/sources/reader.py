@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from wordsworth.pipeline.errors import without_secrets
+from wordsworth.pipeline.sources.image_sidecars import ImageSidecars
 from wordsworth.pipeline.sources.lost_objects import Loss, Witness, fault_of, loss_of
 from wordsworth.pipeline.sources.samples import (
     EncodedSample,
@@ -187,13 +188,14 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
     """
     fs, root = open_exact(shard.uri, settings.storage_options)
     witness = Witness(fs, root, shard, settings.image_keys)
+    beside = ImageSidecars(fs, root, shard, settings) if settings.keep else None
     for entry, member in enumerate(shard.members[position:], position):
         made = EncodedSample(
             key=shard.place_in_rows(member)[1],
             offset=0,
             size=member["size"],
             next=entry + 1,
-            sidecars=[None] * len(settings.keep),
+            sidecars=beside.of(member) if beside else [],
         )
         if member["size"] > settings.max_bytes:
             made.error = "too_many_bytes"

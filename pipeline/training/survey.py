@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from wordsworth.pipeline.cluster.resources import RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.class_target import class_name, class_text
+from wordsworth.pipeline.sources.image_sidecars import ImageSidecars
 from wordsworth.pipeline.sources.samples import EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
 from wordsworth.pipeline.sources.tar_reader import tar_samples
 from wordsworth.pipeline.sources.zip_archive import zip_samples
+from wordsworth.pipeline.storage.filesystem import open_exact
 
 SHARDS_PER_TASK = 8  # a process that counts takes two seconds to start
 MOST_CLASSES = 100_000  # classes of one shard; more mean that --target names every sample
@@ -133,8 +135,17 @@ def _samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
         for sample, _ in table_rows(shard, reading):
             yield sample
     else:
-        for member in shard.members:  # the listing has all that is counted
-            yield EncodedSample(key=shard.place_in_rows(member)[1], next=0, offset=0, size=member["size"])
+        yield from _page_samples(shard, reading)
+
+
+def _page_samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
+    """Yield the images of a page without their bytes: what is counted is in the listing, or beside them."""
+    fs, root = open_exact(shard.uri, reading.storage_options)
+    beside = ImageSidecars(fs, root, shard, reading) if reading.keep else None
+    for member in shard.members:
+        key = shard.place_in_rows(member)[1]
+        texts = beside.of(member) if beside else []
+        yield EncodedSample(key=key, next=0, offset=0, size=member["size"], sidecars=texts)
 
 
 # ---- shards of a worker ----

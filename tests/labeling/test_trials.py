@@ -330,3 +330,25 @@ def test_names_without_an_extension_are_judged_by_their_bytes_with_format_images
     assert found == {**numbers, "photo.jpg": 5, "ab/README": "not_an_image"}
     report = verify(str(tmp_path / "out"), source=True)
     assert report.ok, report.findings
+
+
+def test_what_stands_beside_images_in_folders_and_archives_is_kept(tmp_path, local_ray, small_model):
+    folder = tmp_path / "in"
+    write(folder, "train/0.jpg", "train/1.jpg", "train/IMG_2.JPG")
+    (folder / "metadata.csv").write_text("file_name,text\ntrain/0.jpg,a red ball\ntrain/1.jpg,naïve\n")
+    (folder / "train" / "1.txt").write_text("beside")
+    (folder / "train" / "IMG_2.TXT").write_text("beside too")
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for name, data in {"t/4.jpg": image(4), "t/4.txt": b"inside", "t/5.jpg": image(5)}.items():
+            archive.writestr(name, data)
+    run(tmp_path, load_folder(small_model), folder, folder / "a.zip", keep=("text", "txt"))
+    found = {row["key"]: (row["width"] - 20, row["text"], row["txt"]) for row in rows(tmp_path)}
+    assert found == {
+        "train/0.jpg": (1, "a red ball", None),
+        "train/1.jpg": (2, "naïve", "beside"),
+        "train/IMG_2.JPG": (3, None, "beside too"),
+        "t/4.jpg": (4, None, "inside"),
+        "t/5.jpg": (5, None, None),
+    }
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok, report.findings

@@ -18,6 +18,7 @@ from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.lint import lint
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.training.survey import survey_shard
 from wordsworth.pipeline.verification.recount_tables import TableFile
 from wordsworth.pipeline.verification.recount_zips import Rule
 from wordsworth.pipeline.verification.recount_zips import zip_samples as recounted
@@ -351,6 +352,14 @@ def test_a_store_that_fails_is_no_damage(tmp_path, monkeypatch):
 
 
 # ---- the source --------------------------------------------------------------------------------------------
+
+
+def test_the_classes_of_an_archive_are_its_folders_or_its_sidecars(tmp_path):
+    members = [("in/cat/1.jpg", b"x"), ("in/dog/2.jpg", b"x"), ("in/dog/3.jpg", b"x"), ("in/._x/4.jpg", b"x")]
+    members += [(f"{name[:-4]}.cls", b"7\n") for name, _ in members]
+    shard = shard_of(write_zip(tmp_path / "a.zip", members))
+    for where, keep, classes in (("folder", (), {"cat": 1, "dog": 2}), ("cls", ("cls",), {"7": 3})):
+        assert survey_shard(shard, ReadSettings(unit_rows=1, keep=keep), where) == (3, classes)
 
 
 def test_a_folder_of_archives_is_a_source(tmp_path):

@@ -1,7 +1,7 @@
 """Evaluate a model on images whose class is known: label each image once, and count its row."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,7 +138,7 @@ class _EvaluationRuns:
     checkpoint: Checkpoint
     make_progress: MakeProgress
 
-    def label(self, name: str, sources: tuple[str, ...], target: ModelTarget) -> None:
+    def label(self, name: str, sources: Sequence[str], target: ModelTarget) -> None:
         """Label sources into the folder `name`."""
         request = replace(self.request, sources=sources, output=self._output(name))
         with self.make_progress(name) as progress:

@@ -15,8 +15,14 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.class_labels import first_class_labels, labels_by_name
 from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.source_names import sorted_names_hash
 from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE, FIRST_DOT
-from wordsworth.pipeline.storage.filesystem import absolute_uri, open_filesystem, without_credentials
+from wordsworth.pipeline.storage.filesystem import (
+    StorageOptions,
+    absolute_uri,
+    open_filesystem,
+    without_credentials,
+)
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.inference import resolve_precision
 
@@ -107,14 +113,15 @@ def _check_kept(request: LabelRequest) -> None:
 
 def _source_names(request: LabelRequest) -> list[str]:
     """Return the sources in order, without credentials; of a long list its length and hash."""
-    names = []
-    for source in request.sources:
-        fs, path = open_filesystem(source, request.storage_options)
-        names.append(without_credentials(absolute_uri(fs, path)))
-    names.sort()
-    if len(names) <= MAX_SOURCES_NAMED:
-        return names
-    return [f"{len(names)} sources, sha256 {_sha256(chr(10).join(names))}"]
+    names = (_source_name(source, request.storage_options) for source in request.sources)
+    if len(request.sources) <= MAX_SOURCES_NAMED:
+        return sorted(names)
+    return [f"{len(request.sources)} sources, sha256 {sorted_names_hash(names)}"]
+
+
+def _source_name(source: str, options: StorageOptions) -> str:
+    fs, path = open_filesystem(source, options)
+    return without_credentials(absolute_uri(fs, path))
 
 
 def _labels_hash(labels: tuple[str, ...] | None) -> str | None:

@@ -1,5 +1,6 @@
 """Define what the user asks for. Imports nothing heavy: the command line reads its defaults here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wordsworth.pipeline.images.limits import DecodeLimits
@@ -50,7 +51,7 @@ class LabelRequest:
     """
 
     command: str
-    sources: tuple[str, ...]
+    sources: Sequence[str]
     output: str
     model: str
     format: str | None = None

@@ -13,7 +13,7 @@ A stage gets one block, a table of one row. Messages and worker processes name a
 Nothing here imports torch, so that the processes that read, decode and write start fast.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class ListSettings:
         rules: what to take beside plain files and folders.
     """
 
-    sources: tuple[str, ...]
+    sources: Sequence[str]
     format: str | None
     image_keys: tuple[str, ...]
     storage_options: StorageOptions
@@ -56,7 +56,7 @@ class ListSettings:
     def finder(self) -> Finder:
         """Return what lists the sources."""
         return Finder(
-            list(self.sources),
+            self.sources,
             format=self.format,
             image_keys=self.image_keys,
             storage_options=self.storage_options,

@@ -12,7 +12,7 @@ from wordsworth.pipeline.output import frozen_listing
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata
 from wordsworth.pipeline.sources.finder import PAGE, Finder
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
-from wordsworth.pipeline.sources.shards import ListedImage, Shard
+from wordsworth.pipeline.sources.shards import UNSEEN, ListedImage, Shard
 from wordsworth.pipeline.storage.filesystem import join, without_credentials
 
 Identity = tuple[int, str]  # size in bytes and version of an object
@@ -43,7 +43,7 @@ class SourceChanges:
         drop_missing: whether an update drops shards and images that are gone.
         new: number of shards or images that the listing does not have.
         changed: URIs of shards or images that have another size or version now.
-        mended: number of links that led nowhere, and lead to a file now.
+        mended: number of links, and of names in lists, that led nowhere and lead to a file now.
         gone: number of shards or images that are no longer in the source.
         first_gone: URI of the first of them.
         shards: the new shards.
@@ -173,7 +173,8 @@ class _KnownObjects:
     def state(self, uri: str, identity: Identity) -> str:
         """Return "new", "same", "changed" or "mended" for an object that is in the source.
 
-        "mended" is a link that led nowhere: it was listed without a size, and the link itself is the same.
+        "mended" is a link that led nowhere, and the link itself is the same, or a name of a list that named
+        nothing: it was listed without a size.
         """
         place = self._place(uri)
         if place is None:
@@ -183,7 +184,8 @@ class _KnownObjects:
         if was == np.uint64(_hash(f"{uri}|{identity}")):
             return "same"
         size, version = identity
-        return "mended" if size and was == np.uint64(_hash(f"{uri}|{(0, version)}")) else "changed"
+        nowhere = [_hash(f"{uri}|{(0, told)}") for told in (version, UNSEEN)]
+        return "mended" if size and int(was) in nowhere else "changed"
 
     def is_gone(self, uri: str) -> bool:
         """Return whether the listing has an object and the source had none when it was listed again."""
@@ -282,7 +284,7 @@ def _pages_of(revisions: Iterable[Revision]) -> Iterator[tuple[list[Revision], b
 def change_notes(found: SourceChanges, updating: bool) -> Iterator[str]:
     """Yield what the user should know of a source that changed since the run was planned."""
     if found.mended and not found.replace_changed:
-        yield f"{found.mended} links that led nowhere lead to files now: --retry-errors labels them"
+        yield f"{found.mended} links or names that led nowhere lead to files now: --retry-errors labels them"
     first = f"first {without_credentials(found.first_gone)}" if found.first_gone else ""
     if updating:
         changed = f", {len(found.changed)} changed" if found.changed else ""

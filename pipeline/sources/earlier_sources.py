@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import fsspec
 from fsspec.utils import glob_translate
@@ -15,6 +14,7 @@ from wordsworth.pipeline.sources.folder_links import FolderLinks
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
 from wordsworth.pipeline.sources.source_files import glob_pattern, root_of_glob
+from wordsworth.pipeline.sources.source_names import NameSet
 from wordsworth.pipeline.storage.filesystem import absolute_uri
 
 
@@ -40,7 +40,8 @@ class EarlierSources:
     def __init__(self, rules: ListingRules):
         self.rules = rules
         self._first: dict[str, int] = {}  # number of the first source of each URI
-        self._named: set[str] = set()  # URIs of sources that are called like images
+        self._named = NameSet()  # URIs of sources that are called like images
+        self._has_named_folders = False  # whether some of them may be folders
         self._globs: list[_Glob] = []
         self._walked: tuple[str, str, bool] = ("", "", False)  # the last answer: root, folder, verdict
 
@@ -55,38 +56,55 @@ class EarlierSources:
             matches = re.compile(glob_translate(absolute_uri(fs, pattern)))
             self._globs.append(_Glob(number, absolute_uri(fs, root), path[len(root) :], matches))
 
-    def note_named(self, uri: str) -> None:
-        """Remember a source that is called like an image."""
-        self._named.add(uri)
+    def note_named(self, uris: list[str], *, are_files: bool) -> list[bool]:
+        """Remember sources that are called like images; return which of them came before.
 
-    def is_named(self, uri: str) -> bool:
-        """Return whether `note_named` was told of a URI."""
-        return uri in self._named
+        Args:
+            uris: URIs of the sources.
+            are_files: whether none of them can be a folder that `note` was not told of.
+        """
+        self._has_named_folders = self._has_named_folders or not are_files
+        return self._named.add(uris)
 
-    def give(self, number: int, uri: str, kind: str, kinds: dict[int, str]) -> bool:
+    def give_named(self, number: int, uri: str, kinds: dict[int, str]) -> bool:
+        """Return whether a folder or a glob in front of source `number` gives the image that it names."""
+        return self._folders_give(number, uri, "images", kinds)
+
+    def give(self, number: int, uri: str, kinds: dict[int, str]) -> bool:
         """Return whether a source in front of `number`, and of its kind, gives a file.
 
         Args:
             number: number of the source that the file is found in
             uri: URI of the file
-            kind: kind of that source
             kinds: kind of each source, by its number
         """
+        kind = kinds[number]
+        if kind == "images" and uri in self._named:
+            return True
+        return self._folders_give(number, uri, kind, kinds)
+
+    def _folders_give(self, number: int, uri: str, kind: str, kinds: dict[int, str]) -> bool:
         if number == 0:
             return False
 
         def is_earlier(source: int) -> bool:
             return source < number and kinds.get(source) == kind
 
-        for name in _path_and_parents(uri):
-            if kind == "images" and name in self._named and self._reaches(name, uri):
-                return True
-            if is_earlier(self._first.get(name, number)) and self._reaches(name, uri):
+        for name in _path_and_parents(uri) if self._first or self._has_named_folders else ():
+            first = self._first.get(name)
+            if first is None:
+                is_before = kind == "images" and name != uri and self._is_named_folder(name)
+            else:
+                is_before = is_earlier(first)
+            if is_before and self._reaches(name, uri):
                 return True
         return any(
             is_earlier(glob.source) and glob.matches.match(uri) and self._matches(glob, uri)
             for glob in self._globs
         )
+
+    def _is_named_folder(self, uri: str) -> bool:
+        return self._has_named_folders and uri in self._named
 
     def _reaches(self, source: str, uri: str) -> bool:
         """Return whether a source that is a file's URI or a folder above takes the file."""
@@ -132,10 +150,6 @@ class EarlierSources:
 
 def _path_and_parents(uri: str) -> Iterator[str]:
     """Yield a URI and the folders above it."""
-    if "://" not in uri:
-        yield uri
-        yield from map(str, PurePosixPath(uri).parents)
-        return
     while uri and not uri.endswith(":/"):
         yield uri
         uri = uri.rpartition("/")[0]

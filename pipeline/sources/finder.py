@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from wordsworth.pipeline.sources.file_kinds import (
     kind_of,
 )
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
-from wordsworth.pipeline.sources.named_images import Name, NamedImage, look_up, pages_of
+from wordsworth.pipeline.sources.named_images import Name, NamedImage, NameLookup, pages_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import (
@@ -32,6 +32,7 @@ from wordsworth.pipeline.sources.source_files import (
     list_files,
     name_in_text,
 )
+from wordsworth.pipeline.sources.source_names import SourceNames
 from wordsworth.pipeline.sources.table_formats import instead_of, refuse_table_below
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
@@ -86,7 +87,7 @@ class _File(NamedTuple):
 
 
 def find_shards(
-    sources: list[str],
+    sources: Sequence[str],
     *,
     format: str | None = None,
     image_keys: tuple[str, ...] = IMAGE_KEYS,
@@ -123,14 +124,14 @@ class Finder:
 
     def __init__(
         self,
-        sources: list[str],
+        sources: Sequence[str],
         *,
         format: str | None = None,
         image_keys: tuple[str, ...] = IMAGE_KEYS,
         storage_options: StorageOptions | None = None,
         rules: ListingRules | None = None,
     ):
-        self.sources = sources
+        self.sources = sources if isinstance(sources, SourceNames) else SourceNames(sources)
         self.format = format
         self.image_keys = image_keys
         self.options = storage_options
@@ -138,6 +139,7 @@ class Finder:
         self.passed_over = PassedOver()
         self._newly_passed = PassedOver()  # in front of the next shard
         self._earlier = EarlierSources(self.rules)
+        self._lookup = NameLookup()
 
     def shards(self, after: ListingCursor | None = None) -> Iterator[Shard]:
         """Yield all shards, or the shards behind `after`, a cursor that an earlier listing moved.
@@ -170,33 +172,44 @@ class Finder:
         self, numbered: list[tuple[int, str]], cursor: ListingCursor, may_be_gone: bool
     ) -> Iterator[Shard]:
         """Yield pages of the sources that name one image each, and the shards of the others among them."""
-        names: list[Name] = []
-        for number, source in numbered:
-            fs, path = open_filesystem(source, self.options)
-            name = Name(number, fs, path, absolute_uri(fs, path))
-            if number < cursor.source:
-                self._earlier.note_named(name.uri)
-            else:
-                names.append(name)
-        images: list[NamedImage] = []
-        for name, image in zip(names, look_up(names), strict=True):
-            if image and not name_in_text(name.path):
-                images += self._if_new(image, name, cursor)
+        names = [self._name(number, source) for number, source in numbered]
+        names = [name for name in names if not self._is_left_out(name, cursor)]
+        num_done = sum(name.source < cursor.source for name in names)
+        if num_done:
+            self._earlier.note_named([name.uri for name in names[:num_done]], are_files=False)
+        found = self._lookup.find(names[num_done:], may_be_gone)
+        for is_image, run in groupby(found, lambda image: image.is_file):
+            if is_image:
+                new = self._new_images(list(run), cursor)
+                yield from self._numbered([image for image in new if not image.is_gone], cursor)
                 continue
-            yield from self._numbered(images, cursor)
-            images = []
-            yield from self._shards_of_source(name.source, cursor, may_be_gone)
-        yield from self._numbered(images, cursor)
+            for image in run:
+                yield from self._shards_of_source(image.name.source, cursor, may_be_gone)
 
-    def _if_new(self, image: NamedImage, name: Name, cursor: ListingCursor) -> list[NamedImage]:
-        """Return the image, unless it is listed already or an earlier source gives it."""
-        if self._earlier.is_named(name.uri):
-            self._newly_passed.leave_out("repeated", name.uri)
-            return []
-        is_given = self._earlier.give(name.source, name.uri, "images", cursor.kinds)
-        self._earlier.note_named(name.uri)
-        is_listed = name.source == cursor.source and cursor.last is not None
-        return [] if is_given or is_listed else [image]
+    def _name(self, number: int, source: str) -> Name:
+        fs, path = open_filesystem(source, self.options)
+        return Name(number, fs, path, absolute_uri(fs, path), self.sources.is_listed(number))
+
+    def _is_left_out(self, name: Name, cursor: ListingCursor) -> bool:
+        """Return whether a name of a list is no text, and so the name of no row; name it."""
+        escaped = name_in_text(name.path) if name.is_listed else None
+        if escaped and name.source >= cursor.source:
+            self._newly_passed.leave_out("name", escaped)
+        return escaped is not None
+
+    def _new_images(self, images: list[NamedImage], cursor: ListingCursor) -> list[NamedImage]:
+        """Return the images that are not listed already and that no earlier source gives."""
+        uris = [image.name.uri for image in images]
+        came_before = self._earlier.note_named(uris, are_files=True)
+        new: list[NamedImage] = []
+        for image, uri, is_repeated in zip(images, uris, came_before, strict=True):
+            number = image.name.source
+            is_listed = number == cursor.source and cursor.last is not None
+            if is_repeated:
+                self._newly_passed.leave_out("repeated", uri)
+            elif not is_listed and not self._earlier.give_named(number, uri, cursor.kinds):
+                new.append(image)
+        return new
 
     def _numbered(self, images: list[NamedImage], cursor: ListingCursor) -> Iterator[Shard]:
         """Yield the pages of images, with the numbers of their first ones."""
@@ -331,7 +344,7 @@ class Finder:
                 self._ignore(file)
                 continue
             self._count_front(file)
-            if not self._earlier.give(number, absolute_uri(fs, file.path), kind, cursor.kinds):
+            if not self._earlier.give(number, absolute_uri(fs, file.path), cursor.kinds):
                 yield file
 
     def _count_front(self, file: _File) -> None:

@@ -12,71 +12,135 @@ from dataclasses import dataclass
 
 import fsspec
 
-from wordsworth.pipeline.sources.shards import NAMED, ListedImage, Shard
-from wordsworth.pipeline.storage.filesystem import is_local, version_of
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.shards import NAMED, UNSEEN, ListedImage, Shard
+from wordsworth.pipeline.sources.source_files import name_in_text
+from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, version_of, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
 from wordsworth.pipeline.storage.streams import with_retries
 
 LOOKERS = 32  # objects of a store that are asked for at once
-
-
-@dataclass(slots=True)
-class NamedImage:
-    """Hold one image that a source names.
-
-    Attributes:
-        source: number of the source.
-        uri: URI of the image.
-        size: bytes.
-        version: etag, or time of modification.
-    """
-
-    source: int
-    uri: str
-    size: int = 0
-    version: str = ""
+_GONE = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Hold a source that is called like an image: its number, its file system, path and URI."""
+    """Hold a source that is called like an image.
+
+    Attributes:
+        source: number of the source
+        fs, path: where it lies
+        uri: its URI
+        is_listed: whether it stands in a list
+    """
 
     source: int
     fs: fsspec.AbstractFileSystem
     path: str
     uri: str
+    is_listed: bool
 
 
-def look_up(names: list[Name]) -> Iterator[NamedImage | None]:
-    """Yield the image of each name; None for a name that is no file: a folder, a glob, or nothing.
+@dataclass(slots=True)
+class NamedImage:
+    """Hold what lies at a name.
 
-    Raises:
-        OSError: a store fails.
+    Attributes:
+        name: the name
+        is_file: whether the name is that of an image; else it is a folder or a glob, or names nothing
+        size, version: of the image, as `ListedImage` has them
+        is_gone: whether the name stood in a list and nothing is there now
     """
+
+    name: Name
+    is_file: bool = False
+    size: int = 0
+    version: str = ""
+    is_gone: bool = False
+
+
+class NameLookup:
+    """Look up names, many at once.
+
+    Nothing at a name of a list is an image that is not there: its row says so. That counts only while
+    another named image is there. Else the disk may not be mounted.
+    """
+
+    def __init__(self) -> None:
+        self._witness: Name | None = None  # the image that was found last
+
+    def find(self, names: list[Name], may_be_gone: bool = False) -> list[NamedImage]:
+        """Return what lies at each name.
+
+        Args:
+            names: the names
+            may_be_gone: whether to return what is not there with `is_gone`, and else with the version UNSEEN.
+
+        Raises:
+            UserError: no name of a list names anything.
+            OSError: a store fails.
+        """
+        found = _look_up(names)
+        missing = [
+            image for image in found if image.is_gone and image.name.is_listed and not _matches(image.name)
+        ]
+        there = [image.name for image in found if image.is_file]
+        if there:
+            self._witness = there[-1]
+        elif missing and not may_be_gone:
+            self._check_witness(missing)
+        for image in missing:
+            image.is_file = True
+            image.is_gone = may_be_gone
+            image.version = UNSEEN
+        return found
+
+    def _check_witness(self, missing: list[NamedImage]) -> None:
+        if self._witness is None or not _look(self._witness).is_file:
+            first = without_credentials(missing[0].name.uri)
+            raise UserError(
+                f"none of {len(missing)} images that a list names is there, first {first}: "
+                "mount the disk, or correct the list"
+            )
+
+
+def _matches(name: Name) -> bool:
+    """Return whether a name is a glob that matches something."""
+    if not WILDCARDS.search(name.path):
+        return False
+    try:
+        return bool(name.fs.glob(name.path))
+    except (ValueError, OSError):
+        return False
+
+
+def _look_up(names: list[Name]) -> list[NamedImage]:
     if all(is_local(name.fs) for name in names):
-        yield from map(_look_up, names)
-        return
+        return list(map(_look, names))
     with ThreadPoolExecutor(LOOKERS, "look-up") as pool:
-        yield from pool.map(_look_up, names)
+        return list(pool.map(_look, names))
 
 
-def _look_up(name: Name) -> NamedImage | None:
+def _look(name: Name) -> NamedImage:
+    """Return what lies at a name; with `is_gone` where nothing can be seen there."""
+    if name_in_text(name.path):
+        return NamedImage(name)
     try:
         if is_local(name.fs):
             status = os.stat(name.path)
             if not stat.S_ISREG(status.st_mode):
-                return None
-            return NamedImage(name.source, name.uri, status.st_size, version_of({"mtime": status.st_mtime}))
+                return NamedImage(name)
+            return NamedImage(name, True, status.st_size, version_of({"mtime": status.st_mtime}))
         info = with_retries(lambda: object_info(name.fs, name.path))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
+    except _GONE:
+        return NamedImage(name, is_gone=True)
     except OSError:
         if is_local(name.fs):  # a name that is too long, or a link to itself
-            return None
+            return NamedImage(name, is_gone=True)
         raise
     if info["type"] != "file":
-        return None
-    return NamedImage(name.source, name.uri, info["size"], version_of(info))
+        return NamedImage(name)
+    return NamedImage(name, True, info["size"], version_of(info))
 
 
 def pages_of(images: list[NamedImage]) -> Iterator[Shard]:
@@ -86,9 +150,9 @@ def pages_of(images: list[NamedImage]) -> Iterator[Shard]:
     """
     by_store: dict[str, list[NamedImage]] = {}
     for image in images:
-        by_store.setdefault(_store(image.uri), []).append(image)
+        by_store.setdefault(_store(image.name.uri), []).append(image)
     for found in by_store.values():
-        yield _page(found, source=images[-1].source)
+        yield _page(found, source=images[-1].name.source)
 
 
 def _store(uri: str) -> str:
@@ -97,10 +161,10 @@ def _store(uri: str) -> str:
 
 
 def _page(images: list[NamedImage], source: int) -> Shard:
-    top = _common_folder({image.uri.rpartition("/")[0] for image in images})
+    top = _common_folder({image.name.uri.rpartition("/")[0] for image in images})
     members: list[ListedImage] = []
     for image in images:
-        members.append({"key": image.uri[len(top) + 1 :], "size": image.size, "version": image.version})
+        members.append({"key": image.name.uri[len(top) + 1 :], "size": image.size, "version": image.version})
     return Shard(
         kind=NAMED if len(images) > 1 else "images",
         uri=top,

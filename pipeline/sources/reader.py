@@ -19,7 +19,7 @@ from wordsworth.pipeline.sources.samples import (
     StoreFault,
     check_unchanged,
 )
-from wordsworth.pipeline.sources.shards import NAMED, Shard
+from wordsworth.pipeline.sources.shards import NAMED, UNSEEN, Shard
 from wordsworth.pipeline.sources.table import table_samples
 from wordsworth.pipeline.sources.tar_reader import SkippedMembers, tar_samples
 from wordsworth.pipeline.sources.zip_archive import zip_samples
@@ -205,12 +205,15 @@ def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterato
         path = join(root, member["key"])
         # The listed size counts, so that units end at the same image whether or not one is lost.
         made.held_bytes = member["size"]
-        found = read_image(fs, path, member["size"])
+        is_seen = (member["size"], member["version"]) != (0, UNSEEN)
+        found = read_image(fs, path, member["size"] if is_seen else None)
         if isinstance(found, Loss):
-            witness.confirm(found, path)
+            if is_seen or found.code != "not_found":  # else the listing had a witness
+                witness.confirm(found, path)
             made.error, made.detail = found
         else:
             made.data = found
+            made.size = len(found)
             witness.last = path
         yield made
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from wordsworth.pipeline.storage.filesystem import join
 
 NAMED = "named"  # kind of a page of images that were named one by one
+UNSEEN = ""  # version of a named image that could not be seen when it was listed; its size is 0
 PAGE_KINDS = ("images", NAMED)
 
 LISTING = pa.schema(

@@ -1,11 +1,14 @@
 """Expand what stands for several sources: lists of sources, and brace patterns."""
 
+import codecs
 import contextlib
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Iterator, Sequence
 
 from braceexpand import braceexpand
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.sources.source_names import SourceNames
 from wordsworth.pipeline.storage.filesystem import (
     HTTP,
     QUERIES,
@@ -15,8 +18,10 @@ from wordsworth.pipeline.storage.filesystem import (
     without_credentials,
 )
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-def expand_sources(sources: Iterable[str], storage_options: StorageOptions | None = None) -> list[str]:
+
+def expand_sources(sources: Iterable[str], storage_options: StorageOptions | None = None) -> SourceNames:
     """Return the sources that lists and brace patterns stand for.
 
     `@FILE` is a list of sources, one a line; `#` begins a comment. `part-{000..127}.tar` stands for 128
@@ -25,28 +30,37 @@ def expand_sources(sources: Iterable[str], storage_options: StorageOptions | Non
     Raises:
         UserError: a list is missing or empty, or braces do not close.
     """
-    expanded = []
+    expanded = SourceNames()
     for source in sources:
-        lines = _read_list(source, storage_options) if source.startswith("@") else [source]
+        is_listed = source.startswith("@")
+        lines = _read_list(source, storage_options) if is_listed else [source]
         for line in lines:
-            expanded += _expand_braces(line, storage_options)
+            for name in _expand_braces(line, storage_options):
+                expanded.append(name, is_listed)
     return expanded
 
 
-def _read_list(source: str, storage_options: StorageOptions | None) -> list[str]:
+def _read_list(source: str, storage_options: StorageOptions | None) -> Iterator[str]:
+    """Yield the sources of a list, which is UTF-8, or UTF-16 with a byte order mark."""
     fs, path = open_filesystem(source[1:], storage_options)
     if not fs.isfile(path):
         raise UserError(
             f"{without_credentials(source)}: no such file; @FILE is a list of sources, one a line"
         )
-    lines = [line.strip() for line in fs.cat_file(path).decode("utf-8", "surrogateescape").splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
+    is_empty = True
+    with fs.open(path, "rb") as file:
+        encoding = "utf-16" if file.read(2) in UTF16_MARKS else "utf-8-sig"
+        file.seek(0)
+        for text in io.TextIOWrapper(file, encoding, errors="surrogateescape"):
+            line = text.strip()
+            if line and not line.startswith("#"):
+                is_empty = False
+                yield line
+    if is_empty:
         raise UserError(f"{without_credentials(source)} lists no source")
-    return found
 
 
-def _expand_braces(source: str, storage_options: StorageOptions | None) -> list[str]:
+def _expand_braces(source: str, storage_options: StorageOptions | None) -> Iterable[str]:
     """Return the names that a brace pattern stands for. A local file of just this name is no pattern."""
     if "{" not in source:
         return [source]
@@ -64,24 +78,25 @@ def _expand_braces(source: str, storage_options: StorageOptions | None) -> list[
 
 
 def take_queries(
-    sources: Iterable[str], options: StorageOptions | None
-) -> tuple[tuple[str, ...], StorageOptions]:
+    sources: Sequence[str], options: StorageOptions | None
+) -> tuple[SourceNames, StorageOptions]:
     """Return the sources without the queries of web addresses, and the storage options with them.
 
     Raises:
         UserError: two sources differ in nothing but their queries.
     """
-    names = []
+    given = sources if isinstance(sources, SourceNames) else SourceNames(sources)
+    names = SourceNames()
     queries: dict[str, str] = {}
-    for source in sources:
+    for number, source in enumerate(given):
         name, mark, query = source.partition("?")
         if not mark or source.partition("://")[0].lower() not in HTTP:
-            names.append(source)
+            names.append(source, given.is_listed(number))
             continue
         if queries.setdefault(name, query) != query:
             raise UserError(
                 f"{name} is given twice, with two queries: the address without the query must differ",
                 exit_code=2,
             )
-        names.append(name)
-    return tuple(names), {**(options or {}), QUERIES: queries} if queries else dict(options or {})
+        names.append(name, given.is_listed(number))
+    return names, {**(options or {}), QUERIES: queries} if queries else dict(options or {})

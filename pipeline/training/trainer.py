@@ -16,6 +16,7 @@ from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
+from wordsworth.pipeline.sources.source_names import SourceNames
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
 from wordsworth.pipeline.training.classes import check_classes, train_target
 from wordsworth.pipeline.training.failure_policy import error_for_user, is_final, worker_errors
@@ -72,7 +73,8 @@ def _with_expanded_sources(request: TrainRequest) -> TrainRequest:
     """Return the request with the sources that its lists and patterns stand for, all without queries."""
     options = request.storage_options
     named = [expand_sources(sources, options) for sources in (request.sources, request.val)]
-    names, options = take_queries(chain(*named), options)
+    all_names, options = take_queries(SourceNames(chain(*named)), options)
+    names = tuple(all_names)
     num_sources = len(named[0])
     return replace(request, sources=names[:num_sources], val=names[num_sources:], storage_options=options)
 

@@ -40,6 +40,8 @@ def named_samples(
         size, version = shard.members[number]["size"], shard.members[number]["version"]
         key = "/".join(place_of(shard, number))
         error = errors.get(key)
+        if now is None and (size, version) == NOTHING_THERE:
+            error = error or "not_found"
         if now is None:
             if not error:
                 changed.append(key)

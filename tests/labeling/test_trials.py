@@ -187,7 +187,9 @@ def dotted_tar(folder: Path) -> list[Path]:
 def list_of_images(folder: Path) -> list[Path | str]:
     names = ["c/5.jpg", "a/1.jpg", "a/2 é.jpg", "b/x[1].jpg", "b/deep/er/4.jpg"]
     write(folder, *names, "a/no line.jpg")
-    (folder / "list.txt").write_text("\n".join(f"{folder}/{name}" for name in [*names, names[1]]))
+    (folder / "list.txt").write_text(
+        "\n".join(f"{folder}/{name}" for name in [*names, names[1], "gone/6.jpg"])
+    )
     return [f"@{folder}/list.txt"]
 
 
@@ -258,8 +260,9 @@ TRIALS = {
     "images in a dictionary": Trial(
         one_image_for_many_rows, {"0": 1, "1": 2, "2": 1, "3": 1, "4": "missing_image"}
     ),
-    "a list of images in several folders, one of them twice": Trial(
-        list_of_images, {"5.jpg": 1, "1.jpg": 2, "2 é.jpg": 3, "x[1].jpg": 4, "4.jpg": 5}
+    "a list of images in several folders, one of them twice, one not there": Trial(
+        list_of_images,
+        {"5.jpg": 1, "1.jpg": 2, "2 é.jpg": 3, "x[1].jpg": 4, "4.jpg": 5, "6.jpg": "not_found"},
     ),
     "a partitioned table": Trial(partitioned_table, {"../../1.jpg": 1, "../../2.jpg": 2}),
     "a zip archive, and one that is cut": Trial(

@@ -233,7 +233,9 @@ def test_a_link_that_was_mended_is_noted_and_is_no_other_input(tmp_path, images)
     (tmp_path / "target.jpg").write_bytes(b"mended")
     run = run_of(out, images)
     compare_with_source(run)
-    assert run.progress.notes == ["1 links that led nowhere lead to files now: --retry-errors labels them"]
+    assert run.progress.notes == [
+        "1 links or names that led nowhere lead to files now: --retry-errors labels them"
+    ]
     os.remove(images / "link.jpg")
     os.symlink(tmp_path / "target.jpg", images / "link.jpg")
     with pytest.raises(UserError, match="shard_changed"):

@@ -1,6 +1,8 @@
 """Show that images that are named one by one are read in pages, and have the rows that each has alone."""
 
+import hashlib
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -8,14 +10,17 @@ import pytest
 
 from tests.support.runs import build, codes
 from tests.support.stores import s3_bucket
+from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.frozen_listing import split_into_pages
 from wordsworth.pipeline.sources import finder as finder_module
+from wordsworth.pipeline.sources import source_names
 from wordsworth.pipeline.sources.finder import Finder, find_shards
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.source_lists import expand_sources
+from wordsworth.pipeline.sources.source_names import NameSet, SourceNames
 from wordsworth.pipeline.unit import FOLDER
 from wordsworth.pipeline.verification.verifier import verify
 
@@ -163,3 +168,143 @@ def test_a_list_of_images_is_a_page_however_its_lines_are_written(tmp_path, monk
     listing = find_shards(expand_sources(["@list.txt"]))
     assert [f"{folder}/{key}" for folder, key in places(listing.shards)] == paths
     assert len(listing.shards) == 1
+
+
+# ---- lists -------------------------------------------------------------------------------------------------
+
+
+def in_list(tmp_path: Path, *lines: str, encoding: str = "utf-8") -> SourceNames:
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding=encoding)
+    return expand_sources([f"@{tmp_path}/list.txt"])
+
+
+def errors_of(shards: list[Shard]) -> dict[str, str | None]:
+    units = [unit for shard in shards for unit in read_units(shard, ReadSettings(unit_rows=3))]
+    assert not any(unit.fault for unit in units), units[0].fault
+    return {row["key"]: row["error"] for unit in units for row in unit.samples.to_pylist()}
+
+
+def test_what_a_list_names_and_is_not_there_is_a_row(tmp_path):
+    paths = fill(tmp_path, "a/1.jpg", "b/2.jpg", "b/x[1].jpg")
+    os.symlink("/nowhere", tmp_path / "b" / "link.jpg")
+    lost = ["a/gone.jpg", "gone/3.jpg", "a/y[1].jpg", "a/1.jpg/4.jpg", "b/link.jpg"]
+    sources = in_list(tmp_path, *paths, *(f"{tmp_path}/{name}" for name in lost), f"{tmp_path}/b/x*.jpg")
+    shards = find_shards(sources).shards
+    assert errors_of(shards) == {
+        **dict.fromkeys(("1.jpg", "2.jpg", "x[1].jpg"), None),
+        **dict.fromkeys(("gone.jpg", "3.jpg", "y[1].jpg", "4.jpg", "link.jpg"), "not_found"),
+    }
+
+
+def test_what_the_command_line_names_and_is_not_there_is_refused(tmp_path):
+    paths = fill(tmp_path, "1.jpg", "2.jpg")
+    with pytest.raises(UserError, match=r"nothing found at .*/typo.jpg: no such file"):
+        find_shards([paths[0], f"{tmp_path}/typo.jpg", paths[1]])
+
+
+def test_a_list_of_which_nothing_is_there_is_refused(tmp_path):
+    names = [f"{tmp_path}/{number}.jpg" for number in range(3)]
+    with pytest.raises(
+        UserError, match=r"none of 3 images that a list names is there, first .*/0.jpg: mount the"
+    ):
+        find_shards(in_list(tmp_path, *names))
+
+
+def test_a_list_that_loses_its_disk_while_it_is_looked_up_gives_no_rows_for_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(finder_module, "PAGE", 2)
+    paths = fill(tmp_path, *(f"d/{number}.jpg" for number in range(6)))
+    shards = Finder(in_list(tmp_path, *paths)).shards()
+    assert len(next(shards).members) == 2
+    (tmp_path / "d").rename(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="none of 2 images that a list names is there"):
+        next(shards)
+
+
+def test_objects_that_a_store_does_not_have_or_does_not_give_are_rows(tmp_path):
+    with s3_bucket() as bucket:
+        bucket.objects.update({f"b/p{number}/{number}.jpg": b"x" for number in range(3)})
+        names = [f"s3://b/p{number}/{number}.jpg" for number in range(5)]
+        shards = find_shards(in_list(tmp_path, *names)).shards
+        assert errors_of(shards) == {
+            **dict.fromkeys(("0.jpg", "1.jpg", "2.jpg"), None),
+            **dict.fromkeys(("3.jpg", "4.jpg"), "not_found"),
+        }
+
+
+def test_an_image_that_comes_after_the_listing_is_labelled_and_verified(tmp_path):
+    paths = fill(tmp_path / "in", "a/1.jpg", "b/2.jpg")
+    os.remove(paths[1])
+    sources = in_list(tmp_path, *paths)
+    listing = find_shards(sources)
+    fill(tmp_path / "in", "b/2.jpg")
+    assert [f"{folder}/{key}" for folder, key in places(listing.shards)] == paths
+
+
+def test_verify_agrees_with_the_rows_of_a_list_and_finds_a_reader_that_leaves_lost_names_out(tmp_path):
+    paths = fill(tmp_path / "in", "a/1.jpg", "b/2.jpg", "b/3.jpg")
+    os.remove(paths[1])
+    sources = in_list(tmp_path, *paths)
+    report = verify(str(build(tmp_path / "out", sources)), source=True)
+    assert (report.findings, report.rows, dict(report.errors)) == ([], 3, {"not_found": 1})
+
+    def without_lost(shard: Shard) -> list[dict]:
+        return [row for row in read_all(shard) if row["error"] is None]
+
+    out = build(tmp_path / "old", sources, reader=without_lost)
+    assert "missing_sample" in codes(verify(str(out), source=True))
+    Path(paths[1]).write_bytes(b"back again")
+    assert codes(verify(str(tmp_path / "out"), source=True)) == {"wrong_error"}
+
+
+def test_a_line_that_is_no_utf8_is_left_out_by_name_and_stops_no_other(tmp_path):
+    (path,) = fill(tmp_path, "1.jpg")
+    (tmp_path / "list.txt").write_bytes(os.fsencode(tmp_path) + b"/caf\xe9.jpg\n" + path.encode())
+    listing = find_shards(expand_sources([f"@{tmp_path}/list.txt"]))
+    assert [f"{folder}/{key}" for folder, key in places(listing.shards)] == [path]
+    assert listing.passed_over.left_out == {f"name: {tmp_path}/caf\\xe9.jpg": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_as_windows_writes_it_is_read(tmp_path, encoding):
+    paths = fill(tmp_path, "é\u2028x/1.jpg", "b\x85/2.jpg")
+    listing = find_shards(in_list(tmp_path, *paths, encoding=encoding))
+    assert [f"{folder}/{key}" for folder, key in places(listing.shards)] == paths
+
+
+# ---- many names --------------------------------------------------------------------------------------------
+
+
+def test_many_names_are_held_in_few_bytes_and_come_back(monkeypatch):
+    names = [f"/data/train/{number // 1000:05d}/image_{number}.jpg" for number in range(30_000)]
+    names[5] = "odd \udcff\n\u2028"
+    held = SourceNames(names[:10])
+    for name in names[10:]:
+        held.append(name, is_listed=name.endswith("7.jpg") or len(held) > 20_000)
+    assert list(held) == names and len(held) == 30_000
+    assert [held[number] for number in (0, 5, 4095, 4096, 12_345, 29_999, -1)] == [
+        names[number] for number in (0, 5, 4095, 4096, 12_345, 29_999, -1)
+    ]
+    assert held.is_listed(17) and held.is_listed(29_999) and not held.is_listed(18) and not held.is_listed(7)
+    assert len(pickle.dumps(held)) < 12 * len(names)
+
+
+def test_a_set_of_many_names_knows_each_of_them(monkeypatch):
+    monkeypatch.setattr(source_names, "HASHES_UNSORTED", 50)
+    random.seed(0)
+    known = NameSet()
+    seen: set[str] = set()
+    for _ in range(200):
+        batch = [str(random.randrange(3000)) for _ in range(20)]
+        expected = []
+        for name in batch:
+            expected.append(name in seen)
+            seen.add(name)
+        assert known.add(batch) == expected
+    assert all((str(number) in known) == (str(number) in seen) for number in range(3000))
+
+
+def test_the_hash_of_many_names_is_that_of_their_sorted_lines(monkeypatch):
+    monkeypatch.setattr(source_names, "NAMES_IN_RUN", 7)
+    names = [f"{number * 7919 % 1000} é" for number in range(100)]
+    expected = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    assert source_names.sorted_names_hash(iter(names)) == expected

@@ -29,6 +29,7 @@ from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
+from wordsworth.pipeline.sources.source_names import SourceNames
 from wordsworth.pipeline.unit import FOLDER, SAMPLE, Unit
 from wordsworth.pipeline.verification.report import Report
 
@@ -160,15 +161,16 @@ def finish(out: Path | str, options: dict | None = None, **changes) -> None:
 
 def build(
     out: Path,
-    *sources: Path,
+    *sources: Path | SourceNames,
     reader=read_rows,
     format: str | None = None,
     image_keys: tuple[str, ...] = KEYS,
 ) -> Path:
     """Make a finished run over real files; `reader` returns the rows of each shard."""
     run = RunFolder(str(out))
-    listing = find_shards([str(source) for source in sources], format=format, image_keys=image_keys)
-    asked = {"source": sorted(map(str, sources)), "image-key": list(image_keys), "key-rule": "auto"}
+    names = sources[0] if isinstance(sources[0], SourceNames) else list(map(str, sources))
+    listing = find_shards(names, format=format, image_keys=image_keys)
+    asked = {"source": sorted(names), "image-key": list(image_keys), "key-rule": "auto"}
     asked |= {"format": format, "top-k": 2, "embedding": "float16"}
     run.create(made_up_plan(asked))
     _label(run, listing.shards, reader)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.errors import UserError
 
+MAX_SHOWN = 300  # characters of a name in a message; of a longer one stand the first 20
 MAX_DIGITS = 18  # digits of a number that may count a class; a longer one is none
 
 
@@ -130,12 +131,15 @@ def no_class(
         classes: number of classes, None where they are not known yet
         alike: labels of the name
     """
+    given = repr(name)
+    if name and len(name) > MAX_SHOWN:
+        given = f"{name[:20]!r}... of {len(name)} characters"
     if classes is None:
         return UserError(
-            f"{sample} has no class: --target {where} gives {name!r}, a number from 0 on or a name is needed"
+            f"{sample} has no class: --target {where} gives {given}, a number from 0 on or a name is needed"
         )
     why = f", which is the name of {alike} labels" if alike > 1 else ""
-    return UserError(f"{sample} has no class of this model's {classes}: --target {where} gives {name!r}{why}")
+    return UserError(f"{sample} has no class of this model's {classes}: --target {where} gives {given}{why}")
 
 
 def name_in(where: str, text: str | None) -> str | None:

@@ -190,18 +190,24 @@ def without_images(value: Any, max_bytes: int) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """Return text as it is, and other types as JSON."""
+    """Return text as it is, of the bytes of an image their number, and other types as JSON."""
     if value is None:
         return None
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
+        return _text_of_bytes(value)
     return valid_text(json.dumps(value, ensure_ascii=False, default=_json_default))
 
 
 def _json_default(value: Any) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    return _text_of_bytes(value) if isinstance(value, bytes) else str(value)
+
+
+def _text_of_bytes(value: bytes) -> str:
+    if _IMAGE_HEAD.match(value):
+        return f"({len(value)} bytes)"
+    return value.decode("utf-8", "backslashreplace")
 
 
 def valid_text(text: str) -> str:

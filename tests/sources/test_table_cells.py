@@ -525,6 +525,36 @@ def test_what_stands_beside_an_image_in_its_list_belongs_to_that_image_alone(tmp
         assert_recounted(path, **asked | {"key": key})
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.binary_view(),
+        pa.large_binary(),
+        pa.dictionary(pa.int8(), pa.binary()),
+        pa.string(),
+        pa.string_view(),
+    ],
+)
+def test_entries_of_every_arrow_type_are_images(tmp_path, kind):
+    text = not pa.types.is_dictionary(kind) and "string" in str(kind)
+    cells = pa.array([packed(JPEG) if text else JPEG, None, packed(JPEG) if text else JPEG])
+    entries = cells.dictionary_encode() if pa.types.is_dictionary(kind) else cells.cast(kind)
+    column = pa.ListArray.from_arrays(pa.array([0, 2, 2, 3], pa.int32()), entries)
+    path = write_parquet(tmp_path / "t.parquet", {"images": column})
+    units = units_of(path, rows=99)
+    assert [row["key"] for row in rows_of(units)] == ["0#0", "0#1", "1", "2#0"]
+    assert payload(units) == JPEG * 2
+    assert_recounted(path)
+
+
+def test_the_bytes_of_another_image_are_kept_as_their_number(tmp_path):
+    columns = {"image": [JPEG], "mask": [JPEG], "all": [{"m": JPEG, "n": 1}], "raw": [b"a\xff"]}
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    (row,) = rows_of(units_of(path, image_column="image", keep=("mask", "all", "raw")))
+    size = f"({len(JPEG)} bytes)"
+    assert row["sidecars"] == [size, json.dumps({"m": size, "n": 1}), "a\\xff"]
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
 def test_a_struct_or_a_list_that_holds_an_image_is_no_key(tmp_path, name):
     data = JPEG[:900] if name == "t.parquet" else packed(JPEG[:900])

@@ -51,6 +51,8 @@ def loss_of(error: OSError, fs: fsspec.AbstractFileSystem, path: str) -> Loss | 
     if isinstance(error, PermissionError):
         return _refusal(error)
     is_missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if error.errno == errno.ENXIO and is_local(fs):
+        return Loss("not_found", "a pipe, a socket or a device is there, and no image")
     if not is_missing and error.errno != errno.ELOOP:
         return None
     if is_local(fs) and os.path.islink(path):

@@ -7,10 +7,14 @@ names, and all other stores, go through fsspec.
 
 import errno
 import io
+import os
+import stat
 from typing import IO, Any
 
 import fsspec
 from fsspec.asyn import sync
+
+from wordsworth.pipeline.storage.filesystem import is_local
 
 VERSION_MARK = "?versionId="
 
@@ -36,7 +40,10 @@ def object_bytes(
 
     Raises:
         FileNotFoundError: there is no such object.
+        OSError: ENXIO for a pipe, a socket or a device, whose reading may never end.
     """
+    if is_local(fs):
+        _check_is_file(path)
     if start is None or end is None:
         return _call(fs, "get_object", path) if _is_s3(fs, path) else fs.cat_file(path)
     if _is_s3(fs, path):
@@ -56,6 +63,12 @@ def open_object(fs: fsspec.AbstractFileSystem, path: str, size: int, block_bytes
     if not _needs_exact_call(fs, path):
         return fs.open(path, "rb", block_size=block_bytes, cache_type="readahead")
     return io.BufferedReader(_Ranges(fs, path, size), block_bytes)
+
+
+def _check_is_file(path: str) -> None:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder raises an error of its own
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
 
 
 def bucket_and_key(path: str) -> tuple[str, str]:

@@ -55,7 +55,9 @@ def _retrying() -> tenacity.Retrying:
 
 def _may_pass(error: BaseException) -> bool:
     lasting = FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
-    return isinstance(error, OSError) and not isinstance(error, lasting) and error.errno != errno.ELOOP
+    if not isinstance(error, OSError) or isinstance(error, lasting):
+        return False
+    return error.errno not in (errno.ELOOP, errno.ENXIO)
 
 
 def _with_os_errors(call: Callable[[], Result]) -> Result:

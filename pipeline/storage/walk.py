@@ -59,7 +59,7 @@ def _walk_folders(
     read = partial(_folder_on_disk, folder) if is_local(fs) else partial(_folder_in_store, fs, folder)
     try:
         entries = sorted(with_retries(read))
-    except (FileNotFoundError, PermissionError) as error:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         unlisted(folder, error)
         return
     for name, entry in entries:

@@ -1,6 +1,7 @@
 """Show that a lost image is a row with a code, and that what a store fails to give is none."""
 
 import os
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,22 @@ def test_dangling_links_and_files_that_vanished_are_rows_and_all_else_is_read(tm
     assert "link leads nowhere" in rows[3]["error_detail"] and waits == []
     assert b"".join(unit.payload.tobytes() for unit in units) == image(1) + image(2) + image(4)
     assert sum(unit.bytes_read for unit in units) == 301 + 302 + 304
+
+
+def test_a_pipe_a_socket_or_a_device_in_an_images_place_is_a_row_and_is_never_read(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "in", 6)
+    (shard,) = find_shards([str(folder)]).shards
+    for number in (1, 2, 3):
+        (folder / f"{number}.jpg").unlink()
+    os.mkfifo(folder / "1.jpg")
+    (folder / "2.jpg").symlink_to("/dev/zero")
+    monkeypatch.chdir(folder)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("3.jpg")
+        units = list(read_units(shard, SETTINGS))
+    assert errors(units) == dict.fromkeys(("1.jpg", "2.jpg", "3.jpg"), "not_found")
+    assert "a pipe, a socket or a device" in rows_of(units)[1]["error_detail"]
+    assert b"".join(unit.payload.tobytes() for unit in units) == image(0) + image(4) + image(5)
 
 
 @pytest.mark.parametrize(

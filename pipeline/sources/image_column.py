@@ -1,5 +1,7 @@
 """Choose the column of images of a table, and find the other columns that are asked for."""
 
+from collections import Counter
+
 import pyarrow as pa
 
 from wordsworth.pipeline.sources.file_kinds import table_form
@@ -59,14 +61,37 @@ def field_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> Fie
     """
     binary = [field.name for field in schema if content(field.type) == "bytes"]
     if len(binary) == 1 and not settings.image_column:
-        return Field(binary[0], (binary[0],))
-    found = field_by_name(tree_of(schema), path, settings)
+        found = Field(binary[0], (binary[0],))
+    else:
+        found = field_by_name(tree_of(schema), path, settings)
+    refuse_repeated(schema.names, found.name, path, settings)
     kind = type_at(schema, found.path or (found.name,))
     if content(kind) is None:
         raise StoreFault(
             f"{path}: column {found.name} is {kind}, neither bytes nor URIs: give --image-column"
         )
     return found
+
+
+def refuse_repeated(columns: list[str], image: str, path: str, settings: ReadSettings) -> None:
+    """Refuse a table that has a column twice which is asked for: nothing says which of the two counts.
+
+    Args:
+        columns: names of the columns, in the order of the file
+        image: name of the field of images
+        path: name of the table, for the message
+        settings: name the other fields
+
+    Raises:
+        StoreFault: it has.
+    """
+    if len(set(columns)) == len(columns):
+        return
+    asked = [name.lower() for name in (image, settings.key, *settings.keep) if name]
+    for column, count in Counter(columns).items():
+        start = column.lower()
+        if count > 1 and any(name == start or name.startswith(f"{start}.") for name in asked):
+            raise StoreFault(f"{path} has {count} columns {valid_text(column)}: give each a name of its own")
 
 
 def path_beside_bytes(schema: pa.Schema, image: Field) -> Field | None:

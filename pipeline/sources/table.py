@@ -1,5 +1,6 @@
 """Read tables as sources: a row is a sample, its image stands in a cell or is named there by a URI."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -9,12 +10,14 @@ import fsspec
 from wordsworth.pipeline.sources.class_labels import ClassLabels, class_labels, with_names
 from wordsworth.pipeline.sources.file_kinds import table_form
 from wordsworth.pipeline.sources.image_column import (
+    JSON_FORMS,
     field_by_name,
     field_of_images,
     kept_field,
     known_field,
     names_images,
     overlap,
+    refuse_repeated,
 )
 from wordsworth.pipeline.sources.image_lists import flat, values_beside
 from wordsworth.pipeline.sources.image_names import ImageNames, names_beside_bytes
@@ -24,9 +27,11 @@ from wordsworth.pipeline.sources.path_columns import path_columns
 from wordsworth.pipeline.sources.samples import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table_cells import (
+    URI_FIELDS,
     CellImage,
     as_text,
     cell_image,
+    is_list_of_numbers,
     key_text,
     valid_text,
     without_images,
@@ -41,6 +46,8 @@ from wordsworth.pipeline.sources.table_records import (
 from wordsworth.pipeline.sources.text_object import TableCut, TextObject
 from wordsworth.pipeline.storage.filesystem import open_exact, without_credentials
 
+RECORDS_JUDGED = 100  # records of JSON in which a field is sought that the first one lacks
+MAX_FIELDS_NAMED = 8  # fields of an object that a detail names
 Span = tuple[int, int]  # bytes of the file that were read before a record, and including the record
 
 
@@ -97,15 +104,12 @@ def _text_samples(
     met: int | None = None  # the row where the reading before was cut
     next_row, given = place
     for _ in range(MAX_READINGS):
-        maker: _SampleMaker | None = None
         end = 0
         try:
-            for row, record in enumerate(_text_records(fs, path, shard, settings)):
+            records = _text_records(fs, path, shard, settings)
+            for row, (record, maker) in enumerate(_with_makers(records, path, settings)):
                 span = (end, record.end)
                 end = record.end
-                if maker is None and record.values is not None:
-                    tree: Tree = dict.fromkeys(record.values)
-                    maker = _SampleMaker(tree, field_by_name(tree, path, settings), settings, path)
                 if row < next_row:
                     continue
                 next_row = row + 1
@@ -123,6 +127,42 @@ def _text_samples(
     raise StoreFault(f"{path} breaks off somewhere else at each of {MAX_READINGS} readings")
 
 
+def _with_makers(
+    records: Iterator[Record], path: str, settings: ReadSettings
+) -> Iterator[tuple[Record, "_SampleMaker | None"]]:
+    """Yield records, each with what makes its samples; None in front of the first that can be read."""
+    maker: _SampleMaker | None = None
+    for record in records:
+        first = [record]
+        if maker is None and record.values is not None:
+            maker = _maker_of(record.values, first, records, path, settings)
+        for taken in first:
+            yield taken, maker
+
+
+def _maker_of(
+    values: dict[str, Any], taken: list[Record], more: Iterator[Record], path: str, settings: ReadSettings
+) -> "_SampleMaker":
+    """Return what makes samples of a table of text, judged by the columns of the first record.
+
+    JSON may leave out fields that are empty. Where the first record lacks one, the next records are judged
+    with it, and are added to `taken`.
+    """
+    tree: Tree = dict.fromkeys(values)
+    try:
+        return _SampleMaker(tree, field_by_name(tree, path, settings), settings, path)
+    except StoreFault:
+        if table_form(path) not in JSON_FORMS:
+            raise
+        with contextlib.suppress(TableCut):
+            for record in islice(more, RECORDS_JUDGED):
+                taken.append(record)
+                tree |= dict.fromkeys(record.values or ())
+                with contextlib.suppress(StoreFault):
+                    return _SampleMaker(tree, field_by_name(tree, path, settings), settings, path)
+        raise
+
+
 def _text_records(
     fs: fsspec.AbstractFileSystem, path: str, shard: Shard, settings: ReadSettings
 ) -> Iterator[Record]:
@@ -134,7 +174,14 @@ def _text_records(
     if form == "jsonl":
         return json_records(file)
     delimiters = "\t,;|" if form == "tsv" else ",;\t|"
-    return csv_records(file, path, delimiters, lambda columns: names_images(columns, settings))
+
+    def is_header(columns: list[str]) -> bool:
+        if not names_images(columns, settings):
+            return False
+        refuse_repeated(columns, field_by_name(dict.fromkeys(columns), path, settings).name, path, settings)
+        return True
+
+    return csv_records(file, path, delimiters, is_header)
 
 
 def _bad(record: Record, row: int, span: Span) -> EncodedSample:
@@ -222,9 +269,9 @@ class _SampleMaker:
         kept = [field.of(values) for field in self.keep] if self.keep else []
         beside = _Beside(self._own_key(values), kept)
         cells = list(flat(cell)) if isinstance(cell, list) else None
-        if cells:
+        if cells and not is_list_of_numbers(cells):
             return self._samples_of_list(cells, self._divided(values, beside, len(cells)), row, span)
-        return (self._sample(None if cells == [] else cell, beside, row, span),)
+        return (self._sample(None if cells == [] else cells or cell, beside, row, span),)
 
     def _samples_of_list(
         self, cells: list[Any], divided: Iterable["_Beside"], row: int, span: Span
@@ -260,7 +307,7 @@ class _SampleMaker:
         )
         if image.data is None and image.uri is None and image.error is None:
             made.error = "missing_image"
-            made.detail = f"column {valid_text(self.image.name)} is empty"
+            made.detail = f"column {valid_text(self.image.name)} {_why_missing(cell)}"
         return made, image.uri
 
     def _all_kept(self, beside: "_Beside", image: CellImage) -> list[str | None]:
@@ -298,6 +345,14 @@ class _SampleMaker:
         if image.size is not None:
             return f"({image.size} bytes)"
         return None if image.uri is None else as_text(without_credentials(image.uri))
+
+
+def _why_missing(cell: Any) -> str:
+    """Return what to say of a cell that holds no image and names none."""
+    if not isinstance(cell, dict) or any(name in cell for name in ("bytes", *URI_FIELDS)):
+        return "is empty"
+    fields = ", ".join(map(valid_text, list(cell)[:MAX_FIELDS_NAMED])) or "nothing"
+    return f"holds neither bytes nor {', '.join(URI_FIELDS)} but {fields}: name a field, as COLUMN.FIELD"
 
 
 class _Beside(NamedTuple):

@@ -73,15 +73,24 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
         data = cell.get("bytes")
         if isinstance(data, bytes):
             return _from_bytes(data, max_bytes)
+        if is_list_of_numbers(data):
+            return cell_image(data, max_bytes)
         if isinstance(data, str) and data:  # JSON has no bytes: this is what stands for them
             return _from_data_uri(data, max_bytes) or _from_base64(data, max_bytes)
         return cell_image(next(filter(None, map(cell.get, URI_FIELDS)), None), max_bytes)
     if cell is None or cell == "":
         return CellImage()
+    if is_list_of_numbers(cell):
+        return CellImage(error="bad_record", detail="a list of numbers is no image: write bytes as base64")
     text = cell if isinstance(cell, str) else json.dumps(cell)
     if _MAY_BE_IMAGE.match(text):
         return _from_text(text, max_bytes) or _from_name(text)
     return _from_name(text)
+
+
+def is_list_of_numbers(cell: Any) -> bool:
+    """Return whether a cell holds numbers one by one: bytes or pixels, as JSON has no bytes."""
+    return isinstance(cell, list) and cell != [] and all(isinstance(entry, int | float) for entry in cell)
 
 
 def key_text(value: Any) -> str | None:

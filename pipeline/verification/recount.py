@@ -208,9 +208,9 @@ class Recount:
         return found
 
     def _files_below(self, uri: str) -> dict[str, tuple[int, str]]:
-        if not uri.startswith("/"):
+        if uri and not uri.startswith("/"):
             return ListedObject(uri, self.options).files_below()
-        files = files_on_disk(uri, self.asked)
+        files = files_on_disk(uri, self.asked) if uri else {}  # "" stands above files of the root folder
         if uri not in self.sources:  # the pages are of files, or of globs, and not of the whole folder
             for source in self.sources:
                 if source.startswith(f"{uri.rstrip('/')}/"):

@@ -4,6 +4,7 @@ import json
 import re
 import string
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -11,6 +12,8 @@ from wordsworth.pipeline.storage.filesystem import without_credentials
 
 _LONGEST_NAME = 4096  # characters
 _LETTERS = frozenset(string.ascii_letters + string.digits + "+/-_")
+# Types of the entries of a list that is an image written as numbers.
+_NUMBERS = [set(kinds) for many in (1, 2, 3) for kinds in combinations((int, float, bool), many)]
 # What images begin with, and at which byte it stands.
 _BEGINNINGS = (
     (0, b"\x89PNG\r\n\x1a\n"),
@@ -47,8 +50,12 @@ def image_cell(cell: Any) -> Cell:
     is_packed = False  # whether a text must be an image
     while isinstance(cell, dict):
         is_packed = isinstance(cell.get("bytes"), str) and cell["bytes"] != ""
+        if is_row_of_numbers(cell.get("bytes")):
+            return Cell(error="bad_record")
         has_bytes = is_packed or isinstance(cell.get("bytes"), bytes)
         cell = cell["bytes"] if has_bytes else cell.get("path") or cell.get("url") or cell.get("uri")
+    if is_row_of_numbers(cell):
+        return Cell(error="bad_record")
     if isinstance(cell, bytes):
         start = str(cell[:1100], "latin-1")
         if _data_parts(start) is None and not _packs_image(start):
@@ -142,6 +149,11 @@ def leaves(value: Any) -> Iterator[Any]:
             waiting.extend(reversed(one))
         else:
             yield one
+
+
+def is_row_of_numbers(cell: Any) -> bool:
+    """Return whether a cell is a list of nothing but numbers, such as bytes or pixels one by one."""
+    return isinstance(cell, list) and {type(one) for one in cell} in _NUMBERS
 
 
 def _has_payload(cell: Any) -> bool:

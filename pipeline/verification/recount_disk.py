@@ -101,6 +101,7 @@ def files_named(source: str, top: str) -> dict[str, Identity]:
 
     A glob with `**` names nothing here: what it matches is found below the folder.
     """
+    top = top or "/"
     if os.path.exists(source):
         status = os.stat(source)
         if os.path.isdir(source):

@@ -137,6 +137,9 @@ def csv_records(file: io.RawIOBase, delimiters: str, wanted: set[str]) -> Iterat
         if not header:
             header, num_lines, field = _header(source, waiting, delimiters, wanted, encoding)
             del waiting[:num_lines]
+            of_images = next((name for name in header if name in wanted), "")
+            if header.count(of_images) > 1:
+                raise Unusable(f"{of_images} comes twice in its header")
             continue
         values, num_lines = _csv_record(source, waiting, field, encoding)
         if values is None or len(values) != len(header):

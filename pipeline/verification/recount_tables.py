@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.storage.filesystem import without_credentials
-from wordsworth.pipeline.verification.recount_cells import cell_of, cells_beside, image_cell, key_text, leaves
+from wordsworth.pipeline.verification.recount_cells import (
+    cell_of,
+    cells_beside,
+    image_cell,
+    is_row_of_numbers,
+    key_text,
+    leaves,
+)
 from wordsworth.pipeline.verification.recount_compressed import ExpandedFile
 from wordsworth.pipeline.verification.recount_json import Broken, json_file_records
 from wordsworth.pipeline.verification.recount_lines import (
@@ -27,6 +34,7 @@ from wordsworth.pipeline.verification.recount_lines import (
     json_records,
 )
 
+_WITHOUT_IMAGES = 100  # records in front of the first one with a column of images
 _LIST = "images"  # name of a column with lists of images, which counts where none of _IMAGES is there
 _MAX_DECODED_BYTES = 64 << 20  # bytes of Parquet decoded at once
 # Names of columns that hold images.
@@ -120,17 +128,40 @@ def table_rows(
     if name.lower().endswith(".parquet"):
         yield from _parquet_rows(file, image_column, key, in_path, by_number)
         return
-    column = image_column
     wanted = {image_column} if image_column else {*_IMAGES, _LIST}
-    for number, record in enumerate(_text_records(file, name.lower(), wanted)):
+    records = _text_records(file, name.lower(), wanted)
+    for number, (column, record) in enumerate(_with_column(records, image_column)):
         if isinstance(record, Broken):
             yield Row(None, None, "shard_truncated")
             return
         if record is None:
             yield Row(str(number), None, "bad_record")
         else:
-            column = column or _named(list(record))
             yield from _rows(number, {**in_path, **record}, column, key)
+
+
+def _with_column(
+    records: Iterator[JsonRecord | CsvRecord | Broken | None], column: str | None
+) -> Iterator[tuple[str, JsonRecord | CsvRecord | Broken | None]]:
+    """Yield the records with the column of images: that of the first record which has one, or of the columns
+    up to that record."""
+    waiting: list[JsonRecord | CsvRecord | Broken | None] = []
+    columns: list[str] = []
+    for record in records:
+        waiting.append(record)
+        if column is None and isinstance(record, dict):
+            columns += record
+            column = next((name for name in columns if name in _IMAGES), None)
+            if column is None and _LIST in columns:
+                column = _LIST
+        if column is None and columns and len(waiting) > _WITHOUT_IMAGES:
+            break
+        if column is not None or not columns:
+            for one in waiting:
+                yield column or "", one
+            waiting = []
+    if waiting:
+        raise Unusable("no column says where its images are")
 
 
 def _text_records(
@@ -189,13 +220,16 @@ def _rows(number: int, record: JsonRecord | CsvRecord, column: str, key: str | N
     """
     cell = cell_of(record, column)
     name = key_text(cell_of(record, key)) if key is not None and key != column else None
+    entries = list(leaves(cell)) if isinstance(cell, list) else []
+    if is_row_of_numbers(entries):
+        cell = {"bytes": entries}
     if not isinstance(cell, list):
         image = image_cell(cell)
         if name is None and image.name is not None and key in (None, column):
             name = key_text(without_credentials(image.name))
         yield Row(str(number) if name is None else name, image.size, image.error)
         return
-    images = [image_cell(entry) for entry in leaves(cell)]
+    images = [image_cell(entry) for entry in entries]
     names = [name] * len(images)
     if key is not None and key != column:
         names = [key_text(own) for own in cells_beside(record, key, column)]

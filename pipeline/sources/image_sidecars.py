@@ -23,7 +23,7 @@ from wordsworth.pipeline.storage.streams import with_retries
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # its column with the path of each image, from its own folder on
 WHOLE_BYTES = 16 << 20  # a metadata file of this size is held by the process that reads pages of its images
-FILES_HELD = 4
+FILES_HELD = 2  # such files in one process
 Rows = dict[str, list[str | None]]  # texts of the kept fields, by the path of the image
 
 

@@ -1,7 +1,11 @@
 """Fetch images that a table only names, several at once."""
 
+import contextlib
 import errno
+import os
 import re
+import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +23,15 @@ from wordsworth.pipeline.storage.streams import with_retries
 
 FETCHERS = 8  # objects asked for at once by one read task
 AHEAD = 32  # rows that may wait behind the row that comes next
+QUICK_S = 0.001  # seconds for an image of a disk that answers at once, and QUICK_BYTES more
+QUICK_BYTES = 500_000  # bytes that such a disk gives in a millisecond
+SLOW_IMAGES = 3  # images in a row after which a disk counts as slow
+SLOW_ROWS = 64  # rows that are fetched in threads after a disk was slow, before it is tried without again
 HELD_BYTES = 64 << 20  # encoded bytes that may be held by waiting rows, unless a single object is larger
 NamedImage = tuple[
     EncodedSample, str | None
 ]  # a sample, and the URI of the image that the sample still lacks
+NO_FILE = "not a regular file"
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")  # a character in a URL
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _PASSING = (408, 425, 429)  # HTTP statuses: too late, too early, too often
@@ -73,6 +82,8 @@ class _FetchQueue:
         self._num_begun = 0  # rows at the front of the queue whose reads have begun
         self._held = 0  # bytes that these rows may hold
         self._last_read: _Fetch | None = None  # of the images that came from a store
+        self._rows_in_threads = 0  # rows to come that are fetched in threads, on disks too
+        self._num_slow = 0  # images in a row for which a disk was slow
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -87,7 +98,25 @@ class _FetchQueue:
         except Refused as refusal:
             fetch.fail("refused_uri", str(refusal))
         else:
+            if len(self._waiting) == 1 and not self._rows_in_threads and is_local(fetch.fs):
+                self._fetch_here(fetch)
+                return
+            self._rows_in_threads = max(0, self._rows_in_threads - 1)
             fetch.measured = self._pool.submit(fetch.measure, self._max_bytes)
+
+    def _fetch_here(self, fetch: "_Fetch") -> None:
+        """Fetch an image from a disk, without the threads, which would take longer than a quick disk."""
+        began = time.perf_counter()
+        with _naming(fetch.path):
+            fetch.measure(self._max_bytes)
+            if not fetch.is_settled:
+                fetch.load(self._max_bytes)
+        seconds = time.perf_counter() - began
+        is_slow = seconds > QUICK_S * (1 + len(fetch.sample.data) / QUICK_BYTES)
+        self._num_slow = self._num_slow + 1 if is_slow else 0
+        if self._num_slow == SLOW_IMAGES:  # one alone may have waited for the processor
+            self._num_slow = 0
+            self._rows_in_threads = SLOW_ROWS
 
     def is_due(self) -> bool:
         """Return whether the first sample should be taken: it is complete, or too many wait behind it."""
@@ -111,7 +140,8 @@ class _FetchQueue:
         self._num_begun -= 1
         self._held -= fetch.claimed
         if fetch.read is not None:
-            _wait_for(fetch.read, fetch.path)
+            with _naming(fetch.path):
+                fetch.read.result()
         if fetch.refused is not None:
             self._confirm(fetch, fetch.refused)
         elif fetch.sample.data and fetch.path:
@@ -248,14 +278,21 @@ class _Fetch:
     def _size(self) -> int | None:
         """Return the bytes of the image, or None where the store does not say."""
         if is_local(self.fs):
-            info = self.fs.info(self.path)
-        else:
-            info = with_retries(lambda: object_info(self.fs, self.path))
+            return self._size_on_disk()
+        info = with_retries(lambda: object_info(self.fs, self.path))
         if info.get("type") == "directory":
             raise IsADirectoryError(self.path)
         if info.get("type", "file") != "file":
-            raise ValueError("not a regular file")  # reading a device or a pipe may never end
+            raise ValueError(NO_FILE)  # reading a device or a pipe may never end
         return info.get("size")
+
+    def _size_on_disk(self) -> int:
+        status = os.stat(self.path)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(self.path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(NO_FILE)
+        return status.st_size
 
     def _read(self, max_bytes: int) -> bytes:
         if self.size is not None:
@@ -287,13 +324,11 @@ def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
     return "http" in protocols or "https" in protocols
 
 
-def _wait_for(read: Future[None], path: str) -> None:
-    """Wait for a fetch.
-
-    A client's own exception is a fault of the store: nothing shows that the data are bad.
-    """
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Make a StoreFault of a client's own exception, which says nothing of the data, and name the object."""
     try:
-        read.result()
+        yield
     except (OSError, StoreFault):
         raise
     except Exception as error:

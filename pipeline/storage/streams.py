@@ -41,7 +41,19 @@ def with_retries(call: Callable[[], Result]) -> Result:
     Raises:
         OSError: the last try failed too.
     """
-    return _retrying()(_with_os_errors, call)
+    try:
+        return _with_os_errors(call)
+    except OSError as error:
+        if not _may_pass(error):
+            raise
+        failed = [error]
+
+    def call_again() -> Result:
+        if failed:  # the first try was made already, and counts
+            raise failed.pop()
+        return _with_os_errors(call)
+
+    return _retrying()(call_again)
 
 
 def _retrying() -> tenacity.Retrying:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -97,14 +98,17 @@ def test_a_store_that_does_not_give_an_image_leaves_the_shard_open(tmp_path, err
     assert not any(row["error"] for row in rows_of(units))
 
 
-def test_images_are_fetched_several_at_a_time_and_what_waits_is_bounded(tmp_path, monkeypatch):
+def test_images_of_a_slow_disk_are_fetched_several_at_a_time_and_what_waits_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(uris, "HELD_BYTES", 3000)
     names = write_files(tmp_path / "p", 60)
     together, held, most = threading.Barrier(4, timeout=20), [0], [0]
     read, take, claim, calls = uris._Fetch._size, uris._Fetch._read, threading.Lock(), itertools.count()
 
     def size(self):
-        if next(calls) < 4:
+        call = next(calls)
+        if call < uris.SLOW_IMAGES:
+            time.sleep(0.05)
+        elif call < uris.SLOW_IMAGES + 4:
             together.wait()  # passes only when four are asked for at once
         return read(self)
 

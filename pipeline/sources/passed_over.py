@@ -14,6 +14,7 @@ LEFT_OUT = {
     "outside": ("links to folders outside the source", "--follow-links outside takes their files"),
     "inside": ("links to folders inside the source", "their files come under the folders' own names"),
     "loop": ("links to folders above themselves", "their files come once"),
+    "matched": ("folders that a glob matches", "add /** to the glob, and their files are taken"),
     "forbidden": ("folders that may not be listed", "allow it, and --update takes their files"),
     "dangling": ("links that lead nowhere", "mount what they lead to, and --update takes it"),
     "name": ("files whose names are not UTF-8", "rename them, and --update takes them"),

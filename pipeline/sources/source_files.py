@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
+from operator import itemgetter
 from typing import Any
 
 import fsspec
@@ -12,7 +13,7 @@ from fsspec.utils import glob_translate
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.folder_links import FolderLinks
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
-from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern
+from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern, skipped_folder
 from wordsworth.pipeline.sources.table_formats import refuse_table_folder
 from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
@@ -63,6 +64,10 @@ def list_files(
                 refuse_table_folder(fs, folder, source)
             if first or after is not None:
                 return root, _taken_of_glob(chain(first, files), root, path[len(root) :], rules, passed_over)
+            if any(name.startswith("matched: ") for name in passed_over.left_out):
+                raise NothingFound(
+                    f"{without_credentials(source)} matches folders alone: add /** for the files in them"
+                )
     except PermissionError as error:
         raise UserError(
             f"not allowed to list {without_credentials(source)}: {error}; check the credentials"
@@ -170,20 +175,40 @@ def _glob(
     except ValueError:  # `**` beside other characters
         return
     if not is_local(fs):
-        found = fs.glob(_escaped(root) + pattern, detail=True)
-        files = sorted((path, info) for path, info in found.items() if info.get("type") != "directory")
-        yield from (entry for entry in files if after is None or entry[0] > after)
+        yield from _glob_in_store(fs, root, pattern, after, links)
         return
     parts = pattern.split("/")
 
     def takes_folder(path: str, is_link: bool) -> bool:
         part = _part_for_folder(parts, path[len(root) :])
+        if part is None and matches(path):
+            _name_matched(path, root, pattern, links)
         return part is not None and links.takes_folder(path, is_link, not WILDCARDS.search(part))
 
     unlisted = _naming_forbidden(root or "/", links.passed_over)
     for path, info in walk_files(fs, root or "/", after, takes_folder, unlisted):
         if matches(path):
             yield path, info
+
+
+def _glob_in_store(
+    fs: fsspec.AbstractFileSystem, root: str, pattern: str, after: str | None, links: FolderLinks
+) -> Iterator[FileInfo]:
+    found = fs.glob(_escaped(root) + pattern, detail=True)
+    for path, info in sorted(found.items(), key=itemgetter(0)):
+        if after is not None and path <= after:
+            continue
+        if info.get("type") != "directory":
+            yield path, info
+        elif "**" not in pattern:
+            _name_matched(path, root, pattern, links)
+
+
+def _name_matched(folder: str, root: str, pattern: str, links: FolderLinks) -> None:
+    """Name a folder that a glob matches: a shell would give the folder itself, and so its files."""
+    below = part_below_pattern(pattern, folder[len(root) :])
+    if links.rules.include_hidden or not skipped_folder(below):
+        links.passed_over.leave_out("matched", folder)
 
 
 def _part_for_folder(parts: list[str], folder: str) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.sources.test_skipped_names import fill, keys
 from tests.support.runs import build, codes
+from tests.support.stores import s3_bucket
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, list_pages
 from wordsworth.pipeline.output.run_folder import RunFolder
@@ -178,3 +179,28 @@ def test_a_run_over_links_is_exact_and_one_that_lost_their_images_or_took_others
     (tmp_path / "elsewhere" / "dogs" / "back").unlink()
     report = verify(str(build(tmp_path / "all", tree)), source=True)
     assert codes(report) == {"source_changed"}
+
+
+@pytest.mark.parametrize("store", ["disk", "bucket"])
+def test_folders_that_a_glob_matches_are_named(tmp_path, store):
+    names = ("a.jpg", "b/1.jpg", "c.jpg/2.jpg", ".git/3.jpg", "d.jpg")
+    with s3_bucket() as bucket:
+        top = f"{tmp_path}/in" if store == "disk" else "s3://b/in"
+        for name in names:
+            bucket.objects[f"b/in/{name}"] = b"image"
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"image")
+        listing = find_shards([f"{top}/*"])
+        (page,) = listing.shards
+        assert [member["key"] for member in page.members] == ["a.jpg", "d.jpg"]
+        (note,) = [note for note in listing.passed_over.serious_notes() if "glob" in note]
+        folder = top.removeprefix("s3://")
+        assert (
+            f"left out 2 folders that a glob matches: {folder}/b, {folder}/c.jpg; add /** to the glob" in note
+        )
+        assert not [*find_shards([f"{top}/[ad].jpg"]).passed_over.serious_notes()]
+        assert len(find_shards([f"{top}/**"]).shards[0].members) == 4
+        assert "glob" not in " ".join(find_shards([f"{top}/**"]).passed_over.serious_notes())
+        with pytest.raises(UserError, match=r"b\* matches folders alone: add /\*\* for the files in them"):
+            find_shards([f"{top}/b*"])

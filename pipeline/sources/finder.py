@@ -24,6 +24,7 @@ from wordsworth.pipeline.sources.file_kinds import (
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
 from wordsworth.pipeline.sources.named_images import Name, NamedImage, NameLookup, pages_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
+from wordsworth.pipeline.sources.run_outputs import RunOutputs
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import (
     FileInfo,
@@ -45,6 +46,7 @@ from wordsworth.pipeline.storage.filesystem import (
 )
 
 PAGE = 4096  # loose images in one page of the listing, which is one shard
+LEADING = ("tar", "images")  # kinds beside which files of other kinds do not count
 PEEK = 4096  # files of a source that are looked at before its kind is decided
 
 
@@ -147,7 +149,11 @@ class Finder:
         Raises:
             UserError: a source is missing, holds nothing to label, or holds several kinds.
         """
-        for shard in self._listed(after or ListingCursor()):
+        yield from self._counted(self._listed(after or ListingCursor()))
+
+    def _counted(self, shards: Iterator[Shard]) -> Iterator[Shard]:
+        """Yield shards, and count what the listing passed over on the way to each."""
+        for shard in shards:
             yield shard
             self._count_passed()  # not before: a page that ends with this shard must not count for the next
         self._count_passed()
@@ -230,7 +236,7 @@ class Finder:
         Raises:
             UserError: a source may not be listed.
         """
-        yield from self._listed(ListingCursor(kinds=dict(kinds)), may_be_gone=True)
+        yield from self._counted(self._listed(ListingCursor(kinds=dict(kinds)), may_be_gone=True))
 
     def _shards_of_source(self, number: int, cursor: ListingCursor, may_be_gone: bool) -> Iterator[Shard]:
         fs, path = open_filesystem(self.sources[number], self.options)
@@ -271,6 +277,7 @@ class Finder:
         self, entries: Iterator[FileInfo], fs: fsspec.AbstractFileSystem, source: str, passed_over: PassedOver
     ) -> Iterator[_File]:
         """Yield the files of a listing with their kinds, and with what it passes over on the way."""
+        outputs = RunOutputs(fs)
         named_json = is_json(source)  # the file itself, or the end of a glob
         for path, info in entries:
             kind = kind_of(base_name(path), self.image_keys, self.format)
@@ -281,6 +288,9 @@ class Finder:
             escaped = name_in_text(path)
             if kind is not None and escaped:
                 passed_over.leave_out("name", escaped)
+                continue
+            if kind == "table" and outputs.holds(path):
+                passed_over.leave_out("run", path.rpartition("/")[0])
                 continue
             if kind is None and leads_nowhere(path, info):
                 passed_over.leave_out("dangling", f"{path} -> {os.readlink(path)}")
@@ -342,6 +352,8 @@ class Finder:
         for file in files:
             if file.kind != kind:
                 self._ignore(file)
+                if self.format is None and file.kind in LEADING:
+                    self._newly_passed.leave_out("other_kind", file.path)
                 continue
             self._count_front(file)
             if not self._earlier.give(number, absolute_uri(fs, file.path), cursor.kinds):
@@ -369,7 +381,7 @@ def _one_of(kinds: list[str], source: str) -> str:
     Raises:
         UserError: it may be more than one.
     """
-    leading = [kind for kind in kinds if kind in ("tar", "images")] or kinds
+    leading = [kind for kind in kinds if kind in LEADING] or kinds
     if len(leading) == 1:
         return leading[0]
     mixed = [kind for kind in FORMATS if kind in leading]

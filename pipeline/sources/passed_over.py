@@ -15,6 +15,8 @@ LEFT_OUT = {
     "inside": ("links to folders inside the source", "their files come under the folders' own names"),
     "loop": ("links to folders above themselves", "their files come once"),
     "matched": ("folders that a glob matches", "add /** to the glob, and their files are taken"),
+    "run": ("tables of predictions that a run of Wordsworth wrote", "they hold no images"),
+    "other_kind": ("files of another kind than the first of their source", "name them as a further source"),
     "forbidden": ("folders that may not be listed", "allow it, and --update takes their files"),
     "dangling": ("links that lead nowhere", "mount what they lead to, and --update takes it"),
     "name": ("files whose names are not UTF-8", "rename them, and --update takes them"),

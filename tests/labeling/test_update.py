@@ -10,6 +10,7 @@ import pytest
 from tests.support.labelling import Watcher
 from tests.support.runs import KEYS, build, commit_shards, finish, image_members, write_tar
 from tests.support.stores import s3_bucket
+from tests.support.tables import write_parquet
 from wordsworth.pipeline.compaction.compactor import CompactRequest, compact
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling import update
@@ -300,3 +301,22 @@ def test_forbidden_shards_are_dropped_where_another_can_be_read_and_not_where_no
         finish(out)
         report = verify(str(out))
         assert report.findings == [] and (report.rows, report.shards) == (6, 1)
+
+
+def test_an_output_below_its_source_and_images_beside_tars_are_named_and_add_nothing(tars):
+    out = build(tars / "out", tars)
+    (tars / "new.jpg").write_bytes(b"image")
+    run = run_of(out, tars, update=True)
+    update_listing(run)
+    assert run.progress.notes[0] == "update: 0 new shards or images"
+    assert any(f"the first of their source: {tars}/new.jpg; name" in note for note in run.progress.notes)
+    assert opened(out) == [] and verify(str(out), source=True).ok
+
+
+def test_a_run_below_its_own_source_of_tables_is_complete_and_stays_so(tmp_path):
+    write_parquet(tmp_path / "in" / "t.parquet", {"image": [b"1", b"2"]})
+    out = build(tmp_path / "in" / "out", tmp_path / "in")
+    run = run_of(out, tmp_path / "in", update=True)
+    update_listing(run)
+    assert run.progress.notes[0] == "update: 0 new shards or images"
+    assert opened(out) == [] and verify(str(out), source=True).ok

@@ -336,3 +336,32 @@ def test_images_on_a_store_have_their_path_under_the_prefix_as_key(bucket):
     (shard,) = find_shards(["s3://b/p/"]).shards
     assert (shard.uri, shard.size) == ("s3://b/p", 3)
     assert [(member["key"], member["size"]) for member in shard.members] == [("2.png", 2), ("x/1.jpg", 1)]
+
+
+@pytest.mark.parametrize("store", ["disk", "bucket"])
+def test_predictions_below_a_source_of_tables_are_left_out_and_named(tmp_path, store):
+    names = ("t.parquet", "out/predictions/a.parquet", "out/predictions/b.parquet", "predictions/c.parquet")
+    with s3_bucket() as bucket:
+        top = f"{tmp_path}/in" if store == "disk" else "s3://b/in"
+        for name in (*names, "out/_run/plan.json"):
+            bucket.objects[f"b/in/{name}"] = b"x"
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        listing = find_shards([top])
+        assert [shard.uri for shard in listing.shards] == [f"{top}/{name}" for name in (names[3], names[0])]
+        (note,) = [note for note in listing.passed_over.serious_notes() if "wrote" in note]
+        assert (
+            f"of Wordsworth wrote: {top.removeprefix('s3://')}/out/predictions; they hold no images" in note
+        )
+
+
+def test_images_behind_the_tars_that_decide_the_kind_of_a_source_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("wordsworth.pipeline.sources.finder.PEEK", 2)
+    for name in ("a.tar", "b.tar", "c.jpg", "d.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    listing = find_shards([str(tmp_path)])
+    assert [shard.uri for shard in listing.shards] == [f"{tmp_path}/{name}.tar" for name in "abd"]
+    (note,) = listing.passed_over.serious_notes()
+    assert f"of another kind than the first of their source: {tmp_path}/c.jpg; name them" in note
+    assert not [*find_shards([str(tmp_path)], format="tar").passed_over.serious_notes()]

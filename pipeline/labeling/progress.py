@@ -36,6 +36,7 @@ ADVICE = {
     "forbidden": "allow reading what is forbidden",
     "archived": "restore what is archived",
     "unreadable": "check the disk or the credentials",
+    "unfit_table": "mend the table and add --replace-changed, or name its columns with a new --output",
 }
 
 

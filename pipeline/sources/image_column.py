@@ -15,7 +15,7 @@ from wordsworth.pipeline.sources.nested_fields import (
     type_at,
 )
 from wordsworth.pipeline.sources.path_columns import path_columns
-from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
+from wordsworth.pipeline.sources.samples import ReadSettings, UnfitTable
 from wordsworth.pipeline.sources.table_cells import URI_FIELDS, valid_text
 
 JSON_FORMS = ("jsonl", "json")  # forms of tables whose records have fields of their own
@@ -34,13 +34,13 @@ def field_by_name(tree: Tree, path: str, settings: ReadSettings) -> Field:
         settings: name the column, or not
 
     Raises:
-        StoreFault: there is no such column.
+        UnfitTable: there is no such column.
     """
     if settings.image_column:
         return known_field(settings.image_column, tree, path, "--image-column")
     for name in [*(name for name in tree if name in NAMES), *(name for name in tree if name in LISTS)]:
         return Field(name, (name,))
-    raise StoreFault(
+    raise UnfitTable(
         f"{path} has no column that says where its images are ({_shown(tree)}): name it with --image-column"
     )
 
@@ -57,7 +57,7 @@ def field_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> Fie
     It is the one that --image-column names, else the only column with bytes, else the first by NAMES.
 
     Raises:
-        StoreFault: there is no such column, or it can hold no image.
+        UnfitTable: there is no such column, or it can hold no image.
     """
     binary = [field.name for field in schema if content(field.type) == "bytes"]
     if len(binary) == 1 and not settings.image_column:
@@ -67,7 +67,7 @@ def field_of_images(schema: pa.Schema, path: str, settings: ReadSettings) -> Fie
     refuse_repeated(schema.names, found.name, path, settings)
     kind = type_at(schema, found.path or (found.name,))
     if content(kind) is None:
-        raise StoreFault(
+        raise UnfitTable(
             f"{path}: column {found.name} is {kind}, neither bytes nor URIs: give --image-column"
         )
     return found
@@ -83,7 +83,7 @@ def refuse_repeated(columns: list[str], image: str, path: str, settings: ReadSet
         settings: name the other fields
 
     Raises:
-        StoreFault: it has.
+        UnfitTable: it has.
     """
     if len(set(columns)) == len(columns):
         return
@@ -91,7 +91,7 @@ def refuse_repeated(columns: list[str], image: str, path: str, settings: ReadSet
     for column, count in Counter(columns).items():
         start = column.lower()
         if count > 1 and any(name == start or name.startswith(f"{start}.") for name in asked):
-            raise StoreFault(f"{path} has {count} columns {valid_text(column)}: give each a name of its own")
+            raise UnfitTable(f"{path} has {count} columns {valid_text(column)}: give each a name of its own")
 
 
 def path_beside_bytes(schema: pa.Schema, image: Field) -> Field | None:
@@ -131,14 +131,14 @@ def known_field(name: str, tree: Tree, path: str, option: str) -> Field:
     """Return the field that an option names.
 
     Raises:
-        StoreFault: the table has no such field.
+        UnfitTable: the table has no such field.
     """
     found = find_field(tree, name)
     if found is not None:
         return Field(name, found if _is_column_of_all(found, path) else None)
     if table_form(path) in JSON_FORMS and any(name.startswith(f"{column}.") for column in tree):
         return Field(name)
-    raise StoreFault(f"{path} has no column {name}, which {option} names ({_shown(tree)})")
+    raise UnfitTable(f"{path} has no column {name}, which {option} names ({_shown(tree)})")
 
 
 def overlap(one: Field, other: Field) -> bool:
@@ -152,7 +152,7 @@ def kept_field(name: str, tree: Tree, path: str) -> Field:
     """Return the field that --keep names, in lower case.
 
     Raises:
-        StoreFault: the table has no such field.
+        UnfitTable: the table has no such field.
     """
     found = find_field(tree, name, any_case=True)
     if found is not None and _is_column_of_all(found, path):

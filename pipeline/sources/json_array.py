@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from wordsworth.pipeline.sources.samples import StoreFault
+from wordsworth.pipeline.sources.samples import UnfitTable
 from wordsworth.pipeline.sources.table_records import Record, json_records
 from wordsworth.pipeline.sources.text_lines import MAX_LINE, encoding_of
 from wordsworth.pipeline.sources.text_object import TableCut, TextObject
@@ -23,7 +23,7 @@ def json_file_records(open_text: Callable[[], TextObject], path: str) -> Iterato
         path: its name, for messages
 
     Raises:
-        StoreFault: the file is neither.
+        UnfitTable: the file is neither.
         TableCut: the array breaks off, or is damaged: JSON says nowhere where to go on.
         OSError: the store fails.
     """
@@ -40,7 +40,7 @@ def _lines_or_fault(open_text: Callable[[], TextObject], path: str) -> Iterator[
     """Yield the objects on the lines of a file, if its first record is one."""
     for number, record in enumerate(json_records(open_text())):
         if number == 0 and record.values is None:
-            raise StoreFault(
+            raise UnfitTable(
                 f"{path} is neither an array of objects nor an object a line: "
                 "jq -c '.images[]' makes lines of a list that stands inside"
             )

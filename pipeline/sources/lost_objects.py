@@ -15,7 +15,7 @@ from typing import NamedTuple
 import fsspec
 
 from wordsworth.pipeline.sources.file_kinds import base_name, kind_of
-from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault
+from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault, UnfitTable
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
@@ -72,7 +72,7 @@ def _refusal(error: PermissionError) -> Loss | None:
 
 def fault_of(error: OSError | StoreFault, shard: Shard, options: StorageOptions) -> str:
     """Return what a unit says of an error that ends the reading of a shard."""
-    if isinstance(error, ShardChanged | LostShard):
+    if isinstance(error, ShardChanged | LostShard | UnfitTable):
         return str(error)
     fs, path = open_exact(shard.uri, options)
     loss = loss_of(error, fs, path) if isinstance(error, OSError) else None

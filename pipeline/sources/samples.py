@@ -102,6 +102,15 @@ class ShardChanged(StoreFault):
         return f"{self.CODE}: {super().__str__()}{self.HINT}"
 
 
+class UnfitTable(StoreFault):
+    """Report that a table lacks a column that is asked for, or is none: it stays so at every reading."""
+
+    CODE = "unfit_table"
+
+    def __str__(self) -> str:
+        return f"{self.CODE}: {super().__str__()}"
+
+
 def check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> None:
     """Check that a tar or a table is the object that was planned.
 

@@ -10,7 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wordsworth.pipeline.sources.samples import StoreFault
+from wordsworth.pipeline.sources.samples import UnfitTable
 from wordsworth.pipeline.sources.text_lines import MAX_LINE, Line, Lines
 from wordsworth.pipeline.sources.text_object import TableCut, TextObject
 from wordsworth.pipeline.storage.seekable import SeekableObject
@@ -57,7 +57,7 @@ def csv_records(
         is_header: tells whether the fields of a header are usable.
 
     Raises:
-        StoreFault: the header cannot be read.
+        UnfitTable: the header cannot be read.
         TableCut: compressed data end or break.
         OSError: the store fails.
     """
@@ -69,7 +69,7 @@ def csv_records(
             lines.check_whole()
             return
         if header.bad:
-            raise StoreFault(f"{path}: its header cannot be read: {header.bad}")
+            raise UnfitTable(f"{path}: its header cannot be read: {header.bad}")
         while (found := _csv_fields(lines, delimiter)) is not None:
             bad = found.bad
             if bad is None and len(found.fields) != len(header.fields):

@@ -265,6 +265,11 @@ def test_the_message_names_the_open_shards_and_advises_what_can_help():
     assert "first 0.tar: not_found: there is no such object; then 1.tar, 2.tar, 3.tar, 4.tar, 3 more." in lost
     assert "put back what is gone, allow reading what is forbidden, then run the same command again" in lost
     assert lost.endswith("; --update --drop-missing drops from the run what cannot be had")
+    unfit = said(("t.csv", "unfit_table: t.csv has no column x"))
+    assert (
+        "kept: mend the table and add --replace-changed, or name its columns with a new --output, then"
+        in unfit
+    )
 
 
 def faults(out: Path, *numbers: int) -> list[SimpleNamespace]:

@@ -43,7 +43,7 @@ def test_a_column_that_comes_twice_is_refused_where_it_is_asked_for(folder, form
         write_parquet(path, pa.Table.from_arrays([pa.array(["000.jpg"])] * 3, names=names))
     (unit,) = units_of(path, **asked)
     repeated = "n" if asked else "url"
-    assert f"{path} has 2 columns {repeated}: give each a name of its own" in unit.fault
+    assert unit.fault == f"unfit_table: {path} has 2 columns {repeated}: give each a name of its own"
     if asked:
         assert told(path) == [("000.jpg", None)], "the other columns are no hindrance"
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from wordsworth.jobs.label import report, run_labeler
-from wordsworth.jobs.options import ModelOptions, RunOptions, RunOutput, SourceOptions, Sources
+from wordsworth.jobs.options import ModelOptions, PartOptions, RunOptions, RunOutput, SourceOptions, Sources
 
 
 def embed(
@@ -21,6 +21,7 @@ def embed(
         bool, Parameter(help="Scale every vector to length 1.", negative="", show_default=False)
     ] = False,
     source: SourceOptions | None = None,
+    part: PartOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
     """Embed every image of the sources, each exactly once, into Parquet.
@@ -30,7 +31,7 @@ def embed(
     from wordsworth.jobs.progress import RunProgress
 
     source, run = source or SourceOptions(), run or RunOptions()
-    asked = embed_request(dtype, normalize)
+    asked = embed_request(dtype, normalize) | (part or PartOptions()).asked()
     with RunProgress("embedding") as progress:
         summary = run_labeler("embed", sources, output, model, source, run, asked, progress)
     return report(summary, output, run)

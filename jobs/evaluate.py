@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from wordsworth.jobs.options import JsonFlag, ModelOptions, SourceOptions, Sources
+from wordsworth.jobs.options import JsonFlag, ModelOptions, PartOptions, SourceOptions, Sources
 from wordsworth.pipeline.errors import UserError
 
 
@@ -36,6 +36,7 @@ def evaluate(
         str | None, Parameter(help="Keep the predictions there; the same command again continues.")
     ] = None,
     source: SourceOptions | None = None,
+    part: PartOptions | None = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"], Parameter(help="As for label.")] = "auto",
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Parameter(help="auto takes the GPUs that Ray has.")
@@ -57,6 +58,7 @@ def evaluate(
         shots=shots,
         output=output,
         source=source,
+        part=part,
         precision=precision,
         device=device,
         address=address,
@@ -79,6 +81,7 @@ def evaluate_sources(
     shots: str,
     output: str | None,
     source: SourceOptions | None,
+    part: PartOptions | None,
     precision: str,
     device: str,
     address: str | None,
@@ -111,6 +114,7 @@ def evaluate_sources(
             device=device,
             address=address,
             **source.asked(),
+            **(part or PartOptions()).asked(),
         )
         checkpoint = model.load(note, source.storage)
         chosen = tuple(int(part) for part in shots.split(","))

@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import Flag, ModelOptions, RunOptions, RunOutput, SourceOptions, Sources
+from wordsworth.jobs.options import (
+    Flag,
+    ModelOptions,
+    PartOptions,
+    RunOptions,
+    RunOutput,
+    SourceOptions,
+    Sources,
+)
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.progress import Progress
@@ -28,13 +36,14 @@ def label(
         bool, Flag, Parameter(help="Keep the embedding of each image too (float16).")
     ] = False,
     source: SourceOptions | None = None,
+    part: PartOptions | None = None,
     run: RunOptions | None = None,
 ) -> int:
     """Label every image of the sources, each exactly once, into Parquet."""
     from wordsworth.jobs.progress import RunProgress
 
     source, run = source or SourceOptions(), run or RunOptions()
-    asked = label_request(top_k, embeddings)
+    asked = label_request(top_k, embeddings) | (part or PartOptions()).asked()
     with RunProgress("labelling") as progress:
         summary = run_labeler("label", sources, output, model, source, run, asked, progress)
     return report(summary, output, run)
@@ -134,6 +143,8 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
         rows["held back by"] = command.stages.bottleneck
     if summary.estimate:
         rows["foretold"] = foretold(**summary.estimate)
+    if summary.limit:
+        rows["limited"] = f"to --limit {summary.limit}: the same command without it labels the rest"
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
     for name, value in rows.items():

@@ -151,6 +151,19 @@ class SourceOptions(StoreOptions):
         return {name: getattr(self, name) for name in names} | {"storage_options": self.storage}
 
 
+@Parameter(name="*", group=SOURCE)
+@dataclass
+class PartOptions:
+    """Say which part of the source comes first."""
+
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
+    "Stop after the first N images. The same command without it labels the rest."
+
+    def asked(self) -> dict[str, Any]:
+        """Return the fields of a LabelRequest that say which part of the source is labelled."""
+        return {"limit": self.limit}
+
+
 @Parameter(name="*", group=RUN)
 @dataclass
 class RunOptions:

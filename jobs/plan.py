@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import JsonFlag, ModelOptions, SourceOptions, Sources
+from wordsworth.jobs.options import JsonFlag, ModelOptions, PartOptions, SourceOptions, Sources
 from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def plan(
         ),
     ] = None,
     source: SourceOptions | None = None,
+    part: PartOptions | None = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"], Parameter(help="As for label.")] = "auto",
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Parameter(help="auto takes the GPU of this machine, if it has one.")
@@ -78,6 +79,7 @@ def plan(
             precision=precision,
             device=device,
             **source.asked(),
+            **(part or PartOptions()).asked(),
         )
         checkpoint = model.load(lambda said: errors.print(said, markup=False), source.storage)
         run_device, gpus = _gpus(device, gpus, images_per_gpu_second)
@@ -160,6 +162,8 @@ def _rows(
     # Where the rate was stated with --images-per-gpu-second, nobody has said the precision.
     precision = "" if measured.precision == "auto" else f", {measured.precision}"
     looked_at = f"{measured.sampled:,} looked at"
+    if measured.limit:
+        looked_at += f"; --limit {measured.limit}"
     busy = f"{found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}"
     rows = {
         "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({looked_at})",

@@ -46,6 +46,8 @@ def verify(
     recount = "" if report.recounted is None else f", {report.recounted:,} samples counted in the source"
     errors = f" ({sum(report.errors.values()):,} with an error)" if report.errors else ""
     verdict = "[green]exact[/]" if report.ok else "[red]NOT exact[/]"
+    if report.is_exact_so_far:
+        verdict = "[yellow]exact so far[/]"
     found = f"{report.rows:,} rows{errors} in {report.files:,} files of {report.shards:,} shards"
     console.print(f"{verdict}: {found}{recount}")
     return 0 if report.ok else 1

@@ -231,6 +231,7 @@ def _run_labeler(
     from wordsworth.pipeline.errors import UserError
 
     output, source, options = given["output"], given["source"], given["run"]
+    asked |= given["part"].asked()
     summary = run_labeler(
         command, _as_list(sources), output, given["model"], source, options, asked, _QuietProgress()
     )

@@ -5,6 +5,7 @@ at a time. So nothing is merged or split on the way, and no stage waits for more
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from wordsworth.pipeline.images.decode import decode_stage
 from wordsworth.pipeline.labeling.settings import StageSettings
 from wordsworth.pipeline.labeling.stages import (
     fetch_stage,
+    limited_stage,
     list_stage,
     merge_stage,
     read_stage,
@@ -26,6 +28,18 @@ from wordsworth.pipeline.prediction.gpu_batches import UNITS_IN_FLIGHT
 
 START = pa.table({"begin": [True]})  # the one block that the first stage gets
 LIST_CLAIM = {"num_cpus": LIST_CPUS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstRows:
+    """Say how many rows a run is to have, and how many it had when the command began."""
+
+    limit: int
+    rows_done: int
+
+    @property
+    def rows_left(self) -> int:
+        return self.limit - self.rows_done
 
 
 def label_shards(
@@ -52,6 +66,34 @@ def label_shards(
         from_blocks([START])
         .map_batches(list_stage, **on_tasks(listing, LIST_CLAIM))
         .map_batches(read_stage, **on_tasks(reading, claims.read, claims.read_tasks))
+        .map_batches(decode_stage, **on_tasks(decoding, claims.decode, claims.decode_tasks))
+        .map_batches(Predictor, **on_actors(predicting, claims.predict, claims.predictors))
+        .map_batches(write_stage, **on_tasks(writing, claims.write))
+    )
+    yield from _receipts(receipts)
+
+
+def label_first(
+    first: FirstRows, committed: Any, weights: Any, settings: StageSettings, claims: StageResources
+) -> Iterator[Receipt]:
+    """Label the first images of the sources, and yield a receipt for each unit.
+
+    Args:
+        first: how many images.
+        committed, weights, settings, claims: as in `label_shards`.
+    """
+    from ray.data import from_blocks
+
+    configure_ray_data()
+    output = settings.write.output
+    reading = {"settings": settings.listing, "output": output, "committed": {"ref": committed}}
+    reading |= {"reading": settings.read, "limit": first.limit, "rows_done": first.rows_done}
+    decoding = {"settings": settings.decode}
+    predicting = {"settings": settings.predict, "weights": {"ref": weights}}
+    writing = {"settings": settings.write}
+    receipts = (
+        from_blocks([START])
+        .map_batches(limited_stage, **on_tasks(reading, claims.read, 1))
         .map_batches(decode_stage, **on_tasks(decoding, claims.decode, claims.decode_tasks))
         .map_batches(Predictor, **on_actors(predicting, claims.predict, claims.predictors))
         .map_batches(write_stage, **on_tasks(writing, claims.write))

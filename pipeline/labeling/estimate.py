@@ -65,6 +65,10 @@ def measure(
         note(said)
     plan, settings = _plan_here(request, checkpoint, device, images_per_gpu_second)
     read = _measure_reading(sample.shards, settings, seconds)
+    image_bytes = sum(unit.bytes_read for unit in read.units) / read.num_images
+    num_bytes = sample.num_bytes
+    if sample.is_cut and request.limit:
+        num_bytes = max(num_bytes, round(request.limit * image_bytes))
     decoded = _measure_decoding(read.units, settings.decode, seconds)
     predicted, predict_seconds = _measure_model(
         checkpoint, settings.predict, decoded.units, seconds, images_per_gpu_second
@@ -72,9 +76,9 @@ def measure(
     written, output_bytes = _measure_writing(predicted.units, settings.write, seconds)
     return Measurement(
         shards=sample.num_shards,
-        bytes=sample.num_bytes,
+        bytes=num_bytes,
         sampled=read.num_images,
-        image_bytes=sum(unit.bytes_read for unit in read.units) / read.num_images,
+        image_bytes=image_bytes,
         output_bytes=output_bytes,
         errors=1 - _count_good(decoded.units) / decoded.num_images,
         device=plan.resolved.device,
@@ -88,29 +92,44 @@ def measure(
         },
         read_cpu=read.cpu_seconds / read.num_images,
         stated=images_per_gpu_second is not None,
+        limit=request.limit,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSample:
-    """Hold some shards of a source, the size of the whole source, and what its listing passed over."""
+    """Hold some shards of a source, the size of what was listed, and what the listing passed over.
+
+    Attributes:
+        is_cut: whether the listing ended early, at the shards that hold the first images.
+    """
 
     num_shards: int
     num_bytes: int
     shards: list[Shard]
     passed_over: PassedOver
+    is_cut: bool
 
 
 def _sample_shards(request: LabelRequest) -> ShardSample:
-    """List the sources, and draw a few shards evenly while the listing goes by (reservoir sampling)."""
+    """List the sources, and draw a few shards evenly while the listing goes by (reservoir sampling).
+
+    With a limit, list no more than the first shards.
+    """
     finder = list_settings(request).finder()
     rng = random.Random(0)
     num_shards = 0
     num_bytes = 0
     chosen: list[Shard] = []
+    images_left = request.limit or 0
+    is_cut = False
     for shard in finder.shards():
+        is_cut = bool(request.limit) and (images_left <= 0 or num_shards == NUM_SHARDS)
+        if is_cut:
+            break
         num_shards += 1
         num_bytes += shard.size
+        images_left -= len(shard.members)
         if len(chosen) < NUM_SHARDS:
             chosen.append(shard)
             continue
@@ -118,7 +137,11 @@ def _sample_shards(request: LabelRequest) -> ShardSample:
         if place < NUM_SHARDS:
             chosen[place] = shard
     return ShardSample(
-        num_shards=num_shards, num_bytes=num_bytes, shards=chosen, passed_over=finder.passed_over
+        num_shards=num_shards,
+        num_bytes=num_bytes,
+        shards=chosen,
+        passed_over=finder.passed_over,
+        is_cut=is_cut,
     )
 
 

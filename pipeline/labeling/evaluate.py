@@ -141,6 +141,8 @@ class _EvaluationRuns:
     def label(self, name: str, sources: Sequence[str], target: ModelTarget) -> None:
         """Label sources into the folder `name`."""
         request = replace(self.request, sources=sources, output=self._output(name))
+        if name == "train":
+            request = replace(request, limit=None)
         with self.make_progress(name) as progress:
             label(request, self.checkpoint, ClassWatch(progress, self._run(name), target))
 

@@ -23,6 +23,7 @@ class Measurement:
         seconds: seconds of each stage for one image, on one core; on one GPU for "predict" on "cuda".
         read_cpu: CPU-seconds of reading one image; most of the seconds of "read" are waiting.
         stated: whether the seconds of "predict" were stated by the user, not measured.
+        limit: images after which the run is to stop; None labels all.
     """
 
     shards: int
@@ -37,11 +38,13 @@ class Measurement:
     seconds: dict[str, float]
     read_cpu: float
     stated: bool = False
+    limit: int | None = None
 
     @property
     def images(self) -> int:
-        """Return the images of the source, estimated from the bytes of the sampled images."""
-        return max(self.sampled, round(self.bytes / self.image_bytes))
+        """Return the images of the run, estimated from the bytes of the sampled images."""
+        found = max(self.sampled, round(self.bytes / self.image_bytes))
+        return min(found, self.limit) if self.limit else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ from dataclasses import replace
 
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
-from wordsworth.pipeline.labeling.dataset import label_failed, label_shards
+from wordsworth.pipeline.labeling.dataset import FirstRows, label_failed, label_first, label_shards
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
 from wordsworth.pipeline.labeling.model_setup import ModelSetup, naming_lost_gpus
+from wordsworth.pipeline.labeling.partial_run import partial_summary, refuse_mixed_options, rows_done
 from wordsworth.pipeline.labeling.plan import asked_for, refuse_another_run, with_class_names
 from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, ReceiptCounter, note_passed_over
 from wordsworth.pipeline.labeling.request import LabelRequest
@@ -27,12 +28,15 @@ from wordsworth.pipeline.labeling.retry import failed_units
 from wordsworth.pipeline.labeling.settings import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.update import compare_with_source, drop_lost_shards, update_listing
 from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, open_pages
-from wordsworth.pipeline.output.manifest import read_footers, write_manifest_and_summary
+from wordsworth.pipeline.output.limited_listing import first_limited_page
+from wordsworth.pipeline.output.manifest import is_labelled, read_footers, write_manifest_and_summary
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.file_kinds import begun_image_keys
 from wordsworth.pipeline.sources.zip_archive import INNER_ARCHIVE
 from wordsworth.vit_model.checkpoint import Checkpoint
+
+IMAGE_BYTES = 100_000  # bytes of an image, to judge how much work a number of images is
 
 
 def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> Summary:
@@ -41,6 +45,7 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     Raises:
         UserError: a source or the output cannot be used, or the store did not give every shard to its end.
     """
+    refuse_mixed_options(request)
     request = with_expanded_sources(request)
     folder = RunFolder(request.output, request.storage_options)
     frozen = FrozenListing(folder)
@@ -63,6 +68,8 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     else:
         compare_with_source(run)
     summary = run.summary_if_complete()
+    if summary is None and request.limit and rows_done(folder, request.limit) >= request.limit:
+        return partial_summary(run)
     if summary is None:
         return resume(run)
     if request.retry_errors and any(failed_units(folder, frozen)):
@@ -76,7 +83,8 @@ def start(request: LabelRequest, checkpoint: Checkpoint, progress: Progress, ask
 
     What is wrong with the sources or with the model is found before the output is touched.
     """
-    first_page = FirstPage.of(list_settings(request).finder())
+    finder = list_settings(request).finder()
+    first_page = first_limited_page(finder, request.limit) if request.limit else FirstPage.of(finder)
     asked = with_class_names(asked, request, first_page.shards)
     with ray_session(request.address):
         model = ModelSetup(request, checkpoint, progress)
@@ -146,11 +154,18 @@ def _receipts_of_rest(
     if listed and not any(open_pages(run.frozen, totals.committed)):
         return iter(())
     bytes_left = totals.bytes_total - totals.bytes_done if listed else math.inf
+    first = None
+    if run.request.limit:
+        first = FirstRows(limit=run.request.limit, rows_done=rows_done(run.folder, run.request.limit))
+        bytes_left = min(bytes_left, first.rows_left * IMAGE_BYTES)
     settings = model.settings(run.folder, run.plan)
     claims = model.claims(run.plan, bytes_left)
     counter.gpu_notes += model.gpu_notes
     counter.bottleneck = BottleneckFinder(claims.predictors, run.plan.resolved.device)
-    return _watched(run, label_shards(ray.put(totals.committed), model.weights, settings, claims))
+    committed = ray.put(totals.committed)
+    if first:
+        return _watched(run, label_first(first, committed, model.weights, settings, claims))
+    return _watched(run, label_shards(committed, model.weights, settings, claims))
 
 
 def _label_failed(run: LabelRun, model: ModelSetup) -> Summary:
@@ -192,6 +207,8 @@ def _finish(run: LabelRun, counter: ReceiptCounter) -> Summary:
     if run.request.drop_missing:
         counter.faults = drop_lost_shards(run, counter.faults)
     counter.refuse_faults()
+    if run.request.limit and not is_labelled(run.frozen, run.folder.committed()):
+        return partial_summary(run, counter.to_last_command())
     footers = read_footers(run.folder)
     rows = with_stall_timeout(footers, run.request.stall_timeout, run.progress.note, "footer was read")
     summary = write_manifest_and_summary(run.folder, run.frozen, run.plan, rows, counter.to_last_command())

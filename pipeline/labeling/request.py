@@ -47,6 +47,7 @@ class LabelRequest:
         replace_changed: update, and label again the shards and images whose content changed.
         drop_missing: update, and drop the shards and images that are gone from the source, and their rows.
         retry_errors: fetch, decode and predict again the images that failed.
+        limit: images after which the command stops; the run can be continued. None labels all.
         stall_timeout: seconds without a written unit after which the run gives up.
     """
 
@@ -81,6 +82,7 @@ class LabelRequest:
     replace_changed: bool = False
     drop_missing: bool = False
     retry_errors: bool = False
+    limit: int | None = None
     stall_timeout: float = 1800.0
 
     @property

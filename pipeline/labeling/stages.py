@@ -6,6 +6,8 @@
     Predictor     a unit -> the unit with predictions (pipeline.prediction.actor)
     write_stage   a unit -> its file, and a receipt
 
+    limited_stage in place of list and read: the units of the first images, one after another
+
     fetch_stage   in place of list and read: a file with errors -> a unit of the samples that failed
     merge_stage   in place of write: a unit of retried samples -> new rows in its file, and a receipt
 
@@ -14,7 +16,7 @@ Nothing here imports torch, so that the processes that read, decode and write st
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from wordsworth.pipeline.labeling.retry import fetch_failed, replace_rows
 from wordsworth.pipeline.labeling.unit_begin import unit_begin
 from wordsworth.pipeline.output.commit import commit
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, list_pages, open_shards
+from wordsworth.pipeline.output.limited_listing import ImagesLeft, list_limited
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder
@@ -95,10 +98,16 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
     Raises:
         UserError: the class of a sample is none that `settings.target` knows.
     """
+    for unit in missing_units(table, settings, output):
+        yield unit.to_arrow()
+
+
+def missing_units(table: pa.Table, settings: ReadSettings, output: str) -> Iterator[Unit]:
     (row,) = table.to_pylist()
     shard = Shard.from_row(row)
     have = set(row["have"])
     begin = unit_begin(RunFolder(output, settings.storage_options), shard.name, row["start"])
+    settings = replace(settings, cut=row["cut"])
     units = read_units(shard, settings, row["start"], begin.position, begin.index, begin.in_group)
     for unit in units:
         if unit.number in have and not unit.fault:
@@ -106,7 +115,38 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
         if settings.target:  # checked here: a class that is unknown is found before its unit is labelled
             good = unit.samples.filter(pc.is_null(unit.samples["error"]))
             settings.target.of_samples(good, without_credentials(unit.shard_uri))
-        yield unit.to_arrow()
+        yield unit
+
+
+def limited_stage(
+    _: pa.Table,
+    settings: ListSettings,
+    reading: ReadSettings,
+    output: str,
+    committed: dict[str, Any],
+    limit: int,
+    rows_done: int,
+) -> Iterator[pa.Table]:
+    """Yield the units that the run does not have yet, in the order of the listing, until it has `limit` rows.
+
+    Args:
+        reading: how to read.
+        output, committed: as for `list_stage`.
+        limit: rows that the run is to have.
+        rows_done: rows that it had when the command began.
+    """
+    import ray
+
+    done = ray.get(committed["ref"])
+    frozen = FrozenListing(RunFolder(output, settings.storage_options))
+    left = ImagesLeft(limit, limit - rows_done)
+    for page in list_limited(frozen, settings.finder(), left):
+        for shard in open_shards(page, done):
+            for unit in missing_units(shard, reading, output):
+                yield unit.to_arrow()
+                left.count -= len(unit.samples)
+                if left.count <= 0:
+                    return
 
 
 def write_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
 import numpy as np
@@ -34,6 +34,7 @@ MEMBERS_IN_PAGE = 65536  # loose images in a page, at most, before the last shar
 PAGE_SECONDS = (
     2.0  # seconds after which a page of a slow store is written as it is, so that labelling can begin
 )
+CUT = pa.field("cut", pa.int32())  # column of a page with a cut
 SHORT_PAGES = 8  # pages in a listing that is cheap to compare with the source
 
 
@@ -46,18 +47,23 @@ class PageMetadata:
         replaces: ids of shards in earlier pages that are no longer part of the run.
         skipped: files and folders of the sources that were skipped by their names, by kind.
         left_out: links to folders that were not followed, and special files, as `PassedOver` has them.
+        limit: images after which the command stopped that wrote the page; 0 for none.
+        cut: samples of the page's last shard after which a unit ends, full or not; 0 for none. It stands here
+            so that whoever reads the shard makes the same units.
     """
 
     ignored: dict[str, int] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    limit: int = 0
+    cut: int = 0
 
     def to_json(self) -> str:
         """Return the value of FOOTER_KEY. A page that skips and leaves out nothing is that of earlier
         versions."""
         told = asdict(self)
-        for name in ("skipped", "left_out"):
+        for name in ("skipped", "left_out", "limit", "cut"):
             if not told[name]:
                 del told[name]
         return json.dumps(told)
@@ -113,10 +119,11 @@ class FrozenListing:
         return interrupted and self.put(len(files), [], last=True, metadata=PageMetadata())
 
     def read(self, path: str) -> pa.Table:
-        """Return the shards of a page, as LISTING."""
+        """Return the shards of a page, as LISTING; with a column CUT where a unit of the last one is cut."""
         with self.run.fs.open(path, "rb") as file:
             table = pq.read_table(file)
-        return table.replace_schema_metadata(None).cast(LISTING)
+        cut = PageMetadata.of(table.schema).cut
+        return with_cut(table.replace_schema_metadata(None).cast(LISTING), cut)
 
     def metadata(self, path: str) -> PageMetadata:
         """Return the metadata of a page; no shard is read."""
@@ -189,6 +196,14 @@ class FrozenListing:
             return True
         is_same = self.metadata(path).replaces == metadata.replaces
         return is_same and self.read(path)["id"].equals(table["id"])
+
+
+def with_cut(page: pa.Table, cut: int) -> pa.Table:
+    """Return a page of LISTING with a column CUT: `cut` for its last shard. For 0 it stays as it is."""
+    if not cut:
+        return page
+    cuts = [None] * (page.num_rows - 1) + [cut]
+    return page.append_column(CUT, pa.array(cuts, CUT.type))
 
 
 def drop_shards(page: pa.Table, number: int, replaced_in: dict[str, int]) -> pa.Table:
@@ -273,8 +288,7 @@ def _freeze_rest(
 ) -> Iterator[pa.Table]:
     """List behind a cursor, and freeze pages from `number` on, until another job has frozen one of them."""
     before = finder.passed_over.copy()
-    begin = replace(cursor, kinds=dict(cursor.kinds), images=Counter(cursor.images))
-    for shards, last in split_into_pages(finder.shards(begin), PAGE_SECONDS):
+    for shards, last in split_into_pages(finder.shards(cursor.copy()), PAGE_SECONDS):
         metadata = PageMetadata.of_listing(finder.passed_over.since(before))
         if not frozen.put(number, shards, last=last, metadata=metadata):
             return
@@ -316,21 +330,25 @@ def _belong_together(shard: Shard, after: Shard) -> bool:
 
 # ---- what is left to do -----------------------------------------------------------------------------------
 
-OPEN_SHARD = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32()))])
+OPEN_SHARD = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32())), CUT])
 
 
 def open_shards(page: pa.Table, done: CommittedUnits) -> Iterator[pa.Table]:
     """Yield the shards of a page that are not complete, one row each, as OPEN_SHARD.
 
     `start` is the number of the first unit that is missing, `have` the numbers of the later units that are
-    done.
+    done, `cut` as PageMetadata has it.
     """
+    if CUT.name not in page.column_names:
+        page = page.append_column(CUT, pa.nulls(page.num_rows, CUT.type))
+    listed = page.select(LISTING.names)
     names = shard_names(page)
     for number in np.flatnonzero(~done.complete(names)).tolist():
         units = done[names[number]]
         start = pa.array([units.contiguous], pa.int32())
         have = pa.array([sorted(units.after_gap)], pa.list_(pa.int32()))
-        yield pa.Table.from_arrays([*page.slice(number, 1).columns, start, have], schema=OPEN_SHARD)
+        cut = page[CUT.name].slice(number, 1)
+        yield pa.Table.from_arrays([*listed.slice(number, 1).columns, start, have, cut], schema=OPEN_SHARD)
 
 
 def open_pages(frozen: FrozenListing, done: CommittedUnits) -> Iterator[pa.Table]:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from wordsworth.pipeline.cluster.resources import RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.commit import parquet_bytes_of
+from wordsworth.pipeline.output.committed import CommittedUnits
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, open_pages
 from wordsworth.pipeline.output.records import MANIFEST, JsonObject, LastCommand, RunPlan, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
@@ -39,15 +40,31 @@ def write_manifest_and_summary(
     Raises:
         UserError: a shard of the run is not complete.
     """
-    if not frozen.complete or any(open_pages(frozen, run.committed())):
+    if not is_labelled(frozen, run.committed()):
         raise UserError(
             f"{run.uri} is not complete although every shard was read: run `wordsworth verify {run.uri}`"
         )
     totals = ManifestTotals()
     manifest = parquet_bytes_of(map(totals.add, rows), MANIFEST)
     estimate = run.estimate()
+    summary = summary_of(frozen, plan, totals, last_command)
+    if estimate:
+        summary = replace(summary, estimate=compare_estimate(estimate, totals, last_command))
+    run.finish(manifest, summary)
+    return summary
+
+
+def is_labelled(frozen: FrozenListing, committed: CommittedUnits) -> bool:
+    """Return whether the listing has come to its end, and every shard of it is complete."""
+    return frozen.complete and not any(open_pages(frozen, committed))
+
+
+def summary_of(
+    frozen: FrozenListing, plan: RunPlan, totals: "ManifestTotals", last_command: LastCommand
+) -> Summary:
+    """Return the summary of the units that are there."""
     passed_over = frozen.passed_over()
-    summary = Summary(
+    return Summary(
         run_id=plan.run_id,
         model=plan.model,
         fingerprint=plan.fingerprint,
@@ -63,10 +80,7 @@ def write_manifest_and_summary(
         bytes_written=totals.sums["bytes"],
         stage_seconds={stage: round(totals.sums[stage], 3) for stage in TIMED},
         last_command=last_command,
-        estimate=compare_estimate(estimate, totals, last_command) if estimate else None,
     )
-    run.finish(manifest, summary)
-    return summary
 
 
 def summary_if_complete(run: RunFolder, frozen: FrozenListing) -> Summary | None:
@@ -78,7 +92,7 @@ def summary_if_complete(run: RunFolder, frozen: FrozenListing) -> Summary | None
     if summary is None or not frozen.complete:
         return None
     committed = run.committed()
-    if summary.files != committed.units or any(open_pages(frozen, committed)):
+    if summary.files != committed.units or not is_labelled(frozen, committed):
         return None
     return summary
 

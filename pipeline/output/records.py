@@ -362,6 +362,7 @@ class Summary:
         estimate: [foretold, found] by figure, where `wordsworth plan` was asked for an estimate.
         skipped_names: files and folders of the sources that were skipped by their names, by kind.
         left_out: links to folders that were not followed, and special files: 1 by "KIND: path -> target".
+        limit: images after which the command was to stop; None where the run is complete.
     """
 
     run_id: str
@@ -380,13 +381,15 @@ class Summary:
     estimate: dict[str, list[Any]] | None = None
     skipped_names: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    limit: int | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the object of summary.json."""
         told = {f.name: getattr(self, f.name) for f in fields(self)}
         told["last_command"] = self.last_command.to_dict()
-        if self.estimate is None:
-            del told["estimate"]
+        for name in ("estimate", "limit"):
+            if told[name] is None:
+                del told[name]
         for name in ("skipped_names", "left_out"):
             if not told[name]:
                 del told[name]

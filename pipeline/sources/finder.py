@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ from wordsworth.pipeline.storage.filesystem import (
 
 PAGE = 4096  # loose images in one page of the listing, which is one shard
 LEADING = ("tar", "images")  # kinds beside which files of other kinds do not count
+FEW = 256  # names that are looked up together at least, however few images are wanted
 PEEK = 4096  # files of a source that are looked at before its kind is decided
 
 
@@ -122,6 +123,7 @@ class Finder:
 
     Attributes:
         passed_over: what was passed over in front of the shard that was taken last; at the end all
+        most_images: loose images that the next page may have, at most
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Finder:
         self.rules = rules or ListingRules()
         self.passed_over = PassedOver()
         self._newly_passed = PassedOver()  # in front of the next shard
+        self.most_images = PAGE
         self._earlier = EarlierSources(self.rules)
         self._lookup = NameLookup()
 
@@ -155,8 +158,8 @@ class Finder:
         """Yield shards, and count what the listing passed over on the way to each."""
         for shard in shards:
             yield shard
-            self._count_passed()  # not before: a page that ends with this shard must not count for the next
-        self._count_passed()
+            self.count_passed()  # not before: a page that ends with this shard must not count for the next
+        self.count_passed()
 
     def _listed(self, cursor: ListingCursor, may_be_gone: bool = False) -> Iterator[Shard]:
         """Yield the shards behind a cursor. Sources that are called like images are looked up together."""
@@ -166,8 +169,11 @@ class Finder:
                 for number, _ in sources:
                     yield from self._shards_of_source(number, cursor, may_be_gone)
                 continue
-            while numbered := list(islice(sources, PAGE)):
+            while numbered := list(islice(sources, min(PAGE, max(FEW, self.most_images)))):
                 yield from self._named(numbered, cursor, may_be_gone)
+
+    def _page_size(self) -> int:
+        return min(PAGE, self.most_images)
 
     def _is_image_name(self, source: str) -> bool:
         if self.format not in (None, "images") or source.endswith("/"):
@@ -219,10 +225,14 @@ class Finder:
 
     def _numbered(self, images: list[NamedImage], cursor: ListingCursor) -> Iterator[Shard]:
         """Yield the pages of images, with the numbers of their first ones."""
-        for page in pages_of(images):
-            yield replace(page, first_index=cursor.take_indexes(page))
+        while images:
+            size = self._page_size()
+            for page in pages_of(images[:size]):
+                yield replace(page, first_index=cursor.take_indexes(page))
+            images = images[size:]
 
-    def _count_passed(self) -> None:
+    def count_passed(self) -> None:
+        """Count what was passed over in front of the shard that was taken last."""
         passed = self._newly_passed.take()
         if passed:
             self.passed_over.add(passed)
@@ -266,7 +276,7 @@ class Finder:
             cursor.kinds[number] = kind
         chosen = self._choose(files, kind, number, fs, cursor)
         if kind == "images":
-            yield from _pages(fs, root, chosen, cursor, number)
+            yield from _pages(fs, root, chosen, cursor, number, self._page_size)
         else:
             yield from _single_files(fs, kind, chosen, number)
         self._newly_passed.add(passed_over)  # behind the last file
@@ -328,7 +338,7 @@ class Finder:
 
     def _nothing_found(self, source: str) -> str:
         wanted = FORMATS[self.format] if self.format in FORMATS else _either(FORMATS.values())
-        self._count_passed()
+        self.count_passed()
         counts = [f"{count} {name}" for name, count in self.passed_over.ignored.most_common(3)]
         held = ", ".join(counts) or "no file at all"
         skipped = "".join(f"; {note}" for note in self.passed_over.serious_notes())
@@ -413,11 +423,16 @@ def _single_files(
 
 
 def _pages(
-    fs: fsspec.AbstractFileSystem, root: str, files: Iterator[_File], cursor: ListingCursor, source: int
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    files: Iterator[_File],
+    cursor: ListingCursor,
+    source: int,
+    page_size: Callable[[], int],
 ) -> Iterator[Shard]:
-    """Yield pages of PAGE images. Sources under one prefix share its numbering."""
+    """Yield pages of images. Sources under one prefix share its numbering."""
     uri = absolute_uri(fs, root)
-    while page := list(islice(files, PAGE)):
+    while page := list(islice(files, page_size())):
         members: list[ListedImage] = []
         for file in page:
             key = key_under(root, file.path)

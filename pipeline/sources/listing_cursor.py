@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wordsworth.pipeline.sources.shards import NAMED, Shard
 
@@ -26,6 +26,10 @@ class ListingCursor:
     images: Counter[str] = field(default_factory=Counter)
     named: int = 0
     highest: int = 0
+
+    def copy(self) -> "ListingCursor":
+        """Return a cursor that a listing can move while this one stays."""
+        return replace(self, kinds=dict(self.kinds), images=Counter(self.images))
 
     def advance(self, shards: Iterable[Shard]) -> None:
         """Move the cursor behind these shards."""

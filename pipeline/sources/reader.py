@@ -109,7 +109,8 @@ class _Cutter:
         """Add a sample; return whether the unit is full."""
         self.batch.append(sample)
         self.held_bytes += len(sample.data) if sample.held_bytes is None else sample.held_bytes
-        return len(self.batch) >= self.settings.unit_rows or self.held_bytes >= self.settings.unit_bytes
+        is_full = len(self.batch) >= self.settings.unit_rows or self.held_bytes >= self.settings.unit_bytes
+        return is_full or self.index + len(self.batch) == self.settings.cut
 
     def cut(self, last: bool = False) -> Unit:
         """Return the unit of the samples that were added, and begin the next one."""

@@ -31,6 +31,7 @@ class ReadSettings:
         key: column of a table that holds the keys; None: the URI of the image, else the number of the row
         class_names: give the name of a class in place of its number, where a table of Hugging Face has names
         target: finds the class of an image among a model's; None: no class is looked for
+        cut: samples from the shard's first on after which a unit ends, full or not; None: no such place
         key_rule: how the names of a tar's members become keys: one of the rules of tar_keys.py
         include_hidden: take members too whose names are skipped: see skipped_names.py
     """
@@ -45,6 +46,7 @@ class ReadSettings:
     key: str | None = None
     class_names: bool = False
     target: ModelTarget | None = None
+    cut: int | None = None
     key_rule: str = DEFAULT_KEY_RULE
     include_hidden: bool = False
 

@@ -71,8 +71,16 @@ class Recount:
         # Size and version of the images under `prefix` that no page has named yet, by key.
         self.unmet: dict[str, tuple[int, str]] = {}
 
-    def shard(self, shard: Shard, rows: list[Sample]) -> None:
-        """Count one shard, and report every difference from its rows."""
+    def shard(self, shard: Shard, rows: list[Sample], is_begun: bool = False) -> None:
+        """Count one shard, and report every difference from its rows.
+
+        Args:
+            shard: the shard.
+            rows: its rows, in order.
+            is_begun: whether a limited run labelled no more than the first samples of the shard so far.
+        """
+        if is_begun and not rows:
+            return
         where = without_credentials(shard.uri)
         skipped = [uri for uri in _object_uris(shard) if self.names.skips(uri)]
         if skipped:
@@ -89,22 +97,31 @@ class Recount:
         except (OSError, Unusable) as error:
             self.report.add("unreadable_source", where, f"{type(error).__name__}: {error}")
             return
+        if is_begun:
+            samples = samples[: len(rows)]
         self._count(sum(sample.error != "shard_truncated" for sample in samples))
         first: dict[str, str] = {}
         counts: Counter[str] = Counter()
         for code, detail in _differences(samples, rows):
             first.setdefault(code, detail)
             counts[code] += 1
-        if first and shard.kind == "table" and not any(_differences(self._table(shard, True), rows)):
+        if first and shard.kind == "table" and self._is_of_earlier_version(shard, rows):
             return  # an earlier version labelled this table
         for code, detail in first.items():
             self.report.add(code, where, detail, counts[code])
 
-    def close(self) -> None:
+    def _is_of_earlier_version(self, table: Shard, rows: list[Sample]) -> bool:
+        samples = self._table(table, by_number=True)[: len(rows)]
+        return not any(_differences(samples, rows))
+
+    def close(self, is_limited: bool = False) -> None:
         """Report the images under the last prefix that no page names.
 
-        They are a finding where the prefix itself was a source, and nothing below it was another one.
+        They are a finding where the prefix itself was a source, and nothing below it was another one, unless
+        the run is limited.
         """
+        if is_limited:
+            self.unmet = {}
         below = f"{self.prefix}/"
         is_whole = self.prefix in self.sources and not any(
             source.startswith(below) for source in self.sources

@@ -21,7 +21,7 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.shards import LISTING, Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount import Recount, Sample
-from wordsworth.pipeline.verification.report import Report
+from wordsworth.pipeline.verification.report import Report, limited_detail
 from wordsworth.pipeline.verification.row_findings import full_keys, row_findings
 from wordsworth.pipeline.verification.stored_units import FoundUnit, StoredUnits, difference
 
@@ -67,6 +67,17 @@ def _replaced_in(run: RunFolder) -> dict[str, int]:
         return {}
 
 
+def _limit(run: RunFolder) -> int:
+    """Return the images after which the last command on a run stopped; 0 where the listing has its end."""
+    try:
+        pages = FrozenListing(run).files()
+        if not pages or pages[-1].endswith("-end.parquet"):
+            return 0
+        return FrozenListing(run).metadata(pages[-1]).limit
+    except (pa.ArrowInvalid, ValueError, TypeError):
+        return 0  # the page is reported later
+
+
 def _read(run: RunFolder, *parts: str) -> pa.Table | Damaged:
     """Return a Parquet file of the run, or why it cannot be read. What the store raises is raised."""
     try:
@@ -86,6 +97,7 @@ class _Verifier:
         self.rows: dict[str, int | None] = {}  # rows by file name; None for a file that cannot be read
         self.schema: pa.Schema | None = None  # schema of the first file
         self.replaced_in = _replaced_in(run)
+        self.limit = _limit(run)
 
     def check(self) -> Report:
         """Make every check and return the report."""
@@ -93,7 +105,7 @@ class _Verifier:
         for shard in self._shards():
             self._shard(shard)
         if self.recount:
-            self.recount.close()
+            self.recount.close(self.limit > 0)
         is_listing_damaged = any(one.where.startswith("_run/shards") for one in self.report.findings)
         if not is_listing_damaged:  # with a damaged listing, nobody knows what is foreign
             self.units.name_strays()
@@ -107,7 +119,8 @@ class _Verifier:
         names = self.run.names("_run", "shards")
         bare = [f"{number:05d}.parquet" for number in range(len(names))]
         is_numbered = [name.replace("-end", "") for name in names] == bare
-        if not names or not is_numbered or not names[-1].endswith("-end.parquet"):
+        is_whole = bool(names) and (names[-1].endswith("-end.parquet") or self.limit > 0)
+        if not is_whole or not is_numbered:
             last = ", ".join(names[-3:]) or "none"
             self.report.add("incomplete_listing", "_run/shards", f"its pages are {last}: one is missing")
         for number, name in enumerate(names):
@@ -127,7 +140,8 @@ class _Verifier:
         """Check the units of a shard and, with the source, count the shard again."""
         self.report.shards += 1
         units = self.units.of(shard.name)
-        for code, detail, count in _unit_findings(units):
+        is_begun = self.limit > 0 and not any(unit.last for unit in units)
+        for code, detail, count in _unit_findings(units, is_begun):
             self.report.add(code, shard.name, detail, count)
         expected: int | None = shard.first_index
         before = -1
@@ -146,7 +160,7 @@ class _Verifier:
             before = unit.number
         self._note_repeated(keys, without_credentials(shard.uri))
         if self.recount:
-            self.recount.shard(shard, rows)
+            self.recount.shard(shard, rows, is_begun)
 
     def _note_repeated(self, keys: list[pa.ChunkedArray], where: str) -> None:
         """Note the keys that several rows of a shard have."""
@@ -234,6 +248,9 @@ class _Verifier:
         except UserError as error:
             self.report.add("wrong_summary", where, str(error))
             return
+        if summary is None and self.limit:
+            self.report.add("limited_run", "_run/shards", limited_detail(self.limit, self.report.rows))
+            return
         if summary is None:
             self.report.add("not_finished", where, "there is no summary: the run has not come to its end")
             return
@@ -281,10 +298,10 @@ def _why(problem: pa.Table | Exception) -> str:
     return "its columns are not what a run writes"
 
 
-def _unit_findings(units: list[FoundUnit]) -> Iterator[tuple[str, str, int]]:
+def _unit_findings(units: list[FoundUnit], is_begun: bool) -> Iterator[tuple[str, str, int]]:
     """Yield code, detail and count of what is wrong with a shard's units.
 
-    They must be 0, 1, ... up to one end, each under one name.
+    They must be 0, 1, ... up to one end, each under one name. A shard that is only begun has no end.
     """
     names = Counter(unit.number for unit in units)
     ends = [unit.number for unit in units if unit.last]
@@ -292,7 +309,7 @@ def _unit_findings(units: list[FoundUnit]) -> Iterator[tuple[str, str, int]]:
     missing = [number for number in range(end + 1) if number not in names]
     if missing:
         yield "missing_unit", f"unit {missing[0]:05d} of 0 to {end} is not there", len(missing)
-    if not ends:
+    if not ends and not is_begun:
         yield "missing_end", f"no unit says that the shard ends with it; {len(names)} are there", 1
     after = [number for number in names if number > end]
     if after:

@@ -12,7 +12,7 @@ from tests.support.standin.device import standin
 from wordsworth.jobs.label import foretold
 from wordsworth.jobs.plan import _gpus
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling.estimate import measure
+from wordsworth.pipeline.labeling.estimate import _sample_shards, measure
 from wordsworth.pipeline.labeling.forecast import EFFICIENCY, RAY_SECONDS, Measurement, forecast
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
@@ -60,6 +60,15 @@ def test_beside_gpus_the_cores_decode_and_the_scarcer_of_the_two_decides():
     ) and many.images_per_second == pytest.approx(EFFICIENCY * 2000)
     assert few.bottleneck == "decode" and few.images_per_second == pytest.approx(EFFICIENCY * 2 / PER_IMAGE)
     assert few.busy["predict"] == pytest.approx(few.images_per_second / EFFICIENCY * 0.0005)
+
+
+def test_with_a_limit_the_first_shards_are_listed_and_the_first_images_are_the_run(tmp_path):
+    write_shards(tmp_path / "in", shards=9, images=5)
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    sample = _sample_shards(request(tmp_path / "in", limit=1000))
+    assert sample.num_shards == 4 and sample.is_cut and sample.num_bytes < sum(sizes)
+    assert not _sample_shards(request(tmp_path / "in")).is_cut
+    assert replace(ON_CPU, limit=300).images == 300 and replace(ON_CPU, limit=10**6).images == ON_CPU.images
 
 
 @pytest.mark.slow

@@ -214,3 +214,26 @@ def test_an_update_that_was_killed_before_its_summary_writes_it_when_the_command
         compact(CompactRequest(run=str(tmp_path / "out"), output=str(tmp_path / "large")), Watcher())
     summary, watcher = run(tmp_path, model, tmp_path / "shards")
     assert summary.rows == 9 and not watcher.receipts and verify(str(tmp_path / "out"), source=True).ok
+
+
+def test_a_limit_labels_the_first_images_and_the_same_command_without_it_the_rest(tmp_path, model):
+    write_shards(tmp_path / "shards", shards=3, images=4)
+    summary, watcher = run(tmp_path, model, tmp_path / "shards", limit=6)
+    first = rows(tmp_path)
+    assert len(first) == 6 and (summary.rows, summary.limit, summary.shards) == (6, 6, 2)
+    assert any("6 images are labelled; the same command without --limit labels" in n for n in watcher.notes)
+    assert [fault.code for fault in verify(str(tmp_path / "out"), source=True).findings] == ["limited_run"]
+    again, _ = run(tmp_path, model, tmp_path / "shards", limit=6)
+    assert (again.rows, again.last_command.images) == (6, 0)
+    with pytest.raises(UserError, match="label the rest without --limit first, then give --update"):
+        run(tmp_path, model, tmp_path / "shards", limit=6, update=True)
+    summary, _ = run(tmp_path, model, tmp_path / "shards")
+    assert (summary.rows, summary.limit, summary.last_command.images) == (12, None, 6)
+    report = verify(str(tmp_path / "out"), source=True)
+    assert report.ok and report.recounted == 12
+    run(tmp_path, model, tmp_path / "shards", output=str(tmp_path / "whole"))
+    plans = [(tmp_path / out / "_run" / "plan.json").read_bytes() for out in ("out", "whole")]
+    assert plans[0] == plans[1]
+    assert sorted(rows(tmp_path), key=str) == sorted(
+        pq.read_table(tmp_path / "whole" / "predictions").to_pylist(), key=str
+    )

@@ -47,7 +47,9 @@ def update_listing(run: LabelRun) -> None:
             f"nothing of {run.folder.uri} is in its source any more, first {first}: "
             "mount the disk or put back the source, and run the same command again"
         )
-    for note in (*change_notes(found, updating=True), *finder.passed_over.serious_notes()):
+    known = set(run.frozen.passed_over().notes())  # labelling says these
+    passed_over = [note for note in finder.passed_over.serious_notes() if note not in known]
+    for note in (*change_notes(found, updating=True), *passed_over):
         run.progress.note(note)
     if found.shards or found.replaces or found.drops:
         refuse_changes(run.folder, request)  # checked again: listing the source took its time

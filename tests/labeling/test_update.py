@@ -318,6 +318,20 @@ def test_an_output_below_its_source_and_images_beside_tars_are_named_and_add_not
     assert opened(out) == [] and verify(str(out), source=True).ok
 
 
+def test_what_the_first_listing_passed_over_is_not_said_again_by_update(tmp_path):
+    write_parquet(tmp_path / "in" / "t.parquet", {"image": [b"1", b"2"]})
+    (tmp_path / "in" / "way").symlink_to(".")
+    build(tmp_path / "out", tmp_path / "in")
+    run = run_of(tmp_path / "out", tmp_path / "in", update=True)
+    update_listing(run)
+    assert sum("links to folders above" in note for note in run.progress.notes) == 1
+    found = finder.find_shards([str(tmp_path / "in")])
+    run.frozen.put(1, [], last=True, metadata=PageMetadata(left_out=dict(found.passed_over.left_out)))
+    again = run_of(tmp_path / "out", tmp_path / "in", update=True)
+    update_listing(again)
+    assert again.progress.notes == ["update: 0 new shards or images"]
+
+
 def test_a_run_below_its_own_source_of_tables_is_complete_and_stays_so(tmp_path):
     write_parquet(tmp_path / "in" / "t.parquet", {"image": [b"1", b"2"]})
     out = build(tmp_path / "in" / "out", tmp_path / "in")

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from braceexpand import braceexpand
@@ -24,8 +25,8 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def expand_sources(sources: Iterable[str], storage_options: StorageOptions | None = None) -> SourceNames:
     """Return the sources that lists and brace patterns stand for.
 
-    `@FILE` is a list of sources, one a line; `#` begins a comment. `part-{000..127}.tar` stands for 128
-    sources.
+    `@FILE` is a list of sources, one a line; a line that begins with `#` and names no file is a comment.
+    `part-{000..127}.tar` stands for 128 sources.
 
     Raises:
         UserError: a list is missing or empty, or braces do not close.
@@ -53,7 +54,7 @@ def _read_list(source: str, storage_options: StorageOptions | None) -> Iterator[
         file.seek(0)
         for text in io.TextIOWrapper(file, encoding, errors="surrogateescape"):
             line = text.strip()
-            if line and not line.startswith("#"):
+            if line and (not line.startswith("#") or os.path.lexists(line)):
                 is_empty = False
                 yield line
     if is_empty:

@@ -130,3 +130,9 @@ def test_a_table_in_a_bucket_names_objects_that_look_like_uris(tmp_path):
     assert [row["error"] for row in rows_of(units)] == [None] * len(names) + ["refused_uri"] * len(refused)
     found = b"".join(unit.payload.tobytes() for unit in units)
     assert found == "".join([*ODD, "zip::b.jpg"]).encode()
+
+
+def test_a_line_of_a_list_that_begins_with_a_hash_is_a_comment_unless_it_names_a_file(folder):
+    (folder / "#1.jpg").write_bytes(b"image")
+    (folder / "list.txt").write_text("# images\n#1.jpg\n#2.jpg\n")
+    assert [*expand_sources(["@list.txt"])] == ["#1.jpg"]

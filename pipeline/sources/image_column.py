@@ -22,6 +22,7 @@ JSON_FORMS = ("jsonl", "json")  # forms of tables whose records have fields of t
 # Names of the column of images, the first one counts. Not used with --image-column, or if only one column
 # holds bytes.
 NAMES = ("image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name")
+MAX_SHOWN = 80  # characters of the name of a column in a message
 LISTS = ("images",)  # names of columns of lists; they count where none of NAMES is there
 
 
@@ -99,7 +100,7 @@ def path_beside_bytes(schema: pa.Schema, image: Field) -> Field | None:
     kind = type_at(schema, image.path or (image.name,))
     if not pa.types.is_struct(kind):
         return None
-    held = {field.name: content(field.type) for field in kind}
+    held = {field.name: content(field.type) for field in kind if not pa.types.is_nested(field.type)}
     if held.get("bytes") != "bytes" or held.get("path") != "uri":
         return None
     return Field(f"{image.name}.path", (*(image.path or (image.name,)), "path"))
@@ -171,4 +172,6 @@ def _is_column_of_all(found: FieldPath, path: str) -> bool:
 
 
 def _shown(tree: Tree) -> str:
-    return f"it has {', '.join(map(valid_text, list(tree)[:20]))}" if tree else "it has none"
+    """Return the columns for a message. A file without a header has its first line in their place."""
+    names = [name if len(name) <= MAX_SHOWN else f"a text of {len(name)} characters" for name in tree]
+    return f"it has {', '.join(map(valid_text, names[:20]))}" if tree else "it has none"

@@ -80,8 +80,8 @@ def cell_image(cell: Any, max_bytes: int) -> CellImage:
         return cell_image(next(filter(None, map(cell.get, URI_FIELDS)), None), max_bytes)
     if cell is None or cell == "":
         return CellImage()
-    if is_list_of_numbers(cell):
-        return CellImage(error="bad_record", detail="a list of numbers is no image: write bytes as base64")
+    if isinstance(cell, list):
+        return _from_list(cell)
     text = cell if isinstance(cell, str) else json.dumps(cell)
     if _MAY_BE_IMAGE.match(text):
         return _from_text(text, max_bytes) or _from_name(text)
@@ -135,6 +135,13 @@ def _from_text(text: str, max_bytes: int) -> CellImage | None:
     if _is_base64_of_image(text):
         return _from_base64(text, max_bytes)
     return _from_data_uri(text, max_bytes)
+
+
+def _from_list(cell: list[Any]) -> CellImage:
+    """Return what to say of a list in a struct, or of numbers. A list of images is divided before."""
+    if is_list_of_numbers(cell):
+        return CellImage(error="bad_record", detail="a list of numbers is no image: write bytes as base64")
+    return CellImage(error="refused_uri", detail="a list in place of a name")
 
 
 def _from_name(text: str) -> CellImage:

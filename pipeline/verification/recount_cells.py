@@ -54,8 +54,8 @@ def image_cell(cell: Any) -> Cell:
             return Cell(error="bad_record")
         has_bytes = is_packed or isinstance(cell.get("bytes"), bytes)
         cell = cell["bytes"] if has_bytes else cell.get("path") or cell.get("url") or cell.get("uri")
-    if is_row_of_numbers(cell):
-        return Cell(error="bad_record")
+    if isinstance(cell, list):
+        return Cell(error="bad_record") if is_row_of_numbers(cell) else Cell()
     if isinstance(cell, bytes):
         start = str(cell[:1100], "latin-1")
         if _data_parts(start) is None and not _packs_image(start):

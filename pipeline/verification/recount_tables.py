@@ -283,8 +283,10 @@ def _is_struct_of_images(schema: pa.Schema, column: str) -> bool:
         column = column[len(name) + 1 :]
     if not isinstance(found, pa.StructType):
         return False
-    held = {field.name: field.type for field in found}
-    return _has_bytes(held.get("bytes", pa.null())) and "string" in str(held.get("path"))
+    held = {field.name: str(field.type).removeprefix("dictionary<values=") for field in found}
+    if any("<" in held.get(name, "<") for name in ("bytes", "path")):
+        return False
+    return held["bytes"].startswith(("binary", "large_binary")) and "string" in held["path"]
 
 
 def _names(

@@ -556,6 +556,30 @@ def test_the_bytes_of_another_image_are_kept_as_their_number(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_a_list_in_place_of_a_name_is_a_row_that_does_not_repeat_it(tmp_path, name):
+    rows = [{"image": {"url": [packed(JPEG[:900])]}}, {"image": {"url": []}}]
+    path = tmp_path / name
+    if name == "t.jsonl":
+        write_jsonl(path, rows)
+    else:
+        cells = [{"bytes": JPEG, "path": ["a.jpg"]}, {"bytes": None, "path": [packed(JPEG[:900])]}]
+        write_parquet(path, {"image": cells})
+    errors = [None, "refused_uri"] if name == "t.parquet" else ["refused_uri", "missing_image"]
+    rows = rows_of(units_of(path, keep=("image",)))
+    assert [(row["key"], row["error"]) for row in rows] == list(zip("01", errors, strict=True))
+    assert packed(JPEG[:900]) not in str(rows)
+    assert_recounted(path)
+
+
+def test_a_table_without_a_header_is_refused_without_its_first_line(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(f"{packed(JPEG)},1\n{packed(JPEG)},2\n")
+    (unit,) = units_of(path)
+    assert f"(it has a text of {len(packed(JPEG))} characters, 1): name it with --image-column" in unit.fault
+    assert packed(JPEG)[:40] not in unit.fault
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
 def test_a_struct_or_a_list_that_holds_an_image_is_no_key(tmp_path, name):
     data = JPEG[:900] if name == "t.parquet" else packed(JPEG[:900])
     rows = [{"image": {"bytes": data, "path": "a.jpg"}, "more": [{"x": {"y": data}}], "none": []}]

@@ -105,14 +105,14 @@ class Recount:
         for code, detail in _differences(samples, rows):
             first.setdefault(code, detail)
             counts[code] += 1
-        if first and shard.kind == "table" and self._is_of_earlier_version(shard, rows):
+        if first and shard.kind == "table" and self._is_of_earlier_version(shard, rows, is_begun):
             return  # an earlier version labelled this table
         for code, detail in first.items():
             self.report.add(code, where, detail, counts[code])
 
-    def _is_of_earlier_version(self, table: Shard, rows: list[Sample]) -> bool:
-        samples = self._table(table, by_number=True)[: len(rows)]
-        return not any(_differences(samples, rows))
+    def _is_of_earlier_version(self, table: Shard, rows: list[Sample], is_begun: bool) -> bool:
+        samples = self._table(table, by_number=True)
+        return not any(_differences(samples[: len(rows)] if is_begun else samples, rows))
 
     def close(self, is_limited: bool = False) -> None:
         """Report the images under the last prefix that no page names.

@@ -162,6 +162,15 @@ def key_rule_of(plan: RunPlan) -> str:
     return plan.asked.get(KEY_RULE, FIRST_DOT)
 
 
+def has_keys_by_path(plan: RunPlan, request: LabelRequest) -> bool:
+    """Return whether the images of a struct are named by its path in a run.
+
+    An earlier version named them by their rows, and its runs go on so. It put no rule for keys into a plan,
+    and the version of today leaves out FIRST_DOT alone.
+    """
+    return KEY_RULE in plan.asked or request.key_rule == FIRST_DOT
+
+
 def _shortened(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from wordsworth.pipeline.images.decode import DecodeSettings
-from wordsworth.pipeline.labeling.plan import CLASS_NAMES, decoder_of, key_rule_of
+from wordsworth.pipeline.labeling.plan import CLASS_NAMES, decoder_of, has_keys_by_path, key_rule_of
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.stages import ListSettings
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
@@ -54,6 +54,7 @@ def stage_settings(
             image_column=request.image_column,
             key=request.key,
             class_names=bool(plan.asked.get(CLASS_NAMES)),
+            keys_by_path=has_keys_by_path(plan, request),
             target=request.target,
             key_rule=key_rule_of(plan),
             include_hidden=request.include_hidden,

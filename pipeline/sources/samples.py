@@ -30,6 +30,7 @@ class ReadSettings:
         image_column: column of a table that holds or names the images; None: found by its type or its name
         key: column of a table that holds the keys; None: the URI of the image, else the number of the row
         class_names: give the name of a class in place of its number, where a table of Hugging Face has names
+        keys_by_path: take the path in a struct of bytes and path as the key; else the number of the row
         target: finds the class of an image among a model's; None: no class is looked for
         cut: samples from the shard's first on after which a unit ends, full or not; None: no such place
         key_rule: how the names of a tar's members become keys: one of the rules of tar_keys.py
@@ -45,6 +46,7 @@ class ReadSettings:
     image_column: str | None = None
     key: str | None = None
     class_names: bool = False
+    keys_by_path: bool = True
     target: ModelTarget | None = None
     cut: int | None = None
     key_rule: str = DEFAULT_KEY_RULE

@@ -204,7 +204,8 @@ def _parquet_samples(
             end = table.share(row)
             image = field_of_images(table.schema, path, settings)
             maker = _SampleMaker(tree_of(table.schema), image, settings, path)
-            maker.names = names_beside_bytes(table, image) if maker.is_unnamed else None
+            if maker.is_unnamed and settings.keys_by_path:
+                maker.names = names_beside_bytes(table, image)
             if settings.class_names:
                 maker.class_labels = class_labels(table.schema)
             columns = [column_to_read(table.schema, field) for field in maker.paths]

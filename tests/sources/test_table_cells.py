@@ -325,6 +325,12 @@ def test_the_key_of_an_image_in_a_struct_is_its_path(tmp_path):
     assert_recounted(path)
 
 
+def test_a_run_that_an_earlier_version_began_goes_on_with_the_numbers_of_rows(tmp_path):
+    paths = write_files(tmp_path / "p", 4)
+    path = hugging_face(tmp_path / "t.parquet", paths, without_bytes=(1,))
+    assert [row["key"] for row in rows_of(units_of(path, keys_by_path=False))] == ["0", paths[1], "2", "3"]
+
+
 PATHS = ["a/1.jpg", "1.jpg", None, "1.jpg", "", "b.jpg", "x" * 5000, "s3://u:secret@b/c.jpg"]
 KEYS = ["a/1.jpg", "1", "2", "3", "4", "b.jpg", "6", "s3://b/c.jpg"]
 

@@ -12,7 +12,13 @@ import pytest
 from tests.support.samples import rows_of, shard_of, units_of
 from tests.support.tars import make_tar, peak_bytes
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling.plan import asked_for, key_rule_of, make_plan, refuse_another_run
+from wordsworth.pipeline.labeling.plan import (
+    asked_for,
+    has_keys_by_path,
+    key_rule_of,
+    make_plan,
+    refuse_another_run,
+)
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources import tar_groups
@@ -157,6 +163,9 @@ def test_a_run_goes_on_by_the_rule_that_it_began_with_and_the_default_continues_
     plans = {rule: make_plan(asked[rule], request, model, {"CPU": 4.0}) for rule in RULES}
     assert "key-rule" not in plans["first-dot"].asked, "this is the plan of an earlier version"
     assert [key_rule_of(plans[rule]) for rule in RULES] == list(RULES)
+    assert not has_keys_by_path(plans["first-dot"], request), "its tables go on with the numbers of rows"
+    for rule in RULES:
+        assert has_keys_by_path(plans[rule], replace(request, key_rule=rule))
     for begun, again in itertools.product(RULES, RULES):
         if again == begun or (begun, again) == ("first-dot", "auto"):
             refuse_another_run(folder, plans[begun], asked[again])

@@ -100,6 +100,9 @@ def evaluate_sources(
     if not all(part.strip().isdecimal() and int(part) for part in shots.split(",")):
         raise UserError(f"--shots {shots}: give numbers from 1 on, such as 1,5,10,25", exit_code=2)
     source = source or SourceOptions()
+    part = part or PartOptions()
+    if part.limit:
+        note("--limit takes the first images, which may be of few classes: --sample draws from all")
     with contextlib.ExitStack() as stack:
         place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="wordsworth-evaluate-"))
         from wordsworth.pipeline.labeling.evaluate import evaluate as run
@@ -114,7 +117,7 @@ def evaluate_sources(
             device=device,
             address=address,
             **source.asked(),
-            **(part or PartOptions()).asked(),
+            **part.asked(),
         )
         checkpoint = model.load(note, source.storage)
         chosen = tuple(int(part) for part in shots.split(","))

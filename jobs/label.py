@@ -145,6 +145,8 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
         rows["foretold"] = foretold(**summary.estimate)
     if summary.limit:
         rows["limited"] = f"to --limit {summary.limit}: the same command without it labels the rest"
+    if summary.sample:
+        rows["sampled"] = f"by --sample {summary.sample}: the same command without it labels all"
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
     for name, value in rows.items():

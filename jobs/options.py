@@ -158,10 +158,15 @@ class PartOptions:
 
     limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
     "Stop after the first N images. The same command without it labels the rest."
+    sample: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
+    """Take N images, drawn from all with the same chance for each. Tars and tables are read to count theirs.
+    The same command without it labels all."""
+    sample_seed: int = 0
+    "Seed of --sample: another one draws others."
 
     def asked(self) -> dict[str, Any]:
         """Return the fields of a LabelRequest that say which part of the source is labelled."""
-        return {"limit": self.limit}
+        return {"limit": self.limit, "sample": self.sample, "sample_seed": self.sample_seed}
 
 
 @Parameter(name="*", group=RUN)

@@ -163,7 +163,7 @@ def _rows(
     precision = "" if measured.precision == "auto" else f", {measured.precision}"
     looked_at = f"{measured.sampled:,} looked at"
     if measured.limit:
-        looked_at += f"; --limit {measured.limit}"
+        looked_at += f"; the run takes {measured.limit:,} at most"
     busy = f"{found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}"
     rows = {
         "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({looked_at})",

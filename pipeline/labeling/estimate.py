@@ -92,7 +92,7 @@ def measure(
         },
         read_cpu=read.cpu_seconds / read.num_images,
         stated=images_per_gpu_second is not None,
-        limit=request.limit,
+        limit=request.limit or request.sample,
     )
 
 

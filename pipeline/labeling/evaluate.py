@@ -142,7 +142,7 @@ class _EvaluationRuns:
         """Label sources into the folder `name`."""
         request = replace(self.request, sources=sources, output=self._output(name))
         if name == "train":
-            request = replace(request, limit=None)
+            request = replace(request, limit=None, sample=None)
         with self.make_progress(name) as progress:
             label(request, self.checkpoint, ClassWatch(progress, self._run(name), target))
 

@@ -20,14 +20,20 @@ from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
 from wordsworth.pipeline.labeling.dataset import FirstRows, label_failed, label_first, label_shards
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
 from wordsworth.pipeline.labeling.model_setup import ModelSetup, naming_lost_gpus
-from wordsworth.pipeline.labeling.partial_run import partial_summary, refuse_mixed_options, rows_done
+from wordsworth.pipeline.labeling.partial_run import (
+    is_part_done,
+    partial_summary,
+    refuse_mixed_options,
+    rows_done,
+)
 from wordsworth.pipeline.labeling.plan import asked_for, refuse_another_run, with_class_names
 from wordsworth.pipeline.labeling.progress import ListingTotals, Progress, ReceiptCounter, note_passed_over
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.retry import failed_units
+from wordsworth.pipeline.labeling.sampling import draw_sample, refuse_another_sample, remove_sample
 from wordsworth.pipeline.labeling.settings import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.update import compare_with_source, drop_lost_shards, update_listing
-from wordsworth.pipeline.output.frozen_listing import FirstPage, FrozenListing, open_pages
+from wordsworth.pipeline.output.frozen_listing import SAMPLE, FirstPage, FrozenListing, open_pages
 from wordsworth.pipeline.output.limited_listing import first_limited_page
 from wordsworth.pipeline.output.manifest import is_labelled, read_footers, write_manifest_and_summary
 from wordsworth.pipeline.output.records import JsonObject, Receipt, Summary
@@ -48,7 +54,7 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     refuse_mixed_options(request)
     request = with_expanded_sources(request)
     folder = RunFolder(request.output, request.storage_options)
-    frozen = FrozenListing(folder)
+    frozen = FrozenListing(folder, list_settings(request).folder)
     plan = folder.plan()
     if plan:
         begun = plan.asked.get("image-key", ())
@@ -57,7 +63,10 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     if plan:
         refuse_another_run(folder, plan, asked)
         refuse_changes(folder, request)
-    if plan is None or not frozen.files():  # a start may have ended between its plan and its first page
+    if request.sample:
+        refuse_another_sample(folder, request)
+    is_listed = frozen.complete if request.sample else frozen.files()
+    if plan is None or not is_listed:  # a start may have ended between its plan and its first page
         return start(request, checkpoint, progress, asked)
 
     run = LabelRun(
@@ -65,10 +74,10 @@ def label(request: LabelRequest, checkpoint: Checkpoint, progress: Progress) -> 
     )
     if request.update or request.replace_changed or request.drop_missing:
         update_listing(run)
-    else:
+    elif not request.sample:
         compare_with_source(run)
     summary = run.summary_if_complete()
-    if summary is None and request.limit and rows_done(folder, request.limit) >= request.limit:
+    if summary is None and is_part_done(run):
         return partial_summary(run)
     if summary is None:
         return resume(run)
@@ -83,6 +92,8 @@ def start(request: LabelRequest, checkpoint: Checkpoint, progress: Progress, ask
 
     What is wrong with the sources or with the model is found before the output is touched.
     """
+    if request.sample:
+        return start_sample(request, checkpoint, progress, asked)
     finder = list_settings(request).finder()
     first_page = first_limited_page(finder, request.limit) if request.limit else FirstPage.of(finder)
     asked = with_class_names(asked, request, first_page.shards)
@@ -91,8 +102,29 @@ def start(request: LabelRequest, checkpoint: Checkpoint, progress: Progress, ask
         folder = RunFolder(request.output, request.storage_options)
         plan = folder.plan() or folder.create(model.plan_run(asked))
         refuse_another_run(folder, plan, asked)  # another job may have planned the run a moment before
+        remove_sample(folder, progress)
         frozen = FrozenListing(folder)
         first_page.freeze(frozen)
+        run = LabelRun(
+            folder=folder, frozen=frozen, plan=plan, request=request, checkpoint=checkpoint, progress=progress
+        )
+        return _label_rest(run, model)
+
+
+def start_sample(
+    request: LabelRequest, checkpoint: Checkpoint, progress: Progress, asked: JsonObject
+) -> Summary:
+    """Draw a sample, freeze the plan of a run and the listing of the sample, then label."""
+    with ray_session(request.address):
+        drawn = draw_sample(request, progress)
+        asked = with_class_names(asked, request, drawn.shards)
+        model = ModelSetup(request, checkpoint, progress)
+        folder = RunFolder(request.output, request.storage_options)
+        plan = folder.plan() or folder.create(model.plan_run(asked))
+        refuse_another_run(folder, plan, asked)
+        refuse_another_sample(folder, request)
+        frozen = FrozenListing(folder, SAMPLE)
+        drawn.freeze(frozen)
         run = LabelRun(
             folder=folder, frozen=frozen, plan=plan, request=request, checkpoint=checkpoint, progress=progress
         )
@@ -207,7 +239,7 @@ def _finish(run: LabelRun, counter: ReceiptCounter) -> Summary:
     if run.request.drop_missing:
         counter.faults = drop_lost_shards(run, counter.faults)
     counter.refuse_faults()
-    if run.request.limit and not is_labelled(run.frozen, run.folder.committed()):
+    if run.request.sample or (run.request.limit and not is_labelled(run.frozen, run.folder.committed())):
         return partial_summary(run, counter.to_last_command())
     footers = read_footers(run.folder)
     rows = with_stall_timeout(footers, run.request.stall_timeout, run.progress.note, "footer was read")

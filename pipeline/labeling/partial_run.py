@@ -1,4 +1,4 @@
-"""Label a part of a source first: `--limit`. The same command without it labels the rest."""
+"""Label a part of a source first: `--limit` and `--sample`. The same command without them labels all."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.label_run import LabelRun
 from wordsworth.pipeline.labeling.request import LabelRequest
-from wordsworth.pipeline.output.manifest import ManifestTotals, summary_of
+from wordsworth.pipeline.output.manifest import ManifestTotals, is_labelled, summary_of
 from wordsworth.pipeline.output.records import MANIFEST, LastCommand, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
 
@@ -27,10 +27,13 @@ def refuse_mixed_options(request: LabelRequest) -> None:
         "--drop-missing": request.drop_missing,
         "--retry-errors": request.retry_errors,
     }
+    if request.limit and request.sample:
+        raise UserError("--limit and --sample are two parts of a source: give one of them", exit_code=2)
+    part = "--sample" if request.sample else "--limit"
     for name, is_asked in asked.items():
-        if request.limit and is_asked:
+        if is_asked and (request.limit or request.sample):
             raise UserError(
-                f"{name} changes a complete run: label the rest without --limit first, then give {name}",
+                f"{name} changes a complete run: label the rest without {part} first, then give {name}",
                 exit_code=2,
             )
 
@@ -47,12 +50,19 @@ def rows_done(folder: RunFolder, most: int) -> int:
     return total
 
 
+def is_part_done(run: LabelRun) -> bool:
+    """Return whether the part that the command asks for is labelled. False where it asks for all."""
+    if run.request.sample:
+        return is_labelled(run.frozen, run.folder.committed())
+    limit = run.request.limit
+    return limit is not None and rows_done(run.folder, limit) >= limit
+
+
 def partial_summary(run: LabelRun, last_command: LastCommand = NOTHING_DONE) -> Summary:
-    """Return the totals of what a limited run has so far, and say how to go on. Nothing is written.
+    """Return the totals of the part that is labelled, and say how to go on. Nothing is written.
 
     A summary in the folder would say that the run is complete.
     """
-    limit = run.request.limit
     units = run.folder.units()
     totals = ManifestTotals()
     totals.add(units.recorded().select(MANIFEST.names))
@@ -62,9 +72,12 @@ def partial_summary(run: LabelRun, last_command: LastCommand = NOTHING_DONE) -> 
         manifest = totals.add(units.manifest(names[begin : begin + FOOTERS]))
         shards.update(manifest["shard"].to_pylist())
     summary = summary_of(run.frozen, run.plan, totals, last_command)
-    rounded = f" ({limit:,} rounded up to whole units)" if limit and summary.rows > limit else ""
-    run.progress.note(
-        f"--limit {limit}: {summary.rows:,} images are labelled{rounded}; "
-        "the same command without --limit labels the rest"
-    )
-    return replace(summary, limit=limit, shards=max(summary.shards, len(shards)))
+    limit, sample = run.request.limit, run.request.sample
+    if sample:
+        told = f"--sample {sample}: {summary.rows:,} images are labelled; the same command without --sample "
+        run.progress.note(f"{told}labels all, those of the sample too")
+    elif limit:
+        rounded = f" ({limit:,} rounded up to whole units)" if summary.rows > limit else ""
+        told = f"--limit {limit}: {summary.rows:,} images are labelled{rounded}; the same command without "
+        run.progress.note(f"{told}--limit labels the rest")
+    return replace(summary, limit=limit, sample=sample, shards=max(summary.shards, len(shards)))

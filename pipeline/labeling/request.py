@@ -48,6 +48,8 @@ class LabelRequest:
         drop_missing: update, and drop the shards and images that are gone from the source, and their rows.
         retry_errors: fetch, decode and predict again the images that failed.
         limit: images after which the command stops; the run can be continued. None labels all.
+        sample: images that are drawn from the whole source, and labelled alone; None draws none.
+        sample_seed: another seed draws others.
         stall_timeout: seconds without a written unit after which the run gives up.
     """
 
@@ -83,6 +85,8 @@ class LabelRequest:
     drop_missing: bool = False
     retry_errors: bool = False
     limit: int | None = None
+    sample: int | None = None
+    sample_seed: int = 0
     stall_timeout: float = 1800.0
 
     @property

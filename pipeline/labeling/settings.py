@@ -7,6 +7,7 @@ from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.labeling.plan import CLASS_NAMES, decoder_of, has_keys_by_path, key_rule_of
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.stages import ListSettings
+from wordsworth.pipeline.output.frozen_listing import SAMPLE
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.records import Provenance, RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
@@ -81,6 +82,7 @@ def list_settings(request: LabelRequest) -> ListSettings:
         image_keys=request.image_keys,
         storage_options=request.storage_options,
         rules=request.rules,
+        folder=SAMPLE if request.sample else "shards",
     )
 
 

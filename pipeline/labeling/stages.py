@@ -48,6 +48,7 @@ class ListSettings:
         image_keys: extensions that are images, in order of preference.
         storage_options: for fsspec.
         rules: what to take beside plain files and folders.
+        folder: name of the listing's folder, as `FrozenListing` has it.
     """
 
     sources: Sequence[str]
@@ -55,6 +56,7 @@ class ListSettings:
     image_keys: tuple[str, ...]
     storage_options: StorageOptions
     rules: ListingRules = field(default_factory=ListingRules)
+    folder: str = "shards"
 
     def finder(self) -> Finder:
         """Return what lists the sources."""
@@ -82,7 +84,7 @@ def list_stage(
     import ray
 
     done = ray.get(committed["ref"])
-    frozen = FrozenListing(RunFolder(output, settings.storage_options))
+    frozen = FrozenListing(RunFolder(output, settings.storage_options), settings.folder)
     for page in list_pages(frozen, settings.finder()):
         yield from open_shards(page, done)
 
@@ -138,7 +140,7 @@ def limited_stage(
     import ray
 
     done = ray.get(committed["ref"])
-    frozen = FrozenListing(RunFolder(output, settings.storage_options))
+    frozen = FrozenListing(RunFolder(output, settings.storage_options), settings.folder)
     left = ImagesLeft(limit, limit - rows_done)
     for page in list_limited(frozen, settings.finder(), left):
         for shard in open_shards(page, done):

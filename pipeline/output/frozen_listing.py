@@ -26,7 +26,7 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
 from wordsworth.pipeline.sources.passed_over import PassedOver
-from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table, unit_stem
+from wordsworth.pipeline.sources.shards import LISTING, PICKS, Shard, listing_table, unit_stem
 from wordsworth.pipeline.storage.atomic import put_if_absent
 
 SHARDS_IN_PAGE = 1000  # shards in a page, at most
@@ -35,6 +35,7 @@ PAGE_SECONDS = (
     2.0  # seconds after which a page of a slow store is written as it is, so that labelling can begin
 )
 CUT = pa.field("cut", pa.int32())  # column of a page with a cut
+SAMPLE = "sample"  # folder of the listing of a sample, which is a listing of its own
 SHORT_PAGES = 8  # pages in a listing that is cheap to compare with the source
 
 
@@ -50,6 +51,7 @@ class PageMetadata:
         limit: images after which the command stopped that wrote the page; 0 for none.
         cut: samples of the page's last shard after which a unit ends, full or not; 0 for none. It stands here
             so that whoever reads the shard makes the same units.
+        sample: samples that were to be drawn, and the seed; empty for a listing of all.
     """
 
     ignored: dict[str, int] = field(default_factory=dict)
@@ -58,12 +60,13 @@ class PageMetadata:
     left_out: dict[str, int] = field(default_factory=dict)
     limit: int = 0
     cut: int = 0
+    sample: list[int] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the value of FOOTER_KEY. A page that skips and leaves out nothing is that of earlier
         versions."""
         told = asdict(self)
-        for name in ("skipped", "left_out", "limit", "cut"):
+        for name in ("skipped", "left_out", "limit", "cut", "sample"):
             if not told[name]:
                 del told[name]
         return json.dumps(told)
@@ -88,14 +91,20 @@ class PageMetadata:
 
 
 class FrozenListing:
-    """Read and write the pages of a run."""
+    """Read and write the pages of a run.
 
-    def __init__(self, run: RunFolder):
+    Args:
+        run: the run folder.
+        folder: name of the folder of the pages in _run/; SAMPLE for those of a sample.
+    """
+
+    def __init__(self, run: RunFolder, folder: str = "shards"):
         self.run = run
+        self.folder = folder
 
     def files(self) -> list[str]:
         """Return the paths of the pages, in order."""
-        paths = self.run.parquet_files("_run", "shards")
+        paths = self.run.parquet_files("_run", self.folder)
         return sorted(path for path in paths if not path.rpartition("/")[2].startswith("_"))
 
     @property
@@ -119,11 +128,15 @@ class FrozenListing:
         return interrupted and self.put(len(files), [], last=True, metadata=PageMetadata())
 
     def read(self, path: str) -> pa.Table:
-        """Return the shards of a page, as LISTING; with a column CUT where a unit of the last one is cut."""
+        """Return the shards of a page, as LISTING.
+
+        There is a column CUT more where a unit of the last shard is cut, and PICKS where samples were drawn.
+        """
         with self.run.fs.open(path, "rb") as file:
             table = pq.read_table(file)
-        cut = PageMetadata.of(table.schema).cut
-        return with_cut(table.replace_schema_metadata(None).cast(LISTING), cut)
+        metadata = PageMetadata.of(table.schema)
+        schema = LISTING.append(PICKS) if PICKS.name in table.column_names else LISTING
+        return with_cut(table.replace_schema_metadata(None).cast(schema), metadata.cut)
 
     def metadata(self, path: str) -> PageMetadata:
         """Return the metadata of a page; no shard is read."""
@@ -187,7 +200,7 @@ class FrozenListing:
         """
         table = listing_table(shards)
         end = "-end" if last else ""
-        path = self.run.path("_run", "shards", f"{number:05d}{end}.parquet")
+        path = self.run.path("_run", self.folder, f"{number:05d}{end}.parquet")
         for file in self.files():
             if file.rpartition("/")[2].startswith(f"{number:05d}") and file != path:
                 return False
@@ -330,7 +343,7 @@ def _belong_together(shard: Shard, after: Shard) -> bool:
 
 # ---- what is left to do -----------------------------------------------------------------------------------
 
-OPEN_SHARD = pa.schema([*LISTING, ("start", pa.int32()), ("have", pa.list_(pa.int32())), CUT])
+OPEN_SHARD = pa.schema([*LISTING, CUT, PICKS, ("start", pa.int32()), ("have", pa.list_(pa.int32()))])
 
 
 def open_shards(page: pa.Table, done: CommittedUnits) -> Iterator[pa.Table]:
@@ -339,16 +352,16 @@ def open_shards(page: pa.Table, done: CommittedUnits) -> Iterator[pa.Table]:
     `start` is the number of the first unit that is missing, `have` the numbers of the later units that are
     done, `cut` as PageMetadata has it.
     """
-    if CUT.name not in page.column_names:
-        page = page.append_column(CUT, pa.nulls(page.num_rows, CUT.type))
-    listed = page.select(LISTING.names)
+    for column in (CUT, PICKS):
+        if column.name not in page.column_names:
+            page = page.append_column(column, pa.nulls(page.num_rows, column.type))
+    listed = page.select([*LISTING.names, CUT.name, PICKS.name])
     names = shard_names(page)
     for number in np.flatnonzero(~done.complete(names)).tolist():
         units = done[names[number]]
         start = pa.array([units.contiguous], pa.int32())
         have = pa.array([sorted(units.after_gap)], pa.list_(pa.int32()))
-        cut = page[CUT.name].slice(number, 1)
-        yield pa.Table.from_arrays([*listed.slice(number, 1).columns, start, have, cut], schema=OPEN_SHARD)
+        yield pa.Table.from_arrays([*listed.slice(number, 1).columns, start, have], schema=OPEN_SHARD)
 
 
 def open_pages(frozen: FrozenListing, done: CommittedUnits) -> Iterator[pa.Table]:

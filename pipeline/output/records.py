@@ -363,6 +363,7 @@ class Summary:
         skipped_names: files and folders of the sources that were skipped by their names, by kind.
         left_out: links to folders that were not followed, and special files: 1 by "KIND: path -> target".
         limit: images after which the command was to stop; None where the run is complete.
+        sample: images that were drawn; None where the run is complete.
     """
 
     run_id: str
@@ -382,12 +383,13 @@ class Summary:
     skipped_names: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     limit: int | None = None
+    sample: int | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the object of summary.json."""
         told = {f.name: getattr(self, f.name) for f in fields(self)}
         told["last_command"] = self.last_command.to_dict()
-        for name in ("estimate", "limit"):
+        for name in ("estimate", "limit", "sample"):
             if told[name] is None:
                 del told[name]
         for name in ("skipped_names", "left_out"):

@@ -85,6 +85,10 @@ class RunFolder:
         self._remove(paths)
         return len(paths)
 
+    def remove_records(self, *parts: str) -> None:
+        """Remove the Parquet files in a folder of the run."""
+        self._remove(self.parquet_files(*parts))
+
     def _remove(self, paths: list[str]) -> None:
         """Remove files, of which some may be gone already; on an object store by one call for all files."""
         if not is_local(self.fs):

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import fsspec
 
@@ -148,11 +149,25 @@ def pages_of(images: list[NamedImage]) -> Iterator[Shard]:
 
     All pages have the number of the last source, so a listing may not end between two of them.
     """
-    by_store: dict[str, list[NamedImage]] = {}
+    found = [ImageAt(image.name.uri, image.size, image.version) for image in images]
+    yield from named_pages(found, source=images[-1].name.source if images else 0)
+
+
+class ImageAt(NamedTuple):
+    """Say where an image lies, with its size and version as `ListedImage` has them."""
+
+    uri: str
+    size: int
+    version: str
+
+
+def named_pages(images: list[ImageAt], source: int) -> Iterator[Shard]:
+    """Yield a page for each store, with its images in their order and the number of a source."""
+    by_store: dict[str, list[ImageAt]] = {}
     for image in images:
-        by_store.setdefault(_store(image.name.uri), []).append(image)
+        by_store.setdefault(_store(image.uri), []).append(image)
     for found in by_store.values():
-        yield _page(found, source=images[-1].name.source)
+        yield _page(found, source)
 
 
 def _store(uri: str) -> str:
@@ -160,11 +175,11 @@ def _store(uri: str) -> str:
     return uri[: (uri + "/").index("/", uri.index("://") + 3)] if "://" in uri else ""
 
 
-def _page(images: list[NamedImage], source: int) -> Shard:
-    top = _common_folder({image.name.uri.rpartition("/")[0] for image in images})
+def _page(images: list[ImageAt], source: int) -> Shard:
+    top = _common_folder({image.uri.rpartition("/")[0] for image in images})
     members: list[ListedImage] = []
     for image in images:
-        members.append({"key": image.name.uri[len(top) + 1 :], "size": image.size, "version": image.version})
+        members.append({"key": image.uri[len(top) + 1 :], "size": image.size, "version": image.version})
     return Shard(
         kind=NAMED if len(images) > 1 else "images",
         uri=top,

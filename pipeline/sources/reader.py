@@ -12,6 +12,7 @@ import pyarrow as pa
 from wordsworth.pipeline.errors import without_secrets
 from wordsworth.pipeline.sources.image_sidecars import ImageSidecars
 from wordsworth.pipeline.sources.lost_objects import Loss, Witness, fault_of, loss_of
+from wordsworth.pipeline.sources.picks import picked
 from wordsworth.pipeline.sources.samples import (
     EncodedSample,
     ReadSettings,
@@ -54,7 +55,7 @@ def read_units(
     cutter = _Cutter(shard=shard, settings=settings, number=number, position=position, index=index)
     held: EncodedSample | None = None  # one sample ahead, to know the last unit when it is made
     try:
-        for sample in _samples(shard, settings, position, in_group, cutter.skipped):
+        for sample in _samples(cutter, position, in_group):
             if held is not None and cutter.add(held):
                 yield cutter.cut()
             held = sample
@@ -66,18 +67,20 @@ def read_units(
     yield cutter.cut(last=True)
 
 
-def _samples(
-    shard: Shard, settings: ReadSettings, position: int, in_group: int, skipped: SkippedMembers
-) -> Iterator[EncodedSample]:
-    if shard.kind == "tar":
-        return tar_samples(shard, settings, position, in_group, skipped)
+def _samples(cutter: "_Cutter", position: int, in_group: int) -> Iterator[EncodedSample]:
+    """Return the samples from a place on, which is that of the cutter's next sample."""
+    shard = cutter.shard
+    settings = cutter.settings
     if shard.is_page:
         return page_samples(shard, settings, position)
+    if shard.kind == "tar":
+        samples = tar_samples(shard, settings, position, in_group, cutter.skipped)
+        return picked(samples, shard.picks, cutter.index)
     fs, path = open_exact(shard.uri, settings.storage_options)
     check_unchanged(fs, path, shard)
     if shard.kind == "zip":
-        return zip_samples(shard, settings, position, skipped.count)
-    return table_samples(shard, settings, position, in_group)
+        return picked(zip_samples(shard, settings, position, cutter.skipped.count), shard.picks, cutter.index)
+    return table_samples(shard, settings, position, in_group, cutter.index)
 
 
 @dataclass(kw_only=True)

@@ -28,6 +28,7 @@ LISTING = pa.schema(
         ),
     ]
 )
+PICKS = pa.field("picks", pa.list_(pa.int32()))  # one more column, of a listing of picked samples
 
 
 class ListedImage(TypedDict):
@@ -57,6 +58,8 @@ class Shard:
         members: images of a page
         source: number of the command's source under which the shard was found; no part of the shard's
             identity
+        picks: numbers of the samples that count, from 0, in order; of a shard that is no page. None are given
+            where all count
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Shard:
     first_index: int = 0
     members: tuple[ListedImage, ...] = ()
     source: int = 0
+    picks: tuple[int, ...] = ()
 
     @property
     def id(self) -> str:
@@ -73,6 +77,8 @@ class Shard:
         lines = [f"{self.kind}|{self.uri}|{self.size}|{self.version}|{self.first_index}"]
         for member in self.members:
             lines.append(f"{member['key']}|{member['size']}|{member['version']}")
+        if self.picks:
+            lines.append(f"picks {self.picks}")
         identity = "\n".join(lines).encode("utf-8", "surrogatepass")
         return hashlib.sha256(identity).hexdigest()[:12]
 
@@ -118,6 +124,7 @@ class Shard:
             first_index=row["first_index"],
             members=tuple(row["members"] or ()),
             source=row["source"],
+            picks=tuple(row.get("picks") or ()),
         )
 
 
@@ -129,5 +136,7 @@ def unit_stem(uri: str, id: str) -> str:
 
 
 def listing_table(shards: list[Shard]) -> pa.Table:
-    """Return shards as a table of LISTING, one row each."""
-    return pa.Table.from_pylist([shard.to_row() for shard in shards], schema=LISTING)
+    """Return shards as a table of LISTING, one row each; with the column PICKS where a shard has some."""
+    has_picks = any(shard.picks for shard in shards)
+    schema = LISTING.append(PICKS) if has_picks else LISTING
+    return pa.Table.from_pylist([shard.to_row() for shard in shards], schema=schema)

@@ -24,6 +24,7 @@ from wordsworth.pipeline.sources.image_names import ImageNames, names_beside_byt
 from wordsworth.pipeline.sources.json_array import json_file_records
 from wordsworth.pipeline.sources.nested_fields import Field, Tree, column_to_read, tree_of
 from wordsworth.pipeline.sources.path_columns import path_columns
+from wordsworth.pipeline.sources.picks import picked
 from wordsworth.pipeline.sources.samples import MAX_READINGS, EncodedSample, ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.table_cells import (
@@ -52,9 +53,11 @@ Span = tuple[int, int]  # bytes of the file that were read before a record, and 
 
 
 def table_samples(
-    shard: Shard, settings: ReadSettings, position: int, in_group: int = 0
+    shard: Shard, settings: ReadSettings, position: int, in_group: int = 0, index: int = 0
 ) -> Iterator[EncodedSample]:
     """Yield the samples of a table from row `position` on, without the first `in_group` samples of that row.
+
+    Before the first of them come `index` samples of those that count.
 
     The damaged rest of a table is one row without a key.
 
@@ -63,7 +66,8 @@ def table_samples(
         OSError: the store fails.
     """
     fs, path = open_exact(shard.uri, settings.storage_options)
-    return fetched(named_samples(fs, path, shard, settings, Place(position, in_group)), shard, settings)
+    samples = named_samples(fs, path, shard, settings, Place(position, in_group))
+    return fetched(picked(samples, shard.picks, index), shard, settings)
 
 
 def table_rows(shard: Shard, settings: ReadSettings) -> Iterator[NamedImage]:

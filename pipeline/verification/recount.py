@@ -52,9 +52,13 @@ class Recount:
         asked: the plan's `asked`.
         options: options of the file system.
         report: gets the findings and the number of samples.
+        is_part: whether the run is to have a part of its sources only.
     """
 
-    def __init__(self, asked: dict[str, Any], options: dict[str, Any] | None, report: Report):
+    def __init__(
+        self, asked: dict[str, Any], options: dict[str, Any] | None, report: Report, is_part: bool = False
+    ):
+        self.is_part = is_part
         self.image_column: str | None = asked.get("image-column")
         self.key: str | None = asked.get("key")
         self.image_keys: list[str] = asked["image-key"]
@@ -111,16 +115,16 @@ class Recount:
             self.report.add(code, where, detail, counts[code])
 
     def _is_of_earlier_version(self, table: Shard, rows: list[Sample], is_begun: bool) -> bool:
-        samples = self._table(table, by_number=True)
+        samples = _drawn(self._table(table, by_number=True), table)
         return not any(_differences(samples[: len(rows)] if is_begun else samples, rows))
 
-    def close(self, is_limited: bool = False) -> None:
+    def close(self) -> None:
         """Report the images under the last prefix that no page names.
 
         They are a finding where the prefix itself was a source, and nothing below it was another one, unless
-        the run is limited.
+        the run is one of a part of its sources.
         """
-        if is_limited:
+        if self.is_part:
             self.unmet = {}
         below = f"{self.prefix}/"
         is_whole = self.prefix in self.sources and not any(
@@ -137,6 +141,9 @@ class Recount:
         self.report.recounted = (self.report.recounted or 0) + num_samples
 
     def _samples(self, shard: Shard, rows: list[Sample]) -> list[Sample]:
+        return _drawn(self._all_samples(shard, rows), shard)
+
+    def _all_samples(self, shard: Shard, rows: list[Sample]) -> list[Sample]:
         if shard.kind == "named":
             samples, changed = named_samples(shard, rows, self.options)
             _check_unchanged(changed, len(samples))
@@ -242,6 +249,14 @@ class Recount:
         if extensions and extensions[-1]:
             return extensions[-1] in self.image_keys
         return self.takes_bare_names and base != ""
+
+
+def _drawn(samples: list[Sample], shard: Shard) -> list[Sample]:
+    """Return the samples that were drawn for a sample of the source; all where none was."""
+    if not shard.picks:
+        return samples
+    drawn = set(shard.picks)
+    return [sample for place, sample in enumerate(samples) if place in drawn]
 
 
 def _check_unchanged(changed: list[str], num_images: int) -> None:

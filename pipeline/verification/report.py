@@ -20,7 +20,7 @@ class Finding:
             compacted files: missing_file, wrong_size, differing_rows, and all codes of a file
             records of a compaction: unreadable_generation, wrong_generation
             records of the run: incomplete_listing, unreadable_listing, wrong_listing, not_finished,
-            limited_run,
+            limited_run, sample_run,
             wrong_summary, wrong_manifest
             the source: source_changed, unreadable_source, skipped_name
             rows and source: missing_sample, extra_row, wrong_key, wrong_error, wrong_place (offset or size)
@@ -31,14 +31,6 @@ class Finding:
     code: str
     where: str
     detail: str
-
-
-def limited_detail(limit: int, num_rows: int) -> str:
-    """Return what to say of a limited run."""
-    return (
-        f"this run has the first {num_rows:,} images of its source (--limit {limit}): "
-        "the same command without --limit labels the rest"
-    )
 
 
 @dataclass(slots=True)
@@ -68,8 +60,8 @@ class Report:
 
     @property
     def is_exact_so_far(self) -> bool:
-        """Return whether nothing is wrong but that the run is limited to a part of its source."""
-        return [finding.code for finding in self.findings] == ["limited_run"]
+        """Return whether nothing is wrong but that the run has a part of its source only."""
+        return [finding.code for finding in self.findings] in (["limited_run"], ["sample_run"])
 
     @property
     def ok(self) -> bool:

@@ -21,8 +21,9 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.shards import LISTING, Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount import Recount, Sample
-from wordsworth.pipeline.verification.report import Report, limited_detail
+from wordsworth.pipeline.verification.report import Report
 from wordsworth.pipeline.verification.row_findings import full_keys, row_findings
+from wordsworth.pipeline.verification.run_part import RunPart
 from wordsworth.pipeline.verification.stored_units import FoundUnit, StoredUnits, difference
 
 
@@ -67,17 +68,6 @@ def _replaced_in(run: RunFolder) -> dict[str, int]:
         return {}
 
 
-def _limit(run: RunFolder) -> int:
-    """Return the images after which the last command on a run stopped; 0 where the listing has its end."""
-    try:
-        pages = FrozenListing(run).files()
-        if not pages or pages[-1].endswith("-end.parquet"):
-            return 0
-        return FrozenListing(run).metadata(pages[-1]).limit
-    except (pa.ArrowInvalid, ValueError, TypeError):
-        return 0  # the page is reported later
-
-
 def _read(run: RunFolder, *parts: str) -> pa.Table | Damaged:
     """Return a Parquet file of the run, or why it cannot be read. What the store raises is raised."""
     try:
@@ -93,11 +83,11 @@ class _Verifier:
         self.run = run
         self.run_is = {"run_id": plan.run_id, "fingerprint": plan.fingerprint}
         self.report = Report(recounted=0 if source else None)
-        self.recount = Recount(plan.asked, options, self.report) if source else None
         self.rows: dict[str, int | None] = {}  # rows by file name; None for a file that cannot be read
         self.schema: pa.Schema | None = None  # schema of the first file
-        self.replaced_in = _replaced_in(run)
-        self.limit = _limit(run)
+        self.part = RunPart(run)
+        self.recount = Recount(plan.asked, options, self.report, self.part.is_part) if source else None
+        self.replaced_in = {} if self.part.is_sample else _replaced_in(run)
 
     def check(self) -> Report:
         """Make every check and return the report."""
@@ -105,8 +95,10 @@ class _Verifier:
         for shard in self._shards():
             self._shard(shard)
         if self.recount:
-            self.recount.close(self.limit > 0)
-        is_listing_damaged = any(one.where.startswith("_run/shards") for one in self.report.findings)
+            self.recount.close()
+        is_listing_damaged = any(
+            one.where.startswith(f"_run/{self.part.folder}") for one in self.report.findings
+        )
         if not is_listing_damaged:  # with a damaged listing, nobody knows what is foreign
             self.units.name_strays()
         self.units.check_folder()
@@ -116,23 +108,24 @@ class _Verifier:
     def _shards(self) -> Iterator[Shard]:
         """Yield the shards of the frozen listing, but for those that a later page replaces. One page is
         held."""
-        names = self.run.names("_run", "shards")
+        folder = self.part.folder
+        names = self.run.names("_run", folder)
         bare = [f"{number:05d}.parquet" for number in range(len(names))]
         is_numbered = [name.replace("-end", "") for name in names] == bare
-        is_whole = bool(names) and (names[-1].endswith("-end.parquet") or self.limit > 0)
+        is_whole = bool(names) and (names[-1].endswith("-end.parquet") or self.part.limit > 0)
         if not is_whole or not is_numbered:
             last = ", ".join(names[-3:]) or "none"
-            self.report.add("incomplete_listing", "_run/shards", f"its pages are {last}: one is missing")
+            self.report.add("incomplete_listing", f"_run/{folder}", f"its pages are {last}: one is missing")
         for number, name in enumerate(names):
-            page = _read(self.run, "_run", "shards", name)
+            page = _read(self.run, "_run", folder, name)
             if isinstance(page, Exception) or not set(LISTING.names) <= set(page.column_names):
-                self.report.add("unreadable_listing", f"_run/shards/{name}", _why(page))
+                self.report.add("unreadable_listing", f"_run/{folder}/{name}", _why(page))
                 continue
             for row in page.to_pylist():
                 shard = Shard.from_row(row)
                 if shard.id != row["id"]:
                     why = f"{without_credentials(shard.uri)} is not what its id was made from"
-                    self.report.add("wrong_listing", f"_run/shards/{name}", why)
+                    self.report.add("wrong_listing", f"_run/{folder}/{name}", why)
                 if self.replaced_in.get(shard.id, -1) <= number:
                     yield shard
 
@@ -140,7 +133,7 @@ class _Verifier:
         """Check the units of a shard and, with the source, count the shard again."""
         self.report.shards += 1
         units = self.units.of(shard.name)
-        is_begun = self.limit > 0 and not any(unit.last for unit in units)
+        is_begun = self.part.limit > 0 and not any(unit.last for unit in units)
         for code, detail, count in _unit_findings(units, is_begun):
             self.report.add(code, shard.name, detail, count)
         expected: int | None = shard.first_index
@@ -248,8 +241,8 @@ class _Verifier:
         except UserError as error:
             self.report.add("wrong_summary", where, str(error))
             return
-        if summary is None and self.limit:
-            self.report.add("limited_run", "_run/shards", limited_detail(self.limit, self.report.rows))
+        if summary is None and self.part.is_part:
+            self.report.add(*self.part.finding(self.report.rows))
             return
         if summary is None:
             self.report.add("not_finished", where, "there is no summary: the run has not come to its end")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 from tests.support.builders import photo, write_tar
 from tests.support.labelling import Watcher, label_of
 from tests.support.tables import write_hugging_face, write_parquet
+from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling import accuracy
 from wordsworth.pipeline.labeling.accuracy import (
     NUM_BINS,
@@ -20,6 +22,7 @@ from wordsworth.pipeline.labeling.accuracy import (
 )
 from wordsworth.pipeline.labeling.evaluate import evaluate
 from wordsworth.pipeline.labeling.request import LabelRequest
+from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
 
@@ -225,3 +228,49 @@ def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
         "worst classes",
     ):
         assert words in said.stdout, said.stdout
+
+
+def test_a_sample_is_of_all_classes_and_the_same_command_without_it_takes_all(
+    tmp_path, local_ray, small_model
+):
+    model = load_folder(small_model)
+    for place, label in enumerate(LABELS):  # a folder that is sorted by class, and a tar of the last class
+        if label == LABELS[-1]:
+            members = {f"{label}/{number}.jpg": photo(number) for number in range(12)}
+            write_tar(tmp_path / "in" / "last.tar", members)
+            continue
+        for number in range(12):
+            path = tmp_path / "in" / "folder" / label / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo(number + 100 * place))
+    request = LabelRequest(
+        command="label",
+        sources=(str(tmp_path / "in" / "folder"), str(tmp_path / "in" / "last.tar")),
+        output=str(tmp_path / "out"),
+        model="small",
+        precision="fp32",
+    )
+    watchers = [Watcher() for _ in range(4)]
+
+    def run(number: int, **part) -> dict:
+        watch = contextlib.nullcontext(watchers[number])
+        return evaluate(replace(request, **part), model, "folder", lambda name: watch)
+
+    sampled = run(0, sample=30)
+    assert sampled["images"] == 30 and sum(receipt.rows for receipt in watchers[0].receipts) == 30
+    table = pq.read_table(tmp_path / "out" / "test" / "predictions").to_pylist()
+    drawn = {(row["shard"], row["key"]): row["label"] for row in table}
+    assert {key.split("/")[0] for _, key in drawn} == set(LABELS)
+    report = verify(str(tmp_path / "out" / "test"), source=True)
+    assert [finding.code for finding in report.findings] == ["sample_run"] and report.recounted == 30
+    assert run(1, sample=30) == sampled and not watchers[1].receipts
+    with pytest.raises(
+        UserError, match="holds a sample of 30 images, drawn with --sample-seed 0: ask for that"
+    ):
+        run(2, sample=30, sample_seed=1)
+    assert run(3)["images"] == 60
+    assert verify(str(tmp_path / "out" / "test"), source=True).ok
+    table = pq.read_table(tmp_path / "out" / "test" / "predictions").to_pylist()
+    assert drawn.items() <= {(row["shard"], row["key"]): row["label"] for row in table}.items()
+    with pytest.raises(UserError, match="has images from the first on, and no sample"):
+        run(2, sample=30)

@@ -165,6 +165,7 @@ def build(
     reader=read_rows,
     format: str | None = None,
     image_keys: tuple[str, ...] = KEYS,
+    shards: list[Shard] | None = None,
 ) -> Path:
     """Make a finished run over real files; `reader` returns the rows of each shard."""
     run = RunFolder(str(out))
@@ -173,7 +174,7 @@ def build(
     asked = {"source": sorted(names), "image-key": list(image_keys), "key-rule": "auto"}
     asked |= {"format": format, "top-k": 2, "embedding": "float16"}
     run.create(made_up_plan(asked))
-    _label(run, listing.shards, reader)
+    _label(run, listing.shards if shards is None else shards, reader)
     return out
 
 

@@ -23,6 +23,7 @@ import zstandard
 from PIL import Image
 
 from tests.support.labelling import rows, run
+from tests.support.samples import encoded
 from tests.support.tables import write_csv, write_json, write_jsonl, write_parquet
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
@@ -102,6 +103,15 @@ def folder_of_links(folder: Path) -> list[Path]:
     (folder / "in" / "birds").symlink_to(".store/birds")
     (folder / "in" / "dog.jpg").symlink_to(folder / "elsewhere" / "dogs" / "1.jpg")
     return [folder / "in"]
+
+
+def folder_of_formats(folder: Path) -> list[Path]:
+    write(folder, "1.jfif", "2.JPE")
+    for number, name, kind in ((3, "3.jp2", "JPEG2000"), (4, "4.heic", "HEIF"), (5, "5.avif", "AVIF")):
+        (folder / name).write_bytes(encoded(Image.open(io.BytesIO(image(number))), kind))
+    (folder / "6.jxl").write_bytes(b"\xff\x0a" + bytes(50))
+    (folder / "7.jpg").symlink_to("/nowhere")
+    return [folder]
 
 
 def tables_of_text(folder: Path) -> list[Path]:
@@ -232,6 +242,18 @@ TRIALS = {
     "a tar with thumbnails": Trial(tar_of_programs, {"cat/1": 1, "dog/2": 4}),
     "a folder with links to folders": Trial(
         folder_of_links, {"cats/a.jpg": 1, "birds/c.jpg": 3, "dog.jpg": 2}
+    ),
+    "a folder with images of many formats, and a link that leads nowhere": Trial(
+        folder_of_formats,
+        {
+            "1.jfif": 1,
+            "2.JPE": 2,
+            "3.jp2": 3,
+            "4.heic": 4,
+            "5.avif": 5,
+            "6.jxl": "unsupported_format",
+            "7.jpg": "not_found",
+        },
     ),
     "tables of text with semicolons, in UTF-16, compressed, as an array": Trial(
         tables_of_text,

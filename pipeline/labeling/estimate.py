@@ -122,6 +122,8 @@ def _sample_shards(request: LabelRequest) -> ShardSample:
     num_bytes = 0
     chosen: list[Shard] = []
     images_left = request.limit or 0
+    if request.limit:
+        finder.most_images = request.limit
     is_cut = False
     for shard in finder.shards():
         is_cut = bool(request.limit) and (images_left <= 0 or num_shards == NUM_SHARDS)

@@ -53,7 +53,7 @@ def fetched(samples: Iterator[NamedImage], shard: Shard, settings: ReadSettings)
     queue = _FetchQueue(pool, settings.max_bytes)
     try:
         for sample, uri in samples:
-            if uri is None and not queue:
+            if not queue and (uri is None or queue.fetch_at_once(sample, uri, resolver)):
                 yield sample
                 continue
             queue.add(_Fetch(sample), uri, resolver)
@@ -98,14 +98,30 @@ class _FetchQueue:
         except Refused as refusal:
             fetch.fail("refused_uri", str(refusal))
         else:
-            if len(self._waiting) == 1 and not self._rows_in_threads and is_local(fetch.fs):
-                self._fetch_here(fetch)
-                return
             self._rows_in_threads = max(0, self._rows_in_threads - 1)
             fetch.measured = self._pool.submit(fetch.measure, self._max_bytes)
 
+    def fetch_at_once(self, sample: EncodedSample, uri: str, resolver: Resolver) -> bool:
+        """Fetch an image from a quick disk, without the threads, which would take longer; nothing waits.
+
+        Returns:
+            Whether the sample is complete. Else it has to wait for others.
+        """
+        if self._rows_in_threads or not resolver.local:
+            return False
+        fetch = _Fetch(sample)
+        try:
+            fetch.fs, fetch.path, fetch.refusal = resolver.resolve(uri)
+        except Refused:
+            return False
+        if not is_local(fetch.fs):
+            return False
+        self._fetch_here(fetch)
+        if sample.data:
+            self._last_read = fetch
+        return fetch.refused is None
+
     def _fetch_here(self, fetch: "_Fetch") -> None:
-        """Fetch an image from a disk, without the threads, which would take longer than a quick disk."""
         began = time.perf_counter()
         with _naming(fetch.path):
             fetch.measure(self._max_bytes)

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from typing import NamedTuple
 
 import fsspec
@@ -21,6 +22,7 @@ from wordsworth.pipeline.storage.filesystem import (
     without_credentials,
 )
 
+_PARTS_TO_RESOLVE = re.compile(r"//|/\.\.?(/|$)|/$")  # what normpath changes in an absolute path
 THIS_MACHINE = "a table in a store may not name files of this machine"
 
 
@@ -104,7 +106,9 @@ class Resolver:
     def _beside(self, name: str) -> NamedObject:
         """Return where a path leads, absolute or relative to the table's folder."""
         if self.local:
-            path = name if name.startswith("/") else posixpath.normpath(f"{self.folder}/{name}")
+            path = name if name.startswith("/") else f"{self.folder}/{name}"
+            if path is not name and _PARTS_TO_RESOLVE.search(path):
+                path = posixpath.normpath(path)
             return NamedObject(self.fs, path)
         if name.startswith("/"):
             raise Refused(THIS_MACHINE)

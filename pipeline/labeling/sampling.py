@@ -43,12 +43,17 @@ class DrawnSample:
     metadata: PageMetadata
 
     def freeze(self, listing: FrozenListing) -> None:
-        """Freeze the listing of the sample, unless another job has frozen one."""
+        """Freeze the listing of the sample, unless another job has frozen one.
+
+        Raises:
+            UserError: a part of another sample is frozen.
+        """
         if listing.complete:
             return
         for number, (page, last) in enumerate(split_into_pages(self.shards, math.inf)):
             metadata = self.metadata if number == 0 else PageMetadata(sample=self.metadata.sample)
-            listing.put(number, page, last=last, metadata=metadata)
+            if not listing.put(number, page, last=last, metadata=metadata):
+                raise UserError(f"{listing.run.uri} holds a sample of other sources: choose a new --output")
 
 
 def draw_sample(request: LabelRequest, progress: Progress) -> DrawnSample:

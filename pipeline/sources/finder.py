@@ -22,7 +22,8 @@ from wordsworth.pipeline.sources.file_kinds import (
     kind_of,
 )
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
-from wordsworth.pipeline.sources.named_images import Name, NamedImage, NameLookup, pages_of
+from wordsworth.pipeline.sources.name_lookup import Name, NamedImage, NameLookup
+from wordsworth.pipeline.sources.named_images import pages_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.run_outputs import RunOutputs
 from wordsworth.pipeline.sources.shards import ListedImage, Shard

@@ -124,20 +124,22 @@ def _image_at(prefix: str, member: ListedImage) -> ImageAt:
 
 def _pages(images: dict[str | None, list[ImageAt]]) -> Iterator[Shard]:
     cursor = ListingCursor()
+    number = 0  # of the part: pages of one part are frozen together
     for prefix, found in images.items():
         for begin in range(0, len(found), IMAGES_IN_PAGE):
             part = found[begin : begin + IMAGES_IN_PAGE]
-            for page in named_pages(part, 0) if prefix is None else [_page_below(prefix, part)]:
+            for page in named_pages(part, number) if prefix is None else [_page_below(prefix, part, number)]:
                 yield replace(page, first_index=cursor.take_indexes(page))
+            number += 1
 
 
-def _page_below(prefix: str, images: list[ImageAt]) -> Shard:
+def _page_below(prefix: str, images: list[ImageAt], source: int) -> Shard:
     members: list[ListedImage] = []
     for image in images:
         key = key_under(prefix, image.uri)
         members.append({"key": key, "size": image.size, "version": image.version})
     size = sum(image.size for image in images)
-    return Shard(kind="images", uri=prefix, size=size, version="", members=tuple(members))
+    return Shard(kind="images", uri=prefix, size=size, version="", members=tuple(members), source=source)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -21,9 +21,11 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.output.source_changes import find_changes
 from wordsworth.pipeline.sources import finder as finder_module
+from wordsworth.pipeline.sources import name_lookup
 from wordsworth.pipeline.sources.finder import Finder, ListingCursor, find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.sources.source_lists import expand_sources
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.checkpoint import load_folder
 
@@ -114,6 +116,31 @@ def test_every_odd_key_is_a_row_and_is_exact(tmp_path, put):
     assert images(f"s3://{BUCKET}/odd") == at(ODD, "odd/x", "odd/empty-mark/")
     report = verify(str(build(tmp_path / "out", f"s3://{BUCKET}/odd")), source=True)
     assert report.ok and report.recounted == len(ODD) - 2, report.findings
+
+
+def test_a_list_of_objects_is_looked_up_by_few_requests_whatever_their_keys_are(tmp_path, put, monkeypatch):
+    dense = {f"dense/{number:03d}.jpg": bytes([number]) for number in range(60)}
+    put(dense | ODD | {"dense/999.jpg": b"not in the list"})
+    not_listed = ("odd/x", "odd/empty-mark/", "odd/ends-in-a-slash.jpg/", "odd/a**b/[x]{1,2}.jpg")
+    given = at(dense) | at(ODD, *not_listed)
+    missing = [f"s3://{BUCKET}/{folder}/gone.jpg" for folder in ("dense", "odd", "nowhere")]
+    lines = [*missing, *sorted(given, key=lambda uri: uri[::-1])]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    asked = []
+    real = name_lookup.object_info
+    monkeypatch.setattr(name_lookup, "object_info", lambda fs, path: asked.append(path) or real(fs, path))
+    names = expand_sources([f"@{tmp_path}/list.txt"])
+    (shard,) = find_shards(names).shards
+    assert len(asked) < len(ODD) + len(missing)
+    found = {
+        f"{row['folder']}/{row['key']}": row["error"]
+        for row in rows_of(read_units(shard, ReadSettings(unit_rows=99)))
+    }
+    assert found == dict.fromkeys(given) | dict.fromkeys(missing, "not_found")
+    data = b"".join(unit.payload.tobytes() for unit in read_units(shard, ReadSettings(unit_rows=99)))
+    assert data == b"".join(given[uri] for uri in lines if uri in given)
+    report = verify(str(build(tmp_path / "out", names)), source=True)
+    assert report.ok and report.recounted == len(lines), report.findings
 
 
 def test_a_listing_of_odd_keys_goes_on_behind_any_of_them(put, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_limit_gives_just_the_first_images_of_a_folder_and_the_rest_comes_late
 
 
 @pytest.mark.parametrize("make", [folder_and_tars, named])
-@pytest.mark.parametrize("limit", [1, 3, 4, 6, 9, 10, 14, 20, 23, 26, 41, 42, 43, 1000])
+@pytest.mark.parametrize("limit", [1, 4, 9, 10, 20, 26, 42, 1000])
 def test_a_first_limit_is_kept_to_the_image_and_each_image_comes_once(tmp_path, monkeypatch, make, limit):
     monkeypatch.setattr(finder_module, "PAGE", 6)
     sources = make(tmp_path)

@@ -203,6 +203,7 @@ def test_a_failed_image_is_fetched_again_from_its_own_key(put):
     assert retry._fetch_objects(shard, failed, ReadSettings(unit_rows=9)) == {0: b"red!", 1: b"blue"}
 
 
+@pytest.mark.long  # the rows of such keys: the tests above; a labelled run of odd names: test_trials
 def test_a_labelled_run_has_the_pixels_of_each_key_and_an_update_adds_its_twin(
     tmp_path, put, store, local_ray, small_model
 ):

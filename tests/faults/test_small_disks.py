@@ -10,6 +10,7 @@ from tests.faults.scenarios import small_disks
 from wordsworth.pipeline.verification.verifier import verify
 
 
+@pytest.mark.long  # a full disk's one line, and no partial file: tests/storage
 def test_a_full_or_read_only_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path):
     job = Job(tmp_path / "job", shards=12, out=tmp_path / "disk" / "out")
     expected = job.expected()

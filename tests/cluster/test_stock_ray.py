@@ -94,6 +94,7 @@ def test_after_a_session_everything_in_ray_is_what_it_was(env, monkeypatch):
         )
 
 
+@pytest.mark.long  # what the gate does: the tests beside
 @pytest.mark.ray
 def test_labelling_runs_on_stock_ray(tmp_path, small_model, wordsworth):
     keys = write_shards(tmp_path / "shards", shards=2, images=5)

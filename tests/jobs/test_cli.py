@@ -170,7 +170,9 @@ def test_over_max_error_rate_exits_3_and_keeps_what_is_good(tmp_path, small_mode
     assert wordsworth("verify", tmp_path / "out", "--source").returncode == 0
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.long)]
+)
 def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, wordsworth, name, code):
     write_shards(tmp_path / "shards", shards=12, images=8)
     model = make_model(

@@ -223,6 +223,7 @@ def test_the_child_knows_no_credentials_and_none_of_our_files(monkeypatch, tmp_p
     made.close()
 
 
+@pytest.mark.slow
 def test_the_child_alone_loads_the_decoder_of_heic(monkeypatch):
     image = photo(0, 1000, 800)
     data = encoded(image, "HEIF")

@@ -209,11 +209,13 @@ def test_sharded_over_two_processes_a_step_is_that_of_one(sharded, name):
     ).abs().max() > 1e-3  # it moved
 
 
+@pytest.mark.slow
 def test_a_process_holds_about_half_of_the_parameters(sharded):
     whole = sum(p.numel() for p in sharded["one process"]["model"].parameters())
     assert sharded["plain"]["local"] < 0.6 * whole
 
 
+@pytest.mark.slow
 def test_the_gathered_state_dict_loads_into_a_plain_model(sharded):
     trained = sharded["one process"]["model"]
     plain = VisionTransformer(trained.config)
@@ -222,6 +224,7 @@ def test_the_gathered_state_dict_loads_into_a_plain_model(sharded):
         assert torch.allclose(plain(IMAGES), trained(IMAGES), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_computes_in_bfloat16_on_float32_parameters(sharded):
     found, expected = sharded["bf16"], sharded["one process"]
     assert found["loss"].dtype == torch.float32

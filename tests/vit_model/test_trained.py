@@ -71,6 +71,7 @@ def test_the_model_is_trained(digits, expected):
     assert (expected[0].argmax(-1) == digits[1][1400:]).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_folding_the_normalisation_alone_moves_the_rounding_only(digits, trained, expected):
     model = copy.deepcopy(trained)
     fold_patch_embed(model, PREPROCESSING)
@@ -78,6 +79,7 @@ def test_folding_the_normalisation_alone_moves_the_rounding_only(digits, trained
         torch.testing.assert_close(found, wanted, **FP32)
 
 
+@pytest.mark.slow
 def test_folding_the_layer_scale_alone_moves_the_rounding_only(digits, trained, expected):
     model = copy.deepcopy(trained)
     fold_layer_scale(model)  # of parameters that want gradients, too

@@ -278,16 +278,27 @@ class FirstPage:
             frozen.put(0, self.shards, last=self.ended, metadata=self.metadata)
 
 
+def read_frozen(
+    frozen: FrozenListing, seen: int, cursor: ListingCursor, replaced_in: dict[str, int]
+) -> Iterator[pa.Table]:
+    """Yield the frozen pages from page `seen` on, and move the cursor behind them.
+
+    replaced_in: as `FrozenListing.replaced_in` gives it.
+    """
+    for number, path in enumerate(frozen.files()[seen:], seen):
+        page = frozen.read(path)
+        cursor.advance(map(Shard.from_row, page.to_pylist()))
+        yield drop_shards(page, number, replaced_in)
+
+
 def list_pages(frozen: FrozenListing, finder: Finder) -> Iterator[pa.Table]:
     """Yield the frozen pages, and then the rest of the source, each page frozen before it is given."""
     replaced_in = frozen.replaced_in()
     cursor = ListingCursor()
     seen = 0
     while True:
-        for path in frozen.files()[seen:]:
-            page = frozen.read(path)
-            cursor.advance(map(Shard.from_row, page.to_pylist()))
-            yield drop_shards(page, seen, replaced_in)
+        for page in read_frozen(frozen, seen, cursor, replaced_in):
+            yield page
             seen += 1
         if frozen.complete:
             return

@@ -14,7 +14,7 @@ from wordsworth.pipeline.output.frozen_listing import (
     FirstPage,
     FrozenListing,
     PageMetadata,
-    drop_shards,
+    read_frozen,
     with_cut,
 )
 from wordsworth.pipeline.sources.finder import Finder
@@ -52,10 +52,8 @@ def list_limited(frozen: FrozenListing, finder: Finder, left: ImagesLeft) -> Ite
     cursor = ListingCursor()
     seen = 0
     while True:
-        for path in frozen.files()[seen:]:
-            page = frozen.read(path)
-            cursor.advance(map(Shard.from_row, page.to_pylist()))
-            yield drop_shards(page, seen, replaced_in)
+        for page in read_frozen(frozen, seen, cursor, replaced_in):
+            yield page
             seen += 1
         if frozen.complete:
             return

@@ -7,7 +7,6 @@ when they were made, and goes on with them by the command line.
 import contextlib
 import io
 import json
-import os
 import re
 import tarfile
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.servers import BUCKET, MissingServer, moto
+from tests.faults.servers import BUCKET, moto, served
 from tests.support.builders import photo, write_tar
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
@@ -132,14 +131,8 @@ class Store:
 
 @pytest.fixture(scope="module")
 def server():
-    """Serve an object store for this module; where its server is missing, fail in CI and skip elsewhere."""
-    try:
-        with moto() as backend:
-            yield backend
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+    """Serve an object store for this module."""
+    yield from served(moto)
 
 
 @pytest.fixture

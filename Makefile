@@ -4,9 +4,11 @@
 # make test-long  the checks that take longer than the others together
 # make gpu-check  what a machine with one GPU does with the model and the labeler, in six minutes
 # make bench      labelling against what one would write instead (DATA=folder of photographs, MODEL=Ti/16)
+# make servers    the object stores of the tests: Ceph (apt, as root) and azurite (npm), where they are not there yet
 # make lint       ruff and mypy; changes nothing
 # make format     ruff, which rewrites files
-# make lock       requirements.lock from pyproject.toml
+# make lock       the locks, with hashes, from pyproject.toml
+# make audit      asks a database of advisories about every locked version; needs a network
 # make setup      only the environment, in .venv
 
 PYTHON ?= python3
@@ -14,10 +16,15 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder#  files at a time: much of what they do is wait for processes
 TYPED  := build/typed/wordsworth#  the packages under the names that they are imported by, for mypy
+LOCKED := --require-hashes --only-binary :all:#  nothing that is not in a lock, and no code of an sdist, runs at a setup
+COMPILE := $(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+           --quiet
+# --strict: a version about which the database could not be asked is a failure too.
+AUDIT  := build/audit/bin/pip-audit --strict --vulnerability-service osv --disable-pip --require-hashes --progress-spinner off
 OTHER  := $(WHEELS)$(filter command,$(origin PYTHON))#  a machine without .venv and without a network: a folder of wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long gpu-check bench lint format lock
+.PHONY: help setup demo test test-fast test-long gpu-check bench servers lint format lock audit
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -25,14 +32,14 @@ help:
 setup: $(READY)
 	@echo "Ready. Next: make demo, or  source $(VENV)/bin/activate  and  wordsworth --help"
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock requirements-setup.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Creating $(VENV) from requirements.lock (several GB the first time: PyTorch brings its CUDA libraries) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python -r requirements.lock
-	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps -e .
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(LOCKED) -r requirements-setup.lock
+	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(LOCKED) -r requirements.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(READY)
@@ -53,6 +60,9 @@ gpu-check:
 	@$(if $(OTHER),$(PYTHON),$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON))) -m benchmarks.gpu_check \
 	  $(if $(WHEELS),--wheels $(WHEELS)) $(OPTIONS)
 
+servers:
+	@tests/faults/install_servers.sh
+
 lint: $(READY)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@mkdir -p $(TYPED) && ln -sfn $(CURDIR)/wordsworth/*.py $(foreach name,jobs pipeline vit_model,$(CURDIR)/$(name)) $(TYPED)
@@ -66,5 +76,15 @@ bench: $(READY)
 	@$(VENV)/bin/python -m benchmarks.label $(DATA) --models $(or $(MODEL),Ti/16) $(OPTIONS)
 
 lock:
-	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --no-emit-index-url --no-header --quiet -o requirements.lock
+	@$(COMPILE) pyproject.toml --all-extras -o requirements.lock
+	@$(COMPILE) --group pyproject.toml:setup -o requirements-setup.lock
+	@$(COMPILE) --group pyproject.toml:audit -o requirements-audit.lock
+
+audit: $(READY)
+	@$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python build/audit
+	@$(VENV)/bin/uv pip install --quiet --python build/audit/bin/python $(LOCKED) -r requirements-audit.lock
+	@for lock in requirements.lock requirements-setup.lock requirements-audit.lock; do \
+	  $(AUDIT) -r $$lock 2> build/audit/errors || { tail -n 1 build/audit/errors; \
+	    echo "$$lock: a version has an advisory, or the database of advisories was not reached (above)"; exit 1; }; \
+	done
+	@echo "No version in the locks has a known advisory."

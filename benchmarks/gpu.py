@@ -462,7 +462,8 @@ def label(
 ) -> Iterator[dict[str, Any]]:
     """Measure the command on a GPU, beside the rates of decoding and of the model alone."""
     from benchmarks import label as labeler
-    from wordsworth.vit_model.checkpoint import random_checkpoint, save_folder
+    from wordsworth.vit_model.checkpoint import random_checkpoint
+    from wordsworth.vit_model.model_folder import save_folder
 
     images = labeler.photographs(photographs, 1000)
     decoded = decode_rate(images[:64], labeler.cores())

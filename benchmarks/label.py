@@ -42,14 +42,15 @@ import torch
 from benchmarks.decode import SETTINGS, photographs, unit_of
 from benchmarks.machine import machine, write_rows
 from tests.support.builders import write_tar
-from wordsworth.pipeline.cluster.resources import cores
+from wordsworth.pipeline.cluster.cores import cores
 from wordsworth.pipeline.images.decode import decode_unit
 from wordsworth.pipeline.images.resize import end_warm_up
 from wordsworth.pipeline.images.sandbox import Sandbox
-from wordsworth.vit_model.checkpoint import random_checkpoint, save_folder
+from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.model_folder import save_folder
 
 CSV = Path(__file__).with_suffix(".csv")
 SHARDS = 8

@@ -61,8 +61,9 @@ from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.pipeline.training.news import EpochNews
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.trainer import train
-from wordsworth.vit_model.checkpoint import Checkpoint, load_folder
+from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.model_folder import load_folder
 
 CSV = Path(__file__).with_suffix(".csv")
 BASELINES = {"supervised": "timm", "pretraining": "scratch"}  # what the other arms are compared with

@@ -52,3 +52,10 @@ def merge_rows(path: Path, measured: Iterable[dict[str, Any]]) -> None:
         rows = [old for old in rows if any(old[name] != row[name] for name in MEASURED)]
         rows.append(row)
     write_rows(path, rows)
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two markers of a page."""
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")

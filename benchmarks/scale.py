@@ -1,11 +1,23 @@
 """Measure how the driver's memory, the time to resume and the cost of LIST grow with a run's units.
 
     python -m benchmarks.scale [--real 1000 4000 16000] [--simulated 10000 100000 1000000]
+        [--receipts 10000 100000 1000000] [--store 10000 100000 1000000] [--requests 50 200]
+        [--training 10000 100000 1000000] [--actors 1 8 32] [--rows 128 256 512]
 
-Real: this number of tars with one small JPEG each, the hard case of one unit a shard, labelled by the
-smallest model on a local Ray. Then the last unit is removed and the same command resumes. Then the command
-finds the run finished. Simulated: a run folder of this number of empty files and the frozen listing of their
-shards, and the driver's steps over the folder. Every size is measured in a process of its own.
+Every size is measured in a process of its own; a part without sizes is left out.
+
+    real        this number of tars with one small JPEG each, the hard case of one unit a shard, labelled by
+                the smallest model on a local Ray. Then the last unit is removed and the same command resumes.
+                Then the command finds the run finished
+    simulated   a run folder of this number of empty files and the frozen listing of their shards, and the
+                driver's steps over the folder
+    receipts    this number of receipts from 1,000 actors, taken by the driver's code beside the listing of as
+                many shards
+    store       LIST of this number of shards and units, from a server that makes its answers by code
+    training    this number of shards, as a training holds, sends and divides them
+    requests    requests by kind, of a run over this number of tars
+    actors      the driver's CPU for a unit, beside this number of model actors that do nothing
+    rows        bytes of a unit's file of this number of rows
 
 added_mib is the memory that the driver held at most beyond its memory before the step. The slopes are those
 from the size before: CPU in microseconds a unit, and memory in bytes a unit. CPU of a real run is that of Ray
@@ -28,6 +40,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +50,7 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
+from benchmarks import scale_actors, scale_driver, scale_requests
 from benchmarks.machine import machine, write_rows
 
 MiB = 1 << 20
@@ -209,6 +223,7 @@ class Watcher:
     def __init__(self):
         self.times: list[float] = []  # of receipts, by the clock
         self.held: list[tuple[float, float, float]] = []  # time, MiB of this process, MiB in Ray's store
+        self.cpu: list[float] = []  # CPU-seconds of this process at each receipt
         self.planned_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -218,10 +233,13 @@ class Watcher:
         self._thread.start()
 
     def listed(self, **_): ...
-    def note(self, *_): ...
+    def note(self, *_, **__): ...
+    def waiting(self, _): ...
+    def working(self, _): ...
 
     def receipt(self, _):
         self.times.append(time.time())
+        self.cpu.append(time.process_time())
 
     def _sample(self) -> None:
         while not self._stop.wait(0.5):
@@ -319,6 +337,7 @@ def about(watcher: Watcher, ready: float, end: float) -> dict[str, Any]:
     ]
     return {
         **found,
+        "driver_cpu_ms_a_unit": round(1000 * (watcher.cpu[-1] - watcher.cpu[0]) / (len(times) - 1), 2),
         "units_per_second": [round(float(within.sum()) * 4 / (last - first), 1) for within in between],
         "driver_mib": [round(max(mib for _, mib, _ in samples), 1) for samples in held],
         "store_mib": [round(max(mib for _, _, mib in samples), 1) for samples in held],
@@ -345,7 +364,7 @@ class Table:
             "more": json.dumps(figure["more"]) if figure["more"] else "",
         }
         row |= {
-            name: round(figure[name], 3 if "seconds" in name else 1)
+            name: round(figure[name], 3 if "seconds" in name else 4)
             for name in ("seconds", "cpu_seconds", "peak_mib", "added_mib")
         }
         self.rows[what, units] = row
@@ -376,6 +395,18 @@ class Table:
                 yield f"{what}: {slopes}, up to {units:,} units"
 
 
+PARTS: dict[str, Callable[..., Iterator[tuple[str, dict[str, Any]]]]] = {
+    "simulated": simulated,
+    "receipts": partial(scale_driver.receipts, measured),
+    "store": partial(scale_driver.store, measured),
+    "training": partial(scale_driver.training, measured),
+    "requests": scale_requests.requests,
+    "actors": scale_actors.actors,
+    "rows": scale_requests.rows,
+    "real": real,
+}
+
+
 def child(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the figures that a process of its own prints, a line of JSON for each."""
     command = [sys.executable, "-m", "benchmarks.scale", "--child", *map(str, arguments)]
@@ -391,31 +422,54 @@ def forget_last_unit(out: Path) -> None:
         path.unlink()
 
 
+def over_folder(table: Table, part: str, units: int) -> None:
+    """Measure a part over a made-up run folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        make_folder(Path(scratch, "out"), units)
+        for what, figure in child(part, Path(scratch, "out"), units):
+            table.add(what, units, figure)
+
+
+def over_tars(table: Table, units: int) -> None:
+    """Measure real commands over small tars: the run, its resume, and one that finds nothing to do."""
+    with tempfile.TemporaryDirectory() as scratch:
+        make_tars(Path(scratch, "tars"), units)
+        for turn in ("label", "resume", "nothing to do"):
+            if turn == "resume":
+                forget_last_unit(Path(scratch, "out"))
+            for what, figure in child("real", scratch):
+                table.add(what, units, figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--real", type=int, nargs="*", default=[1000, 4000, 16000])
     parser.add_argument("--simulated", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--receipts", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--store", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--training", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--requests", type=int, nargs="*", default=[50, 200])
+    parser.add_argument("--actors", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--rows", type=int, nargs="*", default=[128, 256, 512])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        for figure in {"simulated": simulated, "real": real}[options.child[0]](*options.child[1:]):
+        part, *arguments = options.child
+        for figure in PARTS[part](*arguments):
             print(json.dumps(figure), flush=True)
         return
     table = Table(options.output)
     for units in options.simulated:
-        with tempfile.TemporaryDirectory() as scratch:
-            make_folder(Path(scratch, "out"), units)
-            for what, figure in child("simulated", Path(scratch, "out"), units):
+        over_folder(table, "simulated", units)
+    for units in options.receipts:
+        over_folder(table, "receipts", units)
+    for part in ("store", "training", "requests", "actors", "rows"):
+        for units in getattr(options, part):
+            for what, figure in child(part, units):
                 table.add(what, units, figure)
     for units in options.real:
-        with tempfile.TemporaryDirectory() as scratch:
-            make_tars(Path(scratch, "tars"), units)
-            for turn in ("label", "resume", "nothing to do"):
-                if turn == "resume":
-                    forget_last_unit(Path(scratch, "out"))
-                for what, figure in child("real", scratch):
-                    table.add(what, units, figure)
+        over_tars(table, units)
     print(*table.words(), sep="\n")
 
 

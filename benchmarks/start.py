@@ -29,7 +29,7 @@ import torch; now.append(time.perf_counter())
 import ray
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 now.append(time.perf_counter())
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 load_folder(sys.argv[1]).model()
 now.append(time.perf_counter())
 print(*(after - before for before, after in zip(now, now[1:])))

@@ -8,20 +8,23 @@ Exit codes:
     130, 143: interrupted by Ctrl-C or by SIGTERM.
 """
 
+import io
 import os
 import signal
 import sys
 import traceback
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Toml, Yaml
-from rich.console import Console
-from rich.markup import escape
 
-from wordsworth.pipeline.errors import UserError, root_cause, without_secrets
+from wordsworth.jobs.config_file import config_reader
+from wordsworth.jobs.terminal import LogFormat, Terminal, asked_log_format, data_text, logging_as
+from wordsworth.pipeline.cluster.env_file import refuse_untaken_env_file
+from wordsworth.pipeline.cluster.package import package_version
+from wordsworth.pipeline.errors import UserError, root_cause, without_secrets, worker_of
+from wordsworth.pipeline.storage.patience import expect_a_person
+from wordsworth.pipeline.storage.refusals import explanation
 from wordsworth.vit_model.config import ModelError
 
 COMMANDS = {
@@ -36,16 +39,18 @@ COMMANDS = {
     "finetune": "Train a trained model on, for classes of one's own.",
     "evaluate": "Say how often a model is right on images whose class is known.",
     "convert": "Write a model in the form that timm, transformers or Google's code opens.",
+    "submit": "Run one of these commands as a job on a Ray cluster.",
     "models": "List the variants: layers, width, heads, parameters, GFLOPs.",
     "demo": "The whole story on real handwriting, in a few minutes.",
 }
 RESUMABLE = ("label", "embed", "compact", "pretrain", "finetune")
+LOOPBACK = "127.0.0.1"  # the node's address in a local Ray
 AGAIN = "what is done is kept, run the same command again to continue"
 
 app = App(
     name="wordsworth",
     help="Label image buckets with Vision Transformers: each image exactly once, predictions in Parquet.",
-    version=lambda: version("wordsworth"),
+    version=package_version,
     suppress_keyboard_interrupt=False,
     exit_on_error=False,
     print_error=False,
@@ -70,13 +75,13 @@ def _launch(
     debug: Annotated[
         bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)
     ] = False,
+    log_format: Annotated[
+        LogFormat, Parameter(help="json: each line on stderr is one JSON object (docs/operations.md).")
+    ] = "text",
 ) -> int | None:
     app.config = ()  # of the command before, where a process runs several
     if config is not None:
-        if not config.is_file():
-            raise UserError(f"--config {config}: no such file", exit_code=2)
-        reader = Yaml if config.suffix in (".yaml", ".yml") else Toml
-        app.config = reader(config, use_commands_as_keys=False, must_exist=True)
+        app.config = config_reader(config)
     return app(tokens)
 
 
@@ -94,7 +99,17 @@ def run(arguments: list[str]) -> int:
     A failure is one line on stderr. The traceback comes only with --debug.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    expect_a_person()
+    with logging_as(asked_log_format(arguments)):
+        code = _run(arguments)
+        if Terminal.log_format == "json" and not code:
+            Terminal(stderr=True).say("done", event="end", exit_code=0)
+        return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
+        refuse_untaken_env_file()
         return app.meta(arguments) or 0
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130
@@ -104,30 +119,50 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{_one_line(error)} (wordsworth {' '.join(arguments[:1])} --help lists the options)", 2)
     except Exception as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            Terminal(stderr=True).print(
+                traceback.format_exc(), markup=False, level="error", event="traceback"
+            )
         cause = root_cause(error, UserError, ModelError)
         if isinstance(cause, UserError):
             return _fail(str(cause), cause.exit_code)
         if isinstance(cause, ModelError):
             return _fail(str(cause), 1)
+        refusal = explanation(error)
+        if refusal:
+            again = f"; {AGAIN}" if arguments[:1][0] in RESUMABLE else ""
+            return _fail(f"a store refused: {refusal}{again}", 1)
         by_ray = type(cause).__module__.startswith("ray.")
         again = f"; {AGAIN}" if by_ray and arguments[:1][0] in RESUMABLE else ""
-        return _fail(f"{type(cause).__name__}: {_one_line(cause)} (--debug shows where{again})", 1)
+        where = _worker(error)
+        return _fail(f"{type(cause).__name__}: {_one_line(cause)}{where} (--debug shows where{again})", 1)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _worker(error: BaseException) -> str:
+    """Say in which worker an error was raised, if it was on another machine or on one of several."""
+    worker = worker_of(error)
+    if worker is None or worker[0] == LOOPBACK:
+        return ""
+    return f" in process {worker[1]} on node {worker[0]}"
+
+
 def _fail(message: str, code: int) -> int:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"[bold red]wordsworth:[/] {escape(without_secrets(message))}"
-    )
+    terminal = Terminal(stderr=True, dated=Terminal.has_dated)
+    if terminal.is_json:
+        terminal.say(without_secrets(message), level="error", event="end", exit_code=code)
+    else:
+        terminal.print(f"[bold red]wordsworth:[/] {data_text(without_secrets(message))}")
     return code
 
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no letters of a name still gets its line
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _leave(run(sys.argv[1:]))
 
 

@@ -5,11 +5,13 @@ import re
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import JsonFlag, StoreOptions
+from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.cluster.joining import reach
 from wordsworth.pipeline.errors import UserError
 
 # Bytes of each unit that --target-size may have.
@@ -26,13 +28,13 @@ def compact(
     target_size: Annotated[
         str, Parameter(help="Size of a large file, at most: such as 256MB or 1GiB.")
     ] = "256MB",
-    address: Annotated[
-        str | None, Parameter(help="Join the Ray cluster at this address (or RAY_ADDRESS).")
-    ] = None,
+    cluster: ClusterOptions | None = None,
     storage: StoreOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
     """Write a finished run again, in a new folder of large files."""
+    storage = storage or StoreOptions()
+    storage.check(run, output=output)
     from wordsworth.jobs.progress import RunProgress
     from wordsworth.pipeline.compaction.compactor import CompactRequest
     from wordsworth.pipeline.compaction.compactor import compact as write_compacted
@@ -41,10 +43,12 @@ def compact(
         run=run,
         output=output,
         target_size=_to_bytes(target_size),
-        address=address,
-        storage_options=(storage or StoreOptions()).storage,
+        cluster=(cluster or ClusterOptions()).request,
+        storage_options=storage.storage,
     )
     with RunProgress("compacting") as progress:
+        if request.cluster.address:  # without it few units need no Ray
+            reach(request.cluster, progress.note)
         summary = write_compacted(request, progress)
     if json_:
         print(json.dumps(summary, indent=1))
@@ -73,5 +77,5 @@ def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
     rows["next"] = f"wordsworth verify {output}; once it is clean, {run} can be deleted"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+        table.add_row(name, data_text(value))
+    Terminal().print(table)

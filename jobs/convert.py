@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from wordsworth.jobs.options import Flag, StoreOptions
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
 if TYPE_CHECKING:
-    from wordsworth.vit_model.checkpoint import Checkpoint
+    from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 
 def convert(
@@ -30,7 +30,18 @@ def convert(
         Parameter(help="safetensors is our own: a model folder, or one file."),
     ] = "safetensors",
     weights: Annotated[str | None, Parameter(help="A file in place of the model's own weights.")] = None,
+    weights_key: Annotated[
+        str | None, Parameter(help="The set of tensors to take from a file with several.")
+    ] = None,
     labels: Annotated[str | None, Parameter(help="A file with the class names, one a line.")] = None,
+    head: Annotated[
+        Literal["softmax", "sigmoid", "value"] | None,
+        Parameter(help="What the head's outputs are, where the model's files do not say it."),
+    ] = None,
+    classes: Annotated[
+        str | None, Parameter(help="As for label: the model that is written has them.")
+    ] = None,
+    prompt: Annotated[str | None, Parameter(help="As for label.")] = None,
     allow_random_weights: Annotated[
         bool, Flag, Parameter(help="Let a bare variant have random weights.")
     ] = False,
@@ -48,43 +59,50 @@ def convert(
 
     Without --lossy the written model computes the same, and comes back bit-identical.
     """
+    stores = StoreOptions(storage_options=storage_options)
+    stores.check(model, weights, output=output)
+    storage = stores.storage
     from wordsworth.pipeline.prediction.load_model import load_model
-    from wordsworth.vit_model.variants import variant_name
+    from wordsworth.vit_model.checkpoint import own_model
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    storage = StoreOptions(storage_options=storage_options).storage
+    console = Terminal(stderr=True)
     checkpoint = load_model(
         model,
         weights=weights,
+        weights_key=weights_key,
         labels=labels,
+        head=head,
+        classes=classes,
+        prompt=prompt,
         allow_random_weights=allow_random_weights,
-        note=console.print,
+        note=console.say,
         storage_options=storage,
     )
     if image_size is not None:
-        checkpoint = checkpoint.resized(image_size)
+        checkpoint = own_model(checkpoint, "--image-size").resized(image_size)
     for note in _write(checkpoint, output, format, lossy, storage):
-        console.print(f"note: {note}")
+        console.say(f"note: {note}")
     config = checkpoint.config
     num_params = sum(tensor.numel() for tensor in checkpoint.state.values())
-    what = variant_name(config) or f"{config.width} wide, {config.depth} deep"
+    what = checkpoint.variant or f"a model with embeddings of {config.embedding_dim}"
     size = "x".join(map(str, config.image_size))
-    Console(soft_wrap=True, highlight=False).print(
+    Terminal().say(
         f"{what} at {size}, {num_params:,} parameters, {config.num_classes:,} classes -> {output} ({format})"
     )
     return 0
 
 
 def _write(
-    checkpoint: "Checkpoint", output: str, format: str, lossy: bool, storage: StorageOptions
+    checkpoint: "BaseCheckpoint", output: str, format: str, lossy: bool, storage: StorageOptions
 ) -> list[str]:
     """Write the model to a disk at once, or to a store by way of a scratch folder.
 
     Returns:
         Notes: what the form does not carry.
     """
-    from wordsworth.pipeline.prediction.load_model import publish
+    from wordsworth.pipeline.prediction.model_files import publish
     from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem, without_credentials
+    from wordsworth.pipeline.storage.refusals import naming
     from wordsworth.vit_model.foreign.export import export_model
     from wordsworth.vit_model.weights import WEIGHT_SUFFIXES
 
@@ -98,5 +116,6 @@ def _write(
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, path.rpartition("/")[2]) if one_file else Path(scratch)
         notes = export_model(checkpoint, local, format, lossy)
-        publish(Path(scratch), output.rpartition("/")[0] if one_file else output, storage)
+        with naming(output):
+            publish(Path(scratch), output.rpartition("/")[0] if one_file else output, storage)
     return notes

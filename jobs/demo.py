@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 
@@ -30,7 +30,7 @@ def demo(
     seed: int = 0,
 ) -> int:
     """Pack, pretrain, label and verify real handwriting: the whole story in a few minutes on a laptop."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: remove it, or give another --output")
     started = time.monotonic()
@@ -75,7 +75,7 @@ def write_digits(folder: Path, seed: int) -> None:
         Image.fromarray(image).save(place / f"{number:04d}.png")
 
 
-def _run(console: Console, command: str) -> None:
+def _run(console: Terminal, command: str) -> None:
     from wordsworth.jobs.cli import run
 
     console.print(f"\n[bold]$ wordsworth {command}[/]")
@@ -84,7 +84,7 @@ def _run(console: Console, command: str) -> None:
         sys.exit(code)
 
 
-def _show(console: Console, output: Path, seconds: float) -> float:
+def _show(console: Terminal, output: Path, seconds: float) -> float:
     """Read the Parquet files, compare the labels with the classes in `cls`, and print both tables."""
     import pyarrow.parquet as pq
 

@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from wordsworth.jobs.cluster_options import PoolOptions
 from wordsworth.jobs.label import report, run_labeler
 from wordsworth.jobs.options import ModelOptions, PartOptions, RunOptions, RunOutput, SourceOptions, Sources
+from wordsworth.pipeline.errors import UserError
 
 
 def embed(
@@ -23,6 +25,7 @@ def embed(
     source: SourceOptions | None = None,
     part: PartOptions | None = None,
     run: RunOptions | None = None,
+    cluster: PoolOptions | None = None,
 ) -> int:
     """Embed every image of the sources, each exactly once, into Parquet.
 
@@ -30,8 +33,15 @@ def embed(
     """
     from wordsworth.jobs.progress import RunProgress
 
+    if model.classes or model.prompt:
+        raise UserError(
+            "wordsworth embed gives vectors, which do not depend on classes: leave --classes and --prompt "
+            "out, or use wordsworth label --embeddings",
+            exit_code=2,
+        )
     source, run = source or SourceOptions(), run or RunOptions()
     asked = embed_request(dtype, normalize) | (part or PartOptions()).asked()
+    asked["cluster"] = (cluster or PoolOptions()).request
     with RunProgress("embedding") as progress:
         summary = run_labeler("embed", sources, output, model, source, run, asked, progress)
     return report(summary, output, run)

@@ -9,10 +9,12 @@ from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
+from wordsworth.jobs.cluster_options import PoolOptions
 from wordsworth.jobs.options import JsonFlag, ModelOptions, PartOptions, SourceOptions, Sources
+from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.cluster.joining import reach
 from wordsworth.pipeline.errors import UserError
 
 
@@ -41,15 +43,13 @@ def evaluate(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Parameter(help="auto takes the GPUs that Ray has.")
     ] = "auto",
-    address: Annotated[
-        str | None, Parameter(help="As for label; needs an --output that every node sees.")
-    ] = None,
+    cluster: PoolOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
     """Label images whose class is known, and say how often the model is right."""
     from wordsworth.jobs.progress import RunProgress
 
-    console = Console(stderr=True, soft_wrap=True)
+    console = Terminal(stderr=True)
     found = evaluate_sources(
         sources,
         model=model,
@@ -61,8 +61,8 @@ def evaluate(
         part=part,
         precision=precision,
         device=device,
-        address=address,
-        note=lambda message: console.print(message, markup=False),
+        cluster=cluster,
+        note=console.say,
         progress_of=lambda name: RunProgress(f"labelling {name}:"),
     )
     if json_:
@@ -84,7 +84,7 @@ def evaluate_sources(
     part: PartOptions | None,
     precision: str,
     device: str,
-    address: str | None,
+    cluster: PoolOptions | None,
     note: Callable[[str], None],
     progress_of: Callable[[str], AbstractContextManager[Any]],
 ) -> dict[str, Any]:
@@ -95,12 +95,15 @@ def evaluate_sources(
         note: gets what the user should know of the model.
         progress_of: makes the display of a run from its name.
     """
-    if address and not output:
+    asked_cluster = (cluster or PoolOptions()).request
+    if asked_cluster.address and not output:
         raise UserError("--address needs an --output, in a place that every node sees", exit_code=2)
     if not all(part.strip().isdecimal() and int(part) for part in shots.split(",")):
         raise UserError(f"--shots {shots}: give numbers from 1 on, such as 1,5,10,25", exit_code=2)
     source = source or SourceOptions()
     part = part or PartOptions()
+    reach(asked_cluster, note)
+    source.check(*sources, *(train or ()), model.model, model.weights, output=output)
     if part.limit:
         note("--limit takes the first images, which may be of few classes: --sample draws from all")
     with contextlib.ExitStack() as stack:
@@ -115,7 +118,7 @@ def evaluate_sources(
             model=model.model,
             precision=precision,
             device=device,
-            address=address,
+            cluster=asked_cluster,
             **source.asked(),
             **part.asked(),
         )
@@ -125,7 +128,7 @@ def evaluate_sources(
 
 
 def _print(found: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal()
     table = Table(show_header=False, box=None, pad_edge=False)
     low, high = found["top1_interval"]
     images = f"{found['images']:,}"
@@ -143,16 +146,18 @@ def _print(found: dict[str, Any]) -> None:
     if "neighbours" in found:
         rows["neighbours"] = f"{found['neighbours']:.2%}, by {found['train_images']:,} training images"
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, data_text(value))
     console.print(table)
-    console.print(f"classes: {found['classes']}", markup=False)
+    console.say(f"classes: {found['classes']}")
     if "train_classes" in found:
-        console.print(f"classes of --train: {found['train_classes']}", markup=False)
+        console.say(f"classes of --train: {found['train_classes']}")
     console.print()
     worst = Table(
         "worst classes", "images", "right", "taken for", box=None, header_style="bold", pad_edge=False
     )
     for row in found["worst"]:
         others = ", ".join(f"{name} ({count:,})" for name, count in row["taken_for"].items())
-        worst.add_row(row["class"], f"{row['images']:,}", f"{row['accuracy']:.1%}", others)
+        worst.add_row(
+            data_text(row["class"]), f"{row['images']:,}", f"{row['accuracy']:.1%}", data_text(others)
+        )
     console.print(worst)

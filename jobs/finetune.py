@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
+from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import ModelOptions, SourceOptions, Sources
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
     RECIPE,
     Count,
@@ -20,6 +21,7 @@ from wordsworth.jobs.train_options import (
     run_training,
     train_request,
 )
+from wordsworth.pipeline.cluster.joining import reach
 
 
 @Parameter(name="*", group=RECIPE)
@@ -54,22 +56,30 @@ def finetune(
     recipe: FinetuneOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
+    cluster: ClusterOptions | None = None,
 ) -> int:
     """Train a trained model further, on classes of your own.
 
     The model gets a new head of zeros for the classes of these images, and larger images if asked for.
     """
     source = source or SourceOptions()
+    data = data or DataOptions()
+    cluster = cluster or ClusterOptions()
+    reach(cluster.request, Terminal(stderr=True).say)
+    source.check(*sources, *(data.val or ()), model, output=output)
+    from wordsworth.vit_model.checkpoint import own_model
+
     run = run or RunOptions()
-    console = Console(stderr=True, soft_wrap=True)
-    start = ModelOptions(model).load(lambda text: console.print(text, markup=False), source.storage)
+    loaded = ModelOptions(model).load(Terminal(stderr=True).say, source.storage)
+    start = own_model(loaded, "wordsworth finetune")
     size = start.config.image_size if image_size is None else (image_size, image_size)
     config = replace(start.config.with_head(0), image_size=size)
     asked = {"output": output, "config": config, "preprocessing": start.preprocessing, "start": start}
     options = TrainOptions(
-        data=data or DataOptions(),
+        data=data,
         recipe=recipe or FinetuneOptions(),
         source=source,
         run=run,
+        cluster=cluster,
     )
     return run_training(train_request(sources, asked, options), run.json)

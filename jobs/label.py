@@ -4,10 +4,10 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from wordsworth.jobs.cluster_options import PoolOptions
 from wordsworth.jobs.options import (
     Flag,
     ModelOptions,
@@ -16,7 +16,10 @@ from wordsworth.jobs.options import (
     RunOutput,
     SourceOptions,
     Sources,
+    Threshold,
 )
+from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.cluster.joining import reach
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.progress import Progress
@@ -32,26 +35,29 @@ def label(
     output: RunOutput,
     model: ModelOptions,
     top_k: Annotated[int, Parameter(help="Number of classes in a row.")] = 5,
+    threshold: Threshold = None,
     embeddings: Annotated[
         bool, Flag, Parameter(help="Keep the embedding of each image too (float16).")
     ] = False,
     source: SourceOptions | None = None,
     part: PartOptions | None = None,
     run: RunOptions | None = None,
+    cluster: PoolOptions | None = None,
 ) -> int:
     """Label every image of the sources, each exactly once, into Parquet."""
     from wordsworth.jobs.progress import RunProgress
 
     source, run = source or SourceOptions(), run or RunOptions()
-    asked = label_request(top_k, embeddings) | (part or PartOptions()).asked()
+    asked = label_request(top_k, embeddings, threshold) | (part or PartOptions()).asked()
+    asked["cluster"] = (cluster or PoolOptions()).request
     with RunProgress("labelling") as progress:
         summary = run_labeler("label", sources, output, model, source, run, asked, progress)
     return report(summary, output, run)
 
 
-def label_request(top_k: int, embeddings: bool) -> dict[str, Any]:
+def label_request(top_k: int, embeddings: bool, threshold: float | None) -> dict[str, Any]:
     """Return the fields of a LabelRequest that `label` asks for."""
-    return {"top_k": top_k, "embedding": "float16" if embeddings else None}
+    return {"top_k": top_k, "embedding": "float16" if embeddings else None, "threshold": threshold}
 
 
 def run_labeler(
@@ -71,6 +77,9 @@ def run_labeler(
         asked: fields of a LabelRequest that the command decides.
         progress: is told how the run goes.
     """
+    reach(asked["cluster"], progress.note)
+    source.check(*sources, model.model, model.weights, output=output)
+    progress.waiting("loading the program")
     from wordsworth.pipeline.labeling.labeler import label as label_sources
     from wordsworth.pipeline.labeling.request import LabelRequest
 
@@ -86,7 +95,6 @@ def run_labeler(
         gpu_mode=run.gpu_mode,
         gpus_per_actor=run.gpus_per_actor,
         unit_rows=run.unit_rows,
-        address=run.address,
         update=run.update,
         replace_changed=run.replace_changed,
         drop_missing=run.drop_missing,
@@ -98,6 +106,7 @@ def run_labeler(
         **source.asked(),
         **asked,
     )
+    progress.waiting("loading the model")
     return label_sources(request, model.load(progress.note, source.storage), progress)
 
 
@@ -107,7 +116,7 @@ def report(summary: "Summary", output: str, run: RunOptions) -> int:
     excess = too_many_errors(summary, run.max_error_rate)
     if excess is None:
         return 0
-    Console(stderr=True).print(excess)
+    Terminal(stderr=True, dated=Terminal.has_dated).say(excess, level="error", event="errors")
     return 3
 
 
@@ -150,8 +159,8 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
     for name, value in rows.items():
-        table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+        table.add_row(name, data_text(value))
+    Terminal().print(table)
 
 
 def foretold(images: list[int], images_per_second: list[Any], bytes_written: list[int]) -> str:

@@ -5,11 +5,12 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from wordsworth.jobs.options import JsonFlag, RunOptions, SourceOptions, Sources
+from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.errors import shown
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.sources.lint_report import LintFinding, LintReport
@@ -32,6 +33,8 @@ def lint(
 
     Exits with 0 if nothing is wrong (skipped members do not count), and with 3 if something is.
     """
+    source = source or SourceOptions()
+    source.check(*sources)
     from wordsworth.pipeline.sources.kept_columns import source_name
     from wordsworth.pipeline.sources.lint import lint as run
     from wordsworth.pipeline.sources.lint_report import MOST_PLACES
@@ -39,7 +42,6 @@ def lint(
     from wordsworth.pipeline.sources.samples import ReadSettings
     from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 
-    source = source or SourceOptions()
     kept = RunOptions(keep=keep).kept
     names, storage = take_queries(expand_sources(sources, source.storage), source.storage)
     settings = ReadSettings(
@@ -52,11 +54,11 @@ def lint(
         key_rule=source.key_rule,
         include_hidden=source.include_hidden,
     )
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = Terminal(stderr=True)
     with errors.status("listing") as status:
 
         def begun(number: int, shards: int, name: str) -> None:
-            status.update(f"{number:,} of {shards:,}: {escape(shown(name))}")
+            status.update(Text(f"{number:,} of {shards:,}: {shown(name)}"))
 
         report = run(
             list(names),
@@ -71,15 +73,10 @@ def lint(
     else:
         _print(report)
     for shard, error in report.unreadable.items():
-        errors.print(f"[red]not read[/] {escape(shown(f'{shard}: {error}'))}")
+        errors.print(f"[red]not read[/] {data_text(f'{shard}: {error}')}")
     if report.unreadable:
         return 1
     return 0 if report.clean else 3
-
-
-def shown(text: str) -> str:
-    """Return the text with every control character escaped: a name in a tar can hold anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _as_json(report: "LintReport") -> dict[str, Any]:
@@ -104,16 +101,16 @@ def _as_json(report: "LintReport") -> dict[str, Any]:
 
 def _print(report: "LintReport") -> None:
     # In a file or a pipe a finding is one line, whatever its length.
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    console = Terminal(width=None if sys.stdout.isatty() else 10_000)
     table = Table("shard", "finding", "count", "first places", box=None, header_style="bold", pad_edge=False)
     before = None
     for finding in report.findings[:SHOWN]:
-        shard = "" if finding.shard == before else escape(shown(finding.shard))
+        shard = "" if finding.shard == before else data_text(finding.shard)
         table.add_row(
             shard,
             f"[{_colour(finding)}]{finding.code}[/]",
             f"{finding.count:,}",
-            escape(shown(_places(finding))),
+            data_text(_places(finding)),
         )
         before = finding.shard
     if report.findings:
@@ -121,9 +118,9 @@ def _print(report: "LintReport") -> None:
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN:,} more (--json lists all)")
     if report.passed_over.ignored:
-        console.print(f"other files: {escape(shown(_counts(report.passed_over.ignored)))}")
+        console.say(f"other files: {_counts(report.passed_over.ignored)}")
     for note in report.passed_over.serious_notes():
-        console.print(escape(shown(note)))
+        console.say(note)
     console.print(_last_line(report))
 
 

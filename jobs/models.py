@@ -4,10 +4,10 @@ import json
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from wordsworth.jobs.options import JsonFlag
+from wordsworth.jobs.terminal import Terminal
 
 
 def models(
@@ -26,7 +26,7 @@ def models(
     for row in rows:
         sizes = [str(row[name]) for name in ("variant", "layers", "width", "heads", "mlp")]
         table.add_row(*sizes, f"{row['parameters'] / 1e6:.1f} M", f"{row['gflops']:.1f}")
-    Console(highlight=False).print(table)
+    Terminal().print(table)
     return 0
 
 

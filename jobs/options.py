@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
@@ -11,10 +11,13 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE, KeyRule
-from wordsworth.pipeline.storage.filesystem import ALLOW_HTTP
+from wordsworth.pipeline.storage.allowed_uris import checked_prefixes
+from wordsworth.pipeline.storage.client_options import check_places
+from wordsworth.pipeline.storage.filesystem import ALLOW_HTTP, ALLOW_URIS
+from wordsworth.pipeline.storage.preflight import check_stores
 
 if TYPE_CHECKING:
-    from wordsworth.vit_model.checkpoint import Checkpoint
+    from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 MODEL = Group("Model")
 SOURCE = Group("Source")
@@ -31,6 +34,16 @@ Sources = Annotated[
 ]
 RunOutput = Annotated[str, Parameter(help="The run folder. The same command again continues the run.")]
 
+Threshold = Annotated[
+    float | None,
+    Parameter(
+        help="""A column labels with every class of this score or more. Models whose images have any number of
+        classes have it without the option too, by the model's own threshold or 0.5.""",
+        validator=validators.Number(gte=0, lte=1),
+        show_default=False,
+    ),
+]
+
 
 def split_list(text: str, separator: str) -> tuple[str, ...]:
     """Return the parts of a list in one option, in lower case, without empty ones."""
@@ -45,16 +58,30 @@ class ModelOptions:
     model: str
     "A model folder or file of weights, timm:NAME, hf:NAME, or a variant such as S/16."
     weights: str | None = None
-    """A .safetensors, .npz or .pth file in place of the model's own weights; architecture, preprocessing
-    and labels stay."""
+    """A .safetensors, .npz, .pth or .ckpt file in place of the model's own weights; architecture,
+    preprocessing and labels stay."""
+    weights_key: str | None = None
+    """The set of tensors to take from a file with several, such as state_dict or teacher. Without it: the
+    averaged weights where there are any."""
     labels: str | None = None
     "A file with the class names, one a line."
+    head: Literal["softmax", "sigmoid", "value"] | None = None
+    """Say what the head's outputs are, where the model's files do not say it: softmax for one class an image,
+    sigmoid for any number of classes, value for a number (docs/models.md)."""
+    classes: str | None = None
+    """Classes of your own, without training, for a CLIP, OpenCLIP or SigLIP: "cat,dog,car"; @FILE with one a
+    line; or imagenet (docs/models.md)."""
+    prompt: str | None = None
+    """With --classes: a text with {} in place of the class, as "a photo of a {}" (the default); @FILE with
+    one a line, whose mean counts; or imagenet or imagenet-simple."""
     allow_random_weights: Annotated[bool, Flag] = False
     "Let a bare variant run with random weights: to try the pipeline, the labels mean nothing."
     interpolation: str | None = None
     "Override the model's resampling filter: bicubic, bilinear, lanczos, ..."
     crop_pct: float | None = None
     "Override the share of the resized image that the centre crop keeps."
+    crop_mode: Literal["center", "squash"] | None = None
+    """Override how an image becomes a square: center keeps its aspect ratio and crops, squash does not."""
     mean: tuple[float, float, float] | None = None
     "Override the mean that pixels in [0, 1] are normalised by."
     std: tuple[float, float, float] | None = None
@@ -67,17 +94,22 @@ class ModelOptions:
 
     def overrides(self) -> dict[str, Any]:
         """Return the preprocessing that was given, by its field in Preprocessing."""
-        named = {name: getattr(self, name) for name in ("interpolation", "crop_pct", "mean", "std", "exif")}
+        names = ("interpolation", "crop_pct", "crop_mode", "mean", "std", "exif")
+        named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None}
 
-    def load(self, note: Callable[[str], None], storage: dict[str, Any]) -> "Checkpoint":
+    def load(self, note: Callable[[str], None], storage: dict[str, Any]) -> "BaseCheckpoint":
         """Return the model. `note` gets what the user should know of the model."""
         from wordsworth.pipeline.prediction.load_model import load_model
 
         return load_model(
             self.model,
             weights=self.weights,
+            weights_key=self.weights_key,
             labels=self.labels,
+            head=self.head,
+            classes=self.classes,
+            prompt=self.prompt,
             allow_random_weights=self.allow_random_weights,
             seed=self.seed,
             overrides=self.overrides(),
@@ -93,26 +125,41 @@ class StoreOptions:
 
     allow_http: Annotated[bool, Flag] = False
     "Read http:// and https:// too."
+    allow_uris: Annotated[list[str], Parameter(negative="", show_default=False)] = field(default_factory=list)
+    """A place that tables may name beside their own folder, bucket or server: a folder, s3://BUCKET[/PREFIX]
+    or https://HOST[/PATH]. Can be given several times (docs/sources.md)."""
     storage_options: str = "{}"
-    """JSON object for the fsspec file system. Credentials belong in the store's own environment or files,
-    not here."""
+    """JSON object for the store's client; {"s3://bucket": {...}} for one bucket alone (docs/stores.md).
+    Credentials belong in the store's own environment or files, not here."""
 
     @property
     def storage(self) -> dict[str, Any]:
         """Return the options of the file system.
 
         Raises:
-            UserError: --storage-options is not a JSON object.
+            UserError: --storage-options is no JSON object, or --allow-uris names no folder, bucket or host.
         """
         try:
             options = json.loads(self.storage_options)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--storage-options is no JSON: {error}", exit_code=2) from error
+        except (ValueError, RecursionError) as error:
+            example = """'{"anon": true}'"""
+            raise UserError(f"--storage-options is no JSON: {error}: {example} is", exit_code=2) from error
         if not isinstance(options, dict):
             raise UserError('--storage-options must be a JSON object, such as {"anon": true}', exit_code=2)
+        check_places(options)
         if self.allow_http:
             options[ALLOW_HTTP] = True
+        if self.allow_uris:
+            options[ALLOW_URIS] = checked_prefixes(self.allow_uris)
         return options
+
+    def check(self, *sources: str | None, output: str | None = None) -> None:
+        """Ask the stores of these places for an answer, before the command loads anything that takes seconds.
+
+        Raises:
+            UserError: a store refuses every request, or does not answer.
+        """
+        check_stores(sources, [output], self.storage)
 
 
 @Parameter(name="*", group=SOURCE)
@@ -214,9 +261,6 @@ class RunOptions:
     stall_timeout: Annotated[float, Parameter(validator=validators.Number(gte=10))] = 1800.0
     "Seconds without a written unit. After them the run says what every stage is doing, and exits with 1."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
-    address: str | None = None
-    """Address of a Ray cluster to join (or RAY_ADDRESS). Without it, a local Ray starts and stops with
-    the command."""
     json: Annotated[bool, Flag] = False
     "Print the summary as JSON."
 

@@ -3,7 +3,9 @@
 from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
-from rich.console import Console
+
+from wordsworth.jobs.options import StoreOptions
+from wordsworth.jobs.terminal import Terminal
 
 
 def pack(
@@ -24,21 +26,26 @@ def pack(
     include_hidden: Annotated[
         bool, Parameter(help="Take the names too that are skipped (docs/sources.md).", negative="")
     ] = False,
+    storage_options: Annotated[
+        str, Parameter(help="JSON object for the stores' clients (docs/stores.md).")
+    ] = "{}",
 ) -> int:
     """Pack images into WebDataset shards: the class of an image in `.cls`, the class names in labels.txt."""
+    stores = StoreOptions(storage_options=storage_options)
+    stores.check(folder, output=output)
     from wordsworth.pipeline.sources.pack import pack as run
     from wordsworth.pipeline.sources.passed_over import ListingRules
 
     rules = ListingRules(include_hidden=include_hidden, follow_links=follow_links)
-    packed = run(folder, output, shard_size, seed, rules=rules)
-    console = Console(soft_wrap=True, highlight=False)
+    packed = run(folder, output, shard_size, seed, rules, stores.storage)
+    console = Terminal()
     classes = f" of {len(packed.classes)} classes" if packed.classes else ""
     ignored = f"; {packed.ignored} other files ignored" if packed.ignored else ""
-    console.print(
+    console.say(
         f"packed {packed.images:,} images{classes} into {len(packed.shards)} shards in {output}{ignored}"
     )
     for name in packed.alike:
-        console.print(f"class {name} is folders in several Unicode forms: taken as one class", markup=False)
+        console.say(f"class {name} is folders in several Unicode forms: taken as one class")
     for note in packed.passed_over.serious_notes():
-        console.print(note, markup=False)
+        console.say(note)
     return 0

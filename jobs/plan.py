@@ -2,15 +2,16 @@
 
 import json
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from wordsworth.jobs.options import JsonFlag, ModelOptions, PartOptions, SourceOptions, Sources
+from wordsworth.jobs.cluster_options import ClusterOptions
+from wordsworth.jobs.options import JsonFlag, ModelOptions, PartOptions, SourceOptions, Sources, Threshold
+from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.cluster.joining import reach
 from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def plan(
     *,
     model: ModelOptions,
     top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
+    threshold: Threshold = None,
     embeddings: Annotated[
         bool, Parameter(help="With embeddings (float16).", negative="", show_default=False)
     ] = False,
@@ -57,43 +59,59 @@ def plan(
         float | None, Parameter(help="What all of it costs an hour.", validator=POSITIVE)
     ] = None,
     seconds: Annotated[float, Parameter(help="For measuring each stage.", validator=POSITIVE)] = 5.0,
+    cluster: ClusterOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
-    """Say what labelling would cost. A few shards go through every stage here; no prediction is written."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    """Say what labelling would cost. A few shards go through every stage here, or with --address on a node of
+    the cluster; no prediction is written."""
+    errors = Terminal(stderr=True)
+    source = source or SourceOptions()
+    asked_cluster = (cluster or ClusterOptions()).request
+    reach(asked_cluster, errors.say)
+    source.check(*sources, model.model, model.weights, output=output)
     with errors.status("loading"):
-        from wordsworth.pipeline.cluster.resources import cores as own_cores
+        from wordsworth.pipeline.cluster.address import address_of
+        from wordsworth.pipeline.cluster.cores import cores as own_cores
+        from wordsworth.pipeline.labeling.cluster_estimate import measure_on_cluster
         from wordsworth.pipeline.labeling.estimate import measure
         from wordsworth.pipeline.labeling.forecast import forecast
         from wordsworth.pipeline.labeling.request import LabelRequest
         from wordsworth.pipeline.output.run_folder import RunFolder
 
-        source = source or SourceOptions()
         request = LabelRequest(
             command="label",
             sources=tuple(sources),
             output=output or "nowhere",
             model=model.model,
             top_k=top_k,
+            threshold=threshold,
             embedding="float16" if embeddings else None,
             precision=precision,
             device=device,
+            cluster=asked_cluster,
             **source.asked(),
             **(part or PartOptions()).asked(),
         )
-        checkpoint = model.load(lambda said: errors.print(said, markup=False), source.storage)
-        run_device, gpus = _gpus(device, gpus, images_per_gpu_second)
+        checkpoint = model.load(errors.say, source.storage)
+        if not address_of(request.cluster):
+            run_device, all_gpus = _gpus(device, gpus, images_per_gpu_second)
     with errors.status(f"measuring: up to {4 * seconds:g} seconds"):
-        note = partial(errors.print, markup=False)
-        measured = measure(request, checkpoint, run_device, seconds, images_per_gpu_second, note)
-    cores = cores or own_cores()
-    found = forecast(measured, cores, gpus)
+        if address_of(request.cluster):
+            measured, all_cores, all_gpus = measure_on_cluster(
+                request, checkpoint, seconds, images_per_gpu_second, errors.say
+            )
+            all_gpus = gpus or all_gpus
+        else:
+            measured = measure(request, checkpoint, run_device, seconds, images_per_gpu_second, errors.say)
+            all_cores = own_cores()
+    cores = cores or all_cores
+    found = forecast(measured, cores, all_gpus)
     money = price_per_hour * found.seconds / 3600 if price_per_hour else None
     told: dict[str, Any] = {
         "measured": asdict(measured) | {"images": measured.images},
         "forecast": asdict(found),
         "cores": cores,
-        "gpus": gpus,
+        "gpus": all_gpus,
         "money": money,
     }
     if output:
@@ -101,7 +119,7 @@ def plan(
     if json_:
         print(json.dumps(told, indent=1))
     else:
-        _print(measured, found, cores, gpus, money)
+        _print(measured, found, cores, all_gpus, money)
     return 0
 
 
@@ -132,7 +150,7 @@ def _gpus(device: str, gpus: float | None, images_per_gpu_second: float | None) 
 def _print(
     measured: "Measurement", found: "Forecast", cores: float, gpus: float, money: float | None
 ) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal()
     stages = Table("stage", "images/s", "of", "busy", box=None, header_style="bold", pad_edge=False)
     for stage, seconds in measured.seconds.items():
         stages.add_row(
@@ -143,7 +161,7 @@ def _print(
     console.print()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows(measured, found, cores, gpus, money).items():
-        table.add_row(name, value)
+        table.add_row(name, data_text(value))
     console.print(table)
 
 

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import SourceOptions, Sources
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
     RECIPE,
     DataOptions,
@@ -16,6 +18,7 @@ from wordsworth.jobs.train_options import (
     run_training,
     train_request,
 )
+from wordsworth.pipeline.cluster.joining import reach
 from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,9 +74,12 @@ def pretrain(
     decoder: DecoderOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
+    cluster: ClusterOptions | None = None,
 ) -> int:
     """Train a Vision Transformer from scratch; `label` and `embed` load what it writes."""
     run = run or RunOptions()
+    cluster = cluster or ClusterOptions()
+    reach(cluster.request, Terminal(stderr=True).say)
     request = pretrain_request(
         sources,
         output=output,
@@ -84,6 +90,7 @@ def pretrain(
         decoder=decoder,
         source=source,
         run=run,
+        cluster=cluster,
     )
     return run_training(request, run.json)
 
@@ -99,6 +106,7 @@ def pretrain_request(
     decoder: DecoderOptions | None,
     source: SourceOptions | None,
     run: RunOptions | None,
+    cluster: ClusterOptions | None,
 ) -> "TrainRequest":
     """Return what `pretrain` asks for; the arguments are those of the command."""
     from wordsworth.vit_model.config import Preprocessing
@@ -116,6 +124,7 @@ def pretrain_request(
         recipe=recipe or RecipeOptions(),
         source=source or SourceOptions(),
         run=run or RunOptions(),
+        cluster=cluster or ClusterOptions(),
     )
     return train_request(sources, asked, options)
 

@@ -1,122 +1,230 @@
-"""Show a person how a command goes, on stderr.
+"""Show a person how a labelling or a compaction goes, on stderr.
 
-On a terminal: a live bar. Elsewhere: a plain line every ten seconds.
+On a terminal: a live bar. Elsewhere: a plain line every ten seconds, with the time of day, or JSON.
 """
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from wordsworth.pipeline.training.news import (
-    BeginNews,
-    DataNews,
-    EpochNews,
-    Means,
-    NoteNews,
-    Rates,
-    StepNews,
-    TrainNews,
-    quality,
-)
+from wordsworth.jobs.terminal import Terminal, own_stderr
+from wordsworth.pipeline.storage.patience import Trouble, hearing_trouble
 
 if TYPE_CHECKING:
+    from wordsworth.pipeline.labeling.pace import RunFigures
     from wordsworth.pipeline.output.records import Receipt
 
 LINE_EVERY = 10.0  # seconds between two plain lines
+WAIT_EVERY = 60.0  # seconds between two plain lines while something is waited for
+WAIT_TOLD_AFTER = 2.0  # seconds that something is waited for before a plain line says so
+STORES_TOLD_AFTER = 8.0  # likewise, while stores are asked for the first time: a refusal is one line
+FRAME_S = 0.1  # seconds between two pictures of the bar
+BAR_AFTER_S = 0.3  # seconds before a bar is drawn: a command that is refused at once draws none
+TROUBLE_AFTER_S = 6.0  # seconds that this process waits for a store before the user hears of it
+TROUBLE_EVERY_S = 10.0  # seconds between two lines on one store
+
+
+STORES = "asking the stores"  # what every command does first
 
 
 class RunProgress:
-    """Follow a run by its receipts. Use as a context."""
+    """Follow a run by its receipts and figures. Use as a context; of several, the inner one is shown."""
+
+    open: ClassVar[list["RunProgress"]] = []
 
     def __init__(self, verb: str):
         self.verb = verb
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.images = 0
+        self.file = own_stderr()
+        self.console = Terminal(stderr=True, dated=True, file=self.file)
+        self.doing = STORES  # what is waited for, until the first image is worked on
+        self.since = time.monotonic()  # when that began
+        self.figures: RunFigures | None = None
         self.errors: Counter[str] = Counter()
-        self.bytes = 0  # bytes of shards that this command read
-        self.base = 0  # bytes of shards that were complete before
-        self.total = 0  # bytes of all shards
-        self.started = time.monotonic()
+        self._told: str | None = None  # what a plain line said is waited for
+        self._troubles: dict[str, float] = {}  # when the user was told of a store, by its address
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._bar: Progress | None = None
+        self._hearing = contextlib.ExitStack()
 
     def __enter__(self) -> "RunProgress":
+        self._hearing.enter_context(hearing_trouble(self._trouble))
+        RunProgress.open.append(self)
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._hearing.close()
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
+        RunProgress.open.remove(self)
+        if self.file:
+            self.console.file = None  # type: ignore[assignment]  # rich's own default: what sys.stderr is
+            self.file.close()
 
     # ---- what the labeler calls ----
 
-    def note(self, message: str) -> None:
-        """Print a line that the user should know."""
-        self.console.print(escape(message))
+    def note(self, message: str, **fields: Any) -> None:
+        """Print a line that the user should know, and its fields where the log is JSON."""
+        self.console.say(message, **fields)
+
+    def waiting(self, what: str) -> None:
+        """Show what is waited for, until the first image is worked on."""
+        if what != self.doing:
+            self.doing = what
+            self.since = time.monotonic()
+        self.figures = None
 
     def planned(
         self, *, shards: int, shards_done: int, bytes_total: int, bytes_done: int, listed: bool = True
     ) -> None:
-        """Begin: say how large the run is."""
+        """Say how large the run is."""
         done = f", {shards_done:,} of them done before" if shards_done else ""
         more = "" if listed else ", and what else the listing finds"
         count = "1 shard" if shards == 1 else f"{shards:,} shards"
-        self.note(f"{self.verb} {count} ({decimal(bytes_total)}){done}{more}")
-        self.total = bytes_total
-        self.base = bytes_done
-        self.started = time.monotonic()
-        self._thread.start()
+        self.note(
+            f"{self.verb} {count} ({decimal(bytes_total)}){done}{more}",
+            event="plan",
+            shards=shards,
+            shards_done=shards_done,
+            bytes_total=bytes_total,
+            bytes_done=bytes_done,
+        )
 
     def listed(self, *, shards: int, bytes_total: int) -> None:
-        """Show the size of the run after more shards were listed."""
-        self.total = bytes_total
+        """Do nothing: the figures have the size of the run."""
+
+    def working(self, figures: "RunFigures") -> None:
+        """Show how far the run is."""
+        self.figures = figures
 
     def receipt(self, receipt: "Receipt") -> None:
-        """Count a unit that is done, or one that the store did not give."""
-        self.images += receipt.rows
-        self.bytes += receipt.bytes_read
-        self.errors.update(receipt.errors)
+        """Tell of a unit that the store did not give."""
         if receipt.fault:
-            self.note(f"{receipt.shard} could not be read on: {receipt.fault}")
+            self.note(
+                f"{receipt.shard} could not be read on: {receipt.fault}",
+                level="warning",
+                event="fault",
+                shard=receipt.shard,
+            )
 
     # ---- what is shown ----
 
     @property
-    def share(self) -> float:
-        """Return how much of the run is done, from 0 to 1."""
-        return min(1.0, (self.base + self.bytes) / self.total) if self.total else 1.0
+    def is_shown(self) -> bool:
+        """Tell whether this is the inner one of the displays that are open."""
+        return RunProgress.open[-1:] == [self]
+
+    @property
+    def share(self) -> float | None:
+        """Return how much of the run is done, from 0 to 1; None while nobody knows."""
+        return self.figures.share if self.figures else None
 
     def line(self) -> str:
-        """Return one line of figures. The time left follows from the bytes that this command has read."""
-        seconds = time.monotonic() - self.started
-        if not self.bytes:
-            return f"the first unit is under way ({seconds:.0f} s)"
-        left = seconds * max(0, self.total - self.base - self.bytes) / self.bytes
-        rate = f"{self.images / seconds:,.0f} images/s"
-        return f"{self.images:,} images, {rate}, {sum(self.errors.values()):,} errors, {duration(left)} left"
+        """Return one line of figures, or what is waited for."""
+        figures = self.figures
+        if figures is None:
+            return f"{self.doing} ({time.monotonic() - self.since:.0f} s)"
+        if figures.images_per_second is None and not figures.written:
+            return f"{figures.decoded:,} images are decoded, the model begins"
+        parts = [f"{figures.images:,} images"]
+        if figures.images_per_second is not None:
+            parts.append(f"{figures.images_per_second:,.{_digits(figures.images_per_second)}f} images/s")
+        parts.append(f"{sum(figures.errors.values()):,} errors")
+        if figures.seconds_left is not None:
+            parts.append(f"{duration(figures.seconds_left)} left")
+        return ", ".join(parts)
 
     def _watch(self) -> None:
-        if not self.console.is_terminal:
-            while not self._stop.wait(LINE_EVERY):
-                self.console.print(f"{100 * self.share:.0f}%  {self.line()}")
-            return
+        if self.console.is_terminal:
+            self._show_bar()
+        else:
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        printed = time.monotonic()
+        while not self._stop.wait(FRAME_S):
+            now = time.monotonic()
+            if not self.is_shown:
+                continue
+            figures = self.figures
+            if figures is not None and now - printed >= LINE_EVERY:
+                printed = now
+                self._write_line(figures)
+            elif figures is None and self._told != self.doing and now - self.since >= self._told_after:
+                printed = now
+                self._told = self.doing
+                self.console.say(f"{self.doing} ...", event="wait")
+            elif figures is None and self._told == self.doing and now - printed >= WAIT_EVERY:
+                printed = now
+                self.console.say(self.line(), event="wait", seconds=round(now - self.since))
+
+    @property
+    def _told_after(self) -> float:
+        return STORES_TOLD_AFTER if self.doing == STORES else WAIT_TOLD_AFTER
+
+    def _write_line(self, figures: "RunFigures") -> None:
+        percent = "" if figures.share is None else f"{int(100 * figures.share)}%  "
+        self.console.say(
+            f"{percent}{self.line()}",
+            event="progress",
+            percent=None if figures.share is None else round(100 * figures.share, 2),
+            images=figures.images,
+            images_written=figures.written,
+            units=figures.units,
+            images_per_second=_rounded(figures.images_per_second),
+            errors=figures.errors,
+            seconds_left=_rounded(figures.seconds_left),
+            bytes_read=figures.bytes_read,
+            stage_seconds={stage: round(seconds, 1) for stage, seconds in figures.stage_seconds.items()},
+        )
+
+    def _show_bar(self) -> None:
         columns = (
             SpinnerColumn(),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.fields[percent]:>4}"),
+            TextColumn("{task.description}", markup=False),
         )
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task("", total=1.0)
-            while not self._stop.wait(0.2):
-                bar.update(task, completed=self.share, description=self.line())
+        while not self._stop.wait(BAR_AFTER_S):
+            if not self.is_shown:
+                continue
+            with Progress(*columns, console=self.console, transient=True) as bar:
+                task = bar.add_task("", total=1.0, percent="")
+                while self.is_shown:
+                    share = self.share
+                    percent = "" if share is None else f"{int(100 * share)}%"
+                    bar.update(task, completed=share or 0.0, description=self.line(), percent=percent)
+                    if self._stop.wait(FRAME_S):
+                        return
+
+    def _trouble(self, trouble: Trouble) -> None:
+        """Tell of a store that this process itself has to ask again."""
+        now = time.monotonic()
+        is_told = now - self._troubles.get(trouble.address, -TROUBLE_EVERY_S) < TROUBLE_EVERY_S
+        if trouble.waited_s < TROUBLE_AFTER_S or is_told:
+            return
+        self._troubles[trouble.address] = now
+        self.note(
+            f"{trouble.address} does not answer: {trouble.said}. "
+            f"It is asked again, for {trouble.waited_s:,.0f} s now",
+            level="warning",
+            event="store",
+            store=trouble.address,
+            seconds=round(trouble.waited_s),
+        )
+
+
+def _digits(rate: float) -> int:
+    return 0 if rate >= 10 else 1
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def duration(seconds: float) -> str:
@@ -126,113 +234,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-class TrainProgress:
-    """Show a training by its news: a live line, or a line every ten seconds, and a line for each epoch.
-
-    Use as a context.
-    """
-
-    def __init__(self, title: str, epochs: int):
-        self.title = title
-        self.epochs = epochs
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.first_step = 0  # steps that were done when the workers started
-        self.started = time.monotonic()  # when the workers started
-        self.steps = 0  # of the whole training; 0 before the workers start
-        self.printed = 0.0  # when a line was printed last
-        self.lock = threading.Lock()
-        columns = (
-            SpinnerColumn(),
-            BarColumn(bar_width=12),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.description}"),
-        )
-        self.bar = Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        )
-        self.task = self.bar.add_task("the workers start", total=1.0)
-
-    def __enter__(self) -> "TrainProgress":
-        self.console.print(self.title, markup=False)
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def on_news(self, news: TrainNews) -> None:
-        """Show one record."""
-        with self.lock:
-            match news:
-                case DataNews():
-                    self._show_data(news)
-                case BeginNews():
-                    self._show_begin(news)
-                case NoteNews():
-                    self.console.print(news.message, markup=False)
-                case StepNews():
-                    self._show_step(news)
-                case EpochNews():
-                    self._show_epoch(news)
-
-    def _show_data(self, news: DataNews) -> None:
-        classes = f" of {news.classes:,} classes" if news.classes else ""
-        tried = f", tried on {news.val_samples:,}" if news.val_samples else ""
-        shards = "1 shard" if news.shards == 1 else f"{news.shards:,} shards"
-        self.console.print(f"{news.samples:,} images{classes} in {shards}{tried}")
-
-    def _show_begin(self, news: BeginNews) -> None:
-        is_first = not self.steps
-        if is_first:
-            workers = "1 worker" if news.workers == 1 else f"{news.workers} workers"
-            batch = f"batches of {news.batch:,}: {news.images:,} images an epoch"
-            self.console.print(f"{workers} on {news.device.upper()}, {batch}")
-        if news.step or not is_first:
-            where = f" from step {news.step:,} (epoch {news.epoch + 1})" if news.step else ""
-            workers = "worker goes" if news.workers == 1 else "workers go"
-            self.console.print(f"{news.workers} {workers} on{where}")
-        self.started = time.monotonic()
-        self.first_step = news.step
-        self.steps = news.steps
-
-    def _show_step(self, news: StepNews) -> None:
-        line = self._line(news)
-        if not self.console.is_terminal and time.monotonic() - self.printed >= LINE_EVERY:
-            self.printed = time.monotonic()
-            self.console.print(f"{news.step / self.steps:4.0%}  {line}")
-
-    def _show_epoch(self, news: EpochNews) -> None:
-        self.printed = time.monotonic()
-        self._line(news)
-        tried = ""
-        if news.validation:
-            means = news.validation.means
-            tried = f"  validation loss {means['loss']:.3f} {_quality(means)}"
-        errors = f"  {news.errors:,} images could not be decoded" if news.errors else ""
-        self.console.print(f"epoch {news.epoch:>3}/{self.epochs}  {_figures(news)}{tried}{errors}")
-
-    def _line(self, news: StepNews | EpochNews) -> str:
-        """Return one line of figures with the time left, and show it in the bar."""
-        seconds_per_step = (time.monotonic() - self.started) / max(1, news.step - self.first_step)
-        left = duration(seconds_per_step * (self.steps - news.step))
-        line = f"{left} left  epoch {news.epoch}/{self.epochs}  {_figures(news)}"
-        self.bar.update(self.task, completed=news.step / self.steps, description=line)
-        return line
-
-
-def _figures(news: StepNews | EpochNews) -> str:
-    parts = [f"loss {news.means['loss']:.3f}", _quality(news.means), f"lr {news.lr:.2g}"]
-    if news.rates:
-        parts.append(_rates(news.rates))
-    return "  ".join(parts)
-
-
-def _rates(rates: Rates) -> str:
-    return f"{rates.images_per_second:,.0f} images/s  MFU {rates.mfu:.0%}  data wait {rates.data_wait:.0%}"
-
-
-def _quality(means: Means) -> str:
-    name, value = quality(means)
-    return f"{name} {value:.3f}"

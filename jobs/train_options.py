@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
-from rich.console import Console
 
+from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import Flag, SourceOptions
-from wordsworth.jobs.progress import TrainProgress
+from wordsworth.jobs.terminal import Terminal
+from wordsworth.jobs.train_progress import TrainProgress
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.training.news import EpochNews, Means, quality
 
@@ -157,9 +158,6 @@ class RunOptions:
     "Steps between checkpoints within an epoch; one follows an epoch too, ten seconds after another."
     keep: Count = 2
     "Checkpoints that are kept, the last ones."
-    address: str | None = None
-    """Address of a Ray cluster to join (or RAY_ADDRESS). Without it, a local Ray starts and stops with
-    the command."""
     json: Annotated[bool, Flag] = field(default=False, metadata=NOT_ASKED)
     "Print the last epoch's metrics as JSON."
 
@@ -196,6 +194,7 @@ class TrainOptions:
     recipe: RecipeOptions
     source: SourceOptions
     run: RunOptions
+    cluster: ClusterOptions
 
 
 def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptions) -> "TrainRequest":
@@ -206,6 +205,7 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         asked: the fields of a TrainRequest that the command itself decides.
         options: all other fields.
     """
+    options.source.check(*sources, *(options.data.val or ()), output=asked["output"])
     from wordsworth.pipeline.training.classes import class_names
     from wordsworth.pipeline.training.request import TrainRequest
 
@@ -225,6 +225,7 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         **options.recipe.asked(),
         **options.run.asked(),
         **options.source.asked(),
+        cluster=options.cluster.request,
     )
 
 
@@ -248,7 +249,9 @@ def run_training(request: "TrainRequest", as_json: bool) -> int:
         lines.append(f"curves: {request.output}/curves.png")
     command = "label" if request.classified else "embed"
     lines.append(f"next: wordsworth {command} SOURCE --output OUT --model {request.output}")
-    Console(highlight=False, soft_wrap=True).print("\n".join(lines))
+    terminal = Terminal()
+    for line in lines:
+        terminal.say(line)
     return 0
 
 

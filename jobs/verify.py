@@ -4,10 +4,9 @@ import json
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.markup import escape
 
 from wordsworth.jobs.options import JsonFlag, StoreOptions
+from wordsworth.jobs.terminal import Terminal, data_text
 
 SHOWN = 20  # findings that are printed
 
@@ -29,20 +28,22 @@ def verify(
 
     Exits with 0 if that is so; if not, names every finding and exits with 1.
     """
+    storage = storage or StoreOptions()
+    storage.check(output=output)
     from wordsworth.pipeline.verification.verifier import verify as run
 
-    report = run(output, source, (storage or StoreOptions()).storage)
+    report = run(output, source, storage.storage)
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
         return 0 if report.ok else 1
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal()
     for finding in report.findings[:SHOWN]:
-        told = escape(f"{finding.where}: {finding.detail}")
-        console.print(f"[red]{finding.code}[/] {told}")
+        told = data_text(f"{finding.where}: {finding.detail}")
+        console.print(f"[red]{data_text(finding.code)}[/] {told}")
     if len(report.findings) > SHOWN:
         console.print(f"... and {len(report.findings) - SHOWN} more (--json lists all)")
     for note in report.notes():
-        console.print(escape(f"note: {note}"))
+        console.say(f"note: {note}")
     recount = "" if report.recounted is None else f", {report.recounted:,} samples counted in the source"
     errors = f" ({sum(report.errors.values()):,} with an error)" if report.errors else ""
     verdict = "[green]exact[/]" if report.ok else "[red]NOT exact[/]"

@@ -1,6 +1,9 @@
 """Define the exceptions that are meant for people, and find such an exception inside those of Ray."""
 
 import re
+import unicodedata
+
+SHOWN_CHARS = 2_000  # of one text on a terminal or in a log
 
 
 class UserError(Exception):
@@ -12,7 +15,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, exit_code: int = 1):
-        self.message = without_secrets(message)
+        self.message = shown(without_secrets(message))
         super().__init__(self.message)
         self.exit_code = exit_code
 
@@ -32,10 +35,35 @@ def without_secrets(text: str) -> str:
     return _WEB_QUERY.sub(r"\1", _WEB_USER.sub(r"\1", text)) if "://" in text else text
 
 
+def shown(text: str) -> str:
+    """Return a text from data as a terminal or a line of a log may have it: one line without commands.
+
+    Names in tars, folders, tables and models can hold anything: line feeds, escape sequences that write the
+    clipboard or the title, marks that turn the direction of what follows, half of a surrogate pair. Each
+    such character is escaped as Python escapes it. A text of thousands of characters keeps its two ends.
+    """
+    if len(text) > SHOWN_CHARS:
+        half = SHOWN_CHARS // 2
+        left_out = len(text) - 2 * half
+        text = f"{text[:half]} ... {left_out:,} characters ... {text[-half:]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown_character, text))
+
+
+def _shown_character(char: str) -> str:
+    # Spaces of other scripts are harmless, though Python does not call them printable.
+    if char.isprintable() or unicodedata.category(char) == "Zs":
+        return char
+    return char.encode("unicode_escape").decode()
+
+
 class ClusterGone(UserError):
     """Report that the Ray cluster is gone, so that nobody tries to shut it down."""
 
 
+# In the first line of Ray's text about an error of a worker.
+RAISED_IN = re.compile(r"\(pid=(\d+), ip=([^\s,)]+)")
 # A line of Ray's text about an actor's death: the exception that the actor's constructor raised.
 CONSTRUCTOR_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:UserError|DeviceLost): (.+)$", re.MULTILINE)
 
@@ -60,6 +88,22 @@ def root_cause(error: BaseException, *wanted: type[BaseException]) -> BaseExcept
         error = cause
         cause = getattr(error, "cause", None)
     return _error_of_constructor(error) or error
+
+
+def worker_of(error: BaseException) -> tuple[str, int] | None:
+    """Return the address of the node and the id of the process in which a worker raised an error.
+
+    Ray's wrapper of an error has them in its text alone. None for an error of this process.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        raised = RAISED_IN.search(str(current)) if "RayTaskError" in type(current).__name__ else None
+        if raised:
+            return raised[2], int(raised[1])
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+    return None
 
 
 def _error_of_constructor(error: BaseException) -> UserError | None:

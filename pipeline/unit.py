@@ -115,6 +115,11 @@ class Unit:
     prediction: str | None = None
     next_in_group: int = 0
 
+    @property
+    def name(self) -> str:
+        """Return the name of the unit: the stem of its file, without the mark of a shard's end."""
+        return f"{self.shard_name}-{self.number:05d}"
+
     def to_arrow(self) -> pa.Table:
         """Return the unit as a table of one row. The payload is not copied."""
         columns = {}

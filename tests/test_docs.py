@@ -9,20 +9,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", "SECURITY.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 SOURCES = ("pipeline", "vit_model", "jobs", "wordsworth", "benchmarks", "tests")
-PATH = re.compile(rf"\b(?:{'|'.join(SOURCES)}|recipes|docs)/[\w/.-]*\w\b/?")
+PATH = re.compile(rf"\b(?:{'|'.join(SOURCES)}|recipes|docs|deploy)/[\w/.-]*\w\b/?")
 CODE = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\((?!\w+://)([^)#]*)(?:#[^)]*)?\)")  # to a file of this repository
 TEST = re.compile(r"\btest_\w+")
 TEST_AND_PHRASE = re.compile(r"\b(test_\w+)(?: \(long\))?: ([^;|(]+)")
 COMMAND = re.compile(r"\bwordsworth ([a-z]+)\b")
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
 CSV = re.compile(r"(?<![\w/.*-])(\w+\.csv)\b")
 # Options that the command line library adds, or that belong to other programs.
-FOREIGN_OPTIONS = {"help", "logdir", "working-dir"}
+FOREIGN_OPTIONS = {
+    *("help", "logdir", "working-dir", "require-hashes", "only-binary"),
+    *(
+        "target",
+        "build-arg",
+        "from-env-file",
+        "selector",
+        "generate",
+        "port-forward",
+        "nodes",
+        "gpus-per-node",
+        "runtime-env-json",
+        "cpus",
+        "num-gpus",
+        "labels",
+        "metrics-export-port",
+    ),
+}
 LATER_FILES = {
     "gpu.csv",  # made by the first measurement on a GPU
     "metadata.csv",  # of a user
+    "selected_tags.csv",  # of a tagger
 }
 
 
@@ -68,11 +87,17 @@ def missing_paths(text: str) -> Iterator[str]:
             yield match.group()
 
 
+def broken_links(text: str, folder: Path) -> Iterator[str]:
+    for link in LINK.findall(text):
+        if not (folder / link).exists():
+            yield link
+
+
 def missing_names(text: str) -> Iterator[str]:
     """Yield `module.name` where the module is ours and does not contain the name."""
     for code in CODE.findall(text):
         parts = re.fullmatch(r"(?:(?:\w+/)*)(\w+)\.(\w+)(?:\.(\w+))?(?:\(\))?", code)
-        if not parts or parts[2] in {"py", "csv", "toml", "md", "json", "txt", "yaml"}:
+        if not parts or parts[2] in {"py", "csv", "toml", "md", "json", "txt", "yaml", "sbatch"}:
             continue
         files = files_named(parts[1])
         names = {name for name in parts.groups()[1:] if name}
@@ -96,7 +121,8 @@ def missing_options(text: str) -> Iterator[str]:
         if path.relative_to(ROOT).parts[0] in ("jobs", "benchmarks"):
             given.update(words_of(path))
     for option in OPTION.findall(text):
-        if option.replace("-", "_") not in given and option not in given:
+        name = option.replace("-", "_").removeprefix("no_")  # --no-follow is --follow
+        if name not in given and option not in given:
             yield f"--{option}"
 
 
@@ -120,6 +146,11 @@ def test_what_a_page_names_exists(page: str):
     assert list(missing_names(text)) == []
     assert list(missing_files(text)) == []
     assert list(missing_options(text)) == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_link_of_a_page_leads_somewhere(page: str):
+    assert list(broken_links(text_of(page), (ROOT / page).parent)) == []
 
 
 @pytest.mark.slow
@@ -148,9 +179,10 @@ def test_every_part_of_a_test_name_in_the_audit_belongs_to_a_test():
 
 def test_a_name_that_is_gone_would_be_seen():
     text = (
-        "`pipeline/loops.py`, `resources.NoSuchName`, `loops.py`, old.csv, --no-such-option, test_gone, "
-        "test_docs: a promise that nobody made"
+        "[here](gone.md#part), [there](docs/architecture.md), `pipeline/loops.py`, `resources.NoSuchName`, "
+        "`loops.py`, old.csv, --no-such-option, test_gone, test_docs: a promise that nobody made"
     )
+    assert list(broken_links(text, ROOT)) == ["gone.md"]
     assert list(missing_paths(text)) == ["pipeline/loops.py"]
     assert list(missing_names(text)) == ["resources.NoSuchName"]
     assert list(missing_files(text)) == ["loops.py", "old.csv"]

@@ -1,6 +1,6 @@
 import pytest
 
-from wordsworth.pipeline.errors import UserError, root_cause, without_secrets
+from wordsworth.pipeline.errors import UserError, root_cause, without_secrets, worker_of
 
 
 def test_the_first_error_that_is_meant_is_found_else_the_innermost():
@@ -57,3 +57,16 @@ def test_what_an_actors_constructor_had_to_tell_is_found_in_rays_text():
 )
 def test_the_line_of_an_error_names_no_query_and_no_password_of_a_web_server(text, shown):
     assert str(UserError(text)) == without_secrets(text) == shown
+
+
+def test_the_worker_of_an_error_is_found_below_what_wraps_it():
+    class RayTaskError(Exception):
+        """Stand for Ray's wrapper, whose text alone says where."""
+
+    text = "\x1b[36mray::Map()\x1b[39m (pid=4711, ip=10.0.0.7, actor_id=ab, repr=<x>)\n  ZeroDivisionError: x"
+    error = ValueError("outer")
+    error.__cause__ = RayTaskError(text)
+    assert worker_of(error) == ("10.0.0.7", 4711)
+    assert worker_of(ValueError("(pid=1, ip=10.0.0.7)")) is None, "a text of a user is no place"
+    error.__cause__ = None
+    assert worker_of(error) is None

@@ -1,61 +1,162 @@
-"""Keep weights together with everything that a user of the weights needs: load, save, fingerprint.
-
-A model folder holds `config.json`, `model.safetensors` and, where classes have names, `labels.txt`.
-"""
+"""Keep weights together with everything that a user of the weights needs: config, labels, fingerprint."""
 
 import hashlib
 import json
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig, as_size
+from wordsworth.vit_model.config import ModelConfig, ModelError, Preprocessing, ViTConfig, as_size
+from wordsworth.vit_model.cost import macs
+from wordsworth.vit_model.head import Head
+from wordsworth.vit_model.inference import prepare
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.position import resampled
 from wordsworth.vit_model.variants import variant_name
-from wordsworth.vit_model.weights import State, check_weights, first_line, load_weights
+from wordsworth.vit_model.weights import State
 
 # The modules behind the encoder: the first part of the names of their tensors.
 HEAD_PARTS = ("head", "pre_logits")
+MAX_LABEL = 4096  # characters of the name of a class, which stands in every row
 
 
 @dataclass(kw_only=True)
-class Checkpoint:
-    """Hold a model at rest.
+class BaseCheckpoint(ABC):
+    """Hold a model at rest: all that the labeler needs to know of it.
 
     Attributes:
         config: the model.
         preprocessing: from an image to the pixels that the model takes.
         labels: one name for each class, or None if the classes have no names.
-        state: the tensors, float32, under timm's names.
+        head: how the logits become scores. A softmax over one class would give every image the score 1, so
+            a head with one output is a sigmoid unless it is a value. Without classes it is the default.
+        state: the tensors.
         extra: JSON-able: the objective that the model was trained for, the origin of the weights.
 
     Raises:
-        ModelError: the number of labels is not the number of classes, or a label is not one line.
+        ModelError: the number of labels is not the number of classes, or a label is not one line of text.
     """
 
-    config: ViTConfig
+    config: ModelConfig
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
+    head: Head = field(default_factory=Head)
     state: State
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        classes = self.config.num_classes
+        if not classes:
+            self.head = Head()
+        elif classes == 1 and self.head.kind == "softmax":
+            self.head = replace(self.head, kind="sigmoid")
         if self.labels is None:
             return
         self.labels = tuple(self.labels)
-        classes = self.config.num_classes
         if len(self.labels) != classes:
             raise ModelError(f"{len(self.labels)} labels for {classes} classes; one label a class")
         for label in self.labels:
-            if "\n" in label or "\r" in label:
-                raise ModelError(f"label {label!r} is not one line")
+            _check_label(label)
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """Return the torch module in eval mode. Its parameters are the tensors of `state`, not copies."""
+
+    @abstractmethod
+    def for_inference(self, precision: str, device: str | torch.device) -> nn.Module:
+        """Return a module that maps uint8 patches (B, N, P*P*3) to logits (B, K) and embeddings (B, D).
+
+        Both are float32; the logits are None for a model without a head.
+
+        Args:
+            precision: "fp32" or "bf16".
+            device: where the module computes.
+        """
+
+    @abstractmethod
+    def macs(self) -> int:
+        """Return the multiply-accumulates of the forward pass of one image."""
+
+    @property
+    @abstractmethod
+    def variant(self) -> str | None:
+        """Return the name of the architecture in messages, or None for sizes of one's own."""
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of config, preprocessing, head and every tensor.
+
+        Models with equal fingerprints give comparable predictions.
+        """
+        settings = [_as_before(self.config.to_dict()), self.preprocessing.to_dict()]
+        if self.head.to_dict():
+            settings.append(self.head.to_dict())
+        digest = hashlib.sha256(_json(settings).encode())
+        for name, tensor in sorted(self.state.items()):
+            digest.update(_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Return the model as one buffer: a safetensors file with all else in its metadata."""
+        about = self.about() | {"labels": self.labels}
+        return safetensors.torch.save(savable(self.state), {"checkpoint": _json(about)})
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Self:
+        """Return the model that `to_bytes` wrote."""
+        about = about_bytes(blob)
+        return cls(state=safetensors.torch.load(blob), labels=about["labels"], **cls.parse_about(about))
+
+    def about(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        told = {
+            "variant": self.variant,
+            "config": self.config.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "extra": self.extra,
+        }
+        head = self.head.to_dict()
+        return told | {"head": head} if head else told
+
+    @classmethod
+    def parse_about(cls, about: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that config.json holds, without labels and tensors."""
+        return {
+            "config": cls._parse_config(about["config"]),
+            "preprocessing": Preprocessing.from_dict(about["preprocessing"]),
+            "head": Head.from_dict(about.get("head", {})),
+            "extra": about.get("extra", {}),
+        }
+
+    @classmethod
+    @abstractmethod
+    def _parse_config(cls, values: dict[str, Any]) -> ModelConfig:
+        """Return the config that its `to_dict` wrote."""
+
+
+def _check_label(label: str) -> None:
+    """Raise ModelError for the name of a class that no row can have."""
+    if "\n" in label or "\r" in label:
+        raise ModelError(f"label {label[:MAX_LABEL]!r} is not one line")
+    if len(label) > MAX_LABEL:
+        raise ModelError(f"label {label[:50]!r}... has {len(label):,} characters; {MAX_LABEL:,} are the most")
+    if not label.isascii():
+        try:
+            label.encode()
+        except UnicodeEncodeError as error:
+            raise ModelError(f"label {label!r} is no text: it has half of a surrogate pair") from error
+
+
+@dataclass(kw_only=True)
+class Checkpoint(BaseCheckpoint):
+    """Hold a Vision Transformer of our own at rest. Its tensors are float32, under timm's names."""
+
+    config: ViTConfig
 
     def model(self) -> VisionTransformer:
         """Return the model in eval mode. Its parameters are the tensors of `state`, not copies."""
@@ -64,16 +165,18 @@ class Checkpoint:
         model.load_state_dict(self.state, assign=True)
         return model.eval()
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of config, preprocessing and every tensor.
+    def for_inference(self, precision: str, device: str | torch.device) -> nn.Module:
+        """Return the model on uint8 patches, as `inference.prepare` makes it."""
+        return prepare(self.model(), self.preprocessing, precision, device)
 
-        Models with equal fingerprints give comparable predictions.
-        """
-        digest = hashlib.sha256(_json([self.config.to_dict(), self.preprocessing.to_dict()]).encode())
-        for name, tensor in sorted(self.state.items()):
-            digest.update(_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+    def macs(self) -> int:
+        """Return the multiply-accumulates of the forward pass of one image."""
+        return macs(self.config)
+
+    @property
+    def variant(self) -> str | None:
+        """Return the name of the variant, such as "S/16", or None for sizes of one's own."""
+        return variant_name(self.config)
 
     def resized(self, image_size: int | tuple[int, int]) -> Self:
         """Return the same model for another image size: only the position table is resampled."""
@@ -93,46 +196,53 @@ class Checkpoint:
         if num_classes:
             state["head.weight"] = torch.zeros(num_classes, config.embedding_dim)
             state["head.bias"] = torch.zeros(num_classes)
-        return replace(self, config=config, labels=None, state=state, extra=dict(self.extra))
-
-    def to_bytes(self) -> bytes:
-        """Return the model as one buffer: a safetensors file with all else in its metadata."""
-        about = self.about() | {"labels": self.labels}
-        return safetensors.torch.save(_savable(self.state), {"checkpoint": _json(about)})
+        return replace(self, config=config, labels=None, head=Head(), state=state, extra=dict(self.extra))
 
     @classmethod
-    def from_bytes(cls, blob: bytes) -> Self:
-        """Return the model that `to_bytes` wrote."""
-        header_size = int.from_bytes(blob[:8], "little")  # safetensors: u64 length, JSON header, tensors
-        about = json.loads(json.loads(blob[8 : 8 + header_size])["__metadata__"]["checkpoint"])
-        config, preprocessing = _parse_about(about)
-        return cls(
-            config=config,
-            preprocessing=preprocessing,
-            labels=about["labels"],
-            state=safetensors.torch.load(blob),
-            extra=about["extra"],
-        )
+    def _parse_config(cls, values: dict[str, Any]) -> ViTConfig:
+        return ViTConfig.from_dict(values)
 
-    def about(self) -> dict[str, Any]:
-        """Return the content of config.json."""
-        return {
-            "variant": variant_name(self.config),
-            "config": self.config.to_dict(),
-            "preprocessing": self.preprocessing.to_dict(),
-            "extra": self.extra,
-        }
+
+def own_model(checkpoint: BaseCheckpoint, what: str) -> Checkpoint:
+    """Return a model of our own, for what no other can.
+
+    Args:
+        checkpoint: any model.
+        what: the subject of the message, such as "wordsworth finetune".
+
+    Raises:
+        ModelError: another library's module computes the model.
+    """
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    raise ModelError(
+        f"{what} works with our own Vision Transformer alone, and {checkpoint.variant} is another library's "
+        "module: label, embed, evaluate and plan take it"
+    )
+
+
+def about_bytes(blob: bytes) -> dict[str, Any]:
+    """Return what a buffer of `BaseCheckpoint.to_bytes` says about its model, without reading tensors."""
+    header_size = int.from_bytes(blob[:8], "little")  # safetensors: u64 length, JSON header, tensors
+    return json.loads(json.loads(blob[8 : 8 + header_size])["__metadata__"]["checkpoint"])
+
+
+def _as_before(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as an earlier version had it, so that its runs go on.
+
+    That version took torchvision's way with positions for "hf". No prediction depends on the way.
+    """
+    if config.get("pos_interp") == "torchvision":
+        return config | {"pos_interp": "hf"}
+    return config
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _parse_about(about: dict[str, Any]) -> tuple[ViTConfig, Preprocessing]:
-    return ViTConfig.from_dict(about["config"]), Preprocessing.from_dict(about["preprocessing"])
-
-
-def _savable(state: State) -> State:
+def savable(state: State) -> State:
+    """Return the tensors as safetensors can write them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
@@ -150,89 +260,3 @@ def random_checkpoint(
         state=state,
         extra={"random_seed": seed},
     )
-
-
-# ---- model folders ---------------------------------------------------------------------------------------
-
-
-def save_folder(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a model folder.
-
-    Every file appears whole or not at all. config.json is written last and vouches for the rest.
-    """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole_file(folder / "model.safetensors", safetensors.torch.save(_savable(checkpoint.state)))
-    if checkpoint.labels is None:
-        (folder / "labels.txt").unlink(missing_ok=True)  # the labels of an earlier model
-    else:
-        text = "".join(f"{label}\n" for label in checkpoint.labels)
-        write_whole_file(folder / "labels.txt", text.encode())
-    write_whole_file(folder / "config.json", json.dumps(checkpoint.about(), indent=2).encode() + b"\n")
-
-
-def write_whole_file(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_folder(path: str | Path) -> Checkpoint:
-    """Read a model folder.
-
-    Raises:
-        ModelError: a file is missing, broken, or does not fit the other files.
-    """
-    folder = Path(path)
-    where = folder / "config.json"
-    try:
-        about = json.loads(where.read_text(encoding="utf-8"))
-        config, preprocessing = _parse_about(about)
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ModelError) as error:
-        raise ModelError(f"{where} cannot be used: {first_line(error)}") from error
-    weights = folder / "model.safetensors"
-    return Checkpoint(
-        config=config,
-        preprocessing=preprocessing,
-        state=check_weights(config, load_weights(weights), weights),
-        labels=_read_labels(folder / "labels.txt"),
-        extra=about.get("extra", {}),
-    )
-
-
-def _read_labels(path: Path) -> tuple[str, ...] | None:
-    if not path.exists():
-        return None
-    return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-
-
-def saved_checkpoint(path: str | Path) -> Checkpoint | None:
-    """Read the model in a .safetensors file that `Checkpoint.to_bytes` made.
-
-    Returns:
-        None for a file of tensors alone.
-
-    Raises:
-        ModelError: the file is broken.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if "checkpoint" not in metadata:
-            return None
-        found = Checkpoint.from_bytes(path.read_bytes())
-        return replace(found, state=check_weights(found.config, found.state, path))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read as a model: {first_line(error)}") from error

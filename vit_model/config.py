@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 GELUS = ("exact", "tanh", "quick")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -13,7 +13,12 @@ CROP_MODES = ("center", "squash")
 POOLS = ("token", "avg", "map", "distilled")
 POSITIONS = ("learned-1d", "none", "learned-2d", "sincos-2d", "sincos-2d-mae")
 POSITIONS_AT = ("stem", "every-layer", "every-layer-shared")
-POS_INTERP = ("timm", "google", "hf", "dinov2")
+MAX_DEPTH = 256  # layers: each is built as a module of its own
+MAX_SIDE = 8_192  # pixels along a side of the images that a model takes
+MAX_WIDTH = 1 << 17  # numbers in a token, in a hidden layer
+MAX_CLASSES = 1 << 24
+MIN_CROP_PCT = 0.05  # below, an image is enlarged to many times what the model sees
+POS_INTERP = ("timm", "google", "hf", "dinov2", "torchvision", "siglip2")
 
 
 class ModelError(ValueError):
@@ -45,13 +50,48 @@ def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return image_size
 
 
-def _check_names(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values, once each key is known to be a field of the dataclass."""
+def check_names(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values, once each key is known to be a field of the dataclass.
+
+    Raises:
+        ModelError: a key is not a field.
+    """
     names = [f.name for f in fields(cls)]
     for key in values:
         if key not in names:
             raise ModelError(f"{cls.__name__} has no field {key!r}; nearest: {nearest(key, names)!r}")
     return values
+
+
+class ModelConfig(Protocol):
+    """Name what the labeler needs to know of any model: of our own, or of another library's module."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Return (height, width) in pixels."""
+
+    @property
+    def patch_size(self) -> int:
+        """Return P, the pixels along a side of the patches in which an image travels."""
+
+    @property
+    def num_patches(self) -> int:
+        """Return N = HW / P^2."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Return P^2 C, the numbers in one RGB patch."""
+
+    @property
+    def num_classes(self) -> int:
+        """Return K; 0 for a model without a head."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return the length of the vector that enters the final linear layer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able dict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +131,7 @@ class ViTConfig:
         pool_norm: the final norm stands after pooling (timm's fc_norm), not before.
         representation_size: width of the hidden layer of the pre-training head, with tanh. 0: there is none.
         projection: the hidden layer is a bare matrix: CLIP's way into the space that images share with texts.
+        normalize: the embedding is scaled to length 1 before the head (zero-shot heads of CLIP and SigLIP).
         head_bias: the head has a bias.
         dropout: probability, in [0, 1).
         drop_path: probability for the last block, in [0, 1). It grows linearly over the depth.
@@ -125,6 +166,7 @@ class ViTConfig:
     pool_norm: bool = False
     representation_size: int = 0
     projection: bool = False
+    normalize: bool = False
     head_bias: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -165,6 +207,13 @@ class ViTConfig:
             raise ModelError(f"norm_eps is {self.norm_eps!r}; it must be positive")
         if not self.layer_scale >= 0:
             raise ModelError(f"layer_scale is {self.layer_scale!r}; it must be 0 (there is none) or positive")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ModelError(f"{name} is {getattr(self, name)}; it must be at most {most:,}")
+        if max(self.image_size) > MAX_SIDE or sum(self.resnet or ()) > MAX_DEPTH:
+            raise ModelError(
+                f"image_size is {self.image_size} and resnet {self.resnet}: no model is so large"
+            )
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)!r}; it must be at least 0 and below 1")
@@ -241,7 +290,14 @@ class ViTConfig:
 
     def with_head(self, num_classes: int) -> Self:
         """Return the config with one linear layer as the whole head, as fine-tuning begins (B.1.1)."""
-        return replace(self, num_classes=num_classes, representation_size=0, projection=False, head_bias=True)
+        return replace(
+            self,
+            num_classes=num_classes,
+            representation_size=0,
+            projection=False,
+            normalize=False,
+            head_bias=True,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict: sizes and switches always, an optional part only if it is not default.
@@ -253,12 +309,21 @@ class ViTConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the config that `to_dict` wrote."""
-        return cls(**_check_names(cls, values))
+        return cls(**check_names(cls, values))
 
 
 # The optional parts of a model and their defaults: every field behind class_position.
 _NAMES = [f.name for f in fields(ViTConfig)]
 OPTIONS = {f.name: f.default for f in fields(ViTConfig)[_NAMES.index("class_position") + 1 :]}
+MOST = {
+    "patch_size": MAX_SIDE,
+    "width": MAX_WIDTH,
+    "depth": MAX_DEPTH,
+    "mlp_dim": 8 * MAX_WIDTH,
+    "num_classes": MAX_CLASSES,
+    "registers": MAX_WIDTH,
+    "representation_size": MAX_WIDTH,
+}
 CHOICES = {
     "gelu": GELUS,
     "position": POSITIONS,
@@ -303,8 +368,10 @@ class Preprocessing:
                 raise ModelError(f"{name} is {values}; it must be three numbers, for R, G and B")
         if min(self.std) <= 0:
             raise ModelError(f"std is {self.std}; every number must be positive")
-        if not 0 < self.crop_pct <= 1:
-            raise ModelError(f"crop_pct is {self.crop_pct!r}; it must be above 0 and at most 1")
+        if not MIN_CROP_PCT <= self.crop_pct <= 1:
+            raise ModelError(
+                f"crop_pct is {self.crop_pct!r}; it must be at least {MIN_CROP_PCT} and at most 1"
+            )
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_choice("exif", self.exif, EXIF)
         check_choice("crop_mode", self.crop_mode, CROP_MODES)
@@ -319,4 +386,4 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the preprocessing that `to_dict` wrote."""
-        return cls(**_check_names(cls, values))
+        return cls(**check_names(cls, values))

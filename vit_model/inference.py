@@ -129,6 +129,8 @@ class InferenceModel(nn.Module):
         """
         tokens = self.model.forward_features(patches)  # (B, T, D)
         embedding = self.model.forward_head(tokens, pre_logits=True).float()  # (B, D)
+        if self.model.config.normalize:  # again, for the length that bfloat16 has rounded
+            embedding = F.normalize(embedding, dim=-1)
         if not self.model.config.num_classes:
             return None, embedding
         return self.model.head(embedding), embedding

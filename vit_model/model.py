@@ -167,6 +167,8 @@ class VisionTransformer(nn.Module):
     def forward_head(self, tokens: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Map (B, T, D) to logits (B, K), or with `pre_logits` to the input of the last layer, (B, D)."""
         y = self.pre_logits(self.pool(tokens))  # (B, D)
+        if self.config.normalize:
+            y = F.normalize(y, dim=-1)
         return y if pre_logits else self.head(y)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ INTERPOLATE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "timm": {"mode": "bicubic", "antialias": True},
     "hf": {"mode": "bicubic"},
     "dinov2": {"mode": "bicubic"},
+    "torchvision": {"mode": "bicubic", "align_corners": True},
+    "siglip2": {"mode": "bilinear", "antialias": True},
 }
 
 
@@ -112,6 +114,8 @@ def resample(
     * "hf": bicubic without antialiasing, as in transformers, DeiT and MAE.
     * "dinov2": as "hf", but the scale counts a tenth of a patch more in the new grid, as DINOv2 (without
       registers) does.
+    * "torchvision": bicubic with aligned corners, as its `interpolate_embeddings` does.
+    * "siglip2": bilinear with antialiasing, as NaFlex models.
 
     Args:
         table: (A, prefix + h*w, D)

@@ -1,7 +1,6 @@
-"""Read files of tensors, and check tensors against a config. Nothing is ever unpickled as code."""
+"""Read files of tensors, and check tensors against a config. No code of a file is ever run."""
 
 import pickle
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,15 @@ import torch
 from safetensors import SafetensorError
 
 from wordsworth.vit_model.config import ModelError, ViTConfig
+from wordsworth.vit_model.file_kinds import kind_by_content, kind_by_name
 from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.torch_file import read_torch
+from wordsworth.vit_model.weight_bounds import check_archive, check_views
+from wordsworth.vit_model.weight_sets import State, Weights, choose_weights
 
-State = dict[str, torch.Tensor]
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+__all__ = ["State", "Weights", "check_weights", "first_line", "load_weights", "read_content"]
+
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 # The errors of the readers for bytes that are no tensors.
 UNREADABLE = (
     SafetensorError,
@@ -29,32 +33,57 @@ UNREADABLE = (
     TypeError,
     LookupError,
     AttributeError,
+    RuntimeError,
 )
 NAMED_KEYS = 3  # keys that a message names; the message counts the rest
 
 
-def load_weights(path: str | Path) -> State:
-    """Read a file of tensors. Names stay as they are in the file.
+def load_weights(path: str | Path, key: str | None = None) -> Weights:
+    """Read a file of tensors. Names and types stay as they are in the file.
 
-    A .npz is read without pickles; a .pth, .pt or .bin is read by torch with `weights_only`, and a {"model":
-    ...} or {"state_dict": ...} around the tensors is taken off.
+    A .npz is read without pickles; torch's own files run no code. Of several sets of tensors, as a training
+    saves them, one is taken: the averaged weights where there are any, as timm does.
+
+    Args:
+        path: the file.
+        key: the set of tensors to take, such as "state_dict"; or the beginning of the names to take.
 
     Raises:
-        ModelError: there is no such file, its format is another one, or the file holds anything but named
+        ModelError: there is no such file or key, its format is another one, or the file holds no named
             tensors.
     """
+    return choose_weights(read_content(path), key, path)
+
+
+def read_content(path: str | Path) -> Any:
+    """Read all that a file of tensors holds: mostly tensors by name, or dictionaries of these by name.
+
+    Every file of weights is opened here, also those that another library could open itself: what that library
+    runs or refuses is then no matter.
+
+    Raises:
+        ModelError: there is no such file, or its format is another one.
+    """
     path = Path(path)
-    if path.suffix not in WEIGHT_SUFFIXES:
+    kind = kind_by_name(path.name)
+    if kind:
+        raise ModelError(f"{path} {kind}")
+    if not path.name.endswith(WEIGHT_SUFFIXES):
         raise ModelError(f"{path}: weights must be a file that ends in {', '.join(WEIGHT_SUFFIXES)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
+    kind = kind_by_content(path)
+    if kind:
+        raise ModelError(f"{path} {kind}")
     try:
-        state = _read_tensors(path)
-    except RuntimeError as error:
-        if "TorchScript" in str(error):
-            advice = "which holds code; save its state_dict alone"
-            raise ModelError(f"{path} is a TorchScript archive, {advice}") from error
-        raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from error
+        check_archive(path)
+        content = _read_tensors(path)
+        check_views(content, path)
+        return content
+    except MemoryError as error:
+        raise ModelError(f"{path} takes more memory than this process may have") from error
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than tensors, or is not a torch file, and was not opened; "
@@ -62,9 +91,6 @@ def load_weights(path: str | Path) -> State:
         ) from error
     except UNREADABLE as error:
         raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ModelError(f"{path} is not a dictionary of named tensors; save the model's state_dict alone")
-    return state
 
 
 def _read_tensors(path: Path) -> Any:
@@ -72,17 +98,7 @@ def _read_tensors(path: Path) -> Any:
         return safetensors.torch.load_file(path)
     if path.suffix == ".npz":
         return _read_npz(path)
-    return _read_torch(path)
-
-
-def _read_torch(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a TorchScript archive, which is refused anyway
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            return state[wrapper]
-    return state
+    return read_torch(path)
 
 
 def _read_npz(path: Path) -> State:
@@ -129,6 +145,20 @@ def check_weights(
     if complaints:
         raise ModelError(f"{where} does not fit the model: {'; '.join(complaints)}")
     return {key: state[key].float() for key in model}
+
+
+def check_numbers(state: State, where: str | Path) -> None:
+    """Check that no tensor holds NaN: every score would be NaN, and no message would say so.
+
+    Raises:
+        ModelError: a tensor does.
+    """
+    names = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    if names:
+        raise ModelError(
+            f"{where} holds NaN in {len(names)} tensors, {names[0]} first: "
+            "its training diverged, or the file is damaged; take an earlier checkpoint"
+        )
 
 
 def _misfit(key: str, found: torch.Tensor, wanted: torch.Tensor) -> str | None:

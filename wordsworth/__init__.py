@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     import pyarrow.dataset
 
+    from wordsworth.pipeline.labeling.pace import RunFigures
     from wordsworth.pipeline.output.records import Receipt, RunPlan, Summary
     from wordsworth.pipeline.training.news import EpochNews
     from wordsworth.pipeline.verification.report import Report
-    from wordsworth.vit_model.checkpoint import Checkpoint
+    from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 __all__ = ["Run", "embed", "evaluate", "label", "load_model", "open_run", "pretrain", "verify"]
 
@@ -63,7 +64,7 @@ def label(sources: str | Sequence[str], *, output: str | Path, model: str | Path
     from wordsworth.jobs import label as command
 
     given = _arguments(command.label, output=output, model=model, **options)
-    asked = command.label_request(given["top_k"], given["embeddings"])
+    asked = command.label_request(given["top_k"], given["embeddings"], given["threshold"])
     return _run_labeler("label", sources, given, asked)
 
 
@@ -91,8 +92,10 @@ def verify(
     Raises:
         UserError: there is no run at `output`, or its files cannot be read.
     """
+    from wordsworth.pipeline.storage.preflight import check_stores
     from wordsworth.pipeline.verification.verifier import verify as count_again
 
+    check_stores([], [str(output)], storage_options)
     return count_again(str(output), source, storage_options or {})
 
 
@@ -110,7 +113,7 @@ def evaluate(sources: str | Sequence[str], *, model: str | Path, **options: Any)
 
     given = _arguments(command.evaluate, model=model, **options)
     given.pop("json_")
-    return command.evaluate_sources(_as_list(sources), **given, note=_LOG.info, progress_of=_QuietProgress)
+    return command.evaluate_sources(_as_list(sources), **given, note=_note, progress_of=_QuietProgress)
 
 
 def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any) -> EpochNews:
@@ -135,7 +138,7 @@ def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any
     return train(request, lambda news: _LOG.info("%s", news))
 
 
-def load_model(model: str | Path, **options: Any) -> Checkpoint:
+def load_model(model: str | Path, **options: Any) -> BaseCheckpoint:
     """Return a model: `.model()` is the torch module, `.config`, `.preprocessing` and `.labels` belong to it.
 
     Args:
@@ -148,7 +151,7 @@ def load_model(model: str | Path, **options: Any) -> Checkpoint:
     """
     from wordsworth.jobs.options import ModelOptions
 
-    return ModelOptions(model=str(model), **options).load(_LOG.info, {})
+    return ModelOptions(model=str(model), **options).load(_note, {})
 
 
 def open_run(output: str | Path, *, storage_options: dict[str, Any] | None = None) -> Run:
@@ -159,7 +162,9 @@ def open_run(output: str | Path, *, storage_options: dict[str, Any] | None = Non
     """
     from wordsworth.pipeline.errors import UserError
     from wordsworth.pipeline.output.run_folder import RunFolder
+    from wordsworth.pipeline.storage.preflight import check_stores
 
+    check_stores([], [str(output)], storage_options)
     folder = RunFolder(str(output), storage_options)
     plan = folder.plan()
     if plan is None:
@@ -214,14 +219,29 @@ class _QuietProgress:
     def listed(self, *, shards: int, bytes_total: int) -> None:
         """Do nothing: the size of a run that is still being listed is for a display."""
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **fields: Any) -> None:
         """Log what the user should know."""
-        _LOG.info("%s", message)
+        _note(message)
+
+    def waiting(self, what: str) -> None:
+        """Do nothing: what is waited for is for a display."""
+
+    def working(self, figures: RunFigures) -> None:
+        """Do nothing: how far a run is, is for a display."""
 
     def receipt(self, receipt: Receipt) -> None:
         """Log a shard that the store did not give."""
         if receipt.fault:
-            _LOG.warning("%s could not be read on: %s", receipt.shard, receipt.fault)
+            from wordsworth.pipeline.errors import shown
+
+            _LOG.warning("%s could not be read on: %s", shown(receipt.shard), shown(receipt.fault))
+
+
+def _note(message: str) -> None:
+    """Log what the user should know. Names in it come from data."""
+    from wordsworth.pipeline.errors import shown
+
+    _LOG.info("%s", shown(message))
 
 
 def _run_labeler(
@@ -231,7 +251,7 @@ def _run_labeler(
     from wordsworth.pipeline.errors import UserError
 
     output, source, options = given["output"], given["source"], given["run"]
-    asked |= given["part"].asked()
+    asked |= given["part"].asked() | {"cluster": given["cluster"].request}
     summary = run_labeler(
         command, _as_list(sources), output, given["model"], source, options, asked, _QuietProgress()
     )

@@ -3,7 +3,13 @@
 import logging
 import warnings
 
-from wordsworth.pipeline.cluster.ray_internals import ExecutorProbe, keep_driver_small
+from wordsworth.pipeline.cluster.ray_internals import (
+    ExecutorProbe,
+    RunningPlan,
+    keep_driver_small,
+    ray_is_known,
+)
+from wordsworth.pipeline.cluster.sharing import Seat
 
 
 def configure_ray_data() -> None:
@@ -28,6 +34,9 @@ def configure_ray_data() -> None:
     context.issue_detectors_config.detectors = []
     keep_driver_small(context)
     ExecutorProbe.register(context)
+    RunningPlan.register(context)
+    if ray_is_known() and Seat not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Seat)
     # What ends a run is raised, and told in one line.
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

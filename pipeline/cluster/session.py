@@ -5,13 +5,19 @@ import logging
 import os
 import secrets
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from wordsworth.pipeline.cluster import ray_internals
-from wordsworth.pipeline.cluster.resources import CORES, cores
+from wordsworth.pipeline.cluster import joining, ray_internals
+from wordsworth.pipeline.cluster.address import address_of
+from wordsworth.pipeline.cluster.cores import cores
+from wordsworth.pipeline.cluster.nodes import CORES
+from wordsworth.pipeline.cluster.ray_internals import AUTH_MODE
+from wordsworth.pipeline.cluster.request import ClusterRequest
+from wordsworth.pipeline.cluster.session_folder import RAY_TMPDIR, session_folder
+from wordsworth.pipeline.cluster.tokens import TOKEN
+from wordsworth.pipeline.cluster.waiting import wait_for_shape
 from wordsworth.pipeline.errors import ClusterGone, UserError
 
 MIN_LOGICAL_CPUS = (
@@ -19,8 +25,14 @@ MIN_LOGICAL_CPUS = (
 )
 UNSAFE = "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION"  # environment variable of Ray's
 RECEIPTS_THREAD = "receipts"  # name of the thread that draws from Ray Data, see pipeline/cluster/stall.py
+SIGNS_THREAD = "signs"  # name of the thread that hears from workers, see pipeline/labeling/run_watch.py
+NODES_THREAD = "nodes"  # name of the thread that looks at the nodes, see pipeline/cluster/growth.py
+
+_LOG = logging.getLogger("wordsworth")
 
 _abandoned = False  # see abandoned()
+_is_local = False  # see is_local()
+_joined = False  # see on_cluster()
 
 
 def abandoned() -> bool:
@@ -33,15 +45,32 @@ def abandoned() -> bool:
     return _abandoned
 
 
+def is_local() -> bool:
+    """Tell whether the running Ray was started by a session of this process, for this machine alone."""
+    return _is_local
+
+
+def on_cluster() -> bool:
+    """Tell whether Ray works on a cluster: one that was joined here, or one of several nodes."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    return _joined or sum(node["Alive"] for node in ray.nodes()) > 1
+
+
 @contextlib.contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
+def ray_session(
+    cluster: ClusterRequest | None = None, note: Callable[[str], None] = _LOG.info
+) -> Iterator[None]:
     """Give a block a Ray: one that runs already, a cluster, or a local Ray of the block's own.
 
     At the end of the block a Ray that was started or joined here is shut down, and everything that was
     changed in Ray is what it was. Where a shutdown would hang, Ray is left behind, and `abandoned()` says so.
 
     Args:
-        address: of a cluster; None takes RAY_ADDRESS, and without that variable starts a local Ray.
+        cluster: which Ray; None takes RAY_ADDRESS, and without that variable starts a local Ray.
+        note: gets what the user should know.
 
     Raises:
         UserError: Ray can be neither joined nor started.
@@ -53,18 +82,26 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
-    with ray_internals.messages_on_stderr(), ray_internals.without_automatic_start():
-        if address:
-            _join(address)
-            alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    cluster = cluster or ClusterRequest()
+    if cluster.wait_for and not address_of(cluster):
+        raise UserError("--wait-for waits for nodes of a cluster: give its --address", exit_code=2)
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(ray_internals.messages_on_stderr())
+        changed.enter_context(ray_internals.without_automatic_start())
+        if address_of(cluster):
+            changed.enter_context(joining.joined(cluster, note, _init))
+            changed.enter_context(_marked_as_joined())
         else:
+            changed.enter_context(session_folder())
+            changed.enter_context(_own_token())
             _start()
-            alone = ray_internals.without_cluster_actors()
+            changed.enter_context(_being_local())
+            changed.enter_context(ray_internals.without_cluster_actors())
         cluster_is_gone = False
         try:
-            with alone:
-                yield
+            if address_of(cluster):
+                wait_for_shape(cluster, note)
+            yield
         except ClusterGone:
             cluster_is_gone = True
             raise
@@ -72,25 +109,72 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             _end(cluster_is_gone)
 
 
-def _join(address: str) -> None:
+@contextlib.contextmanager
+def _being_local() -> Iterator[None]:
+    global _is_local
+    _is_local = True
     try:
-        _init(address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]} "
-            "(is it the right address, and its token in RAY_AUTH_TOKEN?)"
-        ) from error
+        yield
+    finally:
+        _is_local = False
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Let a local Ray ask for a token, unless the environment says that it needs none.
+
+    The token lives in this process's environment and in no file, and no longer than the session.
+    """
+    is_given = TOKEN in os.environ
+    if not is_given:
+        os.environ[TOKEN] = secrets.token_hex(32)
+    is_open = os.environ.get(AUTH_MODE, "").lower() == "disabled"
+    try:
+        with ray_internals.auth_mode("disabled" if is_open else "token"):
+            yield
+    finally:
+        if not is_given:
+            del os.environ[TOKEN]
 
 
 def _start() -> None:
-    """Start a local Ray. Its token lives in this process's environment and in no file."""
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    size = {"num_cpus": max(MIN_LOGICAL_CPUS, cores()), "resources": {CORES: cores()}}
+    """Start a local Ray that listens on loopback alone, and try once more where the machine is too busy."""
     try:
-        with ray_internals.without_services():
-            _init(address="local", include_dashboard=False, **size)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot start a local Ray: {str(error).splitlines()[0]}") from error
+        _init_local()
+    except Exception as error:
+        if not _may_pass(error):
+            raise _not_started(error) from error
+        import ray
+
+        ray.shutdown()
+        try:
+            _init_local()
+        except Exception as again:
+            raise _not_started(again, " twice") from again
+    if not ray_internals.ray_is_known():
+        _LOG.warning(
+            "this version of Ray was not tried with this program: Ray listens on every interface of this "
+            "machine, and asks for a token (docs/security.md)"
+        )
+
+
+def _init_local() -> None:
+    size = {"num_cpus": max(MIN_LOGICAL_CPUS, cores()), "resources": {CORES: cores()}}
+    with ray_internals.without_services(), ray_internals.on_loopback() as where:
+        _init(address="local", include_dashboard=False, **where, **size)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether another start may succeed: Ray gives its own processes few seconds on a busy machine."""
+    return not isinstance(error, OSError | ValueError) or isinstance(error, ConnectionError | TimeoutError)
+
+
+def _not_started(error: Exception, how_often: str = "") -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    advice = "is this machine very busy, or its memory full?"
+    if "AF_UNIX" in reason:
+        advice = f"set {RAY_TMPDIR} to a folder with a shorter name"
+    return UserError(f"cannot start a local Ray{how_often}: {reason} ({advice})")
 
 
 def _init(**options: Any) -> None:
@@ -104,12 +188,22 @@ def _init(**options: Any) -> None:
     importing = threading.Thread(target=ray_internals.import_ray_data)
     importing.start()
     try:
-        with _muted_native_stderr():
+        with ray_internals.muted_native_stderr(), ray_internals.without_arguments():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     finally:
         importing.join()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _marked_as_joined() -> Iterator[None]:
+    global _joined
+    _joined = True
+    try:
+        yield
+    finally:
+        _joined = False
 
 
 def _end(cluster_is_gone: bool) -> None:
@@ -130,20 +224,5 @@ def _end(cluster_is_gone: bool) -> None:
 def _ray_is_asked() -> bool:
     """Tell whether a thread still waits for an answer of Ray's."""
     names = [thread.name for thread in threading.enumerate()]
-    return RECEIPTS_THREAD in names or ray_internals.executor_is_alive()
-
-
-@contextlib.contextmanager
-def _muted_native_stderr() -> Iterator[None]:
-    """Keep Ray's C++ side from announcing on stderr that its log level was set; what goes wrong comes as an
-    exception."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
+    its_threads = (RECEIPTS_THREAD, SIGNS_THREAD, NODES_THREAD)
+    return any(name in names for name in its_threads) or ray_internals.executor_is_alive()

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from wordsworth.pipeline.cluster.grace import Grace
+from wordsworth.pipeline.cluster.life import last_sign_of_life
 from wordsworth.pipeline.cluster.ray_internals import ExecutorProbe
 from wordsworth.pipeline.cluster.session import RECEIPTS_THREAD
 from wordsworth.pipeline.errors import ClusterGone, UserError
 
 PATIENCE = 10.0  # seconds to wait for an answer of a cluster that may be gone
 LOOK = 5.0  # seconds between two looks at the head, and seconds that a look may take
+SIGNAL_LOOK = 0.25  # seconds between two looks whether the run was told to end
 HEAD_PATIENCE = 25.0  # seconds without the head until the cluster is given up
 QUEUE_LENGTH = 1024  # receipts that wait for the caller
 
@@ -22,9 +25,15 @@ T = TypeVar("T")
 
 
 def with_stall_timeout(
-    receipts: Iterator[T], timeout_s: float, note: Callable[[str], None], what: str = "unit was written"
+    receipts: Iterator[T],
+    timeout_s: float,
+    note: Callable[[str], None],
+    what: str = "unit was written",
+    grace: Grace | None = None,
 ) -> Iterator[T]:
     """Give the receipts on, as long as one comes within `timeout_s` seconds of the one before.
+
+    A sign of life of a worker counts like a receipt: a unit of slow images takes long, and has an end.
 
     The receipts are drawn in a thread of their own, so the caller waits where an interrupt reaches the caller
     at once, whatever Ray does.
@@ -34,6 +43,7 @@ def with_stall_timeout(
         timeout_s: seconds without a receipt after which the run is ended.
         note: gets what every stage was doing, a line at a time.
         what: completes the sentence "no ... for 60 s".
+        grace: is asked again and again whether the run is to end.
 
     Raises:
         UserError: there was no receipt for `timeout_s` seconds.
@@ -42,19 +52,18 @@ def with_stall_timeout(
     drawn: queue.Queue[T | _End] = queue.Queue(maxsize=QUEUE_LENGTH)
     drawing = threading.Thread(target=_draw, args=(receipts, drawn), daemon=True, name=RECEIPTS_THREAD)
     drawing.start()
-    head = _Head()
+    silence = _Silence(timeout_s, note, what)
     must_stop = True
-    last_receipt = time.monotonic()
     try:
         while True:
+            if grace:
+                grace.check()
             try:
-                one = drawn.get(timeout=min(timeout_s, LOOK))
+                one = drawn.get(timeout=min(timeout_s, SIGNAL_LOOK if grace else LOOK))
             except queue.Empty:
-                head.check()
-                if time.monotonic() - last_receipt >= timeout_s:
-                    raise _stalled(what, timeout_s, note) from None
+                silence.check()
                 continue
-            last_receipt = time.monotonic()
+            silence.end()
             if isinstance(one, _End):
                 must_stop = False
                 if one.error is not None:
@@ -141,6 +150,58 @@ def _join_threads(*threads: Any) -> None:
     for thread in threads:
         if isinstance(thread, threading.Thread):
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class _Silence:
+    """Watch the time since the last receipt."""
+
+    def __init__(self, timeout_s: float, note: Callable[[str], None], what: str):
+        self.timeout_s = timeout_s
+        self.note = note
+        self.what = what
+        self.head = _Head()
+        self.life = _Life(every_s=max(LOOK, timeout_s / 20))
+        self.last_receipt = self.last_look = time.monotonic()
+
+    def end(self) -> None:
+        """Begin anew: a receipt has come."""
+        self.last_receipt = time.monotonic()
+
+    def check(self) -> None:
+        """Look at the head and the workers, unless the last look was a moment ago.
+
+        Raises:
+            UserError: the silence is too long.
+            ClusterGone: the cluster's head is gone.
+        """
+        if time.monotonic() - self.last_look < min(self.timeout_s, LOOK):
+            return
+        self.last_look = time.monotonic()
+        self.head.check()
+        if self.life.has_shown():
+            self.last_receipt = time.monotonic()
+        if time.monotonic() - self.last_receipt >= self.timeout_s:
+            raise _stalled(self.what, self.timeout_s, self.note)
+
+
+class _Life:
+    """Look whether workers have given a sign of life since the look before."""
+
+    def __init__(self, every_s: float):
+        self.every_s = every_s
+        self.last_look = time.monotonic()
+        self.last_sign: str | None = None
+
+    def has_shown(self) -> bool:
+        """Look, unless the last look was a moment ago."""
+        if time.monotonic() - self.last_look < self.every_s:
+            return False
+        self.last_look = time.monotonic()
+        answers = _in_time(last_sign_of_life)
+        if not answers or answers[0] in (None, self.last_sign):
+            return False
+        self.last_sign = answers[0]
+        return True
 
 
 class _Head:

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.cluster.resources import RETRIES, MiB
+from wordsworth.pipeline.cluster.claims import RETRIES, MiB
+from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.compaction.file_plan import freeze_plan
 from wordsworth.pipeline.compaction.finished_run import FinishedRun
@@ -33,8 +34,9 @@ from wordsworth.pipeline.output.commit import parquet_bytes
 from wordsworth.pipeline.output.compacted_file import PLANNED, CompactionId, runs
 from wordsworth.pipeline.output.records import FOOTER_KEY, JsonObject
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.places import check_places
 from wordsworth.pipeline.storage.atomic import put_if_absent
-from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, without_credentials
+from wordsworth.pipeline.storage.filesystem import StorageOptions, absolute_uri, is_local, without_credentials
 
 TARGET_BYTES = 256_000_000  # bytes of a compacted file, at most
 FEW_UNITS = 1000  # units that this process merges itself, sooner than a Ray has started
@@ -48,6 +50,8 @@ class Notes(Protocol):
 
     def note(self, message: str) -> None: ...
 
+    def waiting(self, what: str) -> None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompactRequest:
@@ -57,14 +61,14 @@ class CompactRequest:
         run: folder of a finished run.
         output: folder of the compacted run: a new one, or one where the same command was killed.
         target_size: bytes of a compacted file, at most, unless one unit is larger.
-        address: of a Ray cluster to join; None merges few units here, and starts a local Ray for many.
+        cluster: Ray cluster to join; without an address few merging units here, and many on a local Ray.
         storage_options: for fsspec.
     """
 
     run: str
     output: str
     target_size: int = TARGET_BYTES
-    address: str | None = None
+    cluster: ClusterRequest = field(default_factory=ClusterRequest)
     storage_options: StorageOptions = field(default_factory=dict)
 
 
@@ -80,6 +84,7 @@ def compact(request: CompactRequest, progress: Notes) -> JsonObject:
     start = time.perf_counter()
     try:
         _refuse_overlap(source, large)
+        progress.waiting("reading the run")
         run = FinishedRun.read(source)
         did = {"units": 0, "files": 0}
         large.sweep()
@@ -88,7 +93,7 @@ def compact(request: CompactRequest, progress: Notes) -> JsonObject:
             progress.note("every unit is in a compacted file already: nothing to merge")
         else:
             if not large.exists(*COMMIT):
-                files = _merge_all(run, large, planned, request.address, progress)
+                files = _merge_all(run, large, planned, request, progress)
                 did = {"units": planned.num_rows, "files": files}
             _copy_records(run, large, planned)
     except OSError as error:
@@ -119,15 +124,16 @@ def _real_path(run: RunFolder) -> str:
 
 
 def _merge_all(
-    run: FinishedRun, large: RunFolder, planned: pa.Table, address: str | None, progress: Notes
+    run: FinishedRun, large: RunFolder, planned: pa.Table, request: CompactRequest, progress: Notes
 ) -> int:
     """Make all compacted files, commit the compaction, and return the number of files."""
     pieces = _pieces(run, planned)
     total = pc.sum(planned["bytes"]).as_py() / 1e6
     progress.note(f"merging {planned.num_rows:,} units ({total:,.1f} MB) into {len(pieces):,} files")
+    progress.waiting("merging units")
     made: dict[int, pa.Table] = {}
     noted = time.monotonic()
-    for number, units in _merged(run, large, pieces, address):
+    for number, units in _merged(run, large, pieces, request, progress):
         made[number] = units
         if time.monotonic() - noted > NOTE_EVERY_S:
             share = 100 * len(made) / len(pieces)
@@ -146,16 +152,22 @@ def _pieces(run: FinishedRun, planned: pa.Table) -> list[tuple[pa.Table, pa.Tabl
 
 
 def _merged(
-    run: FinishedRun, large: RunFolder, pieces: list[tuple[pa.Table, pa.Table]], address: str | None
+    run: FinishedRun,
+    large: RunFolder,
+    pieces: list[tuple[pa.Table, pa.Table]],
+    request: CompactRequest,
+    progress: Notes,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield the number and the units of each compacted file as it is made. Ray tasks merge many units."""
-    if run.units.num_rows <= FEW_UNITS and address is None:
+    if run.units.num_rows <= FEW_UNITS and request.cluster.address is None:
         for number, (places, planned) in enumerate(pieces):
             yield number, merge(run.folder, large, run.id, places, planned)
         return
-    with ray_session(address):
+    with ray_session(request.cluster, progress.note):
         import ray
 
+        objects = [absolute_uri(run.folder.fs, run.folder.path("_run", "plan.json"))]
+        check_places(lambda: objects, large.uri, None, request.storage_options, progress.note)
         at_most = max(1, TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1))
         task = ray.remote(num_cpus=1, memory=_memory_claim(pieces), **RETRIES)(merge)
         running: dict[Any, int] = {}  # number of the file, by the task's reference

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 
-from wordsworth.pipeline.cluster.resources import MiB
+from wordsworth.pipeline.cluster.claims import MiB
 from wordsworth.pipeline.compaction.finished_run import FinishedRun
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.commit import Damaged, parquet_bytes, read_table

@@ -84,6 +84,16 @@ TURN_BACK = {
 STRIP_PIXELS = 4 << 20  # pixels converted at a time, so that a large image is never in memory twice
 REDUCTIONS = (8, 4, 2)  # what libjpeg can divide the sides of a JPEG by, the largest first
 
+# What files that are no images begin with, in lower case.
+KINDS = {
+    "HTML or XML": (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<"),
+    "JSON": (b"{", b"["),
+    "a PDF": (b"%pdf",),
+    "an archive": (b"pk\x03\x04", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"rar!", b"7z\xbc\xaf"),
+    "a program": (b"\x7felf", b"mz\x90"),
+    "a pickle or an array": (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x93numpy"),
+}
+
 REQUEST = struct.Struct("<Q")
 REPLY = struct.Struct("<BBBIII")
 PIXELS, REFUSED, READY = range(3)  # kinds of a reply
@@ -225,6 +235,17 @@ def _reductions(image: Image.Image, keep_side: int) -> list[int]:
     return [1]
 
 
+def _kind_of(data: bytes) -> str:
+    """Say what bytes are that are no image. None of them is quoted: a row could tell what a file holds."""
+    head = bytes(data[:64])
+    for kind, begins in KINDS.items():
+        if head.lstrip().lower().startswith(begins):
+            return kind
+    text = head.decode("utf-8", "ignore")
+    is_text = len(text) > len(head) // 4 and all(char.isprintable() or char in "\t\r\n" for char in text)
+    return "text" if is_text else "no kind that is known here"
+
+
 @contextlib.contextmanager
 def _only_decode_errors(data: bytes) -> Iterator[None]:
     """Turn everything that a decoder raises into a DecodeError with a short, stable code."""
@@ -233,7 +254,7 @@ def _only_decode_errors(data: bytes) -> Iterator[None]:
     except DecodeError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise DecodeError("not_an_image", f"{len(data)} bytes that begin with {data[:8]!r}") from error
+        raise DecodeError("not_an_image", f"{len(data)} bytes of {_kind_of(data)}") from error
     except Image.DecompressionBombError as error:
         raise DecodeError("too_many_pixels", str(error)) from error
     except MemoryError as error:

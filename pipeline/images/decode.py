@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from wordsworth.pipeline.images import codec
+from wordsworth.pipeline.images.budget import DecodeBudget
 from wordsworth.pipeline.images.codec import DecodeError, decode
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.images.resize import resize_and_crop
@@ -28,7 +29,6 @@ __all__ = [
     "DecodeError",
     "DecodeSettings",
     "crop_for_evaluation",
-    "decode_stage",
     "decode_unit",
     "open_image",
 ]
@@ -86,13 +86,13 @@ class DecodeSettings:
         return (height // side) * (width // side), side * side * 3
 
 
-def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
-    """Decode a unit, as Ray Data calls it: a table of one unit in, a table of one unit out."""
-    return decode_unit(Unit.from_arrow(table), settings).to_arrow()
-
-
 def decode_unit(
-    unit: Unit, settings: DecodeSettings, crop: Crop | None = None, sandbox: Sandbox | None = None
+    unit: Unit,
+    settings: DecodeSettings,
+    crop: Crop | None = None,
+    sandbox: Sandbox | None = None,
+    alive: Callable[[], None] = lambda: None,
+    reached: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Unit:
     """Decode a unit: its payload becomes the patches of the M samples that could be decoded.
 
@@ -103,6 +103,8 @@ def decode_unit(
         settings: how to make patches.
         crop: uint8 (h, w, 3) -> uint8 (H, W, 3); None is the crop for evaluation.
         sandbox: where images are decoded; None is the sandbox of this process.
+        alive: called every few seconds, between two images.
+        reached: called after each image with the rows that are done, and all rows.
 
     Raises:
         UserError: the sandbox cannot start its child.
@@ -113,17 +115,22 @@ def decode_unit(
     errors = unit.samples["error"].to_pylist()
     details = unit.samples["error_detail"].to_pylist()
     images = _PatchedImages(len(errors), settings, crop)
+    budget = DecodeBudget(settings.limits, alive)
     begin = 0
     for row, error in enumerate(errors):
         if error is not None:
             continue
         end = begin + sizes[row]
+        is_short = budget.is_used_up
         try:
-            sandbox.decode(unit.payload[begin:end].data, partial(images.add, row))
+            with budget.one_image() as timeout_s:
+                sandbox.decode(unit.payload[begin:end].data, partial(images.add, row), timeout_s)
         except DecodeError as refusal:
+            is_late = is_short and refusal.code == "decoder_timeout"
             errors[row] = refusal.code
-            details[row] = str(refusal)[:MAX_DETAIL]
+            details[row] = (budget.told(str(refusal)) if is_late else str(refusal))[:MAX_DETAIL]
         begin = end
+        reached(row + 1, len(errors))
     unit.samples = _with_columns(unit.samples, errors, details, images)
     unit.payload = images.patches[: images.num_good]
     unit.seconds["decode"] = time.perf_counter() - start

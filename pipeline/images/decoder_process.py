@@ -64,7 +64,6 @@ class DecoderProcess:
         Raises:
             StartFailed: the child is not ready; it has been ended.
         """
-        self.timeout_s = start.timeout_s
         with tempfile.TemporaryFile() as complaints:
             self._process = _spawn(script, start, complaints)
             assert self._process.stdin is not None and self._process.stdout is not None
@@ -97,7 +96,7 @@ class DecoderProcess:
         """Return whether the child has not exited."""
         return self._process.poll() is None
 
-    def ask(self, data: bytes | memoryview) -> Reply:
+    def ask(self, data: bytes | memoryview, timeout_s: float) -> Reply:
         """Send an image and wait for the reply.
 
         The child may refuse to read on, or hang before it has read everything.
@@ -106,7 +105,7 @@ class DecoderProcess:
             ReplyLate: the image's time is over.
             ProcessEnded: the child ended; `ending` tells how.
         """
-        deadline = time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + timeout_s
         poll = select.poll()
         poll.register(self._replies, select.POLLIN)
         poll.register(self._requests, select.POLLOUT)

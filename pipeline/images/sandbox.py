@@ -107,23 +107,31 @@ class Sandbox:
         self._process: DecoderProcess | None = None
         self._pixels_fd, self._pixels = _shared_memory(3 * settings.limits.max_pixels)
 
-    def decode(self, data: bytes | memoryview, on_pixels: OnPixels = copy_pixels) -> Any:
+    def decode(
+        self, data: bytes | memoryview, on_pixels: OnPixels = copy_pixels, timeout_s: float | None = None
+    ) -> Any:
         """Decode an image, and return what `on_pixels` returns.
+
+        Args:
+            data: the encoded image.
+            on_pixels: gets the pixels.
+            timeout_s: seconds that the image may take; None is the time of the settings.
 
         Raises:
             DecodeError: an error of `codec.decode`, or `decoder_crashed`, or `decoder_timeout`.
             UserError: no child can be started.
         """
+        timeout_s = timeout_s or self.settings.limits.timeout_s
         with self._lock:
             try:
-                return self._decode(data, on_pixels)
+                return self._decode(data, on_pixels, timeout_s)
             except ProcessEnded as ended:
                 if str(ended) != "SIGKILL":
                     raise DecodeError("decoder_crashed", f"the decoder ended with {ended}") from ended
             # No image sends SIGKILL: the kernel did, because memory was short, or a person did. Once may be
             # an accident.
             try:
-                return self._decode(data, on_pixels)
+                return self._decode(data, on_pixels, timeout_s)
             except ProcessEnded as ended:
                 raise DecodeError("decoder_crashed", f"the decoder ended with {ended}, twice") from ended
 
@@ -142,8 +150,8 @@ class Sandbox:
         """Return the id of the child, or None if there is none."""
         return self._process.pid if self._process else None
 
-    def _decode(self, data: bytes | memoryview, on_pixels: OnPixels) -> Any:
-        reply = self._ask(data)
+    def _decode(self, data: bytes | memoryview, on_pixels: OnPixels, timeout_s: float) -> Any:
+        reply = self._ask(data, timeout_s)
         shape = codec.reduced_shape(reply.width, reply.height, reply.reduced or 1)
         num_bytes = math.prod(shape)
         if reply.kind != PIXELS or not 0 < num_bytes <= len(self._pixels):
@@ -156,7 +164,7 @@ class Sandbox:
             if num_bytes > KEEP_BYTES and hasattr(mmap, "MADV_REMOVE"):
                 self._pixels.madvise(mmap.MADV_REMOVE, KEEP_BYTES)
 
-    def _ask(self, data: bytes | memoryview) -> Reply:
+    def _ask(self, data: bytes | memoryview, timeout_s: float) -> Reply:
         """Return the child's reply.
 
         Raises:
@@ -165,14 +173,13 @@ class Sandbox:
         """
         process = self._running_process()
         try:
-            reply = process.ask(data)
+            reply = process.ask(data, timeout_s)
         except ProcessEnded:
             ending = process.ending()
             self._stop()
             raise ProcessEnded(ending) from None
         except ReplyLate:
             self._stop()
-            timeout_s = self.settings.limits.timeout_s
             raise DecodeError("decoder_timeout", f"no pixels after {timeout_s:g} seconds") from None
         if reply.kind == REFUSED:
             code, _, detail = reply.text.partition("\n")

@@ -22,13 +22,17 @@ class BottleneckFinder:
     """Sum the seconds of each stage over the receipts of a run, without the first, which takes the start.
 
     Attributes:
-        num_actors: model actors of the run.
+        num_actors: model actors of the plan.
         device: "cpu" or "cuda".
         clock: returns seconds.
+        count_actors: returns the actors that live now, which are others than in the plan where nodes join and
+            leave; None where nobody can say.
         num_units: receipts so far.
         num_images: images of the receipts behind the first.
         bytes_read: bytes of the source of the receipts behind the first.
         stage_seconds: seconds of each stage over the receipts behind the first.
+        most_actors: the largest number of actors that lived at a receipt.
+        actor_seconds: seconds of all actors between the first and the last receipt.
         first_at: time of the first receipt.
         last_at: time of the last receipt.
     """
@@ -36,20 +40,28 @@ class BottleneckFinder:
     num_actors: int
     device: str
     clock: Callable[[], float] = time.monotonic
+    count_actors: Callable[[], int | None] = lambda: None
     num_units: int = 0
     num_images: int = 0
     bytes_read: int = 0
     stage_seconds: Counter[str] = field(default_factory=Counter)
+    most_actors: int = 0
+    actor_seconds: float = 0.0
     first_at: float = 0.0
     last_at: float = 0.0
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
+        now = self.clock()
         self.num_units += 1
-        self.last_at = self.clock()
+        alive = self.count_actors()
+        num_actors = self.num_actors if alive is None else alive
+        self.most_actors = max(self.most_actors, num_actors)
         if self.num_units == 1:
-            self.first_at = self.last_at
+            self.first_at = self.last_at = now
             return
+        self.actor_seconds += num_actors * (now - self.last_at)
+        self.last_at = now
         self.num_images += receipt.rows
         self.bytes_read += receipt.bytes_read
         self.stage_seconds.update(receipt.seconds)
@@ -67,14 +79,14 @@ class BottleneckFinder:
     @property
     def busy(self) -> dict[str, float]:
         """Return how many workers of each stage were busy on average; {} while it is too early to say."""
-        if self.num_units <= MIN_UNITS_PER_ACTOR * self.num_actors or self.seconds < MIN_SECONDS:
+        if self.num_units <= MIN_UNITS_PER_ACTOR * self.most_actors or self.seconds < MIN_SECONDS:
             return {}
         return {stage: round(self.stage_seconds[stage] / self.seconds, 2) for stage in STAGES}
 
     @property
     def model_share(self) -> float:
         """Return the share of the time that the model's actors were busy."""
-        return min(1.0, self.busy["predict"] / self.num_actors)
+        return min(1.0, self.stage_seconds["predict"] / max(self.actor_seconds, MIN_SHARE))
 
     def advice(self) -> str | None:
         """Return a line that names the stage that holds the run back, and what would help; None at first."""
@@ -93,7 +105,8 @@ class BottleneckFinder:
     def _more_for_the_model(self) -> str:
         on_gpu = self.device == "cuda"
         worker = "GPU" if on_gpu else "actor"
-        workers = f"its {worker}" if self.num_actors == 1 else f"its {self.num_actors} {worker}s"
+        num_actors = round(self.actor_seconds / self.seconds)  # on average
+        workers = f"its {worker}" if num_actors == 1 else f"its {num_actors} {worker}s"
         wanted = "GPUs" if on_gpu else "cores"
         return f"the model, {workers} busy {self.model_share:.0%}: more {wanted} make it faster"
 

@@ -1,7 +1,10 @@
 """Say early that images have no class: an evaluation finds out for certain only when all are labelled."""
 
+from typing import Any
+
 import pyarrow.parquet as pq
 
+from wordsworth.pipeline.labeling.pace import RunFigures
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.output.records import Receipt
 from wordsworth.pipeline.output.run_folder import RunFolder
@@ -39,9 +42,17 @@ class ClassWatch:
         """Pass it on."""
         self.display.listed(shards=shards, bytes_total=bytes_total)
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **fields: Any) -> None:
         """Pass it on."""
-        self.display.note(message)
+        self.display.note(message, **fields)
+
+    def waiting(self, what: str) -> None:
+        """Pass it on."""
+        self.display.waiting(what)
+
+    def working(self, figures: RunFigures) -> None:
+        """Pass it on."""
+        self.display.working(figures)
 
     def receipt(self, receipt: Receipt) -> None:
         """Pass it on; look for a class in the first file with rows."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from wordsworth.pipeline.cluster.claims import ACTOR_RETRIES, RETRIES, Claim
 from wordsworth.pipeline.cluster.data_context import configure_ray_data
-from wordsworth.pipeline.cluster.resources import ACTOR_RETRIES, LIST_CPUS, RETRIES, Claim, StageResources
-from wordsworth.pipeline.images.decode import decode_stage
+from wordsworth.pipeline.cluster.resources import StageResources
 from wordsworth.pipeline.labeling.settings import StageSettings
 from wordsworth.pipeline.labeling.stages import (
+    decode_stage,
     fetch_stage,
     limited_stage,
     list_stage,
@@ -27,7 +28,17 @@ from wordsworth.pipeline.prediction.actor import Predictor
 from wordsworth.pipeline.prediction.gpu_batches import UNITS_IN_FLIGHT
 
 START = pa.table({"begin": [True]})  # the one block that the first stage gets
-LIST_CLAIM = {"num_cpus": LIST_CPUS}
+MODEL = Predictor.__name__  # name of the stage of the model actors
+# Names of the stages that begin nothing more when a run is told to end. What the last of them works on is
+# finished: a unit that was only read or decoded cost little.
+BEFORE_WRITING = (
+    list_stage.__name__,
+    limited_stage.__name__,
+    read_stage.__name__,
+    fetch_stage.__name__,
+    decode_stage.__name__,
+    MODEL,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +75,7 @@ def label_shards(
     writing = {"settings": settings.write}
     receipts = (
         from_blocks([START])
-        .map_batches(list_stage, **on_tasks(listing, LIST_CLAIM))
+        .map_batches(list_stage, **on_tasks(listing, claims.listing))
         .map_batches(read_stage, **on_tasks(reading, claims.read, claims.read_tasks))
         .map_batches(decode_stage, **on_tasks(decoding, claims.decode, claims.decode_tasks))
         .map_batches(Predictor, **on_actors(predicting, claims.predict, claims.predictors))
@@ -125,6 +136,16 @@ def label_failed(
         .map_batches(merge_stage, **on_tasks(merging, claims.write))
     )
     yield from _receipts(receipts)
+
+
+def workers_of(claims: StageResources) -> dict[str, int]:
+    """Return the number of workers of each stage that grows and shrinks with the cluster, by its name."""
+    return {
+        read_stage.__name__: claims.read_tasks,
+        fetch_stage.__name__: claims.read_tasks,
+        decode_stage.__name__: claims.decode_tasks,
+        MODEL: claims.predictors,
+    }
 
 
 def _receipts(dataset: Any) -> Iterator[Receipt]:

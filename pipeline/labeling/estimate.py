@@ -32,7 +32,7 @@ from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.unit import Unit
-from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import BaseCheckpoint
 from wordsworth.vit_model.inference import resolve_precision
 
 NUM_SHARDS = 4  # shards that are sampled
@@ -41,7 +41,7 @@ UNIT_ROWS = 64  # samples in a unit: few, so that a stage can be stopped when it
 
 def measure(
     request: LabelRequest,
-    checkpoint: Checkpoint,
+    checkpoint: BaseCheckpoint,
     device: str,
     seconds: float,
     images_per_gpu_second: float | None = None,
@@ -148,7 +148,7 @@ def _sample_shards(request: LabelRequest) -> ShardSample:
 
 
 def _plan_here(
-    request: LabelRequest, checkpoint: Checkpoint, device: str, images_per_gpu_second: float | None
+    request: LabelRequest, checkpoint: BaseCheckpoint, device: str, images_per_gpu_second: float | None
 ) -> tuple[RunPlan, StageSettings]:
     """Return the plan of the run, and the settings of its stages on this machine."""
     precision = resolve_precision(request.precision, "cpu")
@@ -244,7 +244,7 @@ def _count_good(units: list[Unit]) -> int:
 
 
 def _measure_model(
-    checkpoint: Checkpoint,
+    checkpoint: BaseCheckpoint,
     settings: PredictSettings,
     units: list[Unit],
     seconds: float,

@@ -15,6 +15,7 @@ from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.accuracy import AccuracyCounter, EmbeddingProbes
 from wordsworth.pipeline.labeling.class_watch import ClassWatch
+from wordsworth.pipeline.labeling.head_columns import head_columns
 from wordsworth.pipeline.labeling.labeler import label
 from wordsworth.pipeline.labeling.plan import own_columns
 from wordsworth.pipeline.labeling.progress import Progress
@@ -22,7 +23,7 @@ from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.kept_columns import output_name, renamed
 from wordsworth.pipeline.sources.model_target import NO_CLASS, ModelTarget, model_target
-from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import BaseCheckpoint
 from wordsworth.vit_model.few_shot import SHOTS
 
 KEPT_TARGET = "target"  # column of the classes, where that in the source is called like one of the rows' own
@@ -33,7 +34,7 @@ MakeProgress = Callable[[str], AbstractContextManager[Progress]]  # "train" or "
 
 def evaluate(
     request: LabelRequest,
-    checkpoint: Checkpoint,
+    checkpoint: BaseCheckpoint,
     where: str,
     make_progress: MakeProgress,
     train: tuple[str, ...] = (),
@@ -56,23 +57,29 @@ def evaluate(
 
     Raises:
         UserError: the class of an image is none of the model's, no image has a class or could be decoded, or
-            the model has no head.
+            the model has no head, or one that gives a number.
     """
     num_classes = checkpoint.config.num_classes
     if not num_classes:
         raise UserError(
-            "this model has no classification head: there is nothing to evaluate; "
-            "wordsworth embed gives its vectors"
+            "this model has no classification head: there is nothing to evaluate; --classes gives one to a "
+            "model of images and texts, and wordsworth embed gives the vectors of any model"
         )
+    if checkpoint.head.kind == "value":
+        raise UserError("this model gives a number and no classes: there is nothing to evaluate by classes")
     target = model_target(where, checkpoint.labels, num_classes)
     embedding = "float32" if train else None
     request = replace(request, top_k=min(TOP_K, num_classes), embedding=embedding)
-    request, target = _with_target(request, target)
+    request, target = _with_target(request, target, own_columns(request, head_columns(request, checkpoint)))
     runs = _EvaluationRuns(request=request, checkpoint=checkpoint, make_progress=make_progress)
     sets = {"train": train, "test": request.sources} if train else {"test": request.sources}
-    with ray_session(request.address):  # one session for both runs
-        for name, sources in sets.items():
-            runs.label(name, sources, target)
+    # One session for both runs.
+    with make_progress("the session") as progress:
+        progress.waiting("starting or joining Ray")
+        with ray_session(request.cluster, progress.note):
+            for name, sources in sets.items():
+                runs.label(name, sources, target)
+            progress.waiting("ending Ray")
     names = {name: runs.class_names(name, target) for name in sets}
     target = target.settled(name for met in names.values() for name in met)
     probes = _fit_probes(runs, shots, target) if train else None
@@ -85,13 +92,15 @@ def evaluate(
     return figures
 
 
-def _with_target(request: LabelRequest, target: ModelTarget) -> tuple[LabelRequest, ModelTarget]:
+def _with_target(
+    request: LabelRequest, target: ModelTarget, taken: list[str]
+) -> tuple[LabelRequest, ModelTarget]:
     """Return the request whose rows carry the classes, and the target that finds them there.
 
     A column that is called like one of the rows' own, such as label, gets another name.
     """
     keep = target.sidecars
-    if keep and (keep[0] in own_columns(request) or "=" in keep[0]):
+    if keep and (keep[0] in taken or "=" in keep[0]):
         target = replace(target, kept_as=KEPT_TARGET)
         keep = (renamed(keep[0], KEPT_TARGET),)
     return replace(request, target=target, keep=keep), target
@@ -135,7 +144,7 @@ class _EvaluationRuns:
     """Label the sources of an evaluation, each set into a folder of its own below the output folder."""
 
     request: LabelRequest
-    checkpoint: Checkpoint
+    checkpoint: BaseCheckpoint
     make_progress: MakeProgress
 
     def label(self, name: str, sources: Sequence[str], target: ModelTarget) -> None:

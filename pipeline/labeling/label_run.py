@@ -8,7 +8,7 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing
 from wordsworth.pipeline.output.manifest import summary_if_complete
 from wordsworth.pipeline.output.records import RunPlan, Summary
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class LabelRun:
     frozen: FrozenListing
     plan: RunPlan
     request: LabelRequest
-    checkpoint: Checkpoint
+    checkpoint: BaseCheckpoint
     progress: Progress
 
     def summary_if_complete(self) -> Summary | None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from wordsworth.pipeline.cluster.package import package_version
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DECODER, FAST_DECODER
+from wordsworth.pipeline.labeling.head_columns import HeadColumns, head_columns
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.prediction_rows import prediction_schema
 from wordsworth.pipeline.output.records import SCHEMA_VERSION, JsonObject, ResolvedSettings, RunPlan
@@ -23,7 +24,7 @@ from wordsworth.pipeline.storage.filesystem import (
     open_filesystem,
     without_credentials,
 )
-from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import BaseCheckpoint
 from wordsworth.vit_model.inference import resolve_precision
 
 if TYPE_CHECKING:
@@ -38,20 +39,23 @@ MAX_SOURCES_NAMED = 1000  # sources that a plan names; of a longer list it holds
 # not the command, so it is no difference between two commands.
 CLASS_NAMES = "class-names"
 KEY_RULE = "key-rule"  # name of an option
+HEAD = "head"  # kind of the head
+UNNAMED: JsonObject = {KEY_RULE: FIRST_DOT, HEAD: "softmax"}  # what a plan means that does not name these
 MAX_VALUE_LENGTH = 60  # characters of an option's value in a message
 
 
 # ---- what was asked -------------------------------------------------------------------------------------
 
 
-def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
+def asked_for(request: LabelRequest, checkpoint: BaseCheckpoint) -> JsonObject:
     """Return the options that make two commands the same run, by their names on the command line.
 
     Raises:
         UserError: --keep gives a column a name that every row has already, or gives a name twice.
     """
-    _check_kept(request)
-    asked = {
+    columns = head_columns(request, checkpoint)
+    _check_kept(request, columns)
+    asked: JsonObject = {
         "command": request.command,
         "source": _source_names(request),
         "format": request.format,
@@ -74,6 +78,10 @@ def asked_for(request: LabelRequest, checkpoint: Checkpoint) -> JsonObject:
         "include-hidden": request.include_hidden,
         "follow-links": request.follow_links if request.follow_links != "inside" else None,
     }
+    if checkpoint.head.kind != UNNAMED[HEAD]:
+        rare[HEAD] = checkpoint.head.kind
+    if columns.threshold is not None:
+        asked["threshold"] = columns.threshold
     if request.key_rule != FIRST_DOT:  # a plan that names no rule has that of earlier versions
         rare[KEY_RULE] = request.key_rule
     for name, value in rare.items():
@@ -91,16 +99,18 @@ def with_class_names(asked: JsonObject, request: LabelRequest, shards: list[Shar
     return asked | {CLASS_NAMES: True} if kept & named.keys() else asked
 
 
-def own_columns(request: LabelRequest) -> list[str]:
+def own_columns(request: LabelRequest, columns: HeadColumns) -> list[str]:
     """Return the names of the columns that every row of a run has."""
-    return prediction_schema(request.top_k, request.embedding, width=1).names
+    chosen = columns.threshold is not None
+    schema = prediction_schema(request.top_k, request.embedding, 1, chosen=chosen, value=columns.value)
+    return schema.names
 
 
-def _check_kept(request: LabelRequest) -> None:
+def _check_kept(request: LabelRequest, columns: HeadColumns) -> None:
     names: set[str] = set()
     for kept in request.keep:
         name = output_name(kept)
-        if name in own_columns(request):
+        if name in own_columns(request, columns):
             raise UserError(
                 f"--keep {kept}: every row has a column {name} already: "
                 f"--keep {source_name(kept)}=NAME keeps it under another name",
@@ -132,18 +142,26 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refuse_another_run(run: RunFolder, plan: RunPlan, asked: JsonObject) -> None:
+def refuse_another_run(
+    run: RunFolder, plan: RunPlan, asked: JsonObject, checkpoint: BaseCheckpoint | None = None
+) -> None:
     """Check that a command continues the run of a plan.
+
+    Args:
+        run: the output.
+        plan: of the run that is there.
+        asked: as `asked_for` gives it, of this command.
+        checkpoint: the model of this command, whose commit on a hub helps to say what differs.
 
     Raises:
         UserError: another version of wordsworth made the run, or an option differs.
     """
     if plan.schema_version != SCHEMA_VERSION:
         raise UserError(f"{run.uri} was begun by another version of wordsworth: choose a new --output")
-    asked = {KEY_RULE: FIRST_DOT} | asked
+    asked = UNNAMED | asked
     if KEY_RULE not in plan.asked and asked[KEY_RULE] == DEFAULT_KEY_RULE:
         asked[KEY_RULE] = FIRST_DOT  # the run goes on as it began
-    before_asked = {KEY_RULE: FIRST_DOT} | plan.asked
+    before_asked = UNNAMED | plan.asked
     differing = []
     for name in asked | before_asked:
         before = before_asked.get(name)
@@ -151,10 +169,20 @@ def refuse_another_run(run: RunFolder, plan: RunPlan, asked: JsonObject) -> None
         if before != now and name != CLASS_NAMES:
             differing.append(f"{name} was {_shortened(before)} and is {_shortened(now)}")
     if differing:
+        moved = _moved_commit(plan, checkpoint)
         raise UserError(
-            f"{run.uri} holds another run: {'; '.join(differing)}. "
+            f"{run.uri} holds another run: {'; '.join(differing)}. {moved}"
             "Choose a new --output, or repeat the first command"
         )
+
+
+def _moved_commit(plan: RunPlan, checkpoint: BaseCheckpoint | None) -> str:
+    """Return a sentence where the hub's weights are of another commit than those of the plan, or nothing."""
+    now = checkpoint.extra.get("commit") if checkpoint else None
+    if now is None or plan.commit is None or now == plan.commit:
+        return ""
+    pinned = f"{plan.model.partition('@')[0]}@{plan.commit}"
+    return f"Its weights are of commit {plan.commit}, and are now of {now}: --model {pinned} goes on. "
 
 
 def key_rule_of(plan: RunPlan) -> str:
@@ -189,7 +217,7 @@ def choose_device(request: LabelRequest, cluster: dict[str, float]) -> str:
 def make_plan(
     asked: JsonObject,
     request: LabelRequest,
-    checkpoint: Checkpoint,
+    checkpoint: BaseCheckpoint,
     cluster: dict[str, float],
     gpu: "GpuWay | None" = None,
 ) -> RunPlan:
@@ -204,20 +232,22 @@ def make_plan(
     comparable = [checkpoint.fingerprint(), resolved.device, resolved.precision, resolved.decoder]
     plan = RunPlan(
         schema_version=SCHEMA_VERSION,
-        package_version=version("wordsworth"),
+        package_version=package_version(),
         model=request.model,
         fingerprint=_sha256("|".join(comparable)),
         asked=asked,
         resolved=resolved,
         run_id="",
+        commit=checkpoint.extra.get("commit"),
+        revision=checkpoint.extra.get("revision"),
     )
-    hashed = asdict(plan)
+    hashed = plan.to_dict()
     del hashed["run_id"]
     return replace(plan, run_id=_sha256(json.dumps(hashed, sort_keys=True))[:16])
 
 
 def _resolve(
-    request: LabelRequest, checkpoint: Checkpoint, cluster: dict[str, float], gpu: "GpuWay | None"
+    request: LabelRequest, checkpoint: BaseCheckpoint, cluster: dict[str, float], gpu: "GpuWay | None"
 ) -> ResolvedSettings:
     if gpu:
         device = "cuda"
@@ -250,17 +280,17 @@ def max_unit_bytes(cluster: dict[str, float]) -> int:
     return int(min(UNIT_PATCH_BYTES, object_store / OBJECT_STORE_SHARE))
 
 
-def max_unit_rows(checkpoint: Checkpoint, num_bytes: int) -> int:
+def max_unit_rows(checkpoint: BaseCheckpoint, num_bytes: int) -> int:
     """Return the number of samples whose patches fit into `num_bytes`; at least 1."""
     return max(1, min(MAX_UNIT_ROWS, num_bytes // image_bytes(checkpoint)))
 
 
-def image_bytes(checkpoint: Checkpoint) -> int:
+def image_bytes(checkpoint: BaseCheckpoint) -> int:
     """Return the bytes of one image's patches."""
     return checkpoint.config.num_patches * checkpoint.config.patch_dim
 
 
-def _unit_rows(checkpoint: Checkpoint, batch_size: int, num_bytes: int) -> int:
+def _unit_rows(checkpoint: BaseCheckpoint, batch_size: int, num_bytes: int) -> int:
     """Return the samples of one unit: whole batches, so that only a shard's last batch is short."""
     most = max_unit_rows(checkpoint, num_bytes)
     return most // batch_size * batch_size or most

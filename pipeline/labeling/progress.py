@@ -1,15 +1,17 @@
 """Follow a run: receipts and the frozen listing drive the display and the summary of a command."""
 
 import json
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
+from wordsworth.pipeline.labeling.pace import RunFigures
 from wordsworth.pipeline.output.committed import CommittedUnits
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, drop_shards, shard_names
 from wordsworth.pipeline.output.records import GpuUse, LastCommand, Receipt
@@ -40,6 +42,20 @@ ADVICE = {
 }
 
 
+class ShardFault(NamedTuple):
+    """Name a unit that could not be read. A store that is away gives as many as a run has shards.
+
+    Attributes:
+        shard: URI of the shard.
+        file: name that the unit's file would have.
+        fault: what the store did wrong.
+    """
+
+    shard: str
+    file: str
+    fault: str
+
+
 class Progress(Protocol):
     """Show a person how a run goes."""
 
@@ -51,11 +67,17 @@ class Progress(Protocol):
     def listed(self, *, shards: int, bytes_total: int) -> None:
         """Show the size of the run after more shards were listed."""
 
-    def note(self, message: str) -> None:
-        """Show a line that the user should know."""
+    def note(self, message: str, **fields: Any) -> None:
+        """Show a line that the user should know; a log of JSON has the fields too."""
+
+    def waiting(self, what: str) -> None:
+        """Show what is waited for, until the next figures come."""
+
+    def working(self, figures: RunFigures) -> None:
+        """Show how far the run is, about once a second."""
 
     def receipt(self, receipt: Receipt) -> None:
-        """Count a unit that is done, or one that the store did not give."""
+        """Hear of a unit that is done, or of one that the store did not give."""
 
 
 @dataclass
@@ -116,12 +138,14 @@ class ReceiptCounter:
         num_images: images of all receipts.
         num_twins: files that another job had written.
         repeated_key: whether a unit with two rows of one key was met.
-        faults: receipts of units that could not be read.
+        faults: units that could not be read.
         noted_tars: kind of SEVERAL_IMAGES and shard of the notes that were shown.
         gpus: names of GPUs with the names of their nodes.
         gpu_modes: units by the mode in which a GPU predicted them.
         gpu_batch_sizes: units by the images in one forward pass.
         gpu_notes: why a mode or a batch size is not the fastest one.
+        store_retries: requests that stores were asked again, by the store's address.
+        rows_left: images after which the command stops; None where it goes on to the end.
     """
 
     progress: Progress
@@ -130,12 +154,14 @@ class ReceiptCounter:
     num_images: int = 0
     num_twins: int = 0
     repeated_key: bool = False
-    faults: list[Receipt] = field(default_factory=list)
+    faults: list[ShardFault] = field(default_factory=list)
     noted_tars: set[tuple[str, str]] = field(default_factory=set)
     gpus: set[str] = field(default_factory=set)
     gpu_modes: Counter[str] = field(default_factory=Counter)
     gpu_batch_sizes: Counter[str] = field(default_factory=Counter)
     gpu_notes: list[str] = field(default_factory=list)
+    store_retries: dict[str, int] = field(default_factory=dict)
+    rows_left: int | None = None
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
@@ -143,7 +169,7 @@ class ReceiptCounter:
         if receipt.prediction:
             self._add_gpu_call(GpuCall.from_json(receipt.prediction))
         if receipt.fault:
-            self.faults.append(receipt)
+            self.faults.append(ShardFault(receipt.shard, receipt.file, sys.intern(receipt.fault)))
         self.progress.receipt(receipt)
         if self.bottleneck:
             self.bottleneck.add(receipt)
@@ -207,6 +233,7 @@ class ReceiptCounter:
             images_per_second=round(self.num_images / max(seconds, 1e-9), 1),
             stages=self.bottleneck.to_stage_use() if self.bottleneck else None,
             gpu=self._gpu_use() if self.gpus else None,
+            store_retries=self.store_retries,
         )
 
     def _gpu_use(self) -> GpuUse:
@@ -218,14 +245,14 @@ class ReceiptCounter:
         )
 
 
-def _open_shards_message(faults: list[Receipt]) -> str:
+def _open_shards_message(faults: list[ShardFault]) -> str:
     """Return a line that names the shards that are open, and says what to do about them."""
     first = faults[0]
-    others = [receipt.shard for receipt in faults[1:MAX_SHARDS_NAMED]]
+    others = [fault.shard for fault in faults[1:MAX_SHARDS_NAMED]]
     if len(faults) > MAX_SHARDS_NAMED:
         others.append(f"{len(faults) - MAX_SHARDS_NAMED} more")
     told = f"; then {', '.join(others)}" if others else ""
-    codes = {(receipt.fault or "").partition(":")[0] for receipt in faults}
+    codes = {fault.fault.partition(":")[0] for fault in faults}
     advice = ", ".join(text for code, text in ADVICE.items() if code in codes)
     first_step = f"{advice}, then " if advice else ""
     drop = "; --update --drop-missing drops from the run what cannot be had" if codes & set(LOSSES) else ""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.model_target import ModelTarget
@@ -31,6 +32,8 @@ class LabelRequest:
         key_rule: how the names of a tar's members become keys: a rule of `sources.tar_groups`.
         storage_options: for fsspec.
         top_k: classes in a row; 0 gives no labels.
+        threshold: score from which on a class stands in the column `labels`; None leaves the column to models
+            whose images have any number of classes, with the model's own threshold.
         embedding: "float16" or "float32"; None gives no embeddings.
         normalize: scale every embedding to length 1.
         on_error: "keep" makes a row of an image that fails; "fail" ends the run at the first.
@@ -42,7 +45,7 @@ class LabelRequest:
         gpu_mode: "auto", or the one mode of `prediction.gpu_modes.MODES` that a GPU may work in.
         gpus_per_actor: GPUs that one model actor claims; above 0, at most 1.
         unit_rows: samples in one unit, at most; 0 chooses.
-        address: Ray cluster to join; None takes RAY_ADDRESS, or starts a local Ray.
+        cluster: which Ray the run works on, and what it takes of it.
         update: add the shards and images that are new in the source to a run that is there.
         replace_changed: update, and label again the shards and images whose content changed.
         drop_missing: update, and drop the shards and images that are gone from the source, and their rows.
@@ -68,6 +71,7 @@ class LabelRequest:
     key_rule: str = DEFAULT_KEY_RULE
     storage_options: StorageOptions = field(default_factory=dict)
     top_k: int = 5
+    threshold: float | None = None
     embedding: str | None = None
     normalize: bool = False
     on_error: str = "keep"
@@ -79,7 +83,7 @@ class LabelRequest:
     gpu_mode: str = "auto"
     gpus_per_actor: float = 1.0
     unit_rows: int = 0
-    address: str | None = None
+    cluster: ClusterRequest = field(default_factory=ClusterRequest)
     update: bool = False
     replace_changed: bool = False
     drop_missing: bool = False

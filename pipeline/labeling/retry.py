@@ -6,9 +6,10 @@ holds only the samples that failed.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,8 +28,9 @@ from wordsworth.pipeline.sources.reader import read_image, read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, StoreFault
 from wordsworth.pipeline.sources.shards import LISTING, Shard
 from wordsworth.pipeline.storage.atomic import overwrite
-from wordsworth.pipeline.storage.filesystem import join, open_exact
+from wordsworth.pipeline.storage.filesystem import is_local, join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
+from wordsworth.pipeline.storage.read_ahead import fetched_ahead
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.unit import SAMPLE, Unit
 
@@ -43,6 +45,8 @@ PREDICTED_COLUMNS = (  # the columns of a row that another try replaces
     "label",
     "score",
     "topk",
+    "labels",
+    "value",
     "embedding",
     "error",
     "error_detail",
@@ -177,16 +181,18 @@ def _fetch_objects(
     shard: Shard, failed: list[FailedSample], settings: ReadSettings
 ) -> dict[int, bytes | Loss]:
     fs, root = open_exact(shard.uri, settings.storage_options)
-    images: dict[int, bytes | Loss] = {}
-    for sample in failed:
-        member = shard.members[sample.index - shard.first_index]
-        size = member["size"]
-        if size > settings.max_bytes:
-            continue
+    members = {sample.index: shard.members[sample.index - shard.first_index] for sample in failed}
+
+    def fetch(index: int) -> bytes | Loss:
+        member = members[index]
         # A link that led nowhere was listed without a size, and may lead to an image by now.
-        image = read_image(fs, join(root, member["key"]), size or None)
+        return read_image(fs, join(root, member["key"]), member["size"] or None)
+
+    wanted = [index for index, member in members.items() if member["size"] <= settings.max_bytes]
+    images: dict[int, bytes | Loss] = {}
+    for index, image in _fetched(fs, wanted, fetch, lambda index: members[index]["size"]):
         if isinstance(image, Loss) or len(image) <= settings.max_bytes:
-            images[sample.index] = image
+            images[index] = image
     return images
 
 
@@ -194,17 +200,30 @@ def _fetch_ranges(
     shard: Shard, failed: list[FailedSample], settings: ReadSettings
 ) -> dict[int, bytes | Loss]:
     fs, path = open_exact(shard.uri, settings.storage_options)
-
-    def fetch(begin: int, size: int) -> bytes:
-        return with_retries(lambda: object_bytes(fs, path, begin, begin + size))
-
-    images: dict[int, bytes | Loss] = {}
+    places: dict[int, tuple[int, int]] = {}  # first byte and number of bytes, by index
     for sample in failed:
         if sample.offset is None or sample.size is None or sample.size > settings.max_bytes:
             continue
         if sample.error != "sparse_member":  # the bytes of a sparse member are not one range
-            images[sample.index] = fetch(sample.offset, sample.size)
-    return images
+            places[sample.index] = sample.offset, sample.size
+
+    def fetch(index: int) -> bytes | Loss:
+        begin, size = places[index]
+        return with_retries(lambda: object_bytes(fs, path, begin, begin + size))
+
+    return dict(_fetched(fs, places, fetch, lambda index: places[index][1]))
+
+
+def _fetched(
+    fs: fsspec.AbstractFileSystem,
+    indexes: Iterable[int],
+    fetch: Callable[[int], bytes | Loss],
+    claim: Callable[[int], int],
+) -> Iterator[tuple[int, bytes | Loss]]:
+    """Yield each index with what was fetched for it; of a store, several are fetched at once."""
+    if is_local(fs):
+        return ((index, fetch(index)) for index in indexes)
+    return fetched_ahead(indexes, fetch, claim)
 
 
 def _read_unit_again(run: RunFolder, shard: Shard, number: int, settings: ReadSettings) -> Unit:
@@ -247,7 +266,7 @@ def replace_rows(unit: Unit, settings: WriteSettings) -> Receipt:
     if written:
         footer = read_footer(run.fs, path)
         with run.fs.open(path, "rb") as file:
-            merged = merge_rows(pq.read_table(file), retried)
+            merged = merge_rows(pq.read_table(file), retried, settings.keep)
         footer = replace(footer, errors=count_errors(merged))
         merged = merged.replace_schema_metadata({FOOTER_KEY: footer.to_json()})
         overwrite(run.fs, path, parquet_bytes(merged).to_pybytes())
@@ -255,15 +274,21 @@ def replace_rows(unit: Unit, settings: WriteSettings) -> Receipt:
     return make_receipt(unit, rows=retried.num_rows, errors=count_errors(retried), written=written)
 
 
-def merge_rows(rows: pa.Table, retried: pa.Table) -> pa.Table:
-    """Return rows of a file, with the predictions of retried rows in place of those of the same index."""
+def merge_rows(rows: pa.Table, retried: pa.Table, keep: tuple[str, ...] = ()) -> pa.Table:
+    """Return rows of a file, with the predictions of retried rows in place of those of the same index.
+
+    Args:
+        rows: of the file.
+        retried: the rows of the samples that were tried again.
+        keep: names of the sidecar columns, which another try does not read.
+    """
     row_of_index = {index: row for row, index in enumerate(rows["index"].to_pylist())}
     replaced = [row_of_index[index] for index in retried["index"].to_pylist()]
     kept = rows.take(replaced)
     columns = []
     for field in rows.schema:
-        column = retried[field.name].cast(field.type) if field.name in PREDICTED_COLUMNS else kept[field.name]
-        columns.append(column)
+        is_predicted = field.name in PREDICTED_COLUMNS and field.name not in keep
+        columns.append(retried[field.name].cast(field.type) if is_predicted else kept[field.name])
     new = pa.Table.from_arrays(columns, schema=rows.schema)
     both = pa.concat_tables([rows, new]).unify_dictionaries()
     order = list(range(rows.num_rows))

@@ -5,12 +5,12 @@ no rule of a run has to know of the sample.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from wordsworth.pipeline.cluster.resources import RETRIES
+from wordsworth.pipeline.cluster.claims import RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.labeling.request import LabelRequest
@@ -70,7 +70,7 @@ def draw_sample(request: LabelRequest, progress: Progress) -> DrawnSample:
     shards = finder.shards()
     num_counted = 0
     while part := list(islice(shards, SHARDS_AT_ONCE)):
-        for shard, count in zip(part, _counts(part, reading), strict=True):
+        for shard, count in zip(part, _counts(part, reading, request.cluster.decode_on), strict=True):
             lottery.add(shard, count)
             num_counted += not shard.is_page
     counted = f" in shards of which {num_counted:,} were read to count them" if num_counted else ""
@@ -92,12 +92,14 @@ def _reading(request: LabelRequest) -> ReadSettings:
     )
 
 
-def _counts(shards: list[Shard], reading: ReadSettings) -> Iterator[int]:
-    """Yield the number of samples of each shard. Ray tasks count those that have to be read."""
+def _counts(shards: list[Shard], reading: ReadSettings, labels: Mapping[str, str]) -> Iterator[int]:
+    """Yield the number of samples of each shard. Ray tasks count those that have to be read, on nodes with
+    these labels."""
     import ray
 
     to_read = [shard for shard in shards if not shard.is_page]
-    task: Any = ray.remote(num_cpus=0.5, **RETRIES)(_count_shards)
+    where = {"label_selector": dict(labels)} if labels else {}
+    task: Any = ray.remote(num_cpus=0.5, **RETRIES, **where)(_count_shards)
     tasks = []
     for begin in range(0, len(to_read), SHARDS_PER_TASK):
         tasks.append(task.remote(to_read[begin : begin + SHARDS_PER_TASK], reading))

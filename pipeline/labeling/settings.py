@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from wordsworth.pipeline.images.decode import DecodeSettings
+from wordsworth.pipeline.labeling.head_columns import head_columns
 from wordsworth.pipeline.labeling.plan import CLASS_NAMES, decoder_of, has_keys_by_path, key_rule_of
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.stages import ListSettings
@@ -15,7 +16,7 @@ from wordsworth.pipeline.prediction.actor import PredictSettings
 from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
-from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 JOB_TOKEN_BYTES = 8  # bytes of the token that tells the files of one command from those of another
 
@@ -40,7 +41,7 @@ def with_expanded_sources(request: LabelRequest) -> LabelRequest:
 
 
 def stage_settings(
-    folder: RunFolder, plan: RunPlan, request: LabelRequest, checkpoint: Checkpoint
+    folder: RunFolder, plan: RunPlan, request: LabelRequest, checkpoint: BaseCheckpoint
 ) -> StageSettings:
     """Return the settings of every stage of a run."""
     resolved = plan.resolved
@@ -87,26 +88,31 @@ def list_settings(request: LabelRequest) -> ListSettings:
 
 
 def predict_settings(
-    request: LabelRequest, checkpoint: Checkpoint, device: str, precision: str, batch_size: int | None
+    request: LabelRequest, checkpoint: BaseCheckpoint, device: str, precision: str, batch_size: int | None
 ) -> PredictSettings:
     """Return the settings of a model actor.
 
     Args:
         batch_size: images in one forward pass; None finds the fastest, on a GPU.
     """
+    columns = head_columns(request, checkpoint)
     return PredictSettings(
         precision=precision,
         device=device,
         batch_size=batch_size,
-        top_k=_top_k(request, checkpoint),
+        top_k=columns.top_k,
+        head=checkpoint.head.kind,
+        threshold=columns.threshold,
+        value=columns.value,
         embedding=request.embedding,
         normalize=request.normalize,
     )
 
 
 def _write_settings(
-    folder: RunFolder, plan: RunPlan, request: LabelRequest, checkpoint: Checkpoint
+    folder: RunFolder, plan: RunPlan, request: LabelRequest, checkpoint: BaseCheckpoint
 ) -> WriteSettings:
+    columns = head_columns(request, checkpoint)
     return WriteSettings(
         output=folder.uri,
         provenance=Provenance(
@@ -118,9 +124,15 @@ def _write_settings(
             preprocessing=checkpoint.preprocessing.to_dict(),
             decoder=decoder_of(request),
             dtype=plan.resolved.precision,
+            head=checkpoint.head.kind,
+            threshold=columns.threshold,
+            commit=plan.commit,
+            revision=plan.revision,
         ),
         labels=checkpoint.labels,
-        top_k=_top_k(request, checkpoint),
+        top_k=columns.top_k,
+        chosen=columns.threshold is not None,
+        value=columns.value,
         embedding=request.embedding,
         width=checkpoint.config.embedding_dim,
         keep=tuple(map(output_name, request.keep)),
@@ -128,7 +140,3 @@ def _write_settings(
         storage_options=request.storage_options,
         job=secrets.token_hex(JOB_TOKEN_BYTES),
     )
-
-
-def _top_k(request: LabelRequest, checkpoint: Checkpoint) -> int:
-    return min(request.top_k, checkpoint.config.num_classes)

@@ -2,7 +2,7 @@
 
     list_stage    in place of any input: the shards that are not complete
     read_stage    a shard -> units of encoded images
-    decode_stage  a unit -> the unit with patches (pipeline.images.decode)
+    decode_stage  a unit -> the unit with patches
     Predictor     a unit -> the unit with predictions (pipeline.prediction.actor)
     write_stage   a unit -> its file, and a receipt
 
@@ -22,11 +22,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wordsworth.pipeline.cluster.env_file import refuse_untaken_env_file
+from wordsworth.pipeline.cluster.life import give_sign_of_life
+from wordsworth.pipeline.cluster.signs import UnitUnderWay, hear_store, place_on_cluster
+from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
 from wordsworth.pipeline.labeling.retry import fetch_failed, replace_rows
 from wordsworth.pipeline.labeling.unit_begin import unit_begin
 from wordsworth.pipeline.output.commit import commit
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, list_pages, open_shards
 from wordsworth.pipeline.output.limited_listing import ImagesLeft, list_limited
+from wordsworth.pipeline.output.own_run import refuse_another_store
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder
@@ -35,6 +40,7 @@ from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import StorageOptions, without_credentials
+from wordsworth.pipeline.storage.patience import hearing_trouble
 from wordsworth.pipeline.unit import Unit
 
 
@@ -85,8 +91,9 @@ def list_stage(
 
     done = ray.get(committed["ref"])
     frozen = FrozenListing(RunFolder(output, settings.storage_options), settings.folder)
-    for page in list_pages(frozen, settings.finder()):
-        yield from open_shards(page, done)
+    with hearing_trouble(hear_store):
+        for page in list_pages(frozen, settings.finder()):
+            yield from open_shards(page, done)
 
 
 def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator[pa.Table]:
@@ -100,11 +107,13 @@ def read_stage(table: pa.Table, settings: ReadSettings, output: str) -> Iterator
     Raises:
         UserError: the class of a sample is none that `settings.target` knows.
     """
-    for unit in missing_units(table, settings, output):
-        yield unit.to_arrow()
+    with hearing_trouble(hear_store):
+        for unit in missing_units(table, settings, output):
+            yield unit.to_arrow()
 
 
 def missing_units(table: pa.Table, settings: ReadSettings, output: str) -> Iterator[Unit]:
+    refuse_untaken_env_file()
     (row,) = table.to_pylist()
     shard = Shard.from_row(row)
     have = set(row["have"])
@@ -114,10 +123,19 @@ def missing_units(table: pa.Table, settings: ReadSettings, output: str) -> Itera
     for unit in units:
         if unit.number in have and not unit.fault:
             continue
+        if unit.fault:
+            unit.fault += place_on_cluster()
         if settings.target:  # checked here: a class that is unknown is found before its unit is labelled
             good = unit.samples.filter(pc.is_null(unit.samples["error"]))
             settings.target.of_samples(good, without_credentials(unit.shard_uri))
         yield unit
+
+
+def decode_stage(table: pa.Table, settings: DecodeSettings) -> pa.Table:
+    """Decode a unit. The driver hears how far it is, and where its images are slow, that they come."""
+    unit = Unit.from_arrow(table)
+    sign = UnitUnderWay("decode", unit.name, len(unit.samples), unit.bytes_read)
+    return decode_unit(unit, settings, alive=give_sign_of_life, reached=sign.reached).to_arrow()
 
 
 def limited_stage(
@@ -142,18 +160,22 @@ def limited_stage(
     done = ray.get(committed["ref"])
     frozen = FrozenListing(RunFolder(output, settings.storage_options), settings.folder)
     left = ImagesLeft(limit, limit - rows_done)
-    for page in list_limited(frozen, settings.finder(), left):
-        for shard in open_shards(page, done):
-            for unit in missing_units(shard, reading, output):
-                yield unit.to_arrow()
-                left.count -= len(unit.samples)
-                if left.count <= 0:
-                    return
+    with hearing_trouble(hear_store):
+        for page in list_limited(frozen, settings.finder(), left):
+            for shard in open_shards(page, done):
+                for unit in missing_units(shard, reading, output):
+                    yield unit.to_arrow()
+                    left.count -= len(unit.samples)
+                    if left.count <= 0:
+                        return
 
 
 def write_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:
     """Write the file of a predicted unit, and return its receipt."""
-    return commit(Unit.from_arrow(table), settings).to_arrow()
+    refuse_untaken_env_file()
+    with hearing_trouble(hear_store):
+        refuse_another_store(settings)
+        return commit(Unit.from_arrow(table), settings).to_arrow()
 
 
 def fetch_stage(table: pa.Table, settings: ReadSettings, output: str) -> pa.Table:
@@ -165,9 +187,12 @@ def fetch_stage(table: pa.Table, settings: ReadSettings, output: str) -> pa.Tabl
     """
     (row,) = table.to_pylist()
     run = RunFolder(output, settings.storage_options)
-    return fetch_failed(run, Shard.from_row(row), row["file"], settings).to_arrow()
+    with hearing_trouble(hear_store):
+        return fetch_failed(run, Shard.from_row(row), row["file"], settings).to_arrow()
 
 
 def merge_stage(table: pa.Table, settings: WriteSettings) -> pa.Table:
     """Replace the rows of a unit of retried samples in its file, and return its receipt."""
-    return replace_rows(Unit.from_arrow(table), settings).to_arrow()
+    with hearing_trouble(hear_store):
+        refuse_another_store(settings)
+        return replace_rows(Unit.from_arrow(table), settings).to_arrow()

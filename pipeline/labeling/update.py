@@ -5,11 +5,11 @@ from itertools import islice
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
+from wordsworth.pipeline.labeling.progress import ShardFault
 from wordsworth.pipeline.labeling.settings import list_settings
 from wordsworth.pipeline.output.carried_rows import carry_rows
 from wordsworth.pipeline.output.committed import shard_name_of
 from wordsworth.pipeline.output.frozen_listing import PageMetadata
-from wordsworth.pipeline.output.records import Receipt
 from wordsworth.pipeline.output.source_changes import (
     Revision,
     SourceChanges,
@@ -106,15 +106,15 @@ def _close_interrupted_update(run: LabelRun) -> None:
 # ---- lost shards ------------------------------------------------------------------------------------------
 
 
-def drop_lost_shards(run: LabelRun, faults: list[Receipt]) -> list[Receipt]:
+def drop_lost_shards(run: LabelRun, faults: list[ShardFault]) -> list[ShardFault]:
     """Drop the tars and tables that could not be read because they are lost, and return the other faults.
 
     Nothing is dropped where no other shard can be read: then the store is at fault, or the credentials are.
     """
-    lost: dict[str, Receipt] = {}  # by the shard's id
-    for receipt in faults:
-        if (receipt.fault or "").partition(":")[0] in LOSSES:
-            lost[shard_name_of(receipt.file)[-12:]] = receipt
+    lost: dict[str, ShardFault] = {}  # by the shard's id
+    for fault in faults:
+        if fault.fault.partition(":")[0] in LOSSES:
+            lost[shard_name_of(fault.file)[-12:]] = fault
     dropped = [shard.id for shard in run.frozen.shards() if shard.id in lost and not shard.is_page]
     if not dropped:
         return faults
@@ -126,7 +126,8 @@ def drop_lost_shards(run: LabelRun, faults: list[Receipt]) -> list[Receipt]:
         return faults
     run.folder.remove_shards(set(dropped))
     run.progress.note(f"dropped {len(dropped)} shards that cannot be read, first {lost[dropped[0]].shard}")
-    return [receipt for receipt in faults if shard_name_of(receipt.file)[-12:] not in dropped]
+    gone = set(dropped)
+    return [fault for fault in faults if shard_name_of(fault.file)[-12:] not in gone]
 
 
 def _has_witness(run: LabelRun, lost: set[str]) -> bool:

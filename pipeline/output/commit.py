@@ -220,7 +220,7 @@ def footer_dict(schema: pa.Schema) -> JsonObject | None:
     """Return the record of ours in a file's metadata; None where there is none."""
     try:
         return dict(json.loads(schema.metadata[FOOTER_KEY]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -234,5 +234,5 @@ def read_footer(fs: fsspec.AbstractFileSystem, path: str) -> UnitFooter:
         with fs.open(path, "rb") as file:
             metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
         return UnitFooter.from_dict(json.loads(metadata[FOOTER_KEY]))
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a file of this run ({type(error).__name__}): move it away") from error

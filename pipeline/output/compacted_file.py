@@ -100,7 +100,8 @@ class CompactedFooter:
     def to_json(self) -> bytes:
         """Return the value of FOOTER_KEY: one flat object, with the fields of the provenance first."""
         told = asdict(self)
-        return json.dumps(told.pop("provenance") | told).encode()
+        del told["provenance"]
+        return json.dumps(self.provenance.to_dict() | told).encode()
 
 
 class CompactedFile:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.cluster.resources import RETRIES
+from wordsworth.pipeline.cluster.claims import RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.commit import parquet_bytes_of
 from wordsworth.pipeline.output.committed import CommittedUnits

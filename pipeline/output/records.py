@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1  # of plan.json and of the Parquet files: another version is 
 FOOTER_KEY = b"wordsworth"  # key of a record of ours in a Parquet file's metadata
 
 JsonObject = dict[str, Any]  # a JSON object whose fields nothing here depends on
+OF_A_HUB = ("commit", "revision")  # fields of a plan that only weights of a hub have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,9 @@ class RunPlan:
         asked: every option that makes two commands the same run, by its name on the command line.
         resolved: what every `auto` became.
         run_id: 16 hex digits over all of the above.
+        commit: commit of the weights on a hub; None for weights from elsewhere, and in plans of earlier
+            versions.
+        revision: the branch, tag or commit of the hub that was asked for, if one was.
     """
 
     schema_version: int
@@ -61,10 +65,20 @@ class RunPlan:
     asked: JsonObject
     resolved: ResolvedSettings
     run_id: str
+    commit: str | None = None
+    revision: str | None = None
+
+    def to_dict(self) -> JsonObject:
+        """Return the object of plan.json. Weights that are of no hub leave out what only a hub has."""
+        told = asdict(self)
+        for name in OF_A_HUB:
+            if told[name] is None:
+                del told[name]
+        return told
 
     def to_json(self) -> bytes:
         """Return the bytes of plan.json."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return json.dumps(self.to_dict(), indent=1).encode()
 
     @classmethod
     def from_dict(cls, told: JsonObject) -> Self:
@@ -74,12 +88,19 @@ class RunPlan:
             KeyError, TypeError: a field is missing, or is of another type.
         """
         resolved = ResolvedSettings(**told["resolved"])
-        return cls(**{f.name: told[f.name] for f in fields(cls)} | {"resolved": resolved})
+        own = [f.name for f in fields(cls) if f.name in told or f.name not in OF_A_HUB]
+        return cls(**{name: told[name] for name in own} | {"resolved": resolved})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Say of a file which run wrote it, with which model and which preprocessing."""
+    """Say of a file which run wrote it, with which model and which preprocessing.
+
+    Attributes:
+        head: how the model's logits became scores: "softmax", "sigmoid" or "value".
+        threshold: score from which on a class stands in `labels`; None for files without this column.
+        others: as in RunPlan and ResolvedSettings; dtype is the precision.
+    """
 
     run_id: str
     fingerprint: str
@@ -89,6 +110,28 @@ class Provenance:
     preprocessing: JsonObject
     decoder: str
     dtype: str
+    head: str = "softmax"
+    threshold: float | None = None
+    commit: str | None = None
+    revision: str | None = None
+
+    def to_dict(self) -> JsonObject:
+        """Return a JSON object without the fields that have their default, as earlier versions wrote it."""
+        told = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                told[f.name] = value
+        return told
+
+    @classmethod
+    def from_dict(cls, told: JsonObject) -> Self:
+        """Return what `to_dict` wrote; other fields are left out.
+
+        Raises:
+            TypeError: a field is missing.
+        """
+        return cls(**{f.name: told[f.name] for f in fields(cls) if f.name in told})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +178,8 @@ class UnitFooter:
         told = asdict(self)
         if not self.next_in_group:
             del told["next_in_group"]
-        return json.dumps(told.pop("provenance") | told).encode()
+        del told["provenance"]
+        return json.dumps(self.provenance.to_dict() | told).encode()
 
     @classmethod
     def from_dict(cls, told: JsonObject) -> Self:
@@ -144,8 +188,7 @@ class UnitFooter:
         Raises:
             KeyError, TypeError: a field is missing.
         """
-        provenance = Provenance(**{f.name: told[f.name] for f in fields(Provenance)})
-        known: JsonObject = {"skipped": {}, "provenance": provenance}
+        known: JsonObject = {"skipped": {}, "provenance": Provenance.from_dict(told)}
         known |= {f.name: told[f.name] for f in fields(cls) if f.name in told}
         return cls(**known)
 
@@ -320,6 +363,7 @@ class LastCommand:
         images_per_second: images/s, its start included.
         stages: how the stages worked; None where nothing was left to do.
         gpu: how GPUs worked; None on CPUs.
+        store_retries: requests that stores were asked again, by the store's address; {} for none.
     """
 
     images: int
@@ -327,11 +371,14 @@ class LastCommand:
     images_per_second: float
     stages: StageUse | None = None
     gpu: GpuUse | None = None
+    store_retries: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> JsonObject:
         """Return the object in summary.json: the fields of `stages` stand beside the others."""
         told = asdict(self)
         stages, gpu = told.pop("stages"), told.pop("gpu")
+        if not self.store_retries:
+            del told["store_retries"]
         return told | (stages or {}) | ({"gpu": gpu} if gpu else {})
 
     @classmethod
@@ -340,7 +387,7 @@ class LastCommand:
         own = {name: told[name] for name in ("images", "seconds", "images_per_second")}
         stages = StageUse(**{f.name: told[f.name] for f in fields(StageUse)}) if "busy" in told else None
         gpu = GpuUse(**told["gpu"]) if told.get("gpu") else None
-        return cls(**own, stages=stages, gpu=gpu)
+        return cls(**own, stages=stages, gpu=gpu, store_retries=told.get("store_retries", {}))
 
 
 @dataclass(frozen=True, kw_only=True)

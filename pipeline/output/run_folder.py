@@ -19,6 +19,8 @@ from wordsworth.pipeline.output.records import JsonObject, RunPlan, Summary
 from wordsworth.pipeline.output.unit_store import UnitStore
 from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
 from wordsworth.pipeline.storage.filesystem import StorageOptions, absolute_uri, is_local, open_filesystem
+from wordsworth.pipeline.storage.refusals import naming
+from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.walk import list_names
 
 FOLDERS = ("predictions", "compacted", "_run", "_run/shards", "_run/compacted")  # folders that a run may have
@@ -45,14 +47,17 @@ class RunFolder:
     def exists(self, *parts: str) -> bool:
         """Return whether there is a file or folder of this name now."""
         self.fs.invalidate_cache()
-        return self.fs.exists(self.path(*parts))
+        with naming(self.uri):
+            return with_retries(lambda: self.fs.exists(self.path(*parts)))
 
     def names(self, *parts: str) -> list[str]:
         """Return the names in a folder of the run, in order.
 
         Names with an underscore are leftovers that no reader sees.
         """
-        return sorted({name for name in list_names(self.fs, self.path(*parts)) if not name.startswith("_")})
+        with naming(self.uri):
+            found = set(list_names(self.fs, self.path(*parts)))
+        return sorted(name for name in found if not name.startswith("_"))
 
     def parquet_files(self, *parts: str) -> list[str]:
         """Return the paths of the Parquet files in a folder of the run, in any order."""
@@ -124,10 +129,13 @@ class RunFolder:
             UserError: the file is not a JSON object.
         """
         try:
-            return dict(json.loads(self.fs.cat_file(self.path(*parts))))
+            with naming(self.uri):
+                data = with_retries(lambda: self.fs.cat_file(self.path(*parts)))
         except FileNotFoundError:
             return None
-        except (TypeError, ValueError) as error:
+        try:
+            return dict(json.loads(data))
+        except (TypeError, ValueError, RecursionError) as error:
             raise self._damaged(parts, error) from error
 
     def _damaged(self, parts: tuple[str, ...], error: Exception) -> UserError:
@@ -145,7 +153,7 @@ class RunFolder:
             return None
         try:
             return RunPlan.from_dict(told)
-        except (KeyError, TypeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged(("_run", "plan.json"), error) from error
 
     def create(self, plan: RunPlan) -> RunPlan:
@@ -186,7 +194,7 @@ class RunFolder:
             return None
         try:
             return Summary.from_dict(told)
-        except (KeyError, TypeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged(("_run", "summary.json"), error) from error
 
     def reopen(self) -> None:

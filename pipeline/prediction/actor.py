@@ -17,13 +17,16 @@ import ray
 import torch
 
 from wordsworth.pipeline.cluster.ray_internals import find_notes, leave_note
+from wordsworth.pipeline.cluster.signs import UnitUnderWay
+from wordsworth.pipeline.cluster.worker_exit import leave_at_exit
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.prediction.chosen_classes import chosen_classes, rows_at_a_time
 from wordsworth.pipeline.prediction.gpu import DeviceLost, compute_in, find_gpu, gpu_name
-from wordsworth.pipeline.prediction.gpu_batches import SequentialBatches
+from wordsworth.pipeline.prediction.gpu_batches import SequentialBatches, joined
 from wordsworth.pipeline.prediction.gpu_modes import BATCH_SIZES, MODES, GpuBatches
 from wordsworth.pipeline.unit import GpuCall, Unit
-from wordsworth.vit_model.checkpoint import Checkpoint
-from wordsworth.vit_model.inference import prepare
+from wordsworth.vit_model.checkpoint import BaseCheckpoint
+from wordsworth.vit_model.foreign.load import checkpoint_from_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,9 @@ class PredictSettings:
         device: "cpu", or "cuda" for the GPU that Ray gives to the actor.
         batch_size: images in a forward pass; None finds the fastest, on a GPU alone.
         top_k: classes that are kept; 0 gives no labels.
+        head: how logits become scores, one of HEAD_KINDS.
+        threshold: score from which on a class is one of an image's labels; None gives none of these.
+        value: give the head's output as a number.
         embedding: None, "float16" or "float32".
         normalize: divide embeddings by their length.
         gpu_modes: the modes that a GPU's actor may take, the first one first.
@@ -45,6 +51,9 @@ class PredictSettings:
     device: str
     batch_size: int | None
     top_k: int = 5
+    head: str = "softmax"
+    threshold: float | None = None
+    value: bool = False
     embedding: str | None = None
     normalize: bool = False
     gpu_modes: tuple[str, ...] = MODES
@@ -62,6 +71,11 @@ def prediction_fields(settings: PredictSettings, width: int) -> list[pa.Field]:
     if settings.top_k:
         fields.append(pa.field("topk_ids", pa.list_(pa.int32())))
         fields.append(pa.field("topk_scores", pa.list_(pa.float32())))
+    if settings.threshold is not None:
+        fields.append(pa.field("label_ids", pa.list_(pa.int32())))
+        fields.append(pa.field("label_scores", pa.list_(pa.float32())))
+    if settings.value:
+        fields.append(pa.field("value", pa.float32()))
     if settings.embedding:
         kind = {"float16": pa.float16(), "float32": pa.float32()}[settings.embedding]
         fields.append(pa.field("embedding", pa.list_(kind, width)))
@@ -80,7 +94,7 @@ class Predictor:
         is_actor: whether Ray can start this object again in another process.
     """
 
-    def __init__(self, weights: dict[str, Any] | Checkpoint, settings: PredictSettings):
+    def __init__(self, weights: dict[str, Any] | BaseCheckpoint, settings: PredictSettings):
         """Load the model and try it.
 
         Args:
@@ -99,6 +113,8 @@ class Predictor:
         if settings.device == "cpu":
             torch.set_num_threads(1)  # n one-thread actors do more than one actor of n threads
         self.is_actor = isinstance(weights, dict)
+        if self.is_actor:
+            leave_at_exit()
         checkpoint = _fetch(weights) if isinstance(weights, dict) else weights
         self.settings = settings
         self.config = checkpoint.config
@@ -109,7 +125,7 @@ class Predictor:
             self.notes = restart_notes()
         compute_in(settings.precision, device)
         with _naming_full_memory(self.name):
-            self.model = prepare(checkpoint.model(), checkpoint.preprocessing, settings.precision, device)
+            self.model = checkpoint.for_inference(settings.precision, device)
             self.fields = prediction_fields(settings, self.config.embedding_dim)
             self.lock = threading.Lock()
             self.last_end = 0.0  # when the last unit was done, by the clock of `time.perf_counter`
@@ -142,6 +158,7 @@ class Predictor:
         unit = Unit.from_arrow(table)
         begin = time.perf_counter()
         patches = unit.payload.reshape(-1, self.config.num_patches, self.config.patch_dim)
+        self._follow(unit, len(patches))
         try:
             unit.samples = self._append(unit.samples, self.predict(patches))
         except DeviceLost as lost:
@@ -156,6 +173,20 @@ class Predictor:
         if isinstance(self.batches, GpuBatches):
             unit.prediction = self.gpu_call(self.batches).to_json()
         return unit.to_arrow()
+
+    def _follow(self, unit: Unit, num_images: int) -> None:
+        """Let the driver hear how far a unit is. A GPU is done with one before that is worth a note."""
+        if not self.is_actor or not isinstance(self.batches, SequentialBatches):
+            return
+        sign = UnitUnderWay("predict", unit.name, len(unit.samples), unit.bytes_read)
+        num_done = 0
+
+        def done(num_more: int) -> None:
+            nonlocal num_done
+            num_done += num_more
+            sign.reached(num_done, num_images)
+
+        self.batches.done = done
 
     def gpu_call(self, batches: GpuBatches) -> GpuCall:
         """Return how this actor's GPU predicts now, and why it does not predict faster."""
@@ -179,36 +210,63 @@ class Predictor:
             patches: uint8 (M, N, P*P*3).
 
         Returns:
-            "ids" (M, k), "scores" (M, k) and "embedding" (M, D), as far as asked for; nothing for M = 0.
+            "ids" (M, k), "scores" (M, k), "value" (M,), "embedding" (M, D), and what `chosen_classes` gives,
+            as far as asked for; nothing for M = 0.
         """
-        return self.batches(patches)
+        if self.settings.threshold is None:
+            return self.batches(patches)
+        # The scores of all classes are as many as a unit's patches: they are never held for a whole unit.
+        rows = rows_at_a_time(self.config.num_classes, self.batches.batch_size)
+        parts = []
+        for begin in range(0, len(patches), rows):
+            part = self.batches(patches[begin : begin + rows])
+            parts.append(part | chosen_classes(part.pop("all_scores"), self.settings.threshold))
+        return joined(parts)
 
     def _forward(self, patches: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the same for one batch on the device: uint8 (B, N, P*P*3)."""
+        """Return the same for one batch on the device, uint8 (B, N, P*P*3), in shapes that do not depend on
+        the images: "all_scores" (B, K) in place of the chosen classes."""
         logits, embedding = self.model(patches)
         output: dict[str, torch.Tensor] = {}
+        if self.settings.value:
+            output["value"] = logits[:, 0]
         if self.settings.top_k:
-            scores, ids = logits.softmax(-1).topk(min(self.settings.top_k, logits.shape[-1]))
-            output["ids"] = ids.to(torch.int32)
-            output["scores"] = scores
+            output |= self._best(logits)
+        if self.settings.threshold is not None:
+            output["all_scores"] = logits.sigmoid() if self.settings.head == "sigmoid" else logits.softmax(-1)
         if self.settings.embedding:
             if self.settings.normalize:
                 embedding = torch.nn.functional.normalize(embedding, dim=-1)
             output["embedding"] = embedding.to(getattr(torch, self.settings.embedding))
         return output
 
+    def _best(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return "ids" (B, k) and "scores" (B, k) of the best classes, the best one first."""
+        k = min(self.settings.top_k, logits.shape[-1])
+        if self.settings.head == "sigmoid":
+            best, ids = logits.topk(k)  # of logits: several scores may round to 1
+            return {"ids": ids.to(torch.int32), "scores": best.sigmoid()}
+        scores, ids = logits.softmax(-1).topk(k)
+        return {"ids": ids.to(torch.int32), "scores": scores}
+
     def _append(self, samples: pa.Table, predicted: dict[str, np.ndarray]) -> pa.Table:
         """Return the samples with predictions in the rows without an error, and nulls in all other rows."""
         good = samples["error"].combine_chunks().is_null().to_numpy(zero_copy_only=False)
-        sources = {"topk_ids": "ids", "topk_scores": "scores", "embedding": "embedding"}
+        sources = {"topk_ids": "ids", "topk_scores": "scores"}
         for field in self.fields:
-            values = predicted.get(sources[field.name])
-            samples = samples.append_column(field, _spread(values, good, field.type))
+            values = predicted.get(sources.get(field.name, field.name))
+            if values is None:
+                column = pa.nulls(len(good), field.type)
+            elif field.name in ("label_ids", "label_scores"):
+                column = _spread_lists(values, predicted["label_counts"], good, field.type)
+            else:
+                column = _spread(values, good, field.type)
+            samples = samples.append_column(field, column)
         return samples
 
 
-def _fetch(weights: dict[str, Any]) -> Checkpoint:
-    return Checkpoint.from_bytes(ray.get(weights["ref"]))
+def _fetch(weights: dict[str, Any]) -> BaseCheckpoint:
+    return checkpoint_from_bytes(ray.get(weights["ref"]))
 
 
 @contextlib.contextmanager
@@ -226,27 +284,42 @@ def _naming_full_memory(name: str) -> Iterator[None]:
         ) from error
 
 
-def _spread(values: np.ndarray | None, good: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Return values as a list column, null where a row has an error.
+def _spread(values: np.ndarray, good: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Return values as a column, null where a row has an error.
 
     Args:
-        values: (M, k), one row for every True in `good`; None for no row.
+        values: (M, k) or (M,), one row for every True in `good`.
         good: (rows,), True for a row without an error.
-        kind: the column's type: a list, or a list of fixed size.
+        kind: the column's type: a list, a list of fixed size, or a number.
     """
-    if values is None:
-        return pa.nulls(len(good), kind)
-    k = values.shape[1]
+    if pa.types.is_list(kind):
+        counts = np.full(len(values), values.shape[1], np.int32)
+        return _spread_lists(np.ascontiguousarray(values).reshape(-1), counts, good, kind)
+    full = np.zeros((len(good), *values.shape[1:]), values.dtype)
+    full[good] = values
     missing = pa.array(~good)
-    if pa.types.is_fixed_size_list(kind):
-        full = np.zeros((len(good), k), values.dtype)
-        full[good] = values
-        flat = pa.array(full.reshape(-1), kind.value_type)
-        return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=missing)
-    lengths = np.where(good, k, 0)
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(full, kind, mask=~good)
+    flat = pa.array(full.reshape(-1), kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=missing)
+
+
+def _spread_lists(
+    values: np.ndarray, counts: np.ndarray, good: np.ndarray, kind: pa.DataType
+) -> pa.ListArray:
+    """Return values as a column of lists, null where a row has an error.
+
+    Args:
+        values: those of all lists, one after the other.
+        counts: (M,) values in the list of every True in `good`.
+        good: (rows,), True for a row without an error.
+        kind: the column's type.
+    """
+    lengths = np.zeros(len(good), np.int32)
+    lengths[good] = counts
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind, mask=missing)
+    flat = pa.array(values, kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind, mask=pa.array(~good))
 
 
 # ---- a GPU that is lost -----------------------------------------------------------------------------------

@@ -42,10 +42,15 @@ class SequentialBatches:
         self.shape = shape
         self.device = device
         self.batch_size = size
+        self.done: Callable[[int], None] = lambda num_images: None  # called after each batch
 
     def __call__(self, patches: np.ndarray) -> dict[str, np.ndarray]:
         """Return the arrays of M rows for uint8 patches (M, N, P*P*3); nothing for M = 0."""
-        return _joined([self._run(part) for part in _parts(patches, self.batch_size)])
+        outputs = []
+        for part in _parts(patches, self.batch_size):
+            outputs.append(self._run(part))
+            self.done(len(part))
+        return joined(outputs)
 
     def _run(self, part: np.ndarray) -> dict[str, np.ndarray]:
         output = self.forward(torch.from_numpy(part).to(self.device))
@@ -115,7 +120,7 @@ class OverlappedBatches:
                 slot.start(self.copies)
         for slot in under_way:
             outputs.append(self._take(slot))
-        return _joined(outputs)
+        return joined(outputs)
 
     def _take(self, slot: "BatchSlot") -> dict[str, np.ndarray]:
         output = slot.take()
@@ -256,7 +261,8 @@ def _parts(patches: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (patches[begin : begin + size] for begin in range(0, len(patches), size))
 
 
-def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return arrays of all rows for arrays of some rows each, by name; nothing for nothing."""
     if not outputs:
         return {}
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}

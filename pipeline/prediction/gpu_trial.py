@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wordsworth.pipeline.cluster.resources import Claim, GpuNode, fits_an_actor
+from wordsworth.pipeline.cluster.actors import fits_an_actor
+from wordsworth.pipeline.cluster.claims import Claim
+from wordsworth.pipeline.cluster.nodes import Node
 from wordsworth.pipeline.errors import UserError, root_cause
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.prediction.gpu import DeviceLost, find_gpu, reason
@@ -21,6 +23,10 @@ from wordsworth.vit_model.inference import resolve_precision
 NOTE_AFTER = 30.0  # seconds without a free GPU, after which the user is told
 LOOK = 5.0  # seconds between two looks at the trials
 MODE_NAMES = {"graphs": "CUDA graphs", "overlap": "overlapped batches", "plain": "one batch after the other"}
+
+
+class GpuBusy(UserError):
+    """Report that no GPU became free, so none could be tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ def try_gpus(
     weights: Any,
     settings: PredictSettings,
     claim: Claim,
-    nodes: list[GpuNode],
+    nodes: list[Node],
     note: Callable[[str], None],
     patience_s: float,
 ) -> GpuWay:
@@ -79,14 +85,15 @@ def try_gpus(
         weights: a reference to `Checkpoint.to_bytes()` in Ray's store.
         settings: an actor's; the precision may be "auto", the batch size None.
         claim: what an actor claims of Ray.
-        nodes: as `cluster.resources.gpu_nodes()` returns them.
+        nodes: of the cluster; those without room for an actor are left out.
         note: gets what the user should know.
         patience_s: seconds to wait for a free GPU.
 
     Raises:
-        UserError: the GPU of a node cannot be used, or no GPU becomes free.
+        UserError: the GPU of a node cannot be used.
+        GpuBusy: no GPU becomes free.
     """
-    nodes = [node for node in nodes if fits_an_actor(node, claim["num_gpus"])]
+    nodes = [node for node in nodes if fits_an_actor(node, claim)]
     where = "the GPU" if len(nodes) == 1 else f"a GPU of each of {len(nodes)} nodes"
     note(f"trying the model on {where}")
     notes: list[str] = []
@@ -113,7 +120,7 @@ def _run_trials(
     weights: Any,
     settings: PredictSettings,
     claim: Claim,
-    nodes: list[GpuNode],
+    nodes: list[Node],
     note: Callable[[str], None],
     patience_s: float,
 ) -> Iterator[GpuTrial]:
@@ -122,7 +129,8 @@ def _run_trials(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # One call a process, so that the process ends and gives the GPU back.
-    task = ray.remote(max_calls=1, max_retries=0, **claim)(try_gpu)
+    amounts = {name: amount for name, amount in claim.items() if name != "label_selector"}
+    task = ray.remote(max_calls=1, max_retries=0, **amounts)(try_gpu)
     waiting = []
     for node in nodes:
         place = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -137,7 +145,7 @@ def _run_trials(
             if done:
                 continue
             if waited_s > patience_s:
-                raise UserError(
+                raise GpuBusy(
                     f"no GPU became free for {waited_s:,.0f} s (--stall-timeout): "
                     "wait until other jobs are done"
                 )

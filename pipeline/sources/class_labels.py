@@ -25,7 +25,7 @@ def class_labels(schema: pa.Schema) -> ClassLabels:
     try:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return dict(_labels_in(told["info"]["features"], ()))
-    except (ValueError, KeyError, TypeError, AttributeError):  # metadata of another form
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # metadata of another form
         return {}
 
 

@@ -152,7 +152,7 @@ def name_in(where: str, text: str | None) -> str | None:
     if where.startswith("json:"):
         try:
             value = json.loads(text).get(where.partition(":")[2])
-        except (ValueError, AttributeError):  # no JSON, or no object
+        except (ValueError, AttributeError, RecursionError):  # no JSON, or no object
             return None
         return None if value is None else str(value)
     return text.strip() or None

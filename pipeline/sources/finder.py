@@ -45,6 +45,7 @@ from wordsworth.pipeline.storage.filesystem import (
     version_of,
     without_credentials,
 )
+from wordsworth.pipeline.storage.refusals import naming
 
 PAGE = 4096  # loose images in one page of the listing, which is one shard
 LEADING = ("tar", "images")  # kinds beside which files of other kinds do not count
@@ -254,11 +255,15 @@ class Finder:
         escaped = name_in_text(path)
         if escaped:
             raise UserError(f"the name {escaped} is not UTF-8: rename it")
-        self._earlier.note(number, fs, path)
+        with naming(absolute_uri(fs, path)):
+            self._earlier.note(number, fs, path)
         if number < cursor.source:
             return
         last = cursor.last if number == cursor.source else None
-        with contextlib.suppress(NothingFound) if may_be_gone else contextlib.nullcontext():
+        with (
+            naming(absolute_uri(fs, path)),
+            contextlib.suppress(NothingFound) if may_be_gone else contextlib.nullcontext(),
+        ):
             yield from self._shards_of(number, fs, path, cursor, last)
 
     def _shards_of(

@@ -1,5 +1,6 @@
 """Find what stands beside loose images: a row of a folder's metadata file, or a file of the same name."""
 
+import threading
 from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Any
@@ -37,6 +38,8 @@ class ImageSidecars:
     Memory holds metadata for the images of the page, and whole metadata files up to WHOLE_BYTES. A larger one
     is read once for each page.
 
+    Threads may ask for several images at a time.
+
     Args:
         fs: file system of the page
         root: path of its prefix
@@ -49,6 +52,7 @@ class ImageSidecars:
         self.root = root
         self.page = page
         self.settings = settings
+        self._reading = threading.Lock()  # held while metadata are read
         self._rows: dict[str, Rows] = {}  # by the folder of the metadata file
         self._folders: dict[str, str | None] = {}  # folder of the metadata that counts, by folder of images
 
@@ -60,7 +64,8 @@ class ImageSidecars:
             OSError: the store fails.
         """
         key = member["key"]
-        folder = self._metadata_above(key.rpartition("/")[0])
+        with self._reading:
+            folder = self._metadata_above(key.rpartition("/")[0])
         row = self._rows[folder].get(_below(folder, key)) if folder is not None else None
         texts = row or [None] * len(self.settings.keep)
         named = zip(self.settings.keep, texts, strict=True)

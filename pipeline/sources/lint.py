@@ -16,6 +16,7 @@ from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_rows
 from wordsworth.pipeline.sources.tar_keys import split_key
 from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.storage.refusals import explanation
 
 # The codes of findings in tables, where the reader's code of an error has another name.
 _TABLE_CODES = {"shard_truncated": "truncated", "too_many_bytes": "oversized_member"}
@@ -68,7 +69,7 @@ def lint(
         try:
             report.samples += check(shard, settings, found)
         except (OSError, StoreFault) as error:
-            fault = without_secrets(f"{type(error).__name__}: {error}")
+            fault = without_secrets(explanation(error) or f"{type(error).__name__}: {error}")
             report.unreadable[name] = " ".join(fault.split())
         report.findings += found.ordered()
     for prefix in prefixes.values():

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import fsspec
 
@@ -16,7 +17,9 @@ from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.source_files import list_files
 from wordsworth.pipeline.sources.tar_keys import is_skipped
 from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
-from wordsworth.pipeline.storage.filesystem import open_filesystem, without_credentials
+from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
+from wordsworth.pipeline.storage.objects import object_bytes
+from wordsworth.pipeline.storage.streams import with_retries
 
 
 @dataclass(slots=True)
@@ -45,8 +48,8 @@ def pack(
     output: str,
     shard_size: int = 1000,
     seed: int = 0,
-    image_keys: tuple[str, ...] = IMAGE_KEYS,
     rules: ListingRules | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> PackResult:
     """Pack the images under `folder` into OUTPUT/shard-00000.tar and so on.
 
@@ -61,37 +64,37 @@ def pack(
         output: folder or URL of the shards
         shard_size: images in a shard
         seed: seed of the order of the images
-        image_keys: extensions of images, in lower case
         rules: what to take beside plain files and folders
+        storage_options: of the stores
 
     Raises:
         UserError: the folder is missing, has no images or mixes classes and loose images, or the output
             holds other shards.
     """
-    fs, root = open_filesystem(folder)
+    fs, root = open_filesystem(folder, storage_options)
     if not fs.isdir(root):
         raise UserError(f"{without_credentials(folder)} is not a folder")
     passed_over = PassedOver()
     _, files = list_files(fs, root, folder, None, rules or ListingRules(), passed_over)
     found = [path for path, _ in files]
-    paths = [path for path in found if path.rpartition(".")[2].lower() in image_keys]
+    paths = [path for path in found if path.rpartition(".")[2].lower() in IMAGE_KEYS]
     if not paths:
         notes = "".join(f"; {note}" for note in passed_over.serious_notes())
-        raise UserError(f"no images ({', '.join(image_keys)}) under {without_credentials(folder)}{notes}")
+        raise UserError(f"no images ({', '.join(IMAGE_KEYS)}) under {without_credentials(folder)}{notes}")
     folders = _classes(paths, root, folder)
     classes = sorted(folders)
     keys = _keys(paths, root)
     order = list(paths)
     random.Random(seed).shuffle(order)
 
-    out, target = open_filesystem(output)
+    out, target = open_filesystem(output, storage_options)
     target = target.rstrip("/")
     names = [f"{target}/shard-{number:05d}.tar" for number in range(math.ceil(len(order) / shard_size))]
     _refuse_other_shards(out, target, names, output)
     for number, path in enumerate(names):
         members = order[number * shard_size : (number + 1) * shard_size]
         data = _shard(fs, root, members, keys, classes)
-        if not put_if_absent(out, path, data) and out.cat_file(path) != data:
+        if not put_if_absent(out, path, data) and with_retries(partial(out.cat_file, path)) != data:
             raise UserError(
                 f"{without_credentials(output)} holds other shards already ({path} differs): "
                 "choose a new --output"
@@ -170,7 +173,8 @@ def _shard(
     numbers = {name: number for number, name in enumerate(classes)}
     with TarWriter(buffer, encoder=False, mtime=0) as writer:
         for path in paths:
-            sample = {"__key__": keys[path], path.rpartition(".")[2].lower(): fs.cat_file(path)}
+            data = with_retries(partial(object_bytes, fs, path))
+            sample = {"__key__": keys[path], path.rpartition(".")[2].lower(): data}
             if classes:
                 name = normalised(_relative(path, root).split("/", 1)[0])
                 sample["cls"] = str(numbers[name]).encode()

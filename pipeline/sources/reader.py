@@ -1,15 +1,19 @@
 """Read a shard: its samples, cut into units of encoded images."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 
 from wordsworth.pipeline.errors import without_secrets
+from wordsworth.pipeline.sources.disk_pace import DiskPace
 from wordsworth.pipeline.sources.image_sidecars import ImageSidecars
 from wordsworth.pipeline.sources.lost_objects import Loss, Witness, fault_of, loss_of
 from wordsworth.pipeline.sources.picks import picked
@@ -20,14 +24,17 @@ from wordsworth.pipeline.sources.samples import (
     StoreFault,
     check_unchanged,
 )
-from wordsworth.pipeline.sources.shards import NAMED, UNSEEN, Shard
+from wordsworth.pipeline.sources.shards import NAMED, UNSEEN, ListedImage, Shard
 from wordsworth.pipeline.sources.table import table_samples
 from wordsworth.pipeline.sources.tar_reader import SkippedMembers, tar_samples
 from wordsworth.pipeline.sources.zip_archive import zip_samples
-from wordsworth.pipeline.storage.filesystem import join, open_exact
+from wordsworth.pipeline.storage.filesystem import is_local, join, open_exact
 from wordsworth.pipeline.storage.objects import object_bytes
+from wordsworth.pipeline.storage.read_ahead import fetched_ahead
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.unit import FOLDER, SAMPLE, Unit
+
+MAX_UNIT_TEXTS = 256 << 20  # characters of the keys and sidecars of a unit: it ends early where they are more
 
 
 def read_units(
@@ -106,13 +113,16 @@ class _Cutter:
     def _begin(self) -> None:
         self.batch: list[EncodedSample] = []
         self.held_bytes = 0  # of the images, as far as they decide where the unit ends
+        self.held_texts = 0  # characters of the keys and sidecars
         self.started = time.perf_counter()
 
     def add(self, sample: EncodedSample) -> bool:
         """Add a sample; return whether the unit is full."""
         self.batch.append(sample)
         self.held_bytes += len(sample.data) if sample.held_bytes is None else sample.held_bytes
+        self.held_texts += sum(len(text) for text in (sample.key, *sample.sidecars) if text)
         is_full = len(self.batch) >= self.settings.unit_rows or self.held_bytes >= self.settings.unit_bytes
+        is_full = is_full or self.held_texts >= MAX_UNIT_TEXTS
         return is_full or self.index + len(self.batch) == self.settings.cut
 
     def cut(self, last: bool = False) -> Unit:
@@ -183,43 +193,121 @@ def _sample_table(batch: list[EncodedSample], first_index: int, num_sidecars: in
 # ---- loose images -----------------------------------------------------------------------------------------
 
 
+Entry = tuple[int, ListedImage]  # an image of a page, with its number in the page
+
+
 def page_samples(shard: Shard, settings: ReadSettings, position: int) -> Iterator[EncodedSample]:
     """Yield the images of a page, from entry `position` on. An image that is lost is a sample with an error.
+
+    Of a store, and of a disk that is slow, the next images are fetched while one is worked on.
 
     Raises:
         StoreFault: an image was replaced, or no image of the page can be read.
         OSError: the store fails.
     """
-    fs, root = open_exact(shard.uri, settings.storage_options)
-    witness = Witness(fs, root, shard, settings.image_keys)
-    beside = ImageSidecars(fs, root, shard, settings) if settings.keep else None
-    for entry, member in enumerate(shard.members[position:], position):
+    page = _Page(shard, settings)
+    entries = enumerate(shard.members[position:], position)
+    pace = DiskPace() if is_local(page.fs) else None
+    for first in entries:
+        if pace and not pace.rows_in_threads:
+            yield page.sample(first, page.fetch_here(first, pace))
+            continue
+        some = chain([first], islice(entries, pace.rows_in_threads - 1) if pace else entries)
+        pace = pace and DiskPace()  # the disk is tried without threads again behind these
+        with contextlib.closing(fetched_ahead(some, page.fetch, page.claim, _is_good)) as fetched:
+            for entry, found in fetched:
+                yield page.sample(entry, found)
+
+
+class _Found(NamedTuple):
+    """Hold what was fetched for an entry of a page.
+
+    Attributes:
+        sidecars: texts of the kept fields
+        image: the bytes, or why the image is lost; None for an image that is too large
+    """
+
+    sidecars: list[str | None]
+    image: bytes | Loss | None
+
+
+class _Page:
+    """Make samples of the images of one page."""
+
+    def __init__(self, shard: Shard, settings: ReadSettings):
+        self.shard = shard
+        self.settings = settings
+        self.fs, self.root = open_exact(shard.uri, settings.storage_options)
+        self.witness = Witness(self.fs, self.root, shard, settings.image_keys)
+        self.sidecars = ImageSidecars(self.fs, self.root, shard, settings) if settings.keep else None
+
+    def claim(self, entry: Entry) -> int:
+        """Return the bytes that the image of an entry takes while it is held."""
+        size = entry[1]["size"]
+        if size > self.settings.max_bytes:
+            return 0
+        return size if _is_seen(entry[1]) else self.settings.max_bytes
+
+    def fetch(self, entry: Entry) -> _Found:
+        """Fetch the image of an entry, and what stands beside it. Entries may be fetched in any order, and at
+        the same time.
+
+        Raises:
+            StoreFault, OSError: as `page_samples`.
+        """
+        member = entry[1]
+        sidecars = self.sidecars.of(member) if self.sidecars else []
+        if member["size"] > self.settings.max_bytes:
+            return _Found(sidecars, None)
+        path = join(self.root, member["key"])
+        return _Found(sidecars, read_image(self.fs, path, member["size"] if _is_seen(member) else None))
+
+    def fetch_here(self, entry: Entry, pace: DiskPace) -> _Found:
+        """Fetch the image of an entry from a disk, and take note of how long that took."""
+        began = time.perf_counter()
+        found = self.fetch(entry)
+        pace.saw(time.perf_counter() - began, len(found.image) if isinstance(found.image, bytes) else 0)
+        return found
+
+    def sample(self, entry: Entry, found: _Found) -> EncodedSample:
+        """Return the sample of an entry. Called in the order of the entries.
+
+        Raises:
+            StoreFault, OSError: as `page_samples`.
+        """
+        number, member = entry
         made = EncodedSample(
-            key=shard.place_in_rows(member)[1],
+            key=self.shard.place_in_rows(member)[1],
             offset=0,
             size=member["size"],
-            next=entry + 1,
-            sidecars=beside.of(member) if beside else [],
+            next=number + 1,
+            sidecars=found.sidecars,
         )
-        if member["size"] > settings.max_bytes:
+        if found.image is None:
             made.error = "too_many_bytes"
             made.detail = f"{member['size']} bytes"
-            yield made
-            continue
-        path = join(root, member["key"])
+            return made
         # The listed size counts, so that units end at the same image whether or not one is lost.
         made.held_bytes = member["size"]
-        is_seen = (member["size"], member["version"]) != (0, UNSEEN)
-        found = read_image(fs, path, member["size"] if is_seen else None)
-        if isinstance(found, Loss):
-            if is_seen or found.code != "not_found":  # else the listing had a witness
-                witness.confirm(found, path)
-            made.error, made.detail = found
+        path = join(self.root, member["key"])
+        if isinstance(found.image, Loss):
+            if _is_seen(member) or found.image.code != "not_found":  # else the listing had a witness
+                self.witness.confirm(found.image, path)
+            made.error, made.detail = found.image
         else:
-            made.data = found
-            made.size = len(found)
-            witness.last = path
-        yield made
+            made.data = found.image
+            made.size = len(found.image)
+            self.witness.last = path
+        return made
+
+
+def _is_good(found: _Found) -> bool:
+    return not isinstance(found.image, Loss)
+
+
+def _is_seen(member: ListedImage) -> bool:
+    """Return whether an image was there when it was listed."""
+    return (member["size"], member["version"]) != (0, UNSEEN)
 
 
 def read_image(fs: fsspec.AbstractFileSystem, path: str, size: int | None) -> bytes | Loss:
@@ -233,7 +321,7 @@ def read_image(fs: fsspec.AbstractFileSystem, path: str, size: int | None) -> by
         OSError: the store fails.
     """
     try:
-        data = with_retries(lambda: object_bytes(fs, path))
+        data = with_retries(lambda: object_bytes(fs, path, listed_size=size))
     except OSError as error:
         loss = loss_of(error, fs, path)
         if loss is None:

@@ -1,6 +1,7 @@
 """Define what every reader of a shard takes and gives: settings, encoded samples, errors of a store."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import fsspec
 
@@ -122,6 +123,10 @@ def check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> N
         ShardChanged: it is another one.
         OSError: the store fails.
     """
-    info = with_retries(lambda: object_info(fs, path))
+    check_info(path, shard, with_retries(lambda: object_info(fs, path)))
+
+
+def check_info(path: str, shard: Shard, info: dict[str, Any]) -> None:
+    """Check what a store tells about the object that was planned. Raises ShardChanged."""
     if (info["size"], version_of(info)) != (shard.size, shard.version):
         raise ShardChanged(f"{path} was replaced since the run was planned")

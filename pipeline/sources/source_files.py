@@ -15,8 +15,11 @@ from wordsworth.pipeline.sources.folder_links import FolderLinks
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.skipped_names import NameFilter, part_below_pattern, skipped_folder
 from wordsworth.pipeline.sources.table_formats import refuse_table_folder
-from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, without_credentials
+from wordsworth.pipeline.storage.filesystem import WILDCARDS, absolute_uri, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
+from wordsworth.pipeline.storage.refusals import explanation
+from wordsworth.pipeline.storage.schemes import is_web
+from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.walk import Unlisted, walk_files
 
 FILES_JUDGED = 16  # files of a glob whose folders are looked into for the records of a table
@@ -70,7 +73,8 @@ def list_files(
                 )
     except PermissionError as error:
         raise UserError(
-            f"not allowed to list {without_credentials(source)}: {error}; check the credentials"
+            f"not allowed to list {without_credentials(source)}: "
+            f"{explanation(error) or f'{error}; check the credentials'}"
         ) from error
     except FileNotFoundError:
         pass
@@ -94,13 +98,13 @@ def _files_below(
     def takes_folder(path: str, is_link: bool) -> bool:
         return names.takes_folder(path[above:]) and links.takes_folder(path, is_link)
 
-    unlisted = _naming_forbidden(root, passed_over)
+    unlisted = _naming_forbidden(fs, root, passed_over)
     for path, info in walk_files(fs, root, after, takes_folder, unlisted):
         if names.takes_file(path[above:]) and _is_file(path, info, passed_over):
             yield path, info
 
 
-def _naming_forbidden(root: str, passed_over: PassedOver) -> Unlisted:
+def _naming_forbidden(fs: fsspec.AbstractFileSystem, root: str, passed_over: PassedOver) -> Unlisted:
     """Return what names a folder that may not be listed, such as lost+found; for the root it raises."""
 
     def unlisted(folder: str, error: OSError) -> None:
@@ -108,7 +112,10 @@ def _naming_forbidden(root: str, passed_over: PassedOver) -> Unlisted:
             if isinstance(error, PermissionError):  # else the folder went away after its parent was listed
                 passed_over.leave_out("forbidden", folder)
         elif isinstance(error, PermissionError):
-            raise UserError(f"not allowed to list {folder}: {error}; check the rights") from error
+            raise UserError(
+                f"not allowed to list {absolute_uri(fs, folder)}: "
+                f"{explanation(error) or f'{error}; check the rights'}"
+            ) from error
         else:
             raise error
 
@@ -158,9 +165,13 @@ def _escaped(path: str) -> str:
 
 def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     try:
-        return object_info(fs, path)
+        return with_retries(lambda: object_info(fs, path))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if is_web(path) and not isinstance(error, PermissionError):
+            raise UserError(f"cannot read {error}") from error
+        raise
 
 
 def _glob(
@@ -185,7 +196,7 @@ def _glob(
             _name_matched(path, root, pattern, links)
         return part is not None and links.takes_folder(path, is_link, not WILDCARDS.search(part))
 
-    unlisted = _naming_forbidden(root or "/", links.passed_over)
+    unlisted = _naming_forbidden(fs, root or "/", links.passed_over)
     for path, info in walk_files(fs, root or "/", after, takes_folder, unlisted):
         if matches(path):
             yield path, info

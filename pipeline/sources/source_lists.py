@@ -11,13 +11,12 @@ from braceexpand import braceexpand
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.source_names import SourceNames
 from wordsworth.pipeline.storage.filesystem import (
-    HTTP,
     QUERIES,
     StorageOptions,
     is_local,
     open_filesystem,
-    without_credentials,
 )
+from wordsworth.pipeline.storage.schemes import HTTP, SCHEMES, scheme_of, without_credentials
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -84,14 +83,16 @@ def take_queries(
     """Return the sources without the queries of web addresses, and the storage options with them.
 
     Raises:
-        UserError: two sources differ in nothing but their queries.
+        UserError: two sources differ in nothing but their queries, or an address holds a user or a password.
     """
     given = sources if isinstance(sources, SourceNames) else SourceNames(sources)
     names = SourceNames()
     queries: dict[str, str] = {}
     for number, source in enumerate(given):
-        name, mark, query = source.partition("?")
-        if not mark or source.partition("://")[0].lower() not in HTTP:
+        is_web = source.partition("://")[0].lower() in HTTP
+        name, mark, query = source.partition("?") if is_web else (source, "", "")
+        _check_no_login(name)
+        if not mark:
             names.append(source, given.is_listed(number))
             continue
         if queries.setdefault(name, query) != query:
@@ -101,3 +102,21 @@ def take_queries(
             )
         names.append(name, given.is_listed(number))
     return names, {**(options or {}), QUERIES: queries} if queries else dict(options or {})
+
+
+def _check_no_login(name: str) -> None:
+    """Refuse an address with a user or a password: it would stand in the plan and in every row.
+
+    Raises:
+        UserError: the address holds one.
+    """
+    if "@" not in name or scheme_of(name) not in SCHEMES + HTTP:
+        return
+    shown = without_credentials(name)
+    if shown != name:
+        raise UserError(
+            f"{shown}: its address holds a user or a password, which would stand in every row: leave it out. "
+            "Keys belong in the store's usual places; what a web server asks for, in --storage-options in a "
+            'file of --config: {"client_kwargs": {"headers": {"Authorization": "..."}}}',
+            exit_code=2,
+        )

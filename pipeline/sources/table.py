@@ -67,13 +67,20 @@ def table_samples(
     """
     fs, path = open_exact(shard.uri, settings.storage_options)
     samples = named_samples(fs, path, shard, settings, Place(position, in_group))
-    return fetched(picked(samples, shard.picks, index), shard, settings)
+    return fetched(picked(samples, shard.picks, index), shard, settings, lambda: _uris(shard, settings))
 
 
 def table_rows(shard: Shard, settings: ReadSettings) -> Iterator[NamedImage]:
     """Yield the samples of a table, each with the URI of its image. The images are not fetched."""
     fs, path = open_exact(shard.uri, settings.storage_options)
     return named_samples(fs, path, shard, settings, Place(0))
+
+
+def _uris(shard: Shard, settings: ReadSettings) -> Iterator[str]:
+    """Yield the URIs of a table's images, from its first row on."""
+    for _, uri in table_rows(shard, settings):
+        if uri is not None:
+            yield uri
 
 
 class Place(NamedTuple):

@@ -3,7 +3,9 @@
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import fsspec
 
@@ -14,6 +16,7 @@ from wordsworth.pipeline.sources.samples import (
     EncodedSample,
     ReadSettings,
     StoreFault,
+    check_info,
     check_unchanged,
 )
 from wordsworth.pipeline.sources.shards import Shard
@@ -29,6 +32,7 @@ from wordsworth.pipeline.sources.tar_groups import TarSample
 from wordsworth.pipeline.sources.tar_headers import TarCut
 from wordsworth.pipeline.sources.tar_split import read_by_rule
 from wordsworth.pipeline.storage.filesystem import open_exact
+from wordsworth.pipeline.storage.objects import is_s3
 from wordsworth.pipeline.storage.streams import ObjectStream
 
 TarStream = Decompressed | io.BufferedReader
@@ -106,7 +110,9 @@ def tar_samples(
         OSError: the store fails.
     """
     fs, path = open_exact(shard.uri, settings.storage_options)
-    check_unchanged(fs, path, shard)
+    check = partial(check_info, path, shard)
+    if position >= shard.size or not is_s3(fs, path):  # else each range says which object it is of
+        check_unchanged(fs, path, shard)
     skipped = skipped or SkippedMembers()
     met: int | None = None  # where the reading before was cut
     for _ in range(MAX_READINGS):
@@ -114,7 +120,7 @@ def tar_samples(
         num_known = in_group  # samples to come that were given before
         begin = position  # byte behind the sample before
         skipped.read_again(position)
-        with contextlib.closing(tar_stream(fs, path, shard.size, position)) as stream:
+        with contextlib.closing(tar_stream(fs, path, shard.size, position, check)) as stream:
             try:
                 settle(stream, position)
                 for sample in _read(stream, position, settings, skipped):
@@ -155,12 +161,26 @@ def _read(
         yield sample
 
 
-def tar_stream(fs: fsspec.AbstractFileSystem, path: str, size: int, position: int) -> TarStream:
-    """Return a stream at `position` of a tar, or at the beginning of a compressed tar: see `settle`."""
+def tar_stream(
+    fs: fsspec.AbstractFileSystem,
+    path: str,
+    size: int,
+    position: int,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> TarStream:
+    """Return a stream at `position` of a tar, or at the beginning of a compressed tar: see `settle`.
+
+    Args:
+        fs: file system of the tar
+        path: path of the tar in `fs`
+        size: bytes of the tar
+        position: byte to begin at
+        check: as ObjectStream takes it
+    """
     form = compression(path)
     if form:
-        return Decompressed(ObjectStream(fs, path, size, 0), form)
-    return io.BufferedReader(ObjectStream(fs, path, size, position), 1 << 20)
+        return Decompressed(ObjectStream(fs, path, size, 0, check), form)
+    return io.BufferedReader(ObjectStream(fs, path, size, position, check), 1 << 20)
 
 
 def settle(stream: TarStream, position: int) -> None:

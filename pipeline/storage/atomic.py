@@ -10,6 +10,7 @@ import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, without_credentials
+from wordsworth.pipeline.storage.refusals import BUSY, UNREACHABLE, explanation, refusal_of
 from wordsworth.pipeline.storage.streams import with_retries
 
 # Error numbers of file systems that have no hard links: FUSE, SMB, exFAT.
@@ -68,15 +69,27 @@ def _user_errors(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = error.errno if error.errno in REFUSALS else NUMBERS.get(type(error))
-        if number not in REFUSALS or (number == errno.ENOENT and is_local(fs)):
+        reason = _reason(fs, error)
+        if reason is None:
             raise
-        problem, remedy = REFUSALS[number]
         where = without_credentials(absolute_uri(fs, path))
         raise UserError(
-            f"cannot write {where}: {problem}: {remedy}, "
-            "then run the same command again: what is done is kept"
+            f"cannot write {where}: {reason}, then run the same command again: what is done is kept"
         ) from error
+
+
+def _reason(fs: fsspec.AbstractFileSystem, error: OSError) -> str | None:
+    """Say what is wrong and what to do; None for an error that may pass, or that nobody foresaw."""
+    refusal = None if is_local(fs) else refusal_of(error)
+    if refusal in (BUSY, UNREACHABLE):
+        return None
+    if refusal:
+        return explanation(error)
+    number = error.errno if error.errno in REFUSALS else NUMBERS.get(type(error))
+    if number not in REFUSALS or (number == errno.ENOENT and is_local(fs)):
+        return None
+    problem, remedy = REFUSALS[number]
+    return f"{problem}: {remedy}"
 
 
 # ---- object stores --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Open file systems and object stores by URI, and refuse every scheme that is not on a list."""
 
 import glob
+import logging
 import os
 import re
 from typing import Any
@@ -9,13 +10,21 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.storage import google_credentials
+from wordsworth.pipeline.storage.client_options import options_for
+from wordsworth.pipeline.storage.schemes import (
+    HTTP,
+    SCHEMES,
+    is_chain,
+    is_web,
+    scheme_of,
+    without_credentials,
+)
 
 StorageOptions = dict[str, Any]  # keyword arguments of an fsspec file system, as --storage-options gives them
 
-SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
-LOCAL_SCHEMES = ("file", "local")
-HTTP = ("http", "https")  # schemes that need --allow-http
 ALLOW_HTTP = "wordsworth_allow_http"  # key of --allow-http in the storage options, which every process gets
+ALLOW_URIS = "wordsworth_allow_uris"  # key of the prefixes of --allow-uris in the storage options
 QUERIES = "wordsworth_queries"  # key of the queries of signed sources in the storage options, by address
 # The extra of this package that installs a scheme's client.
 EXTRAS = {
@@ -40,9 +49,11 @@ VERSION_FIELDS = (
     "last_modified",
     "updated",
 )
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=:)")  # more than one letter: `C:` is none
 WILDCARDS = re.compile(r"[*?\[]")
-_USER = re.compile(r"[^/?#]*@|[^/:@?#]+:(?!\d*/)[^@?#]*@")  # second case: a secret with a slash in it
+# Loggers of clients whose warnings and tracebacks Python writes to stderr where no logging is set up. What
+# they say is in the exceptions too.
+for _client in ("adlfs", "azure", "gcsfs", "google", "s3fs"):
+    logging.getLogger(_client).addHandler(logging.NullHandler())
 
 
 def check_scheme(uri: str, allow_http: bool = False) -> None:
@@ -56,21 +67,13 @@ def check_scheme(uri: str, allow_http: bool = False) -> None:
     """
     scheme = scheme_of(uri)
     allowed = SCHEMES + HTTP if allow_http else SCHEMES
-    first, chained, rest = uri.partition("::")
-    is_chain = bool(chained) and ("://" not in first or "://" in rest)
-    if not is_chain and (scheme is None or scheme in allowed):
+    if not is_chain(uri) and (scheme is None or scheme in allowed):
         return
     hint = " (--allow-http reads from web servers)" if scheme in HTTP else ""
     raise UserError(
         f"cannot read {without_credentials(uri)}: the scheme is not one of {', '.join(allowed)}{hint}",
         exit_code=2,
     )
-
-
-def scheme_of(uri: str) -> str | None:
-    """Return what stands before the first colon, if it may be a scheme."""
-    match = _SCHEME.match(uri)
-    return match[0] if match else None
 
 
 def open_filesystem(uri: str, options: StorageOptions | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -86,18 +89,25 @@ def open_filesystem(uri: str, options: StorageOptions | None = None) -> tuple[fs
         return fsspec.filesystem("file"), local
     if uri.startswith("/") and "::" not in uri and not options:  # what fsspec finds out at ten times the cost
         return fsspec.filesystem("file"), uri.rstrip("/") or "/"
-    options = dict(options or {})
+    options = dict(options_for(uri, options or {}))
     queries = options.pop(QUERIES, {})
-    check_scheme(uri, options.pop(ALLOW_HTTP, False))
+    allowed = options.pop(ALLOW_URIS, ())
+    check_scheme(uri, options.pop(ALLOW_HTTP, False) or any(map(is_web, allowed)))
     if uri.startswith(("s3://", "s3a://")):
         options = _with_checksums(options)
+    if uri.startswith(("gs://", "gcs://")):
+        google_credentials.prepare(options)
     unchained = uri.partition("::")[0]  # fsspec takes what follows for another file system
     try:
         if scheme_of(uri) in HTTP:
             from wordsworth.pipeline.storage.web import WebFiles
 
-            return WebFiles(queries=queries, **options), uri
+            return WebFiles(queries=queries, allowed=tuple(allowed), **options), uri
         fs, path = fsspec.core.url_to_fs(unchained, **options)
+        if type(fs).__module__.startswith("s3fs."):
+            from wordsworth.pipeline.storage.s3_files import S3Files
+
+            fs = S3Files(*fs.storage_args, **fs.storage_options)
     except ImportError as error:
         extra = EXTRAS.get(uri.split(":", 1)[0], "")
         raise UserError(
@@ -173,25 +183,6 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 def absolute_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
     """Return a path as plans and rows hold it: with its scheme, or as an absolute path if it is local."""
     return path if is_local(fs) else fs.unstrip_protocol(path)
-
-
-def without_credentials(uri: str) -> str:
-    """Return the URI without user name and password, and that of a web server without its query.
-
-    A query can hold a signature that gives access. Azure's `container@` stays.
-    """
-    if "://" not in uri:
-        return uri
-    scheme, separator, rest = uri.partition("://")
-    if scheme.lower() in HTTP:
-        rest = rest.partition("?")[0]
-        uri = f"{scheme}{separator}{rest}"
-    user = _USER.match(rest) if "/" not in scheme else None
-    if user is None:
-        return uri
-    if scheme.lower().startswith(("az", "abfs")) and ":" not in user[0]:
-        return uri
-    return f"{scheme}://{rest[user.end() :]}"
 
 
 def version_of(info: dict[str, Any]) -> str:

@@ -135,18 +135,52 @@ def _walk_s3(fs: Any, root: str, after: str | None) -> Iterator[Entry]:
         request["StartAfter"] = after.partition("/")[2]
     previous = None
     while True:
-        answer = with_retries(partial(fs.call_s3, "list_objects_v2", **request))
+        answer = with_retries(partial(_listed, fs, request))
         for found in answer.get("Contents", ()):
             key = found["Key"]
             if key == previous or (key.endswith("/") and found["Size"] == 0):
                 continue
+            _check_listed(key, request["Prefix"], previous)
             previous = key
             path = f"{bucket}/{key}"
             yield path, {**found, "name": path, "size": found["Size"], "type": "file"}
         if not answer.get("IsTruncated"):
             return
         request.pop("StartAfter", None)
-        request["ContinuationToken"] = answer["NextContinuationToken"]
+        token = answer.get("NextContinuationToken")
+        if not token or token == request.get("ContinuationToken"):
+            raise OSError(f"the listing of s3://{root} never ends: the store does not say how it goes on")
+        request["ContinuationToken"] = token
+
+
+def _listed(fs: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to a request for a part of a listing.
+
+    Raises:
+        OSError: the answer is no listing, but the page of a proxy or a login, which S3's client takes for an
+            empty one.
+    """
+    answer: dict[str, Any] = fs.call_s3("list_objects_v2", **request)
+    if not is_listing(answer):
+        raise OSError(f"the store answers a listing of s3://{request['Bucket']} with something else")
+    return answer
+
+
+def is_listing(answer: dict[str, Any]) -> bool:
+    """Return whether an answer to ListObjectsV2 is one: each has some of these fields, an empty one too."""
+    return not {"IsTruncated", "Name", "MaxKeys", "KeyCount", "Contents"}.isdisjoint(answer)
+
+
+def _check_listed(key: str, prefix: str, previous: str | None) -> None:
+    """Check that a key may stand where a listing has it.
+
+    Raises:
+        OSError: it may not. What comes behind it would be lost or doubled by whoever continues the listing.
+    """
+    if not key.startswith(prefix):
+        raise OSError(f"the store lists {key!r} under {prefix!r}")
+    if previous is not None and key < previous:
+        raise OSError(f"the store lists {key!r} behind {previous!r}, which is not the order of S3's keys")
 
 
 def list_names(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:

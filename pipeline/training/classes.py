@@ -11,6 +11,7 @@ from wordsworth.pipeline.sources.class_target import (
     read_digits_as_names,
 )
 from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
+from wordsworth.pipeline.storage.small_files import read_small_text
 
 SHOWN = 4  # names that a note shows
 
@@ -28,7 +29,7 @@ def class_names(
     for uri in candidates:
         fs, path = open_filesystem(uri, storage_options)
         if fs.isfile(path):
-            return tuple(fs.cat_file(path).decode().splitlines())
+            return tuple(read_small_text(fs, path, without_credentials(uri)).splitlines())
     if labels:
         raise UserError(f"--labels {without_credentials(labels)}: no such file", exit_code=2)
     return None

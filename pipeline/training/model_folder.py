@@ -3,19 +3,20 @@
 import contextlib
 import tempfile
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wordsworth.pipeline.prediction.load_model import publish
+from wordsworth.pipeline.cluster.package import package_version
+from wordsworth.pipeline.prediction.model_files import publish
 from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.training.checkpoints import Best, TrainingState
 from wordsworth.pipeline.training.news import EpochNews
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
-from wordsworth.vit_model.checkpoint import Checkpoint, save_folder
+from wordsworth.vit_model.checkpoint import Checkpoint
+from wordsworth.vit_model.model_folder import save_folder
 from wordsworth.vit_model.parallel import gathered_state_dict
 
 BEST = "best-epoch-"  # and the number of an epoch: a model folder in the output
@@ -72,7 +73,7 @@ class ModelFolders:
             "objective": request.objective,
             "settings": self.setup.settings,
             "data": {"digest": train.digest, "samples": train.total, "shards": len(train.shards)},
-            "versions": {"wordsworth": version("wordsworth"), "torch": torch.__version__},
+            "versions": {"wordsworth": package_version(), "torch": torch.__version__},
             "metrics": metrics,
         }
         weights = {}
@@ -83,6 +84,7 @@ class ModelFolders:
             config=request.config,
             preprocessing=request.preprocessing,
             labels=request.labels,
+            head=request.head,
             state=weights,
             extra=extra,
         )

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
+from wordsworth.pipeline.errors import shown
+
 POLL_S = 0.5  # seconds between two looks at what workers have sent
+NOT_A_NUMBER = "is not a number"  # part of the message about the loss that ends a training
 
 Means = dict[str, float]  # figures of an objective: loss, accuracy or explained, gradient_norm
 
@@ -126,6 +129,18 @@ class NoteNews(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WaitNews(_Record):
+    """Tell what the training waits for.
+
+    Attributes:
+        what: such as "starting Ray".
+    """
+
+    kind: ClassVar[str] = "wait"
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepNews(_Record):
     """Tell how the last few seconds of steps went.
 
@@ -214,7 +229,7 @@ class EpochNews(_Record):
         return cls(**fields, means=left, rates=rates, validation=validation)
 
 
-TrainNews = DataNews | BeginNews | NoteNews | StepNews | EpochNews
+TrainNews = DataNews | BeginNews | NoteNews | WaitNews | StepNews | EpochNews
 OnNews = Callable[[TrainNews], None]
 
 
@@ -250,6 +265,10 @@ class NewsChannel:
         with contextlib.suppress(ray.exceptions.RayActorError):
             ray.get(self.box.put.remote(news))
 
+    def post(self, news: TrainNews) -> None:
+        """Send a record and do not wait: for a process that must not wait, such as Ray Train's controller."""
+        self.box.put.remote(news)
+
 
 @contextlib.contextmanager
 def open_news_channel(on_news: OnNews) -> Iterator[NewsChannel]:
@@ -263,15 +282,22 @@ def open_news_channel(on_news: OnNews) -> Iterator[NewsChannel]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    box = ray.remote(num_cpus=0, scheduling_strategy=here)(_NewsBox).remote()
+    lasting = {"max_restarts": -1, "max_task_retries": 3}  # a killed box loses half a second of news
+    box = ray.remote(num_cpus=0, scheduling_strategy=here, **lasting)(_NewsBox).remote()
     stop = threading.Event()
 
     def take() -> None:
-        for news in ray.get(box.take.remote()):
+        """Hand on what was sent. Where the actor is not there, or Ray is gone, there is no news: the training
+        itself ends with what happened."""
+        try:
+            sent = ray.get(box.take.remote())
+        except (ray.exceptions.RayError, ConnectionError):
+            return
+        for news in sent:
             try:
                 on_news(news)
             except Exception as error:
-                warnings.warn(f"news of the training could not be kept: {error}", stacklevel=1)
+                warnings.warn(shown(f"news of the training could not be kept: {error}"), stacklevel=1)
 
     def listen() -> None:
         while not stop.wait(POLL_S):

@@ -1,12 +1,21 @@
 """Decide the device and the number of workers of a training, and refuse what cannot work."""
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
+from wordsworth.pipeline.cluster.claims import NoRoom
+from wordsworth.pipeline.cluster.nodes import Room, see_room
+from wordsworth.pipeline.cluster.waiting import scales_to_gpus, wait_for_room
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.survey import Survey, assign
 
 SPARE_CPUS = 2  # CPUs beside the workers, which read and decode
+# CPUs for reading and decoding where a worker on a GPU claims none: one, and a part for each further worker.
+GPU_SPARE_CPUS = 1.0
+CPUS_PER_GPU_WORKER = 0.25
 
 
 class Placement(NamedTuple):
@@ -21,13 +30,38 @@ class Placement(NamedTuple):
     workers: int | tuple[int, int]
 
 
+def place_when_there(request: TrainRequest, data: Survey, note: Callable[[str], None]) -> Placement:
+    """Return the device and the workers of a training, once the cluster has room for them.
+
+    On a cluster whose autoscaler adds GPUs, --device auto waits for one.
+
+    Args:
+        request, data: as for `place`.
+        note: gets a line every few seconds while nodes are waited for.
+
+    Raises:
+        UserError: there is too little data, or the cluster stays too small.
+    """
+
+    def plan(room: Room) -> Placement:
+        return place(request, data, room.amounts)
+
+    if request.device == "auto":
+        device = "cuda" if see_room(request.cluster).total("GPU") else "cpu"
+        if device == "cpu" and scales_to_gpus(request.cluster, note):
+            note("the autoscaler of this cluster adds GPUs: waiting for them (--device cpu trains on CPUs)")
+            device = "cuda"
+        request = replace(request, device=device)
+    return wait_for_room(plan, request.cluster, note)
+
+
 def place(request: TrainRequest, data: Survey, available: dict[str, float]) -> Placement:
     """Return the device and the workers of a training.
 
     Args:
         request: what the user asked for.
         data: what the sources hold.
-        available: resources of the cluster, as Ray names them.
+        available: resources that the cluster has for this job, as Ray names them.
 
     Raises:
         UserError: there is too little data, or the cluster is too small.
@@ -83,11 +117,17 @@ def _check_cluster(device: str, least: int, available: dict[str, float]) -> None
     gpus = available.get("GPU", 0)
     cpus = available.get("CPU", 0)
     if device == "cuda" and gpus < least:
-        raise UserError(
-            f"{least} workers need {least} GPUs, Ray has {gpus:g}: use fewer --workers, or --device cpu"
+        raise NoRoom(
+            f"{least} workers need {least} GPUs, Ray has {gpus:g}: use fewer --workers, or --device cpu",
+            lacking="a GPU" if least == 1 else f"{least} GPUs",
+            wanted=[{"GPU": 1}] * least,
         )
-    if cpus < least + SPARE_CPUS:
-        raise UserError(
-            f"{least} workers and their decoding need {least + SPARE_CPUS} CPUs, Ray has {cpus:g}: "
-            "use fewer --workers"
+    needed: float = least + SPARE_CPUS
+    if device == "cuda":  # Ray Train claims no CPU for a worker that has a GPU
+        needed = GPU_SPARE_CPUS + CPUS_PER_GPU_WORKER * (least - 1)
+    if cpus < needed:
+        raise NoRoom(
+            f"{least} workers and their decoding need {needed:g} CPUs, Ray has {cpus:g}: use fewer --workers",
+            lacking=f"{needed:g} CPUs",
+            wanted=[{"CPU": 1}] * math.ceil(needed),
         )

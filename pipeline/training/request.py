@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.head import Head
 from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.objectives import MaskedPatchPrediction, Supervised
@@ -96,7 +98,7 @@ class TrainRequest:
         save_every: steps between checkpoints within an epoch; 0 for none.
         keep: number of checkpoints that stay.
         labels: names of the classes; None where the data has numbers.
-        address: Ray cluster to join; None for a local Ray.
+        cluster: which Ray the training works on.
         storage_options: keyword arguments of the file system.
         format: kind of the sources; None to find out.
         image_keys: extensions of the images in a tar.
@@ -145,7 +147,7 @@ class TrainRequest:
     save_every: int = field(default=1000, metadata=FREE_ON_RESUME)
     keep: int = field(default=2, metadata=FREE_ON_RESUME)
     labels: tuple[str, ...] | None = None
-    address: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    cluster: ClusterRequest = field(default_factory=ClusterRequest, metadata=FREE_ON_RESUME)
     storage_options: StorageOptions = field(default_factory=dict, metadata=FREE_ON_RESUME)
     format: str | None = None
     image_keys: tuple[str, ...] = IMAGE_KEYS
@@ -159,6 +161,11 @@ class TrainRequest:
     def classified(self) -> bool:
         """Tell whether samples need a class."""
         return self.objective == "supervised"
+
+    @property
+    def head(self) -> Head:
+        """Return what the outputs of the trained head are: with a sigmoid loss, each class for itself."""
+        return Head(kind="sigmoid" if self.classified and self.loss == "sigmoid" else "softmax")
 
 
 def initial_checkpoint(request: TrainRequest) -> Checkpoint:

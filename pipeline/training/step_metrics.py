@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.training.news import Rates, StepNews
+from wordsworth.pipeline.training.news import NOT_A_NUMBER, Rates, StepNews
 from wordsworth.pipeline.training.speed import SpeedMeter
 
 REPORT_EVERY_S = 2.0  # seconds between two reports
@@ -98,7 +98,7 @@ class StepReporter:
             if not all(finite):
                 first = number - len(metrics) + finite.index(False) + 1
                 raise UserError(
-                    f"the {name.replace('_', ' ')} is not a number at step {first} (epoch {self.epoch + 1}); "
+                    f"the {name.replace('_', ' ')} {NOT_A_NUMBER} at step {first} (epoch {self.epoch + 1}); "
                     "the last good checkpoint is kept: try a lower --lr or a longer --warmup"
                 )
 

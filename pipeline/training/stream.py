@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from wordsworth.pipeline.cluster.claims import DECODE_CPUS, LIST_CPUS, READ_CPUS, RETRIES
 from wordsworth.pipeline.cluster.data_context import configure_ray_data
-from wordsworth.pipeline.cluster.resources import DECODE_CPUS, LIST_CPUS, READ_CPUS, RETRIES
+from wordsworth.pipeline.cluster.signs import hear_store
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
 from wordsworth.pipeline.sources.lost_objects import LOSSES
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, ShardChanged
 from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
+from wordsworth.pipeline.storage.patience import hearing_trouble
 from wordsworth.pipeline.training.augment import Augmentation, augment
 from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
 from wordsworth.pipeline.unit import Unit
@@ -177,6 +179,11 @@ def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
         UserError: the shard was replaced since it was counted, or it is gone or forbidden.
         OSError: the store failed. Ray Train then starts the workers again.
     """
+    with hearing_trouble(hear_store):
+        yield from _units_of(table, settings)
+
+
+def _units_of(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
     (row,) = table.to_pylist()
     for unit in read_units(Shard.from_row(row), settings):
         if unit.fault:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from wordsworth.pipeline.cluster.resources import RETRIES
+from wordsworth.pipeline.cluster.claims import RETRIES
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.class_target import class_name, class_text
 from wordsworth.pipeline.sources.image_sidecars import ImageSidecars

@@ -1,11 +1,17 @@
 """Train a model with Ray Train: count and check before the workers start, hear from them while they run."""
 
+import math
 import os
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from wordsworth.pipeline.cluster.ray_internals import make_trainer
+from wordsworth.pipeline.cluster.ray_internals import (
+    START_TIMEOUT_S,
+    WorkerRoom,
+    is_without_room,
+    make_trainer,
+)
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
@@ -13,13 +19,20 @@ from wordsworth.pipeline.sources.class_target import Target, target_sidecars
 from wordsworth.pipeline.sources.file_kinds import begun_image_keys
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.passed_over import ListingRules
+from wordsworth.pipeline.sources.places import check_places, some_objects
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.pipeline.sources.source_names import SourceNames
-from wordsworth.pipeline.storage.filesystem import absolute_uri, is_local, open_filesystem
+from wordsworth.pipeline.storage.filesystem import (
+    absolute_uri,
+    is_local,
+    open_filesystem,
+    without_credentials,
+)
+from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.pipeline.training.classes import check_classes, train_target
-from wordsworth.pipeline.training.failure_policy import error_for_user, is_final, worker_errors
+from wordsworth.pipeline.training.failure_policy import FailureJudge, error_for_user, worker_errors
 from wordsworth.pipeline.training.metrics_log import MetricsLog
 from wordsworth.pipeline.training.news import (
     DataNews,
@@ -28,14 +41,22 @@ from wordsworth.pipeline.training.news import (
     NoteNews,
     OnNews,
     TrainNews,
+    WaitNews,
     open_news_channel,
 )
-from wordsworth.pipeline.training.placement import place
+from wordsworth.pipeline.training.placement import SPARE_CPUS, place_when_there
 from wordsworth.pipeline.training.request import TrainRequest, build_objective, initial_checkpoint
-from wordsworth.pipeline.training.settings import RUN, begun_settings, frozen_settings, write_settings
+from wordsworth.pipeline.training.settings import (
+    RUN,
+    SETTINGS,
+    begun_settings,
+    frozen_settings,
+    write_settings,
+)
 from wordsworth.pipeline.training.stream import unit_rows
 from wordsworth.pipeline.training.survey import Survey, cut_pages, survey
 from wordsworth.pipeline.training.table_labels import table_labels
+from wordsworth.pipeline.training.train_watch import TrainWatch
 from wordsworth.pipeline.training.worker import train_worker
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 
@@ -61,8 +82,12 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     request = replace(request, output=output)
     _check_output(request)
     request = _with_begun_image_keys(_with_expanded_sources(request))
-    with ray_session(request.address):
+    is_cluster = request.cluster.address or os.environ.get("RAY_ADDRESS")
+    on_news(WaitNews(what="joining the Ray cluster" if is_cluster else "starting Ray"))
+    with ray_session(request.cluster, lambda line: on_news(NoteNews(message=line))):
+        on_news(WaitNews(what="counting the images"))
         setup = _prepare(request, on_news)
+        on_news(WaitNews(what="starting the workers"))
         return _run(setup, on_news)
 
 
@@ -90,7 +115,9 @@ def _with_begun_image_keys(request: TrainRequest) -> TrainRequest:
 
 def _check_output(request: TrainRequest) -> None:
     fs, path = open_filesystem(request.output, request.storage_options)
-    if fs.exists(f"{path.rstrip('/')}/config.json"):
+    with naming(request.output):
+        is_there = fs.exists(f"{path.rstrip('/')}/config.json")
+    if is_there:
         raise UserError(f"{request.output} holds a model already: choose a new --output")
 
 
@@ -105,6 +132,13 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
     )
     train_shards = _shards(request.sources, request, on_news)
     val_shards = _shards(request.val, request, on_news) if request.val else None
+    check_places(
+        lambda: some_objects([*train_shards[:1], *(val_shards or [])[:1]]),
+        request.output,
+        f"{RUN}/{SETTINGS}",
+        request.storage_options,
+        lambda line: on_news(NoteNews(message=line)),
+    )
     named_by_table = table_labels(request, train_shards)
     reading = _read_settings(request, decode, class_names=named_by_table is not None)
     where = request.target if request.classified else None
@@ -112,7 +146,7 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
     val_data = survey(val_shards, reading, where) if val_shards else None
     request, target, notes = _with_classes(request, train_data, val_data, named_by_table)
     build_objective(request)  # raises, before any worker starts, what does not fit together
-    placement = place(request, train_data, ray.cluster_resources())
+    placement = place_when_there(request, train_data, lambda line: on_news(NoteNews(message=line)))
     request = replace(request, workers=placement.workers)
     on_news(
         DataNews(
@@ -141,11 +175,16 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
 
 
 def _is_local_ray(request: TrainRequest) -> bool:
-    """Return whether Ray is one that was started for this command, on this machine alone."""
+    """Return whether Ray is one that was started for this command, on this machine alone.
+
+    A Ray that a Python program has joined may be one node of a cluster to which others come later. Others
+    cannot come to a head on loopback.
+    """
     import ray
 
-    has_address = bool(request.address or os.environ.get("RAY_ADDRESS"))
-    return not has_address and len(ray.nodes()) == 1
+    has_address = bool(request.cluster.address or os.environ.get("RAY_ADDRESS"))
+    is_alone = ray.get_runtime_context().gcs_address.startswith("127.") and len(ray.nodes()) == 1
+    return not has_address and is_alone
 
 
 def _read_settings(request: TrainRequest, decode: DecodeSettings, class_names: bool) -> ReadSettings:
@@ -201,12 +240,15 @@ def _with_classes(
 def _run(setup: WorkerSetup, on_news: OnNews) -> EpochNews:
     """Run the workers, log their news, and return the news of the last epoch."""
     epochs: list[EpochNews] = []
-    with MetricsLog(setup.request.output, setup.request.storage_options) as log:
+    request = setup.request
+    watch = TrainWatch(without_credentials(request.output), request.objective, on_news)
+    with MetricsLog(request.output, request.storage_options) as log, watch:
 
         def receive(news: TrainNews) -> None:
             if isinstance(news, EpochNews):
                 epochs.append(news)
             on_news(news)
+            watch.on_news(news)
             log.add(news)
 
         with open_news_channel(receive) as channel:
@@ -228,6 +270,7 @@ def _fit(setup: WorkerSetup, channel: NewsChannel) -> None:
     from ray.train.torch import TorchConfig
 
     request = setup.request
+    wait_s = request.cluster.wait_timeout
     fs, path = open_filesystem(request.output, request.storage_options)
     storage: dict[str, Any] = {"storage_path": path}
     if not is_local(fs):
@@ -236,15 +279,22 @@ def _fit(setup: WorkerSetup, channel: NewsChannel) -> None:
         storage["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     trainer = make_trainer(
         train_worker,
-        is_final,
+        FailureJudge(channel),
+        WorkerRoom(SPARE_CPUS, wait_s),
         is_local=setup.is_local,
         train_loop_config={"setup": setup, "news": channel},
         torch_config=TorchConfig(backend=_backend(request), timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=ray.train.ScalingConfig(num_workers=request.workers, use_gpu=setup.device == "cuda"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=request.workers,
+            use_gpu=setup.device == "cuda",
+            # On CPUs a worker takes the cores of its node; GPUs exchange gradients best within one.
+            placement_strategy="PACK" if setup.device == "cuda" else "SPREAD",
+        ),
         run_config=ray.train.RunConfig(
             name=RUN,
             failure_config=ray.train.FailureConfig(
-                max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=max(MAX_FAILURES, math.ceil(wait_s / START_TIMEOUT_S)),
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=request.keep),
             **storage,
@@ -253,8 +303,26 @@ def _fit(setup: WorkerSetup, channel: NewsChannel) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        if is_without_room(error):
+            raise _no_room(request) from None
         causes = [error_for_user(error), *worker_errors(error), error]
         raise next(cause for cause in causes if cause is not None) from None
+
+
+def _no_room(request: TrainRequest) -> UserError:
+    """Return the error of a cluster that has lost the room for the workers."""
+    import ray
+
+    least = request.workers if isinstance(request.workers, int) else request.workers[0]
+    nodes = ray.nodes()
+    alive = sum(node["Alive"] for node in nodes)
+    workers = "1 worker" if least == 1 else f"{least} workers"
+    fewer = "" if least == 1 else f", or with fewer (--workers 1,{least})"
+    return UserError(
+        f"no room for {workers} for {request.cluster.wait_timeout:,.0f} s (--wait-timeout): "
+        f"{alive} of {len(nodes)} nodes of the cluster are alive. The last checkpoint is kept: "
+        f"run the same command again when nodes are back{fewer}"
+    )
 
 
 def _backend(request: TrainRequest) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from wordsworth.pipeline.cluster.resources import cores
+from wordsworth.pipeline.cluster.cores import cores
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction.gpu import compute_in, find_gpu, gpu_name, is_out_of_memory, reason
 from wordsworth.pipeline.training.checkpoints import TrainingState

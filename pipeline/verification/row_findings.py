@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 
+PREDICTIONS = ("label_id", "labels", "value", "embedding")  # columns without a null but for an error
+
 
 def full_keys(shard: Shard, table: pa.Table) -> pa.ChunkedArray:
     """Return the keys of a shard's rows; of images that were named one by one, their full paths.
@@ -30,9 +32,9 @@ def row_findings(table: pa.Table, shard: Shard) -> Iterator[tuple[str, str, int]
         if others:
             yield "wrong_shard", f"has rows of {others[0]}, not only of {uri}", len(others)
     is_failed = pc.is_valid(table["error"]).to_numpy()
-    for name in ("label_id", "embedding"):
-        if name not in table.schema.names:
-            continue
+    for name in PREDICTIONS:
+        if name not in table.schema.names or pa.types.is_string(table.schema.field(name).type):
+            continue  # a text is a sidecar that was kept under this name
         is_given = pc.is_valid(table[name]).to_numpy()
         for code, wrong in (
             ("missing_prediction", ~is_given & ~is_failed),

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from ray.util import list_named_actors
 
-from wordsworth.pipeline.cluster import ray_internals
 from wordsworth.pipeline.cluster.data_context import configure_ray_data
+from wordsworth.pipeline.cluster.ray_internals import driver
 
 ONE = {"batch_size": None, "batch_format": "pyarrow"}
 
@@ -29,7 +29,7 @@ def seen(monkeypatch):
 
     found: list[tuple[int, int]] = []
 
-    class Look(ray_internals.ExecutionCallback):
+    class Look(driver.ExecutionCallback):
         def on_execution_step(self, executor):
             for stage, state in executor._topology.items():
                 found.append(
@@ -38,8 +38,8 @@ def seen(monkeypatch):
 
     configure_ray_data()
     classes = DataContext.get_current().custom_execution_callback_classes
-    monkeypatch.setattr(ray_internals, "MAX_WAITING_BLOCKS", 8)
-    monkeypatch.setattr(ray_internals, "KEPT_BLOCK_STATS", 5)
+    monkeypatch.setattr(driver, "MAX_WAITING_BLOCKS", 8)
+    monkeypatch.setattr(driver, "KEPT_BLOCK_STATS", 5)
     classes.append(Look)
     yield found
     classes.remove(Look)

@@ -1,6 +1,7 @@
 """Give the protocol's tests a place for runs: this disk, or a real object store on loopback, with or
 without faults."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -19,10 +20,14 @@ from typing import Any
 
 import pytest
 
-from tests.faults.proxy import Faults, proxy
+from tests.faults.ceph import KEY, SECRET, Ceph, missing_programs
+from tests.faults.proxy import Faults, Proxy, proxy
 
-KEY, SECRET = "AKTEST", "SKTESTSECRET"
 BUCKET = "wordsworth"
+ROOT = Path(__file__).parents[2]
+AZURITE = ROOT / "build" / "servers" / "node_modules" / ".bin" / "azurite-blob"
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = base64.b64encode(b"a key of tests, of loopback alone").decode()
 
 
 class MissingServer(Exception):
@@ -51,6 +56,8 @@ class Backend:
         direct: storage options without the faults.
         conditional: whether a put can be refused because an object is there.
         met: the faults that happened.
+        ceph: the store itself, where it can be killed and started again.
+        proxy: the proxy before the store, of `through`: its faults may be changed at any moment.
     """
 
     name: str
@@ -60,6 +67,8 @@ class Backend:
     conditional: bool = True
     port: int = 0
     met: Counter = field(default_factory=Counter)
+    ceph: Ceph | None = None
+    proxy: Proxy | None = None
 
     @property
     def is_store(self) -> bool:
@@ -108,11 +117,61 @@ def rclone() -> Iterator[Backend]:
 
 
 @contextlib.contextmanager
+def ceph(durable: bool = False) -> Iterator[Backend]:
+    """Run Ceph with its S3 gateway: conditions, permissions and faults of a real store.
+
+    Args:
+        durable: keep on disk what was acknowledged, so that the store survives `backend.ceph.kill()` and
+            `start_again()`. Starting takes nine seconds instead of two.
+    """
+    missing = missing_programs()
+    if missing:
+        raise MissingServer(f"Ceph is not installed ({', '.join(missing)}): make servers")
+    with tempfile.TemporaryDirectory() as folder:
+        ports = (free_port(), free_port(), free_port())
+        server = Ceph(Path(folder), ports, "bluestore" if durable else "memstore")
+        try:
+            yield replace(_store("ceph", server.port, conditional=True), ceph=server)
+        finally:
+            server.kill()
+
+
+@contextlib.contextmanager
+def azurite() -> Iterator[Backend]:
+    """Run Microsoft's emulator of Azure's blobs, for az://."""
+    if not AZURITE.exists():
+        raise MissingServer("azurite is not installed: make servers")
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", folder]
+        quiet = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--disableProductStyleUrl"]
+        account = os.environ | {"AZURITE_ACCOUNTS": f"{AZURE_ACCOUNT}:{AZURE_KEY}"}
+        with _serving([*command, *quiet], port, env=account):
+            options = azure_options(port)
+            import adlfs
+
+            adlfs.AzureBlobFileSystem(**options).mkdir(BUCKET)
+            yield Backend("azurite", f"az://{BUCKET}", options, options, True, port)
+
+
+def azure_options(port: int, key: str = AZURE_KEY) -> dict[str, Any]:
+    """Return the storage options of the account that azurite serves at a port."""
+    where = f"BlobEndpoint=http://127.0.0.1:{port}/{AZURE_ACCOUNT};"
+    account = f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};AccountKey={key};"
+    return {"connection_string": f"{account}{where}", "account_name": AZURE_ACCOUNT}
+
+
+@contextlib.contextmanager
 def through(backend: Backend, faults: Faults, seed: int = 0) -> Iterator[Backend]:
     """Give the same store behind a proxy; only the workers go through the proxy."""
     with proxy(backend.port, faults, seed) as server:
-        options = {**backend.options, "endpoint_url": server.url}
-        yield replace(backend, name=f"{backend.name} with faults", options=options, met=server.met)
+        behind, before = f"127.0.0.1:{backend.port}", f"127.0.0.1:{server.server_port}"
+        options = {
+            name: value.replace(behind, before) if isinstance(value, str) else value
+            for name, value in backend.options.items()
+        }
+        name = f"{backend.name} with faults"
+        yield replace(backend, name=name, options=options, met=server.met, proxy=server)
 
 
 def _store(name: str, port: int, conditional: bool) -> Backend:
@@ -129,8 +188,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _serving(command: list[str], port: int, patience: float = 30.0) -> Iterator[None]:
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _serving(
+    command: list[str], port: int, patience: float = 30.0, env: dict[str, str] | None = None
+) -> Iterator[None]:
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
         until = time.monotonic() + patience
         while True:

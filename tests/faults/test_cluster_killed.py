@@ -27,6 +27,7 @@ def job(tmp_path):
     made.close()
 
 
+@pytest.mark.long
 def test_killed_processes_and_machines_cost_no_row(cluster, job):
     """One command survives the death of a decode child, of workers, of writers and of an actor. Then the
     driver is killed. The next command survives a machine that dies, a machine that is taken away with

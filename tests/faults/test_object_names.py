@@ -26,8 +26,9 @@ from wordsworth.pipeline.sources.finder import Finder, ListingCursor, find_shard
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.source_lists import expand_sources
+from wordsworth.pipeline.storage.filesystem import ALLOW_URIS
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 TWINS = {"imgs//b.jpg": b"red!", "imgs/b.jpg": b"blue", "imgs/c.jpg": b"green"}
 ODD = {
@@ -242,7 +243,9 @@ def test_keys_of_every_unicode_class_are_a_row_each(tmp_path, put, monkeypatch, 
     assert report.ok and report.rows == report.recounted == count and not report.errors, report.findings
     assert met == at({key: key.encode() for key in keys})
     some = list(met)[::10]
-    units = units_of(write_parquet(tmp_path / "t.parquet", {"url": some}), rows=count)
+    allowed = {ALLOW_URIS: [f"s3://{BUCKET}"]}
+    table = write_parquet(tmp_path / "t.parquet", {"url": some})
+    units = units_of(table, rows=count, storage_options=allowed)
     assert [(row["key"], row["error"]) for row in rows_of(units)] == [(uri, None) for uri in some]
     assert b"".join(unit.payload.tobytes() for unit in units) == b"".join(met[uri] for uri in some)
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.faults.machines import machines
 from tests.support.trainings import write_classes
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 SIZE = [
     "--width",

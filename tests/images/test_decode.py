@@ -16,11 +16,11 @@ from wordsworth.pipeline.images.decode import (
     DecodeError,
     DecodeSettings,
     crop_for_evaluation,
-    decode_stage,
     decode_unit,
     open_image,
 )
 from wordsworth.pipeline.images.limits import DecodeLimits
+from wordsworth.pipeline.labeling.stages import decode_stage
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.config import Preprocessing
 from wordsworth.vit_model.patches import patchify
@@ -345,6 +345,26 @@ def test_a_unit_keeps_the_patches_of_its_good_pictures_and_no_hole_for_the_bad(m
             patches,
             patchify(crop_for_evaluation(open_image(data, SETTINGS), SETTINGS.preprocessing, (32, 48)), 8),
         )
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1", "text"),
+        (b"SECRET=hunter2\x00PATH=/bin", "no kind that is known here"),
+        ("Gr\u00fc\u00dfe".encode() * 20, "text"),
+        (b"  <!DOCTYPE html><title>secret</title>", "HTML or XML"),
+        (b'{"token": "secret"}', "JSON"),
+        (b"%PDF-1.7 secret", "a PDF"),
+        (b"PK\x03\x04secret", "an archive"),
+        (b"\x80\x04secret.", "a pickle or an array"),
+        (bytes(range(256)), "no kind that is known here"),
+    ],
+)
+def test_what_is_no_image_is_described_and_none_of_its_bytes_is_quoted(data, kind):
+    with pytest.raises(DecodeError) as error:
+        open_image(data, SETTINGS)
+    assert (error.value.code, str(error.value)) == ("not_an_image", f"{len(data)} bytes of {kind}")
 
 
 def test_the_stage_is_the_unit_on_the_wire_and_a_second_decoding_is_the_same(mixed):

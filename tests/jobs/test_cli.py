@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.support.builders import make_model, photo, write_shards, write_tar
+from tests.faults.jobs import fault_env
+from tests.support.builders import photo, write_shards, write_tar
 from wordsworth.jobs.cli import COMMANDS, run
 
 LIGHT = """
@@ -113,7 +114,9 @@ def test_a_mistake_gets_one_line_and_no_traceback(place, capsys, mistake):
     ended = run(arguments.format(p=place).split())
     stdout, stderr = capsys.readouterr()
     assert ended == code, stderr
-    assert len(stderr.strip().splitlines()) == 1 and message in stderr, stderr
+    *waits, line = stderr.strip().splitlines()
+    assert message in line, stderr
+    assert all(wait.endswith(" ...") for wait in waits), "before the line, only what was waited for"
     assert stdout == ""
     assert not (place / "o").exists(), "a refused command leaves nothing behind"
 
@@ -174,18 +177,22 @@ def test_over_max_error_rate_exits_3_and_keeps_what_is_good(tmp_path, small_mode
     ("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.long)]
 )
 def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, wordsworth, name, code):
-    write_shards(tmp_path / "shards", shards=12, images=8)
-    model = make_model(
-        tmp_path / "slow", image_size=224, patch_size=16, width=192, depth=12, heads=3, mlp_dim=768
-    )
-    arguments = ["label", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--model", str(model)]
+    write_shards(tmp_path / "shards", shards=24, images=8)
+    arguments = ["label", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--model", small_model]
+    (tmp_path / "armed").mkdir()
+    allowed = tmp_path / "allowed"
+    allowed.write_text("2")  # writers wait then: a run that ends before the signal comes would prove nothing
     process = subprocess.Popen(
-        [sys.executable, "-m", "wordsworth", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "wordsworth", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | fault_env(tmp_path / "armed"),
     )
     deadline = time.time() + 120
     while not list((tmp_path / "out").glob("predictions/*.parquet")) and time.time() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # until the first unit is written
     process.send_signal(getattr(signal, name))
+    allowed.unlink()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "interrupted: what is done is kept, run the same command again to continue" in errors

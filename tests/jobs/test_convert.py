@@ -1,17 +1,20 @@
 """wordsworth convert, and models from a hub."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
 import torch
 import transformers
 
-from tests.support.hub import hub
+from tests.support.hub import SHA, hub
 from tests.support.parity import images
 from wordsworth.jobs.cli import run
-from wordsworth.vit_model.checkpoint import load_folder, random_checkpoint, save_folder
+from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.foreign.export import export_model
+from wordsworth.vit_model.model_folder import load_folder, save_folder
 
 SIZE = {
     "hidden_size": 32,
@@ -128,6 +131,8 @@ def test_models_come_from_the_hub_in_either_form_without_what_is_not_needed(word
         missing = wordsworth("convert", "hf:tiny/nothing", "--output", tmp_path / "none", env=env)
     assert set(downloaded) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     ours = load_folder(tmp_path / "vit-ours")
+    told = json.loads((tmp_path / "vit-ours" / "config.json").read_text())["extra"]
+    assert told["repository"] == "tiny/vit" and told["commit"] == SHA and "revision" not in told
     x = images()
     torch.testing.assert_close(ours.model()(x), theirs.eval()(pixel_values=x).logits, atol=1e-5, rtol=1e-4)
     assert ours.preprocessing.crop_mode == "squash"
@@ -135,5 +140,5 @@ def test_models_come_from_the_hub_in_either_form_without_what_is_not_needed(word
         torch.equal(load_folder(tmp_path / "timms-ours").state[name], tensor)
         for name, tensor in small.state.items()
     )
-    assert missing.returncode == 1 and "hf:tiny/nothing cannot be downloaded" in missing.stderr
+    assert missing.returncode == 1 and "has no repository tiny/nothing, or it is private" in missing.stderr
     assert missing.stderr.count("\n") == 1

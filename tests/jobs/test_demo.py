@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.long
 def test_the_demo_learns_real_handwriting_and_labels_what_was_held_out(tmp_path, wordsworth):
     done = wordsworth(
         "demo", timeout=500, cwd=tmp_path

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.tars import make_tar
 from wordsworth.jobs.cli import run
-from wordsworth.jobs.lint import shown
+from wordsworth.pipeline.errors import shown
 from wordsworth.pipeline.storage.streams import ObjectStream
 
 CLEAN = [("a.jpg", b"1"), ("a.json", b"{}"), ("b.jpg", b"2"), ("b.json", b"{}")]

@@ -1,9 +1,7 @@
 """pretrain from the command line: recipes, what it prints and leaves, and that it continues after a kill."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs.test_resume import end_leftovers
+from tests.jobs.test_resume import kill
 from tests.support.trainings import write_classes
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.training.news import EpochNews
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE = [
@@ -131,9 +129,7 @@ def killed(command: list[str], output: Path, log: Path) -> None:
     ):
         time.sleep(0.02)
     assert process.poll() is None, log.read_text()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    end_leftovers(began)
+    kill(process)
     assert not (output / "config.json").exists()
 
 

@@ -31,6 +31,19 @@ def test_a_model_that_is_busy_all_the_time_is_what_holds_a_run_back():
     )
 
 
+def test_actors_that_come_and_go_count_while_they_live():
+    now = 0.0
+    alive = 0
+    finder = BottleneckFinder(1, "cpu", clock=lambda: now, count_actors=lambda: alive)
+    row = dict.fromkeys(RECEIPT.names) | {"errors": "{}", "bytes_read": 1, "rows": 10, "predict": 1.9}
+    for number in range(41):
+        now += 1.0
+        alive = 1 if number <= 20 else 3  # two nodes join, with an actor each
+        finder.add(Receipt.from_row(row))
+    assert finder.model_share == 0.95
+    assert finder.advice() == "the model, its 2 actors busy 95%: more cores make it faster"
+
+
 def test_a_model_that_waits_for_pictures_gets_as_many_more_cores_as_it_needs():
     finder = after("cuda", 1, decode=15.0, predict=0.62)
     assert (

@@ -12,7 +12,7 @@ from tests.support.builders import write_shards
 from tests.support.labelling import run
 from wordsworth.pipeline.labeling import model_setup
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -3,6 +3,8 @@ that a real one gets."""
 
 import contextlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from tests.support.standin.cluster import GpuCluster
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction.gpu_batches import UNITS_IN_FLIGHT
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.ray
 
@@ -174,7 +176,8 @@ def test_errors_are_tried_again_on_the_gpu(tmp_path, small_model, two_gpus):
     assert done["summary"]["last_command"]["gpu"]["modes"] == {"overlap": 1}
 
 
-@pytest.mark.parametrize(("nodes", "cpus"), [(2, 2), pytest.param(1, 1, marks=pytest.mark.long)])
+@pytest.mark.long  # the plan of two GPUs is above; what fits where is in tests/cluster
+@pytest.mark.parametrize(("nodes", "cpus"), [(2, 2), (1, 1)])
 def test_nodes_with_few_cpus_have_room_for_every_stage(tmp_path, small_model, labelled, nodes, cpus):
     """Two nodes, each with a GPU; and a node with one GPU and one CPU, of which the stages take turns."""
     source, keys, wanted = labelled
@@ -188,6 +191,35 @@ def test_nodes_with_few_cpus_have_room_for_every_stage(tmp_path, small_model, la
         assert any(
             ("a GPU of each of 2 nodes" if nodes == 2 else "the GPU") in note for note in done["notes"]
         )
+
+
+@pytest.mark.long  # a node of CPUs that joins: tests/cluster/test_nodes_come_and_go.py
+def test_a_gpu_that_joins_is_tried_first_and_left_alone_where_it_cannot_be_used(tmp_path, small_model):
+    keys = write_shards(tmp_path / "in", shards=12, images=20)
+    with contextlib.closing(GpuCluster(tmp_path / "cluster")) as cluster, ThreadPoolExecutor(1) as pool:
+        cluster.set_faults(pace=0.5, in_calls=True)
+        asked = {"batch_size": 2, "unit_rows": 4, "gpu_mode": "plain"}
+        labelling = pool.submit(cluster.label, tmp_path / "out", small_model, tmp_path / "in", **asked)
+        wait_for_files(tmp_path / "out", 1)
+        cluster.set_faults(present=False, why_absent="too old")
+        cluster.machines.add()
+        wait_for_files(tmp_path / "out", 15)  # by then the driver has looked, and tried
+        cluster.set_faults(pace=0.5, in_calls=True)
+        cluster.machines.add()
+        done = labelling.result(timeout=240)
+        check(done, tmp_path / "out", keys)
+        (refused,) = [note for note in done["notes"] if "joined, and is left alone: " in note]
+        assert "too old" in refused
+        (joined,) = [note for note in done["notes"] if "joined: " in note]
+        assert joined.endswith("2 model actors now")
+        assert len(cluster.actors()) == 1, "of the GPU that joined last"
+
+
+def wait_for_files(out: Path, count: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while sum(1 for _ in out.glob("predictions/*.parquet")) < count:
+        assert time.monotonic() < deadline, f"no {count} files after {seconds} s"
+        time.sleep(0.1)  # a file system tells nobody
 
 
 # ---- the ladder --------------------------------------------------------------------------------------------
@@ -265,10 +297,11 @@ REFUSED = [
         "(RuntimeError: The NVIDIA driver on your system is too old (found version 11040).)",
     ),
     pytest.param({"memory": 5000}, "its memory is too small for the model's weights", marks=pytest.mark.long),
-    (
+    pytest.param(
         {"memory": 110_000},
         "the model does not fit into its memory with a batch of one image "
         "(16.0 GiB in all, 16.0 GiB are held by",
+        marks=pytest.mark.long,
     ),
     pytest.param(
         {"lost_at": 1},

@@ -13,14 +13,16 @@ from PIL import Image
 
 from tests.support.builders import photo, write_shards, write_tar
 from tests.support.labelling import rows, run
+from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.errors import UserError, root_cause
 from wordsworth.pipeline.images.decode import crop_for_evaluation
 from wordsworth.pipeline.labeling import dataset
 from wordsworth.pipeline.output.frozen_listing import FirstPage
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder, random_checkpoint
+from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -45,6 +47,20 @@ def test_every_sample_of_every_shard_gets_exactly_one_row(tmp_path, model):
     assert sum(receipt.rows for receipt in watcher.receipts) == 92
     report = verify(str(tmp_path / "out"), source=True)
     assert report.ok and report.recounted == 92, report.findings
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"share": 0.01}, "less than one model actor"),
+        ({"predict_on": {"pool": "gpu"}}, "no node of this clus"),
+    ],
+)
+def test_a_run_for_which_there_is_no_room_leaves_the_output_as_it_was(tmp_path, model, asked, said):
+    write_shards(tmp_path / "shards", shards=1, images=2)
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, model, tmp_path / "shards", cluster=ClusterRequest(**asked))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_is_found_again_by_one_range_read(tmp_path, model):

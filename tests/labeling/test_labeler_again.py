@@ -16,7 +16,7 @@ from wordsworth.pipeline.labeling import labeler
 from wordsworth.pipeline.output import frozen_listing as listings
 from wordsworth.pipeline.sources import finder as sources
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -359,6 +359,7 @@ def test_commands_end_with_the_exit_codes_of_an_earlier_version(store):
 # ---- training ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long  # a training that goes on after a kill: tests/training
 def test_a_training_that_an_earlier_version_began_goes_on_and_ends_as_there(store):
     """Go on from a checkpoint of the second of three epochs, to the figures of a training without a stop.
 

@@ -16,8 +16,9 @@ from tests.support.tars import make_tar
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling import labeler
 from wordsworth.pipeline.labeling.request import LabelRequest
+from wordsworth.pipeline.storage.filesystem import ALLOW_URIS
 from wordsworth.pipeline.verification.verifier import verify
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -107,6 +108,7 @@ def test_a_run_over_tables_and_compressed_tars_goes_on_where_it_was_killed(tmp_p
     assert verify(str(tmp_path / "out"), source=True).ok
 
 
+@pytest.mark.long  # its parts: the run above that is killed, and tests/sources
 def test_a_run_over_lists_of_images_goes_on_within_a_list_and_tries_its_failures_again(tmp_path, model):
     packed = [base64.b64encode(photo(number)).decode() for number in range(5)]
     cells = [packed[:3], [], ["late.jpg", packed[3]], [f"data:image/jpeg;base64,{packed[4]}"]]
@@ -186,12 +188,29 @@ def test_the_command_line_reads_tables(tmp_path, small_model, sources, wordswort
         "picture",
     ]
     refused = wordsworth(*command)
-    assert (
-        refused.returncode == 1
-        and "say which with --format tar or --format images or --format table" in refused.stderr
-    )
+    assert refused.returncode == 1 and "say which with --format tar or --format images" in refused.stderr
     for path in sources[1:]:
         path.unlink()
     done = wordsworth(*command, "--format", "table", "--key", "id", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 9, done.stderr
     assert wordsworth("verify", tmp_path / "out", "--source").returncode == 0
+
+
+def test_refused_images_are_told_with_the_option_that_allows_them_and_fetched_with_it(tmp_path, model):
+    write = [photo(number) for number in range(3)]
+    for folder, number in (("in", 0), ("elsewhere", 1), ("elsewhere", 2)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{number}.jpg").write_bytes(write[number])
+    names = ["0.jpg", "../elsewhere/1.jpg", str(tmp_path / "elsewhere" / "2.jpg"), "no.jpg"]
+    table = write_csv(tmp_path / "in" / "t.csv", [{"url": name} for name in names])
+    summary, watcher = run(tmp_path / "out", model, table)
+    assert summary.errors == {"refused_uri": 2, "not_found": 1}
+    option = f"--allow-uris {tmp_path}/elsewhere"
+    assert [note for note in watcher.notes if option in note] == [
+        f"2 of 4 images of a unit are refused, and more may be: {option} allows them, and --retry-errors "
+        "with it fetches them"
+    ]
+    allowed = {ALLOW_URIS: [str(tmp_path / "elsewhere")]}
+    summary, watcher = run(tmp_path / "out", model, table, retry_errors=True, storage_options=allowed)
+    assert summary.errors == {"not_found": 1} and not any("--allow-uris" in note for note in watcher.notes)
+    assert [row["error"] for row in rows(tmp_path / "out")] == [None, None, None, "not_found"]

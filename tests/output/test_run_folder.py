@@ -5,7 +5,7 @@ import os
 import pickle
 import tracemalloc
 import weakref
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import permutations
 
 import duckdb
@@ -192,6 +192,47 @@ def test_rows_say_what_was_predicted_and_a_bad_image_keeps_its_key_and_place(out
     assert bad == dict.fromkeys(good) | said
 
 
+def test_chosen_classes_and_a_value_have_columns_of_their_own(out):
+    unit = predicted([True, False, True, True])
+    more = {
+        "label_ids": pa.array([[3, 0], None, [], [4]], pa.list_(pa.int32())),
+        "label_scores": pa.array([[0.75, 0.5], None, [], [0.625]], pa.list_(pa.float32())),
+        "value": pa.array([0.5, None, 1.5, -2], pa.float32()),
+    }
+    for name, column in more.items():
+        unit.samples = unit.samples.append_column(name, column)
+    table = prediction_table(unit, settings(out, chosen=True, value=True))
+    names = columns().names
+    place = names.index("topk") + 1
+    assert table.schema.names == [*names[:place], "labels", "value", *names[place:]]
+    assert table.schema.field("labels").type == table.schema.field("topk").type
+    assert table.schema.field("value").type == pa.float32()
+    rows = table.to_pylist()
+    assert [row["value"] for row in rows] == [0.5, None, 1.5, -2]
+    assert [row["labels"] for row in rows] == [
+        [{"label_id": 3, "label": "dog", "score": 0.75}, {"label_id": 0, "label": "ant", "score": 0.5}],
+        None,
+        [],
+        [{"label_id": 4, "label": "elk", "score": 0.625}],
+    ]
+    commit(unit, settings(out, chosen=True, value=True))
+    asked = (
+        "select key, len(labels), list_transform(labels, lambda x: x.label) from '{}/*.parquet' order by key"
+    )
+    found = duckdb.sql(asked.format(out / "predictions")).fetchall()
+    assert found == [("d/0", 2, ["dog", "ant"]), ("d/1", None, None), ("d/2", 0, []), ("d/3", 1, ["elk"])]
+
+
+def test_a_footer_names_head_and_threshold_where_they_are_not_what_they_were(out):
+    assert "head" not in PROVENANCE.to_dict() and "threshold" not in PROVENANCE.to_dict()
+    multi = replace(PROVENANCE, head="sigmoid", threshold=0.0)
+    assert multi.to_dict() == PROVENANCE.to_dict() | {"head": "sigmoid", "threshold": 0.0}
+    receipt = commit(predicted(), settings(out, provenance=multi))
+    footer = read_footer(open_filesystem(str(out))[0], str(out / "predictions" / receipt.file))
+    assert footer.provenance == multi
+    assert Provenance.from_dict(PROVENANCE.to_dict()) == PROVENANCE
+
+
 @pytest.mark.parametrize("good", [[], [False, False], [True], [False, True, False, False, True]])
 def test_every_mix_of_good_and_bad_has_as_many_rows_as_samples(out, good):
     rows = prediction_table(predicted(good), settings(out)).to_pylist()
@@ -257,8 +298,8 @@ def test_a_file_is_named_by_shard_and_number_and_its_footer_says_what_it_is(out)
     assert os.listdir(out / "predictions") == [name] == [unit_file("a-0123456789ab", 3, True)]
     footer = json.loads(pq.read_schema(out / "predictions" / name).metadata[FOOTER_KEY])
     seconds = footer.pop("seconds")
-    assert list(footer)[:8] == list(asdict(PROVENANCE))
-    assert footer == asdict(PROVENANCE) | {
+    assert list(footer)[:8] == list(PROVENANCE.to_dict())
+    assert footer == PROVENANCE.to_dict() | {
         "job": "",
         "shard": "s3://bucket/a.tar",
         "shard_name": "a-0123456789ab",

@@ -1,6 +1,7 @@
 """actor: the model's own numbers for every good image, nulls for the others, whatever the batch."""
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
 from wordsworth.pipeline.unit import SAMPLE, Unit
 from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.head import Head
 from wordsworth.vit_model.patches import patchify
 
 CLASSES = 11
@@ -200,3 +202,89 @@ def test_only_what_is_asked_for_is_there(predictor, checkpoint):
     headless = random_checkpoint(config, PREPROCESSING, 0)
     samples = Unit.from_arrow(predictor(headless, top_k=0)(unit.to_arrow())).samples
     assert samples.column_names[len(SAMPLE) :] == ["embedding"] and samples["embedding"].null_count == 1
+
+
+# ---- kinds of heads ----------------------------------------------------------------------------------------
+
+
+def of_rows(table: pa.Table, name: str) -> list:
+    return Unit.from_arrow(table).samples[name].to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bytes_together", [1, 1 << 20])
+def test_the_classes_of_a_sigmoid_head_are_those_from_the_threshold_on(
+    predictor, checkpoint, monkeypatch, bytes_together
+):
+    monkeypatch.setattr("wordsworth.pipeline.prediction.chosen_classes.SCORE_BYTES", bytes_together)
+    good = [True, False, *[True] * 10]
+    unit, images = unit_of(good)
+    table = predictor(top_k=3, batch_size=4, embedding=None, head="sigmoid", threshold=0.6)(unit.to_arrow())
+    scores = by_the_model(checkpoint, images)[0].sigmoid()
+    rows = iter(scores)
+    counts = set()
+    for row in Unit.from_arrow(table).samples.to_pylist():
+        if row["error"]:
+            assert row["label_ids"] is row["label_scores"] is row["topk_ids"] is None
+            continue
+        expected = next(rows)
+        order = expected.argsort(descending=True)
+        assert row["topk_ids"] == order[:3].tolist()
+        np.testing.assert_allclose(row["topk_scores"], expected[order[:3]], **EXACT)
+        chosen = [number for number in order.tolist() if expected[number] >= 0.6]
+        assert row["label_ids"] == chosen
+        np.testing.assert_allclose(row["label_scores"], expected[chosen], **EXACT)
+        counts.add(len(chosen))
+    assert len(counts) > 1
+    # what the tolerance notices
+    softmax = of_rows(
+        predictor(top_k=3, batch_size=4, embedding=None)(unit_of(good)[0].to_arrow()), "topk_scores"
+    )
+    assert not np.allclose(softmax[0], scores[0].topk(3).values, **EXACT)
+
+
+@pytest.mark.slow
+def test_the_classes_of_a_softmax_head_may_be_chosen_by_a_threshold_too(predictor, checkpoint):
+    unit, images = unit_of([True] * 3)
+    table = predictor(top_k=0, embedding=None, threshold=0.1)(unit.to_arrow())
+    assert Unit.from_arrow(table).samples.column_names[len(SAMPLE) :] == ["label_ids", "label_scores"]
+    for found, expected in zip(
+        of_rows(table, "label_ids"), by_the_model(checkpoint, images)[0].softmax(-1), strict=True
+    ):
+        assert sorted(found) == torch.nonzero(expected >= 0.1).flatten().tolist()
+
+
+@pytest.mark.slow
+def test_scores_that_round_to_1_keep_the_order_of_their_logits(predictor, checkpoint):
+    state = dict(checkpoint.state)
+    state["head.bias"] = state["head.bias"] + 40
+    far = replace(checkpoint, state=state)
+    predicted = predictor(far, head="sigmoid").predict(patchify(make_images(3), 8))
+    assert (predicted["scores"] == 1).all()
+    order = by_the_model(far, make_images(3))[0].argsort(descending=True)
+    assert np.array_equal(predicted["ids"][:, 0], order[:, 0])
+
+
+@pytest.mark.slow
+def test_a_value_is_the_output_of_the_head(predictor, checkpoint):
+    config = replace(checkpoint.config, num_classes=1)
+    state = checkpoint.state | {
+        "head.weight": checkpoint.state["head.weight"][:1],
+        "head.bias": checkpoint.state["head.bias"][:1],
+    }
+    one = replace(checkpoint, config=config, state=state, head=Head(kind="value"))
+    unit, images = unit_of([True, False, True])
+    table = predictor(one, top_k=0, embedding=None, head="value", value=True)(unit.to_arrow())
+    found = of_rows(table, "value")
+    expected = by_the_model(one, images)[0][:, 0]
+    assert found[1] is None
+    np.testing.assert_allclose([found[0], found[2]], expected, **EXACT)
+    assert not np.allclose([found[0], found[2]], expected.sigmoid(), atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [{"head": "sigmoid", "threshold": 0.5}, {"top_k": 0, "value": True}])
+def test_units_with_and_without_good_images_have_one_schema_for_every_kind(predictor, asked):
+    make = predictor(**{"top_k": 2, "embedding": None} | asked)
+    schemas = [make(unit_of(good)[0].to_arrow()).schema for good in ([True, False], [False], [])]
+    assert schemas[0] == schemas[1] == schemas[2]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from wordsworth.pipeline.cluster.resources import GpuNode
+from wordsworth.pipeline.cluster.nodes import Node
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction import gpu_trial
 from wordsworth.pipeline.prediction.actor import PredictSettings
@@ -14,7 +14,7 @@ from wordsworth.pipeline.prediction.gpu_modes import MODES
 from wordsworth.pipeline.prediction.gpu_trial import GpuTrial, modes_of, try_gpus
 from wordsworth.pipeline.unit import GpuCall
 
-NODES = [GpuNode("a", 4.0, 1.0), GpuNode("b", 4.0, 1.0), GpuNode("no CPU", 0.0, 1.0)]
+NODES = [Node("a", 4.0, 1.0), Node("b", 4.0, 1.0), Node("no CPU", 0.0, 1.0)]
 CALL = GpuCall(gpu="GPU on node a", mode="graphs", batch_size=256, notes=[])
 GOOD = GpuTrial(call=CALL, precision="bf16", rate=1000.0)
 
@@ -38,7 +38,7 @@ def trial(monkeypatch):
 
         monkeypatch.setattr(gpu_trial, "_run_trials", tried)
         settings = PredictSettings(precision="auto", device="cuda", batch_size=None, gpu_modes=modes)
-        return try_gpus(None, settings, {"num_gpus": 1.0}, NODES, seen.notes.append, 60)
+        return try_gpus(None, settings, {"num_gpus": 1.0, "num_cpus": 0.5}, NODES, seen.notes.append, 60)
 
     return run, seen
 

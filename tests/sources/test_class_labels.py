@@ -59,7 +59,7 @@ def test_metadata_of_another_form_names_nothing(told):
 
 def test_a_run_is_frozen_with_or_without_the_names_and_continues_as_it_was_begun(tmp_path, small_model):
     from wordsworth.pipeline.labeling.plan import make_plan
-    from wordsworth.vit_model.checkpoint import load_folder
+    from wordsworth.vit_model.model_folder import load_folder
 
     model = load_folder(small_model)
     named = shard_of(table(tmp_path / "named"))

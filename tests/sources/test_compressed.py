@@ -277,7 +277,7 @@ def test_bytes_that_differ_once_make_no_truncated_row(tmp_path, monkeypatch, for
     shard = shard_of(place(tmp_path, data, form))
     whole, readings = told(read_units(shard, ReadSettings(unit_rows=4))), []
 
-    def flipped(fs, path, size, position):
+    def flipped(fs, path, size, position, check):
         readings.append(1)
         stream = ObjectStream(fs, path, size, position)
         if len(readings) == 1:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from wordsworth.pipeline.sources import lost_objects
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
+from wordsworth.pipeline.storage.filesystem import ALLOW_URIS
 from wordsworth.pipeline.verification.verifier import verify
 
 SETTINGS = ReadSettings(unit_rows=4)
@@ -161,7 +163,7 @@ def table_of(path, bucket, code: str | None, *lost: int):
     for number in lost:
         bucket.lost[f"b/i/{number}.jpg"] = s3_error(PermissionError, code)
     write_jsonl(path / "t.jsonl", [{"url": f"s3://b/i/{number}.jpg"} for number in range(5)])
-    return read(path / "t.jsonl")
+    return read(path / "t.jsonl", replace(SETTINGS, storage_options={ALLOW_URIS: ["s3://b/i"]}))
 
 
 @pytest.mark.parametrize(

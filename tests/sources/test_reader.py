@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.support.samples import rows_of, shard_of, units_of, write_tar
 from tests.support.stores import s3_bucket
-from wordsworth.pipeline.sources import reader, tar_reader
+from wordsworth.pipeline.sources import disk_pace, reader, tar_reader
+from wordsworth.pipeline.sources.disk_pace import SLOW_IMAGES, SLOW_ROWS
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
@@ -369,6 +371,33 @@ def test_a_refused_loose_image_is_a_fault_and_no_row(tmp_path, monkeypatch, wait
     assert not unit.last and waits == []
 
 
+def test_images_of_a_slow_disk_are_read_several_at_a_time_and_those_of_a_quick_one_without_threads(
+    tmp_path, monkeypatch
+):
+    for number in range(150):
+        (tmp_path / f"{number:03d}.jpg").write_bytes(image(number))
+    shard = shard_of(tmp_path)
+    whole = content(list(read_units(shard, SETTINGS)))
+    read = reader.read_image
+    threads: list[str] = []
+
+    def noted(fs, path, size):
+        threads.append(threading.current_thread().name)
+        return read(fs, path, size)
+
+    monkeypatch.setattr(reader, "read_image", noted)
+    here = threading.current_thread().name
+    monkeypatch.setattr(disk_pace, "QUICK_S", 60)  # every image comes in less
+    assert content(list(read_units(shard, SETTINGS))) == whole and threads == [here] * 150
+    threads.clear()
+    monkeypatch.setattr(disk_pace, "QUICK_S", -1)  # every image takes longer
+    assert content(list(read_units(shard, SETTINGS))) == whole and len(threads) == 150
+    is_here = [name == here for name in threads]
+    assert is_here[:SLOW_IMAGES] == [True] * SLOW_IMAGES
+    assert is_here[SLOW_IMAGES:][:SLOW_ROWS] == [False] * SLOW_ROWS
+    assert is_here.count(True) == 3 * SLOW_IMAGES  # it is tried again behind each SLOW_ROWS
+
+
 # ---- the imports -------------------------------------------------------------------------------------------
 
 
@@ -393,3 +422,14 @@ def test_reading_and_decoding_load_neither_torch_nor_ray():
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_texts_that_are_kept_fill_a_unit_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_UNIT_TEXTS", 2500)
+    members = []
+    for number in range(6):
+        members += [(f"{number}.jpg", b"image"), (f"{number}.txt", b"x" * 1000)]
+    path = write_tar(tmp_path / "a.tar", members)
+    for keep, rows in ((("txt",), [3, 3]), ((), [6])):
+        units = read_units(shard_of(path), ReadSettings(unit_rows=100, keep=keep))
+        assert [len(unit.samples) for unit in units] == rows

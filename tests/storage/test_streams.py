@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from wordsworth.pipeline.sources.lost_objects import loss_of
+from wordsworth.pipeline.storage.patience import StoreFailure
 from wordsworth.pipeline.storage.streams import ObjectStream, with_retries
 
 DATA = bytes(range(97)) * 3
@@ -147,3 +148,21 @@ def test_the_refusals_of_every_client_are_those_of_a_disk(waits, error, kind, tr
     assert type(raised.value) is kind and len(calls) == tries
     if getattr(error, "error_code", None) == "BlobArchived":
         assert loss_of(raised.value, None, "x").code == "archived"
+
+
+def test_what_the_client_of_s3_outlasted_no_longer_is_not_tried_again(waits):
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise StoreFailure("get_object of bucket/key fails: SlowDown: (30 tries in 120 s)")
+
+    with pytest.raises(StoreFailure):
+        with_retries(call)
+    assert len(calls) == 1 and waits == []
+
+
+def test_no_try_begins_after_the_patience(waits):
+    with pytest.raises(OSError, match="reset at 0"):
+        with_retries(lambda: Flaky(times=10**6).stream()._read(10), patience_s=0.0)
+    assert len(waits) == 0

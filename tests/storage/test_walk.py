@@ -141,3 +141,42 @@ def test_the_names_in_a_folder_of_s3_come_with_the_answers_of_the_store():
     found = list_names(store, "bucket/in")
     assert next(found) == "00000.parquet" and len(store.asked) == 1
     assert sum(1 for _ in found) == 2499 and len(store.asked) == 3
+
+
+class Lying(S3):
+    """Answer with pages that are given, whatever is asked for."""
+
+    def __init__(self, *pages: dict):
+        self.pages, self.num_asked = pages, 0
+
+    def call_s3(self, method, **request):
+        self.num_asked += 1
+        assert self.num_asked < 10, "it must end"
+        page = self.pages[min(self.num_asked, len(self.pages)) - 1]
+        keys = [{"Key": key, "Size": 3} for key in page["keys"]]
+        return {"Contents": keys, "IsTruncated": "next" in page, "NextContinuationToken": page.get("next")}
+
+
+@pytest.mark.parametrize(
+    ("pages", "told"),
+    [
+        ([{"keys": ["in/b"], "next": "1"}, {"keys": ["in/a"]}], "not the order"),
+        ([{"keys": ["in/a", "in/b"], "next": "1"}, {"keys": ["in/a", "in/b"]}], "not the order"),
+        ([{"keys": ["in/a"], "next": "1"}, {"keys": [], "next": "1"}], "never ends"),
+        ([{"keys": ["in/a"], "next": None}], "never ends"),
+        ([{"keys": ["in/a", "other/b"]}], "under 'in/'"),
+    ],
+)
+def test_a_listing_that_would_lose_or_double_files_is_an_error(pages, told):
+    with pytest.raises(OSError, match=told):
+        list(walk_files(Lying(*pages), "bucket/in"))
+
+
+@pytest.mark.slow
+def test_a_page_that_is_no_listing_is_no_end_of_one():
+    class Portal(Lying):
+        def call_s3(self, method, **request):
+            return super().call_s3(method, **request) if not self.num_asked else {"ResponseMetadata": {}}
+
+    with pytest.raises(OSError, match="with something else"):
+        list(walk_files(Portal({"keys": ["in/a"], "next": "1"}), "bucket/in"))

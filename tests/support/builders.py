@@ -43,8 +43,9 @@ def write_shards(folder: Path, shards: int, images: int, size: tuple[int, int] =
 def make_model(folder: Path, **size) -> Path:
     import torch
 
-    from wordsworth.vit_model.checkpoint import random_checkpoint, save_folder
+    from wordsworth.vit_model.checkpoint import random_checkpoint
     from wordsworth.vit_model.config import Preprocessing, ViTConfig
+    from wordsworth.vit_model.model_folder import save_folder
 
     labels = ("ant", "bee", "cat", "dog", "elk")
     checkpoint = random_checkpoint(ViTConfig(num_classes=len(labels), **size), Preprocessing(), 0, labels)

@@ -132,7 +132,7 @@ def dying(*arguments):
     return written
 compactor.put_if_absent = file_plan.put_if_absent = merge.put_if_absent = dying
 class Quiet:
-    note = staticmethod(print)
+    note = waiting = staticmethod(print)
 compactor.compact(compactor.CompactRequest(run=out, output=large, target_size=size), Quiet)
 """
 

@@ -17,6 +17,7 @@ class Watcher:
 
     def __init__(self):
         self.notes, self.receipts, self.plan = [], [], {}
+        self.waits, self.figures = [], []
 
     def planned(self, **counts):
         self.plan = counts
@@ -24,8 +25,14 @@ class Watcher:
     def listed(self, shards, bytes_total):
         self.plan |= {"shards": shards, "bytes_total": bytes_total}
 
-    def note(self, message):
+    def note(self, message, **fields):
         self.notes.append(message)
+
+    def waiting(self, what):
+        self.waits.append(what)
+
+    def working(self, figures):
+        self.figures.append(figures)
 
     def receipt(self, receipt):
         self.receipts.append(receipt)

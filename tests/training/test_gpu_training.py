@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.standin.cluster import GpuCluster
 from tests.support.trainings import SIZE, write_classes
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.ray
 

@@ -171,3 +171,16 @@ def test_of_an_objective_without_classes_the_tokens_decay_as_little(tmp_path, na
 def test_what_is_dropped_in_training_is_no_part_of_the_model(tmp_path):
     asked = request(tmp_path, config=replace(SIZE, num_classes=2), dropout=0.1, drop_path=0.4)
     assert build_objective(asked).encoder.config.drop_path == 0.4 and asked.config.drop_path == 0.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss", "kind"),
+    [
+        ("supervised", "softmax", "softmax"),
+        ("supervised", "sigmoid", "sigmoid"),
+        ("masked-patch", "sigmoid", "softmax"),
+    ],
+)
+def test_the_head_of_the_trained_model_is_what_the_loss_was(objective, loss, kind, tmp_path):
+    asked = request(tmp_path, objective=objective, loss=loss)
+    assert asked.head.kind == kind

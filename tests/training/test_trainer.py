@@ -18,12 +18,12 @@ from tests.support.builders import photo, write_tar
 from tests.support.trainings import SIZE, request, workers, write_classes
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.training.news import BeginNews, DataNews, EpochNews, TrainNews
+from wordsworth.pipeline.training.news import BeginNews, DataNews, EpochNews, TrainNews, WaitNews
 from wordsworth.pipeline.training.placement import place
 from wordsworth.pipeline.training.survey import Survey
 from wordsworth.pipeline.training.trainer import train
-from wordsworth.vit_model.checkpoint import load_folder
 from wordsworth.vit_model.config import Preprocessing
+from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.ray
 
@@ -84,7 +84,10 @@ def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads
 
 
 def test_what_the_sources_hold_is_told_before_anything_is_trained(trained):
-    assert trained.news[0] == DataNews(samples=192, shards=3, classes=2, val_samples=34)
+    told = [news for news in trained.news if not isinstance(news, WaitNews)]
+    assert told[0] == DataNews(samples=192, shards=3, classes=2, val_samples=34)
+    waits = [news.what for news in trained.told(WaitNews)]
+    assert waits == ["starting Ray", "counting the images", "starting the workers"]
 
 
 def test_a_killed_worker_makes_no_epoch_come_twice_and_loses_none(trained):

@@ -9,7 +9,7 @@ import torch
 from tests.support.trainings import request, workers, write_classes
 from wordsworth.pipeline.training.news import BeginNews, EpochNews
 from wordsworth.pipeline.training.trainer import train
-from wordsworth.vit_model.checkpoint import load_folder
+from wordsworth.vit_model.model_folder import load_folder
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wordsworth.vit_model.checkpoint import Checkpoint, load_folder, random_checkpoint, save_folder
+from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import ModelError, Preprocessing
 from wordsworth.vit_model.model import VisionTransformer
+from wordsworth.vit_model.model_folder import load_folder, save_folder
 from wordsworth.vit_model.position import resample
 from wordsworth.vit_model.weights import check_weights, load_weights
 
@@ -31,6 +32,20 @@ def assert_identical(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.state.keys() == expected.state.keys()
     assert all(torch.equal(found.state[key], expected.state[key]) for key in expected.state)
     assert found.fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("x" * 10_000_000, "has 10,000,000 characters"),
+        ("a\ud800", "half of a surrogate pair"),
+        ("a\nb", "one line"),
+    ],
+)
+def test_the_name_of_a_class_is_one_line_of_text_of_a_sane_length(tiny, label, message):
+    with pytest.raises(ModelError, match=message) as error:
+        random_checkpoint(tiny, Preprocessing(), 0, ("a", "b", "c", "d", label))
+    assert len(str(error.value)) < 5000
 
 
 @pytest.mark.slow
@@ -181,7 +196,7 @@ class Trap:
 def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path):
     mark = tmp_path / "was run"
     torch.save({"model": Trap(str(mark))}, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"w\.pth holds more than tensors.*state_dict alone") as error:
+    with pytest.raises(ModelError, match=r"w\.pth names posix\.mkdir, code.*state_dict alone") as error:
         load_weights(tmp_path / "w.pth")
     assert "\n" not in str(error.value)
     assert not mark.exists()
@@ -192,14 +207,14 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.onnx", b"", "must be a file that ends in .safetensors, .npz, .pth"),
-        ("w.npz", b"", "cannot be read as weights"),
-        ("w.npz", b"PK\x03\x04 a broken zip", "cannot be read as weights"),
-        ("w.safetensors", b"not safetensors", "cannot be read as weights"),
-        ("w.safetensors", b"", "cannot be read as weights"),
-        ("w.pth", b"", "cannot be read as weights"),
+        ("w.txt", b"", "must be a file that ends in .safetensors, .npz, .pth"),
+        ("w.npz", b"", "is empty"),
+        ("w.npz", b"PK\x03\x04 a broken zip", "is cut off"),
+        ("w.safetensors", b"not safetensors", "is no safetensors file"),
+        ("w.safetensors", b"12345678{}", "is cut off"),
+        ("w.safetensors", b"\2" + bytes(7) + b"{]", "cannot be read as weights"),
         ("w.pth", b"plain text", "not a torch file"),
-        ("w.pth", b"PK\x03\x04 a broken zip", "cannot be read as weights"),
+        ("w.pth", b"PK\x03\x04 a broken zip", "is cut off"),
         ("w.bin", None, "no such file"),
     ],
 )

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import zoom
 from timm.layers import resample_abs_pos_embed
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from wordsworth.vit_model.config import ModelError, ViTConfig
 from wordsworth.vit_model.position import learned_tables, resample
@@ -81,3 +82,13 @@ def test_googles_manner_is_scipys_zoom_and_hfs_is_bicubic_without_antialiasing(o
         assert (one - other).abs().max() > 0.05, "another interpolation would be seen"
     with pytest.raises(ModelError, match="pos_interp is 'jax'"):
         resample(table, old, new, 1, "jax")
+
+
+@pytest.mark.parametrize("new", [12, 5])
+def test_torchvisions_manner_is_its_interpolate_embeddings(new):
+    table = torch.randn(1, 1 + 7 * 7, 4)
+    theirs = interpolate_embeddings(new * 8, 8, {"encoder.pos_embedding": table.clone()})
+    found = resample(table, (7, 7), (new, new), 1, "torchvision")
+    torch.testing.assert_close(found, theirs["encoder.pos_embedding"], atol=1e-6, rtol=0)
+    for other in ("hf", "timm", "google", "dinov2"):
+        assert (found - resample(table, (7, 7), (new, new), 1, other)).abs().max() > 0.05

@@ -9,11 +9,13 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from wordsworth.vit_model.checkpoint import Checkpoint, save_folder, write_whole_file
+from wordsworth.vit_model.checkpoint import BaseCheckpoint, Checkpoint, own_model
 from wordsworth.vit_model.config import OPTIONS, ModelError, ViTConfig, check_choice
 from wordsworth.vit_model.foreign.export_huggingface import resized, save_huggingface
 from wordsworth.vit_model.foreign.export_npz import save_npz
 from wordsworth.vit_model.foreign.export_timm import save_timm, timm_eps
+from wordsworth.vit_model.head import DEFAULT_THRESHOLD, Head
+from wordsworth.vit_model.model_folder import save_folder, write_whole_file
 from wordsworth.vit_model.weights import WEIGHT_SUFFIXES
 
 AllowedValues = dict[str, Container[Any]]  # by field of ViTConfig
@@ -21,7 +23,12 @@ AllowedValues = dict[str, Container[Any]]  # by field of ViTConfig
 EXPORT_FORMATS = ("safetensors", "timm", "hf", "npz")
 # By form: the values that the form can hold. A field that is not listed can have every value.
 ALLOWED_VALUES: dict[str, AllowedValues] = {
-    "timm": {"position": ("learned-1d", "none"), "position_at": ("stem",), "head_bias": (True,)},
+    "timm": {
+        "position": ("learned-1d", "none"),
+        "position_at": ("stem",),
+        "normalize": (False,),
+        "head_bias": (True,),
+    },
     "hf": {
         "position": ("learned-1d",),
         "position_at": ("stem",),
@@ -32,6 +39,7 @@ ALLOWED_VALUES: dict[str, AllowedValues] = {
         "patch_bias": (True,),
         "head_bias": (True,),
         "projection": (False,),
+        "normalize": (False,),
         "resnet": (None,),
     },
     "npz": {
@@ -43,6 +51,7 @@ ALLOWED_VALUES: dict[str, AllowedValues] = {
         "qkv_bias": (True,),
         "head_bias": (True,),
         "projection": (False,),
+        "normalize": (False,),
     },
 }
 # Optional parts that a hybrid of timm's may have; the other parts must be off. (ALLOWED_VALUES limits the
@@ -51,7 +60,7 @@ HYBRID_OPTIONS = ("resnet", "pos_interp", "dropout", "drop_path", "position", "p
 ANY_CLASSES = range(1, 1 << 31)
 
 
-def export_model(checkpoint: Checkpoint, path: str | Path, format: str, lossy: bool = False) -> list[str]:
+def export_model(checkpoint: BaseCheckpoint, path: str | Path, format: str, lossy: bool = False) -> list[str]:
     """Write the model. Every file appears whole or not at all.
 
     Args:
@@ -71,6 +80,10 @@ def export_model(checkpoint: Checkpoint, path: str | Path, format: str, lossy: b
     path = Path(path)
     check_choice("format", format, EXPORT_FORMATS)
     _check_suffix(path, format)
+    if format == "safetensors":
+        _save_ours(path, checkpoint)
+        return []
+    checkpoint = own_model(checkpoint, f"the format {format}")
     for name, values in _allowed_values(checkpoint.config, format).items():
         value = getattr(checkpoint.config, name)
         if value not in values:
@@ -80,7 +93,6 @@ def export_model(checkpoint: Checkpoint, path: str | Path, format: str, lossy: b
         advice = "--lossy writes it all the same"
         raise ModelError(f"the format {format} cannot say it all: {'; '.join(losses)} ({advice})")
     writers: dict[str, Callable[[Path, Checkpoint], None]] = {
-        "safetensors": _save_ours,
         "timm": save_timm,
         "hf": save_huggingface,
         "npz": save_npz,
@@ -138,7 +150,7 @@ def _notes(checkpoint: Checkpoint, format: str) -> list[str]:
     config = checkpoint.config
     preprocessing = checkpoint.preprocessing
     notes = []
-    theirs = {"timm": "timm", "hf": "hf", "npz": "google"}.get(format, config.pos_interp)
+    theirs = {"timm": "timm", "hf": "hf", "npz": "google"}[format]
     if config.pos_interp != theirs:
         how = f"as {theirs} does, not as {config.pos_interp} does"
         notes.append(f"at another image size the position table would be resampled {how}")
@@ -150,7 +162,22 @@ def _notes(checkpoint: Checkpoint, format: str) -> list[str]:
         notes += _crop_notes(checkpoint)
     if format == "npz":
         notes.append("an .npz carries neither the preprocessing nor the names of the classes")
+    if format != "safetensors":
+        notes += _head_notes(checkpoint.head, format)
     return notes
+
+
+def _head_notes(head: Head, format: str) -> list[str]:
+    """Return what the form does not say of the head's kind and threshold."""
+    if head == Head():
+        return []
+    if format == "npz":
+        return [f"an .npz does not say that the head is a {head.kind}: --head {head.kind} does"]
+    if format == "timm":
+        return [f"timm gives logits: that the head is a {head.kind} stands in a field of config.json of ours"]
+    if head.kind == "sigmoid" and head.threshold != DEFAULT_THRESHOLD:
+        return [f"the threshold {head.threshold} is not said"]
+    return []
 
 
 def _crop_notes(checkpoint: Checkpoint) -> list[str]:
@@ -165,7 +192,7 @@ def _crop_notes(checkpoint: Checkpoint) -> list[str]:
     return []
 
 
-def _save_ours(path: Path, checkpoint: Checkpoint) -> None:
+def _save_ours(path: Path, checkpoint: BaseCheckpoint) -> None:
     if path.suffix != ".safetensors":
         save_folder(path, checkpoint)
         return

@@ -12,9 +12,11 @@ from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
 from wordsworth.vit_model.foreign import rename_tables, renames
 from wordsworth.vit_model.foreign.formats import undistilled
 from wordsworth.vit_model.foreign.hub_folder import CONFIG, write_hub_folder
-from wordsworth.vit_model.foreign.huggingface import PREPROCESSOR_CONFIG, RESAMPLING
+from wordsworth.vit_model.foreign.image_processors import PREPROCESSOR_CONFIG, RESAMPLING
 from wordsworth.vit_model.weights import State
 
+# transformers takes a softmax for the kind of a head where nothing is said.
+PROBLEM_OF_KIND = {"sigmoid": "multi_label_classification", "value": "regression"}
 HIDDEN_ACT_OF_GELU = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 
 
@@ -79,6 +81,8 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
         names = checkpoint.labels or [f"LABEL_{i}" for i in range(config.num_classes)]
         about["id2label"] = dict(enumerate(names))
         about["label2id"] = {name: i for i, name in enumerate(names)}
+    if checkpoint.head.kind in PROBLEM_OF_KIND:
+        about["problem_type"] = PROBLEM_OF_KIND[checkpoint.head.kind]
     return about
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wordsworth.vit_model.checkpoint import Checkpoint, write_whole_file
+from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.config import ModelError, ViTConfig
 from wordsworth.vit_model.foreign import rename_tables, renames
+from wordsworth.vit_model.model_folder import write_whole_file
 
 
 def save_npz(path: Path, checkpoint: Checkpoint) -> None:

@@ -38,6 +38,9 @@ def save_timm(path: Path, checkpoint: Checkpoint) -> None:
         "model_args": _model_args(config),
         "projection": config.projection,  # our own field: whether timm's head is CLIP's projection
     }
+    head = checkpoint.head.to_dict()
+    if head:
+        about["head"] = head  # our own field: timm gives logits
     if checkpoint.labels:
         about["label_names"] = list(checkpoint.labels)
     write_hub_folder(path, _timm_state(checkpoint), {CONFIG: about})

@@ -5,6 +5,7 @@ way in which the position table is resampled. Formats whose code has several GEL
 in use by many (timm), fix less.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -130,9 +131,18 @@ def _without_pooler(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not name.startswith("pre_logits.")}
 
 
-def _split_pool(state: State) -> State:
-    """Split SigLIP's tensor of q, k and v in the pooling: ours has q apart from k and v."""
+def _siglip(state: State) -> State:
+    """Split SigLIP's tensor of q, k and v in the pooling: ours has q apart from k and v.
+
+    The kernel of a NaFlex model is a matrix (D, P*P*3) over patches, channels fastest.
+    """
     state = dict(state)
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim == 2:
+        side = math.isqrt(kernel.shape[1] // 3)
+        state["patch_embed.proj.weight"] = (
+            kernel.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous()
+        )
     for kind in ("weight", "bias"):
         fused = state.pop(f"attn_pool.qkv.{kind}", None)
         if fused is not None:
@@ -234,7 +244,7 @@ WEIGHT_FORMATS = (
             interpolation="bicubic", crop_pct=1.0, crop_mode="squash", **HALF_COLOURS
         ),
         ignored=r"text_model\..*|logit_(scale|bias)|embeddings\.position_ids",
-        finish=_split_pool,
+        finish=_siglip,
     ),
     Format(
         name="OpenAI's or OpenCLIP's CLIP",
@@ -250,7 +260,7 @@ WEIGHT_FORMATS = (
         table=rename_tables.TORCHVISION,
         # The spelling in the files of torchvision's own hub.
         respelled={r"\bmlp\.linear_1\b": "mlp.0", r"\bmlp\.linear_2\b": "mlp.3"},
-        switches=META_SWITCHES,
+        switches=META_SWITCHES | {"pos_interp": "torchvision"},
         preprocessing=Preprocessing(interpolation="bilinear", crop_pct=0.875, **IMAGENET_COLOURS),
     ),
     Format(

@@ -1,31 +1,36 @@
 """Read and write folders in the form of a model hub: JSON files beside weights."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
-from wordsworth.vit_model.checkpoint import write_whole_file
 from wordsworth.vit_model.config import ModelError
+from wordsworth.vit_model.json_file import read_json
+from wordsworth.vit_model.model_folder import write_whole_file
 from wordsworth.vit_model.weights import State, first_line
+
+__all__ = ["CONFIG", "naming_broken_json", "read_json", "write_hub_folder"]
 
 CONFIG = "config.json"  # of transformers and of timm; written last, it vouches for the rest of the folder
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+@contextlib.contextmanager
+def naming_broken_json(path: Path) -> Iterator[None]:
+    """Name the file in errors that come from JSON of another shape than expected.
 
     Raises:
-        ModelError: the file cannot be read, or is not an object.
+        ModelError: in place of such an error.
     """
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(about, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return about
+        yield
+    except ModelError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(f"{path} cannot be used: {first_line(error)}") from error
 
 
 def write_hub_folder(

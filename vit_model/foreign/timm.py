@@ -3,7 +3,6 @@
 timm is imported inside the functions, because the import takes seconds.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,10 @@ from torch import nn
 
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.config import CROP_MODES, ModelError, Preprocessing, ViTConfig, nearest
-from wordsworth.vit_model.foreign.translate import translate
+from wordsworth.vit_model.foreign.hub import Note
+from wordsworth.vit_model.foreign.hub_folder import CONFIG, read_json
+from wordsworth.vit_model.foreign.timm_download import download_weights
+from wordsworth.vit_model.foreign.translate import translate, with_classes_of
 from wordsworth.vit_model.weights import State, check_weights, first_line, load_weights
 
 # The modules of timm whose models are known here.
@@ -23,11 +25,17 @@ TIMM_MODULES = (
     "timm.models.vision_transformer_hybrid",
 )
 TIMM_POOLS = ("token", "avg", "map")
+CLIP_PARTS = ("clip", "pe_core")  # parts of the names of towers whose last layer is CLIP's projection
 GELU_OF_TIMM_CLASS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 
 
 def from_timm(
-    name: str, weights: str | Path | None = None, image_size: int | tuple[int, int] | None = None
+    name: str,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    key: str | None = None,
+    revision: str | None = None,
+    note: Note = print,
 ) -> Checkpoint:
     """Load a timm ViT such as "vit_tiny_patch16_224" or "deit_small_patch16_224.fb_in1k".
 
@@ -39,6 +47,9 @@ def from_timm(
             them.
         weights: a file to use in place of timm's own weights; then nothing is downloaded.
         image_size: if not the model's own, the position table is resampled to this size.
+        key: the set of tensors to take from a file of `weights` with several; see `load_weights`.
+        revision: of timm's repository on the hub.
+        note: gets what the user should know.
 
     Raises:
         ModelError: an unknown name, a model with parts that this one lacks, weights that do not fit, no
@@ -48,19 +59,30 @@ def from_timm(
     cfg = model.pretrained_cfg
     config = _config(name, model)
     where = weights or f"timm:{name}"
-    found = translate(load_weights(weights) if weights else _download(name), where)
+    origin: dict[str, Any] = {}
+    loaded: State
+    if weights:
+        loaded = load_weights(weights, key)
+    else:
+        loaded, origin = download_weights(name, revision, note)
+    found = translate(loaded, where)
     if weights and found.format.table:  # other people's names: the switches of their code hold
         config = replace(config, **found.format.switches)
     state = found.state
-    if _is_projection(name, cfg):
+    labels = labels_of(cfg, config.num_classes)
+    if weights:
+        named = config.num_classes
+        config = with_classes_of(state, config)
+        labels = labels if config.num_classes == named else None
+    if config.num_classes == cfg["num_classes"] and is_projection(name, cfg):
         config, state = _with_projection(config, state)
     state = check_weights(config, state, where, found.called)
     checkpoint = Checkpoint(
         config=config,
-        preprocessing=_preprocessing(name, cfg),
-        labels=_labels(cfg, config),
+        preprocessing=preprocessing_of(name, cfg),
+        labels=labels,
         state=state,
-        extra={"timm": name, "weights": Path(weights).name if weights else "timm"},
+        extra={"timm": name} | (found.provenance(weights) if weights else {"weights": "timm"} | origin),
     )
     return checkpoint if image_size is None else checkpoint.resized(image_size)
 
@@ -70,30 +92,44 @@ def timm_config(name: str) -> ViTConfig:
     return _config(name, _build(name))
 
 
+class NotOurs(ModelError):
+    """Say in one line why our own Vision Transformer cannot compute a model that timm can."""
+
+
 def _build(name: str) -> nn.Module:
-    """Build timm's own model without memory for its weights."""
+    """Build timm's own model without memory for its weights.
+
+    Raises:
+        NotOurs: the model is of another kind than our own.
+        ModelError: as `build_net`.
+    """
+    model = build_net(name)
+    module = type(model).__module__
+    if module not in TIMM_MODULES:
+        raise NotOurs(f"timm:{name} is not a ViT of our own kind: it comes from {module}")
+    return model
+
+
+def build_net(name: str) -> nn.Module:
+    """Build a model of timm's without memory for its weights.
+
+    Raises:
+        ModelError: timm has no such model, or the hub does not answer.
+    """
     import timm
 
     entry = name.split(".")[0]
-    if not name.startswith(("hf-hub:", "local-dir:")):  # a config.json there names the architecture
-        if not timm.is_model(entry):
-            raise ModelError(f"timm has no model {name!r}; nearest: {nearest(entry, timm.list_models())!r}")
-        _check_module(name, timm.models.model_entrypoint(entry).__module__)
+    from_hub = name.startswith(("hf-hub:", "local-dir:"))  # a config.json there names the architecture
+    if not from_hub and not timm.is_model(entry):
+        raise ModelError(f"timm has no model {name!r}; nearest: {nearest(entry, timm.list_models())!r}")
     try:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            return timm.create_model(name)
     except RuntimeError as error:  # an unknown tag
         known = [tag for tag in timm.list_pretrained() if tag.startswith(f"{entry}.")]
         raise ModelError(f"timm:{name}: {error}; known: {', '.join(known) or entry}") from error
     except Exception as error:  # the hub's client has many kinds of errors
         raise ModelError(f"timm:{name} cannot be found: {first_line(error)}") from error
-    _check_module(name, type(model).__module__)
-    return model
-
-
-def _check_module(name: str, module: str) -> None:
-    if module not in TIMM_MODULES:
-        raise ModelError(f"timm:{name} is not a ViT of a kind known here: it comes from {module}")
 
 
 def foreign_parts(model: nn.Module) -> list[str]:
@@ -155,30 +191,61 @@ def _gelu(mlp: nn.Module) -> str | None:
 
 def _config(name: str, model: nn.Module) -> ViTConfig:
     parts = foreign_parts(model)
-    if parts:
-        raise ModelError(f"timm:{name} has parts that are not supported: {', '.join(parts)}")
     if len(set(model.patch_embed.patch_size)) > 1:
-        what = f"its patches are {model.patch_embed.patch_size}"
-        raise ModelError(f"timm:{name} has parts that are not supported: {what}")
+        parts.append(f"patches of {model.patch_embed.patch_size}")
+    elif any(side % model.patch_embed.patch_size[0] for side in model.patch_embed.img_size):
+        parts.append(f"images of {model.patch_embed.img_size}, no whole number of patches")
+    if parts:
+        raise NotOurs(f"timm:{name} has parts that our own ViT lacks: {', '.join(parts)}")
     config = config_of(model)
     where = f"timm:{name}"
     # A part that `foreign_parts` does not know has parameters of its own.
-    check_weights(config, translate(model.state_dict(), where).state, where)
+    try:
+        check_weights(config, translate(model.state_dict(), where).state, where)
+    except ModelError as error:
+        raise NotOurs(str(error)) from error
     return config
 
 
-def _is_projection(name: str, cfg: dict[str, Any]) -> bool:
+def is_projection(name: str, cfg: dict[str, Any]) -> bool:
     """Return whether the head is CLIP's projection: timm has both in one place.
 
     A tower that was fine-tuned for classes has a head.
+
+    Args:
+        name: timm's name, or hf-hub:OWNER/NAME or local-dir:FOLDER.
+        cfg: timm's pretrained_cfg.
     """
     if name.startswith("local-dir:"):  # a folder that `wordsworth convert` wrote has this field
-        about = json.loads(Path(name.removeprefix("local-dir:"), "config.json").read_text(encoding="utf-8"))
+        about = _about(name)
         if "projection" in about:
             return about["projection"]
-    clip = "_clip_" in (cfg.get("architecture") or name)
-    fine_tuned = "_ft_" in (cfg.get("tag") or "")
+    if cfg.get("label_names"):
+        return False
+    called = f"{cfg.get('architecture') or name}.{cfg.get('tag') or ''}"
+    clip = any(part in called for part in CLIP_PARTS)
+    fine_tuned = "_ft_in" in called
     return clip and not fine_tuned and cfg["num_classes"] not in (0, 1000)
+
+
+def _about(name: str) -> dict[str, Any]:
+    """Return config.json of local-dir:FOLDER."""
+    return read_json(Path(name.removeprefix("local-dir:"), CONFIG))
+
+
+def model_args(name: str) -> dict[str, Any]:
+    """Return what a repository or folder wants of timm's builder beside the architecture.
+
+    Args:
+        name: timm's name, hf-hub:OWNER/NAME or local-dir:FOLDER.
+    """
+    if name.startswith("local-dir:"):
+        return _about(name).get("model_args", {})
+    if name.startswith("hf-hub:"):
+        from timm.models import load_model_config_from_hf
+
+        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[2]
+    return {}
 
 
 def _with_projection(config: ViTConfig, state: State) -> tuple[ViTConfig, State]:
@@ -232,7 +299,7 @@ def _stem_fields(stem: nn.Module) -> dict[str, Any]:
     return sizes | {"resnet": resnet, "patch_size": stem.patch_size[0] * stem.feature_ratio[0]}
 
 
-def _preprocessing(name: str, cfg: dict[str, Any]) -> Preprocessing:
+def preprocessing_of(name: str, cfg: dict[str, Any]) -> Preprocessing:
     if cfg["crop_mode"] not in CROP_MODES:
         raise ModelError(f"timm:{name} wants images prepared by {cfg['crop_mode']!r}, which is not supported")
     return Preprocessing(
@@ -244,7 +311,7 @@ def _preprocessing(name: str, cfg: dict[str, Any]) -> Preprocessing:
     )
 
 
-def _labels(cfg: dict[str, Any], config: ViTConfig) -> tuple[str, ...] | None:
+def labels_of(cfg: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
     """Return the names of the classes: the model's own, or ImageNet's for a head of ImageNet's size."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -252,18 +319,5 @@ def _labels(cfg: dict[str, Any], config: ViTConfig) -> tuple[str, ...] | None:
     if names:
         descriptions = cfg.get("label_descriptions") or {}
         return tuple(descriptions.get(name, name) for name in names)
-    subset = infer_imagenet_subset({"num_classes": config.num_classes})
+    subset = infer_imagenet_subset({"num_classes": num_classes})
     return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None
-
-
-def _download(name: str) -> State:
-    """Download timm's own weights, by timm's own code."""
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # no network, a refusal, no weights: the hub's client has many kinds of errors
-        reason = first_line(error)
-        raise ModelError(
-            f"the weights of timm:{name} cannot be downloaded ({reason}); pass a file with --weights FILE"
-        ) from error

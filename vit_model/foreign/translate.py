@@ -1,17 +1,21 @@
 """Translate other people's weights: recognise the format, rename tensors, tell the model from shapes."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
 from wordsworth.vit_model.foreign import renames
-from wordsworth.vit_model.foreign.formats import WEIGHT_FORMATS, Format
+from wordsworth.vit_model.foreign.formats import WEIGHT_FORMATS, Format, distilled
+from wordsworth.vit_model.foreign.wrappers import Unwrapped, unwrap
 from wordsworth.vit_model.variants import VARIANTS
 from wordsworth.vit_model.weights import State, check_weights
 
+OUTER_HEADS = ("head", "classifier", "fc")  # names of the linear layer over a `backbone`
 SWIGLU = r"mlp\.(w12|w3|weights_in|gate_proj)\."
 
 
@@ -24,12 +28,16 @@ class Translated:
         state: the tensors under our names. A tensor that the format does not know keeps its own name.
         own: the tensors as the file names them, without prefix.
         left_out: number of tensors of the file that are no part of the model.
+        wrapped: the model among the tensors of the file.
+        outer_head: the name of the head where it stands beside the model; "" elsewhere.
     """
 
     format: Format
     state: State
     own: State
     left_out: int
+    wrapped: Unwrapped
+    outer_head: str = ""
 
     def called(self, ours: str) -> str:
         """Return the names that the file lacks when our tensor is missing."""
@@ -38,10 +46,8 @@ class Translated:
 
     def provenance(self, where: str | Path) -> dict[str, Any]:
         """Return the origin of the weights, as a Checkpoint keeps it in `extra`."""
-        origin: dict[str, Any] = {"format": self.format.name, "weights": Path(where).name}
-        if self.left_out:
-            origin["left_out"] = self.left_out
-        return origin
+        origin = {"format": self.format.name} | self.wrapped.provenance(where, self.left_out)
+        return origin | ({"head": self.outer_head} if self.outer_head else {})
 
 
 def translate(state: State, where: str | Path) -> Translated:
@@ -54,8 +60,9 @@ def translate(state: State, where: str | Path) -> Translated:
     Raises:
         ModelError: no known format.
     """
-    state = _without_wrappers(state, where)
-    tower = _image_tower(state)
+    wrapped = unwrap(state, lambda tensors: _format_of(tensors) is not None, where)
+    _refuse_language_model(wrapped.state, where)
+    tower = _image_tower(wrapped.state)
     dropped = len(state) - len(tower)
     tower = _unstacked(tower)
     format = _recognise(tower, where)
@@ -63,7 +70,7 @@ def translate(state: State, where: str | Path) -> Translated:
     dropped += len(tower) - len(own)
     ours, unknown = renames.read(own, format.table)
     for key in unknown:
-        if re.fullmatch(format.ignored, key):
+        if re.fullmatch(format.ignored, key) or _is_counter(own[key]):
             dropped += 1
         else:  # `check_weights` will refuse the tensor, unless the model calls it so
             ours[key] = own[key]
@@ -71,19 +78,48 @@ def translate(state: State, where: str | Path) -> Translated:
         if re.search(SWIGLU, key):
             lack = "which this model lacks"
             raise ModelError(f"{where} has a SwiGLU instead of an MLP with GELU ({key}), {lack}")
-    return Translated(format=format, state=format.finish(ours), own=own, left_out=dropped)
+    head = _outer_head(wrapped.outside, ours, format)
+    if head:
+        for kind in ("weight", "bias"):
+            if f"{head}.{kind}" in wrapped.outside:
+                ours[f"head.{kind}"] = wrapped.outside[f"{head}.{kind}"]
+                dropped -= 1
+    return Translated(
+        format=format,
+        state=format.finish(ours),
+        own=own,
+        left_out=dropped,
+        wrapped=wrapped,
+        outer_head=head,
+    )
 
 
-def _without_wrappers(state: State, where: str | Path) -> State:
-    """Return the tensors without the prefixes that trainers put in front of all names."""
-    plain = {}
-    for key, tensor in state.items():
-        plain[re.sub(r"^(module\.|_orig_mod\.|opt/target/)+", "", key)] = tensor
-    for key in plain:
+def _outer_head(outside: State, ours: State, format: Format) -> str:
+    """Return the name of a linear layer beside a model without a head that takes the model's output, or "".
+
+    Where a format's tower has more layers between output and head, the layer does not tell what it takes.
+    """
+    if "head.weight" in ours or format.is_hugging_face or format.tower or format.finish is distilled:
+        return ""
+    width = len(ours.get("norm.weight", ours.get("fc_norm.weight", ())))
+    fitting = []
+    for name in OUTER_HEADS:
+        weight = outside.get(f"{name}.weight")
+        if weight is not None and weight.ndim == 2 and weight.shape[1] == width:
+            fitting.append(name)
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def _is_counter(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor counts something, such as batches, and is no parameter."""
+    return tensor.numel() == 1 and not tensor.is_floating_point()
+
+
+def _refuse_language_model(state: State, where: str | Path) -> None:
+    for key in state:
         if re.match(r"(params/)?llm/", key):
             reason = "whose head is of tokens, not of images"
             raise ModelError(f"{where} is a language model with an image tower ({key}), {reason}")
-    return plain
 
 
 def _image_tower(state: State) -> State:
@@ -108,12 +144,19 @@ def _unstacked(state: State) -> State:
 
 
 def _recognise(state: State, where: str | Path) -> Format:
-    for format in WEIGHT_FORMATS:
-        if all(_has(state, mark) for mark in format.marks):
-            return format
+    format = _format_of(state)
+    if format:
+        return format
     names = ", ".join(dict.fromkeys(format.name for format in WEIGHT_FORMATS))
     first = ", ".join(list(state)[:3])
     raise ModelError(f"{where} is in no format known here ({names}); its first tensors are {first}")
+
+
+def _format_of(state: State) -> Format | None:
+    for format in WEIGHT_FORMATS:
+        if all(_has(state, mark) for mark in format.marks):
+            return format
+    return None
 
 
 def _has(state: State, pattern: str) -> bool:
@@ -287,3 +330,10 @@ def checkpoint_of(
         state=check_weights(config, translated.state, where, translated.called),
         extra=translated.provenance(where),
     )
+
+
+def with_classes_of(state: State, config: ViTConfig) -> ViTConfig:
+    """Return the config with the head that the tensors have: its number of classes, or none."""
+    if "head.weight" not in state:
+        return replace(config, num_classes=0, head_bias=True)
+    return replace(config, num_classes=state["head.weight"].shape[0], head_bias="head.bias" in state)

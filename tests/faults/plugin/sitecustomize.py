@@ -51,7 +51,7 @@ def _dying_link(source, target, **options):
 
 
 def _count(module):
-    """Change wordsworth.pipeline.images.decode: every unit leaves a line in the file `decoded` beside the
+    """Change wordsworth.pipeline.labeling.stages: every unit leaves a line in the file `decoded` beside the
     armed points, and takes its time."""
     stage = module.decode_stage
 
@@ -67,7 +67,7 @@ def _count(module):
 
 
 def _spread(module):
-    """Change wordsworth.pipeline.cluster.resources: the small amount of work justifies every worker that
+    """Change wordsworth.pipeline.cluster.claims: the small amount of work justifies every worker that
     there can be."""
     module.ACTOR_START = module.TASK_START = 1e-6
 
@@ -88,7 +88,7 @@ class _Finder:
         return spec
 
 
-CHANGES = {"wordsworth.pipeline.images.decode": _count, "wordsworth.pipeline.cluster.resources": _spread}
+CHANGES = {"wordsworth.pipeline.labeling.stages": _count, "wordsworth.pipeline.cluster.claims": _spread}
 if _armed:
     os.link = _dying_link
     sys.meta_path.insert(0, _Finder)

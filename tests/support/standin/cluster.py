@@ -184,10 +184,11 @@ def main(address: str) -> None:
     import ray
 
     from wordsworth.pipeline.cluster.ray_internals import without_cluster_actors
+    from wordsworth.pipeline.cluster.request import ClusterRequest
     from wordsworth.pipeline.cluster.session import ray_session
 
     orders = {"label": _label, "evaluate": _evaluate, "train": _train}
-    with ray_session(address), contextlib.ExitStack() as one_machine:
+    with ray_session(ClusterRequest(address=address)), contextlib.ExitStack() as one_machine:
         if len(ray.nodes()) == 1:
             one_machine.enter_context(without_cluster_actors())
         for line in sys.stdin:

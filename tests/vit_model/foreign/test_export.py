@@ -13,10 +13,11 @@ from timm.data import create_transform, resolve_data_config
 
 from tests.support.parity import FP32, images
 from wordsworth.pipeline.images.decode import crop_for_evaluation
-from wordsworth.vit_model.checkpoint import Checkpoint, load_folder, random_checkpoint
+from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
 from wordsworth.vit_model.foreign.export import export_model
 from wordsworth.vit_model.foreign.load import from_file, from_folder, from_timm
+from wordsworth.vit_model.model_folder import load_folder
 from wordsworth.vit_model.variants import variant
 
 BASE = {

@@ -11,7 +11,9 @@ import transformers
 
 from tests.support.parity import FP32, FP64, assert_outputs, assert_training, coarse, images
 from wordsworth.vit_model.config import ModelError, Preprocessing
+from wordsworth.vit_model.foreign import huggingface
 from wordsworth.vit_model.foreign.load import from_file, from_folder, weights_for
+from wordsworth.vit_model.foreign.timm import NotOurs
 from wordsworth.vit_model.foreign.translate import translate
 from wordsworth.vit_model.weights import load_weights
 
@@ -237,17 +239,13 @@ def test_the_visual_tower_of_an_openclip_folder_is_theirs(quick, randomised, tmp
     assert_training(checkpoint.model(), theirs.visual, lambda m, x: m(x))
     with pytest.raises(ModelError, match="do not tell the GELU"):  # the file alone
         from_file(tmp_path / "open_clip_pytorch_model.bin")
-    for part in (
-        {"pool_type": "avg"},
-        {"final_ln_after_pool": True},
-        {"timm_model_name": "vit_base_patch16_224"},
-    ):
+    for part in ({"pool_type": "avg"}, {"final_ln_after_pool": True}):  # what our own ViT has not
         other = about | {"model_cfg": about["model_cfg"] | {"vision_cfg": vision | part}}
         (tmp_path / "open_clip_config.json").write_text(json.dumps(other))
-        with pytest.raises(ModelError, match="visual tower"):
-            from_folder(tmp_path)
+        assert from_folder(tmp_path).variant == "open_clip:ViT"
     named = replace(checkpoint.config, norm_eps=1e-6)
-    config, state = weights_for(named, tmp_path / "open_clip_pytorch_model.bin")  # under a named architecture
+    # Under a named architecture.
+    config, state, _ = weights_for(named, tmp_path / "open_clip_pytorch_model.bin")
     assert config == checkpoint.config and all(
         torch.equal(state[key], checkpoint.state[key]) for key in state
     )
@@ -279,13 +277,35 @@ def test_the_config_json_beside_a_file_says_its_switches(randomised, tmp_path):
     theirs.save_pretrained(tmp_path / "with")
     whole = from_folder(tmp_path / "with")
     named = replace(whole.config, gelu="exact", norm_eps=1e-5)
-    config, _ = weights_for(named, tmp_path / "with" / "model.safetensors")
+    config, _, _ = weights_for(named, tmp_path / "with" / "model.safetensors")
     assert (config.gelu, config.norm_eps) == ("tanh", 1e-12)
     assert from_file(tmp_path / "with" / "model.safetensors").fingerprint() == whole.fingerprint()
     alone = (tmp_path / "with" / "model.safetensors").rename(tmp_path / "alone.safetensors")
     assert weights_for(named, alone)[0] == replace(named, pos_interp="hf")
     with pytest.raises(ModelError, match="do not tell the GELU"):
         from_file(alone)
+
+
+def test_a_file_beside_a_config_json_gives_its_own_weights_and_not_those_of_the_folder(randomised, tmp_path):
+    theirs = randomised(HF["ViT"][0]())
+    theirs.save_pretrained(tmp_path)
+    plain = {name: tensor + 1 for name, tensor in theirs.state_dict().items()}
+    averaged = {name: tensor + 2 for name, tensor in plain.items()}
+    safetensors.torch.save_file(plain, tmp_path / "best.safetensors")
+    torch.save({"model": plain, "model_ema": averaged}, tmp_path / "last.pth")
+    folder = from_folder(tmp_path)
+    best = from_file(tmp_path / "best.safetensors")
+    assert torch.equal(best.state["head.bias"], folder.state["head.bias"] + 1)
+    assert (best.labels, best.extra["weights"]) == (folder.labels, "best.safetensors")
+    assert torch.equal(from_file(tmp_path / "last.pth").state["head.bias"], averaged["classifier.bias"])
+    assert from_file(tmp_path / "last.pth", "model").fingerprint() == best.fingerprint()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"vit"'])
+def test_a_config_json_that_is_no_object_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json is not a JSON object"):
+        from_folder(tmp_path)
 
 
 def test_a_missing_tensor_is_called_what_it_is_called_in_the_file(randomised, tmp_path):
@@ -307,11 +327,11 @@ def test_a_missing_tensor_is_called_what_it_is_called_in_the_file(randomised, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "beit"}, "model_type is 'beit'; known are vit, deit"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'; known are gelu"),
+        ({"model_type": "beit"}, "does not have for a beit"),
+        ({"hidden_act": "zelu"}, "zelu"),
         ({"num_attention_heads": 5}, "width 32 is not a multiple of heads 5"),
         ({"image_size": 48}, r"position_embeddings|pos_embed is \(1, 17, 32\)"),
-        ({"id2label": ["a"]}, "config.json cannot be used: AttributeError"),
+        ({"vision_config": ["a"]}, "config.json cannot be used: AttributeError"),
         ({"num_attention_heads": "4"}, "heads is '4'"),
     ],
 )
@@ -324,21 +344,13 @@ def test_a_config_json_that_cannot_be_used_says_why(change, message, randomised,
     assert "\n" not in str(error.value)
 
 
-def test_heads_that_are_not_ours_to_compute_are_refused_and_not_dropped(randomised, tmp_path):
-    theirs = randomised(
-        transformers.Dinov2ForImageClassification(
-            transformers.Dinov2Config(**SIZE, mlp_ratio=2, num_labels=3)
-        )
-    )
+def test_heads_and_parts_that_are_not_ours_are_named_and_not_dropped(tmp_path):
+    size = SIZE | {"mlp_ratio": 2}
+    theirs = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**size, num_labels=3))
     theirs.save_pretrained(tmp_path)  # its head takes [class] and the mean of the patches
-    with pytest.raises(
-        ModelError, match=r"2 unexpected \(classifier.weight, classifier.bias\)|unexpected \(classifier"
-    ):
-        from_folder(tmp_path)
-
-
-def test_a_swiglu_is_refused_by_name(randomised, tmp_path):
-    theirs = transformers.Dinov2Model(transformers.Dinov2Config(**SIZE, use_swiglu_ffn=True))
+    with pytest.raises(NotOurs, match="a Dinov2ForImageClassification has another head than our own ViT"):
+        huggingface.from_folder(tmp_path)
+    theirs = transformers.Dinov2Model(transformers.Dinov2Config(**size, use_swiglu_ffn=True))
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="has a SwiGLU instead of an MLP with GELU"):
-        from_folder(tmp_path)
+    with pytest.raises(NotOurs, match="has a SwiGLU instead of an MLP with GELU"):
+        huggingface.from_folder(tmp_path)

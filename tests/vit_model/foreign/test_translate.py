@@ -26,6 +26,7 @@ def test_a_torchvision_file_is_their_model(randomised, tmp_path):
     theirs = randomised(torchvision.models.VisionTransformer(32, 8, 12, 3, 192, 768, num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     checkpoint = from_file(tmp_path / "vit.pth")
+    assert checkpoint.config.pos_interp == "torchvision"
     assert (checkpoint.preprocessing.interpolation, checkpoint.preprocessing.crop_pct) == (
         "bicubic",
         1.0,

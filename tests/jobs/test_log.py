@@ -1,0 +1,176 @@
+"""Show what a command writes on stderr: lines with the time of day in a log, or a JSON object a line."""
+
+import io
+import json
+import re
+import sys
+import time
+
+import pytest
+
+from wordsworth.jobs import progress as display
+from wordsworth.jobs.cli import run
+from wordsworth.jobs.progress import RunProgress
+from wordsworth.jobs.terminal import Terminal, asked_log_format, logging_as
+from wordsworth.jobs.train_progress import TrainProgress
+from wordsworth.pipeline.labeling.pace import RunFigures
+from wordsworth.pipeline.storage.patience import tell_trouble
+from wordsworth.pipeline.training.news import BeginNews, DataNews, EpochNews, Rates, StepNews, WaitNews
+
+FIGURES = RunFigures(
+    images=1234,
+    decoded=200,
+    written=1000,
+    units=2,
+    errors={"truncated": 3},
+    images_per_second=56.7,
+    share=0.4567,
+    seconds_left=200.4,
+    stage_seconds={"predict": 7.25},
+    bytes_read=5_000_000,
+    seconds_since_unit=3.0,
+)
+RATES = Rates(images_per_second=120.0, mfu=0.41, data_wait=0.02)
+
+
+def objects(text: str) -> list[dict]:
+    """Return the lines of a log as objects; a line that is none fails."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Let displays print a line every tenth of a second."""
+    monkeypatch.setattr(display, "LINE_EVERY", 0.1)
+    monkeypatch.setattr(display, "WAIT_TOLD_AFTER", 0.05)
+    monkeypatch.setattr(display, "FRAME_S", 0.02)
+
+
+def shown_until(is_there, timeout_s: float = 5.0) -> None:
+    """Wait until a display has printed something: it prints from a thread of its own."""
+    deadline = time.monotonic() + timeout_s
+    while not is_there():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # nothing tells when a line is printed
+
+
+def followed(log: io.StringIO) -> None:
+    """Run a display through a run: it waits, it works."""
+    with RunProgress("labelling") as progress:
+        progress.waiting("starting the model's actor")
+        shown_until(lambda: "starting the model's actor" in log.getvalue())
+        progress.planned(shards=2, shards_done=1, bytes_total=9_000_000, bytes_done=1_000_000)
+        progress.working(FIGURES)
+        shown_until(lambda: "1,234 images" in log.getvalue())
+        progress.note("a store does not answer", level="warning", event="store", node="a1", pid=7)
+
+
+def test_every_line_of_a_job_log_begins_with_the_time_of_day(monkeypatch, fast):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    followed(log)
+    lines = log.getvalue().splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d \S", line) for line in lines), lines
+    texts = [line[9:] for line in lines]
+    assert texts[0] == "starting the model's actor ..."
+    assert "labelling 2 shards (9.0 MB), 1 of them done before" in texts
+    assert "45%  1,234 images, 57 images/s, 3 errors, 3 min 20 s left" in texts
+
+
+def test_a_wait_is_said_once_and_not_every_ten_seconds(monkeypatch, fast):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with RunProgress("labelling") as progress:
+        progress.waiting("starting Ray")
+        time.sleep(0.5)  # five lines of figures would have come
+    assert log.getvalue().count("starting Ray") == 1
+
+
+def test_a_json_log_is_one_object_a_line_with_time_level_event_and_figures(monkeypatch, fast):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with logging_as("json"):
+        followed(log)
+        print("x.py:1: UserWarning: a library's warning\n  call()", file=sys.stderr)
+        print("12:34:56 ray: 1 node died", file=sys.stderr)
+    found = objects(log.getvalue())
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}Z", one["time"]) for one in found)
+    assert {one["level"] for one in found} == {"info", "warning"}
+    assert {one["event"] for one in found} == {"wait", "plan", "progress", "store", "output"}
+    figures = next(one for one in found if one["event"] == "progress")
+    assert (figures["images"], figures["percent"], figures["errors"]) == (1234, 45.67, {"truncated": 3})
+    assert (figures["images_per_second"], figures["seconds_left"]) == (56.7, 200.4)
+    (store,) = [one for one in found if one["event"] == "store"]
+    assert (store["node"], store["pid"], store["message"]) == ("a1", 7, "a store does not answer")
+    assert any("a library's warning" in one["message"] for one in found)
+    assert found[-1]["message"] == "ray: 1 node died"
+
+
+def test_a_training_says_its_figures_as_json(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    means = {"loss": 2.5, "accuracy": 0.25, "gradient_norm": 1.0}
+    begin = BeginNews(step=0, steps=9, epoch=0, epochs=3, images=64, workers=2, device="cpu", batch=32)
+    step = StepNews(step=3, steps=9, epoch=1, lr=1e-3, means=means, rates=RATES)
+    end = EpochNews(epoch=1, step=3, means=means, lr=1e-3, rates=RATES, errors=1, validation=None)
+    with logging_as("json"), TrainProgress("training 5.00 M parameters", 3) as progress:
+        for news in (WaitNews(what="starting Ray"), DataNews(samples=64, shards=2, classes=5, val_samples=0)):
+            progress.on_news(news)
+        for news in (begin, step, end):
+            progress.on_news(news)
+    found = {one["event"]: one for one in objects(log.getvalue())}
+    assert list(found) == ["plan", "wait", "data", "begin", "step", "epoch"]
+    assert found["step"]["loss"] == 2.5 and found["step"]["mfu"] == 0.41
+    assert found["epoch"]["errors"] == 1 and found["begin"]["workers"] == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["label --bogus x", "nothing", "verify {p}", "compact {p} --output {p}/o"]
+)
+def test_a_command_that_fails_ends_a_json_log_with_its_reason_and_code(command, tmp_path, capsys):
+    code = run([*command.format(p=tmp_path).split(), "--log-format", "json"])
+    stdout, stderr = capsys.readouterr()
+    (end,) = objects(stderr)
+    assert (end["event"], end["level"], end["exit_code"]) == ("end", "error", code)
+    assert code in (1, 2) and stdout == "" and "wordsworth:" not in end["message"]
+
+
+def test_a_command_that_ends_well_says_so_in_a_json_log_and_prints_its_result_as_ever(capsys):
+    assert run(["models", "--log-format=json"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert "Ti/16" in stdout
+    assert [(one["event"], one["exit_code"]) for one in objects(stderr)] == [("end", 0)]
+    assert Terminal.log_format == "text", "the next command of this process is not changed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["label", "x", "--log-format", "json"], "json"),
+        (["label", "--log-format=json", "x"], "json"),
+        (["label", "x", "--log-format", "text"], "text"),
+        (["submit", "--", "label", "--log-format", "json"], "text"),
+        (["label", "x"], "text"),
+    ],
+)
+def test_the_format_is_known_before_the_arguments_are_understood(arguments, expected):
+    assert asked_log_format(arguments) == expected
+
+
+def test_a_store_that_this_process_waits_for_is_said_once_in_ten_seconds(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with logging_as("json"), RunProgress("labelling"):
+        for waited_s in (0.5, 7.0, 8.0, 12.0):
+            tell_trouble("http://user:password@127.0.0.1:9000", waited_s, OSError("refused"))
+    (told,) = objects(log.getvalue())
+    assert told["event"] == "store" and told["level"] == "warning" and told["seconds"] == 7
+    assert "http://127.0.0.1:9000 does not answer: refused" in told["message"]
+    assert "password" not in log.getvalue()
+
+
+def test_of_two_displays_the_inner_one_is_shown(monkeypatch, fast):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with RunProgress("the session") as outer:
+        outer.waiting("the outer one waits")
+        with RunProgress("labelling") as inner:
+            inner.waiting("the inner one waits")
+            shown_until(lambda: "the inner one waits" in log.getvalue())
+            time.sleep(0.3)  # time enough for the outer one
+            assert "the outer one waits" not in log.getvalue()
+        shown_until(lambda: "the outer one waits" in log.getvalue())

@@ -14,7 +14,7 @@ start: four hundred small images by a model that computes almost nothing, throug
 
 refusals: a command that cannot join, or may not begin, and the seconds until it says so.
 
-nodes: a model that sleeps in place of its forward pass (tests/support/sleeping), two actors a node, 1,200
+nodes: a model that sleeps in place of its forward pass (tests/faults/plugin), two actors a node, 1,200
 images a node in units of 20. Everything else is the program's own: listing, reading, decoding, writing, the
 driver. rate: images/s from the first receipt on. ratio: of the rate of one node, a node.
 
@@ -36,6 +36,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.machine import machine, write_between, write_rows
+from tests.faults.jobs import PLUGIN
 from tests.support.builders import make_model, photo, write_tar
 from tests.support.ray_cluster import RayCluster, ray_cluster
 
@@ -68,6 +69,11 @@ def label(source: Path, out: Path, model: Path, *more: str) -> list[str]:
     """Return the arguments of a command that labels."""
     given = ["--output", str(out), "--model", str(model), "--unit-rows", str(UNIT_ROWS), "--json"]
     return ["label", str(source), *given, *more]
+
+
+def sleeping_env(sleep_ms: float) -> dict[str, str]:
+    """Return the environment in which an image takes its time in an actor, and no CPU."""
+    return {"PYTHONPATH": os.pathsep.join([str(PLUGIN), str(ROOT)]), "WORDSWORTH_SLEEP_MS": str(sleep_ms)}
 
 
 def run(
@@ -186,8 +192,7 @@ def _without_package(folder: Path) -> dict[str, str]:
 def measure_nodes(raylets: list[int], sleep_ms: float, rounds: int, **_: Any) -> Iterator[Row]:
     """Return images/s by the number of nodes, with a model that sleeps."""
     found: dict[int, list[dict[str, Any]]] = {nodes: [] for nodes in raylets}
-    sleeping = os.pathsep.join([str(ROOT / "tests" / "support" / "sleeping"), str(ROOT)])
-    env = {"PYTHONPATH": sleeping, "WORDSWORTH_SLEEP_MS": str(sleep_ms)}
+    env = sleeping_env(sleep_ms)
     for number in range(rounds):
         for nodes in raylets:
             with tempfile.TemporaryDirectory(prefix="cluster-") as scratch:

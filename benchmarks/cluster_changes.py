@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.cluster import CSV, NOTHING, ROOT, UNIT_ROWS, keep, label, write_images
+from benchmarks.cluster import CSV, NOTHING, ROOT, UNIT_ROWS, keep, label, sleeping_env, write_images
 from tests.support.builders import make_model
 from tests.support.ray_cluster import Node, RayCluster, ray_cluster
 
@@ -89,8 +89,7 @@ def take_away(node: Node) -> None:
 def measure_changes(rounds: int, sleep_ms: float, **_: Any) -> Iterator[Row]:
     """Return a row for each kind of change: the median of the rounds."""
     found: dict[str, list[Row]] = {}
-    sleeping = f"{ROOT / 'tests' / 'support' / 'sleeping'}:{ROOT}"
-    env = {"PYTHONPATH": sleeping, "WORDSWORTH_SLEEP_MS": str(sleep_ms)}
+    env = sleeping_env(sleep_ms)
     for _round in range(rounds):
         with tempfile.TemporaryDirectory(prefix="cluster-") as scratch:
             for row in _round_of(Path(scratch), env):

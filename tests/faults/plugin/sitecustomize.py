@@ -1,9 +1,12 @@
-"""Make processes die, wait and count for the tests of faults.
+"""Make processes die, wait, count and sleep for the tests of faults and for benchmarks of clusters.
 
 Python runs this file at the start of every process that has this folder on its path. Writers die at armed
 points, and wait when the run has written as many units as it may. Every decoded unit takes its time, so that
 faults can meet it, and leaves a line, so that repeated units can be counted. A small job gets as many workers
 as a large job.
+
+With WORDSWORTH_SLEEP_MS, the model sleeps in place of its forward pass, so that few cores carry many nodes:
+an image takes so many milliseconds in an actor, and no CPU; its scores are zeros.
 
 A point is a file in the folder WORDSWORTH_TEST_ARMED. The process that comes to the point removes the file
 and dies, so that each file kills once. The file `allowed` beside the folder has the number of units that may
@@ -19,6 +22,7 @@ import time
 
 _link, _armed = os.link, os.environ.get("WORDSWORTH_TEST_ARMED")
 _pace = float(os.environ.get("WORDSWORTH_TEST_PACE", 0))
+_sleep_s = float(os.environ.get("WORDSWORTH_SLEEP_MS", 0)) / 1000  # an image
 
 
 def _die_if_armed(point):
@@ -66,6 +70,18 @@ def _count(module):
     module.decode_stage = counted
 
 
+def _sleep(module):
+    """Change wordsworth.vit_model.inference: a batch takes its time, and nothing else."""
+    import torch
+
+    def forward(self, patches):
+        time.sleep(_sleep_s * len(patches))
+        config = self.model.config
+        return torch.zeros(len(patches), config.num_classes), torch.zeros(len(patches), config.width)
+
+    module.InferenceModel.forward = forward
+
+
 def _spread(module):
     """Change wordsworth.pipeline.cluster.claims: the small amount of work justifies every worker that
     there can be."""
@@ -88,7 +104,12 @@ class _Finder:
         return spec
 
 
-CHANGES = {"wordsworth.pipeline.labeling.stages": _count, "wordsworth.pipeline.cluster.claims": _spread}
+CHANGES = {}
 if _armed:
     os.link = _dying_link
+    CHANGES["wordsworth.pipeline.labeling.stages"] = _count
+if _sleep_s:
+    CHANGES["wordsworth.vit_model.inference"] = _sleep
+if CHANGES:
+    CHANGES["wordsworth.pipeline.cluster.claims"] = _spread
     sys.meta_path.insert(0, _Finder)

@@ -107,7 +107,8 @@ def open_filesystem(uri: str, options: StorageOptions | None = None) -> tuple[fs
         if type(fs).__module__.startswith("s3fs."):
             from wordsworth.pipeline.storage.s3_files import S3Files
 
-            fs = S3Files(*fs.storage_args, **fs.storage_options)
+            is_own = bool(options.get("skip_instance_cache"))  # fsspec takes it out of what it keeps
+            fs = S3Files(*fs.storage_args, **fs.storage_options, skip_instance_cache=is_own)
     except ImportError as error:
         extra = EXTRAS.get(uri.split(":", 1)[0], "")
         raise UserError(

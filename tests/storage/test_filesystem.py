@@ -95,6 +95,14 @@ def test_a_refusal_shows_no_credentials():
     assert "canary" not in str(refusal.value) and "ftp://host/a" in str(refusal.value)
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_file_system_of_a_store_is_another_one_only_where_that_is_asked_for(is_own):
+    options = {"anon": True, "skip_instance_cache": is_own}
+    first, _ = open_filesystem("s3://bucket/key", options)
+    second, _ = open_filesystem("s3://bucket/key", options)
+    assert (first is not second) == is_own
+
+
 def test_uris_are_absolute_paths_on_a_disk_and_carry_their_scheme_on_a_store(tmp_path, monkeypatch, bucket):
     monkeypatch.chdir(tmp_path)
     for uri in ("a.tar", f"file://{tmp_path}/a.tar", f"{tmp_path}/a.tar", "./a.tar"):

@@ -14,9 +14,11 @@ start: four hundred small images by a model that computes almost nothing, throug
 
 refusals: a command that cannot join, or may not begin, and the seconds until it says so.
 
-nodes: a model that sleeps in place of its forward pass (tests/faults/plugin), two actors a node, 1,200
+nodes: a model that sleeps in place of its forward pass (tests/faults/plugin), two actors a node, 2,400
 images a node in units of 20. Everything else is the program's own: listing, reading, decoding, writing, the
-driver. rate: images/s from the first receipt on. ratio: of the rate of one node, a node.
+driver. rate: images/s while the middle of the units is written, from 30% to 90% of them: before, some actors
+still start on the shared cores, and behind, some have nothing more to do. ratio: of the rate of one node, a
+node.
 
 Expected: the first file 15 s after `label --address` and after a local start, 10 s later by a job; a refusal
 in 10 s; ratios of 0.9 and more, since the sleep leaves both cores free.
@@ -38,7 +40,7 @@ from typing import Any
 from benchmarks.machine import machine, write_between, write_rows
 from tests.faults.jobs import PLUGIN
 from tests.support.builders import make_model, photo, write_tar
-from tests.support.ray_cluster import RayCluster, ray_cluster
+from tests.support.ray_cluster import TOKEN, RayCluster, free_ports, ray_cluster
 
 ROOT = Path(__file__).parents[1]
 CSV = Path(__file__).with_suffix(".csv")
@@ -46,10 +48,11 @@ FIELDS = ("what", "nodes", "seconds", "rate", "ratio", "sleep_ms", "note", "mach
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.cluster -->", "<!-- end: cluster -->"
 NOTHING = {"image_size": 32, "patch_size": 16, "width": 8, "depth": 1, "heads": 1, "mlp_dim": 8}
-NODE = {"num_cpus": 4, "memory": 3 << 30, "object_store_memory": 100 << 20}
+NODE = {"num_cpus": 6, "memory": 4 << 30, "object_store_memory": 100 << 20}
 ACTORS_ON_NODE = 2
 UNIT_ROWS = 20
-IMAGES_ON_NODE = 1200
+IMAGES_ON_NODE = 2400
+MIDDLE = (0.3, 0.9)  # shares of the units between which the rate is measured
 IMAGES_IN_TAR = 100
 LONGEST_S = 900.0  # seconds after which a command counts as hanging
 
@@ -142,40 +145,39 @@ def measure_refusals(**_: Any) -> Iterator[Row]:
         folder = Path(scratch)
         source, model = write_images(folder / "in", 100), make_model(folder / "model", **NOTHING)
         arguments = label(source, folder / "out", model)
+
+        def refused(what: str, nodes: int, env: dict[str, str], address: str) -> Row:
+            seconds, done = run([*arguments, "--address", address], env, check=False)
+            line = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
+            assert done.returncode, f"{what}: the command ran: {line}"
+            assert not (folder / "out").exists(), f"{what}: the refused command wrote {folder / 'out'}"
+            return {"what": f"refused: {what}", "nodes": nodes, "seconds": round(seconds, 1), "note": line}
+
+        (nobody,) = free_ports(1)
+        yield refused("auto, of a cluster that is gone", 0, _stale(folder, nobody), "auto")
         with ray_cluster([], head=NODE) as cluster:
-            for what, env, more in _wrong_ways(cluster, folder):
-                seconds, done = run([*arguments, *more], env, check=False)
-                line = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
-                assert done.returncode, f"{what}: the command ran: {line}"
-                assert not (folder / "out").exists(), f"{what}: the refused command wrote {folder / 'out'}"
-                yield {"what": f"refused: {what}", "nodes": 1, "seconds": round(seconds, 1), "note": line}
+            yield refused("nobody at the address", 1, cluster.env, f"127.0.0.1:{nobody}")
+            for what, env, address in _wrong_ways(cluster):
+                yield refused(what, 1, env, address)
         with ray_cluster([{"env": _without_package(folder), **NODE}], head={"num_cpus": 0}) as cluster:
-            seconds, done = run([*arguments, "--address", cluster.address], cluster.env, check=False)
-            line = done.stderr.strip().splitlines()[-1]
-            assert done.returncode and not (folder / "out").exists(), f"no refusal: {line}"
-            what = "a node without the package"
-            yield {"what": f"refused: {what}", "nodes": 2, "seconds": round(seconds, 1), "note": line}
+            yield refused("a node without the package", 2, cluster.env, cluster.address)
 
 
-def _wrong_ways(cluster: RayCluster, folder: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """Return what is wrong, the environment and the further arguments of commands that cannot join."""
-    from tests.support.ray_cluster import free_ports
+def _stale(folder: Path, port: int) -> dict[str, str]:
+    """Return the environment of a command that finds the note of a Ray that is gone."""
+    noted = folder / "stale" / "ray"  # where Ray keeps the address that "auto" stands for
+    noted.mkdir(parents=True)
+    (noted / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    return {"RAY_TMPDIR": str(noted.parent), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
-    (nobody,) = free_ports(1)
-    stale = folder / "stale" / "ray"  # where Ray keeps the address that "auto" stands for
-    stale.mkdir(parents=True)
-    (stale / "ray_current_cluster").write_text(f"127.0.0.1:{nobody}")
+
+def _wrong_ways(cluster: RayCluster) -> Iterator[tuple[str, dict[str, str], str]]:
+    """Return what is wrong, the environment and the address of commands that cannot join."""
     token = "RAY_AUTH_TOKEN"
-    yield "nobody at the address", cluster.env, ["--address", f"127.0.0.1:{nobody}"]
-    yield (
-        "auto, of a cluster that is gone",
-        cluster.env | {"RAY_TMPDIR": str(stale.parent)},
-        ["--address", "auto"],
-    )
-    yield "wrong token", cluster.env | {token: "0" * 64}, ["--address", cluster.address]
+    yield "wrong token", cluster.env | {token: "0" * 64}, cluster.address
     without = {name: value for name, value in cluster.env.items() if name not in (token, "RAY_AUTH_MODE")}
-    yield "no token", without, ["--address", cluster.address]
-    yield "ray:// in place of a job", cluster.env, ["--address", f"ray://{cluster.address}"]
+    yield "no token", without, cluster.address
+    yield "ray:// in place of a job", cluster.env, f"ray://{cluster.address}"
 
 
 def _without_package(folder: Path) -> dict[str, str]:
@@ -204,9 +206,9 @@ def measure_nodes(raylets: list[int], sleep_ms: float, rounds: int, **_: Any) ->
                     _, done = run(label(source, folder / "out", model, *actors), cluster.env)
                 told = json.loads(done.stdout)
                 assert told["rows"] == IMAGES_ON_NODE * nodes, f"{told['rows']} rows"
-                found[nodes].append(told["last_command"])
-                print(f"round {number}, {nodes} nodes: {told['last_command']}", flush=True)
-    rates = {nodes: [one["steady_images_per_second"] for one in told] for nodes, told in found.items()}
+                found[nodes].append(told["last_command"] | {"middle": middle_rate(folder / "out")})
+                print(f"round {number}, {nodes} nodes: {found[nodes][-1]}", flush=True)
+    rates = {nodes: [one["middle"] for one in told] for nodes, told in found.items()}
     alone = median(rates[raylets[0]]) / raylets[0]
     for nodes, values in rates.items():
         busy = median(one["busy"].get("predict", 0) for one in found[nodes])
@@ -218,9 +220,16 @@ def measure_nodes(raylets: list[int], sleep_ms: float, rounds: int, **_: Any) ->
             "ratio": round(median(values) / nodes / alone, 3),
             "sleep_ms": sleep_ms,
             "note": f"{min(values):.1f} to {max(values):.1f} images/s, {len(values)} rounds; "
-            f"{busy:.2f} of {ACTORS_ON_NODE * nodes} actors busy; "
+            f"{busy:.2f} of {ACTORS_ON_NODE * nodes} actors busy from the first unit to the last; "
             f"the sleep alone allows {1000 / sleep_ms * ACTORS_ON_NODE * nodes:.0f} images/s",
         }
+
+
+def middle_rate(out: Path) -> float:
+    """Return the images/s while the middle of a run's units was written."""
+    written = sorted(path.stat().st_mtime for path in out.glob("predictions/*.parquet"))
+    first, last = (int(share * (len(written) - 1)) for share in MIDDLE)
+    return round((last - first) * UNIT_ROWS / (written[last] - written[first]), 1)
 
 
 # ---- rows -------------------------------------------------------------------------------------------------

@@ -42,10 +42,11 @@ Row = dict[str, Any]
 
 @dataclass
 class Run:
-    """Hold a run under way: its process and its output."""
+    """Hold a run under way: its process, its output and its log."""
 
     process: subprocess.Popen
     out: Path
+    log: Path
 
     def units(self) -> int:
         return sum(1 for _ in self.out.glob("predictions/*.parquet"))
@@ -54,9 +55,11 @@ class Run:
         """Measure units/s."""
         before, begun = self.units(), time.monotonic()
         time.sleep(seconds)  # what is measured is what comes meanwhile
-        if self.process.poll() is not None:
-            raise SystemExit(f"the run ended with {self.process.returncode}")
-        return (self.units() - before) / (time.monotonic() - begun)
+        written = self.units() - before
+        if self.process.poll() is not None or not written:
+            how = "stands still" if self.process.returncode is None else f"ended: {self.process.returncode}"
+            raise SystemExit(f"the run {how}:\n{self.log.read_text()[-4000:]}")
+        return written / (time.monotonic() - begun)
 
 
 def change(run: Run, what: str, make: Callable[[], Any]) -> tuple[Any, Row]:
@@ -118,10 +121,10 @@ def _round_of(folder: Path, env: dict[str, str]) -> Iterator[Row]:
                 command, env=_environment(cluster), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
             )
         try:
-            run = Run(process, folder / "out")
+            run = Run(process, folder / "out", folder / "log")
             while not run.units():
                 if process.poll() is not None:
-                    raise SystemExit(f"the run ended: {(folder / 'log').read_text()[-2000:]}")
+                    raise SystemExit(f"the run ended:\n{run.log.read_text()[-4000:]}")
                 time.sleep(0.1)  # until the first unit
             node, row = change(run, "a node joins", lambda: cluster.add_node(**NODE))
             yield row

@@ -28,6 +28,7 @@ import argparse
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -151,7 +152,9 @@ def measure_refusals(**_: Any) -> Iterator[Row]:
             line = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
             assert done.returncode, f"{what}: the command ran: {line}"
             assert not (folder / "out").exists(), f"{what}: the refused command wrote {folder / 'out'}"
-            return {"what": f"refused: {what}", "nodes": nodes, "seconds": round(seconds, 1), "note": line}
+            note = line.partition("wordsworth: ")[2].replace(str(folder), "FOLDER")
+            note = note.replace(f"({socket.gethostname()})", "(HOST)")
+            return {"what": f"refused: {what}", "nodes": nodes, "seconds": round(seconds, 1), "note": note}
 
         (nobody,) = free_ports(1)
         yield refused("auto, of a cluster that is gone", 0, _stale(folder, nobody), "auto")

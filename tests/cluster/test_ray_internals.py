@@ -64,6 +64,32 @@ def test_the_driver_keeps_few_blocks_and_few_statistics_of_a_stage(local_ray, se
     assert statistics == 5
 
 
+def test_no_budget_of_ray_data_holds_back_the_last_stage(local_ray, monkeypatch):
+    """Once no unit was written for minutes after a cluster had lost a node, while CPUs were free."""
+    from ray.data import DataContext
+    from ray.data._internal.execution.backpressure_policy import ResourceBudgetBackpressurePolicy as Budgets
+
+    active: list[int] = []
+
+    class Look(driver.ExecutionCallback):
+        def on_execution_step(self, executor):
+            active.append(list(executor._topology)[-1].num_active_tasks())
+
+    asked: list[str] = []
+    monkeypatch.setattr(
+        Budgets, "can_add_input", lambda self, op: asked.append(op.name) or "slow" not in op.name
+    )
+    configure_ray_data()
+    classes = DataContext.get_current().custom_execution_callback_classes
+    classes.append(Look)
+    try:
+        assert numbers(60) == list(range(60))
+    finally:
+        classes.remove(Look)
+    assert max(active) > 1  # Ray lets a single task through where nothing else runs
+    assert any("blocks" in name for name in asked) and not any("slow" in name for name in asked)
+
+
 def test_a_local_ray_has_no_process_that_serves_a_cluster_alone(local_ray):
     """Each would take seconds of a small run's start."""
     assert numbers(3) == [0, 1, 2]

@@ -1,8 +1,9 @@
 """Change a plan of Ray Data while it runs: how many workers its stages have, and whether it takes in more."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wordsworth.pipeline.cluster.ray_internals.driver import ExecutionCallback
@@ -10,6 +11,9 @@ from wordsworth.pipeline.cluster.ray_internals.gate import ray_is_known
 
 if TYPE_CHECKING:
     from ray.data import DataContext
+
+
+BUDGETS = "ResourceBudget"  # name of Ray Data's policy that holds each stage to its part of the cluster
 
 
 class RunningPlan(ExecutionCallback):
@@ -92,6 +96,7 @@ class RunningPlan(ExecutionCallback):
         """Remember the executor, and apply what was asked before it was there."""
         RunningPlan.executor = executor
         RunningPlan.changed = True
+        _free_last_stage(executor)
 
     def on_execution_step(self, executor: Any) -> None:
         """Apply what was asked since the step before."""
@@ -110,6 +115,23 @@ class RunningPlan(ExecutionCallback):
 def stage_name(op: Any) -> str:
     """Return the name of the function or class that a stage of Ray Data's runs."""
     return re.sub(r"^MapBatches\((.*?)\)$", r"\1", op.name)
+
+
+def _free_last_stage(executor: Any) -> None:
+    """Let no budget hold back the last stage of a plan.
+
+    Ray Data divides the cluster into budgets, and gives the stages in front theirs first. On a cluster that
+    has lost a node, too little was left for the last stage: no unit was written for minutes, while CPUs were
+    free. The last stage only frees what the others hold, and the division of the cluster has room for it.
+    """
+    last = list(executor._topology)[-1]
+    for policy in executor._backpressure_policies:
+        if policy.name == BUDGETS:
+            policy.can_add_input = partial(_unless_last, policy.can_add_input, last)
+
+
+def _unless_last(can_add_input: Callable[[Any], bool], last: Any, op: Any) -> bool:
+    return op is last or can_add_input(op)
 
 
 def _resize(executor: Any, op: Any, workers: int) -> None:

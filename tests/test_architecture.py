@@ -14,7 +14,7 @@ FLOORS = [
     {"wordsworth"},
     {"jobs"},
     {"verification"},
-    {"labeling", "compaction"},
+    {"labeling", "compaction", "report"},
     {"output", "training"},
     {"prediction", "sources"},
     {"images", "cluster", "storage"},

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import fsspec
@@ -216,6 +217,12 @@ class ParquetTable:
                 batch_size = 1 if one_by_one else self._batch_size(group, columns)
                 yield from self._group(group, columns, batch_size, begin, position)
             begin += num_rows
+
+    def group_begins(self) -> list[int]:
+        """Return the number of the first row of each row group."""
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        return list(accumulate(sizes[:-1], initial=0))
 
     def _batch_size(self, group: int, columns: list[str]) -> int:
         """Return the rows of a row group to decode at once."""

@@ -1,0 +1,181 @@
+"""Fetch the encoded images of rows again: by range reads wherever the rows say where their images lie.
+
+tar, stored member of a zip   one range
+loose image                   its object
+deflated member of a zip      the directory, and the member's range
+table                         the row groups of the rows; of a table of text, what comes before the row
+URI in a table                its object, where the table may name it
+compressed tar                all that comes before the image
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.images.limits import DecodeLimits
+from wordsworth.pipeline.report.fetched import Fetched, reason_of
+from wordsworth.pipeline.report.listed_images import FoundImages, WantedImage, find_images, wanted_images
+from wordsworth.pipeline.report.rows import RunRows
+from wordsworth.pipeline.report.whole_shards import FRONT_BYTES, fetch_whole
+from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault, check_info
+from wordsworth.pipeline.sources.shards import UNSEEN, ListedImage, Shard
+from wordsworth.pipeline.storage.filesystem import join, open_exact
+from wordsworth.pipeline.storage.objects import is_s3, object_info, object_range
+from wordsworth.pipeline.storage.read_ahead import fetched_ahead
+from wordsworth.pipeline.storage.streams import with_retries
+from wordsworth.pipeline.storage.whole_object import TooLarge, whole_object
+
+MAX_BYTES = DecodeLimits.max_bytes  # of one encoded image
+NOT_LISTED = "its shard is not in the listing of the run"
+REST = "the row stands for the rest of a damaged shard, and has no image"
+
+__all__ = ["Fetched", "fetch_images"]
+
+
+def fetch_images(run: RunRows, rows: pa.Table, front_bytes: int = FRONT_BYTES) -> Iterator[Fetched]:
+    """Yield the encoded image of each row, or the reason why there is none: one for each row, in any order.
+
+    Nothing is decoded, and no fault of a store is raised: it is the reason of the rows that it concerns.
+
+    Args:
+        run: the run of the rows.
+        rows: rows of the run, with the columns shard, index, offset, size and key.
+        front_bytes: bytes of one shard that are read to come to an image that no range read finds; of a
+            compressed tar or table those of the compressed object.
+    """
+    wanted = []
+    for image in wanted_images(rows):
+        refusal = _refusal(image)
+        if refusal:
+            yield Fetched(image.row_number, None, refusal)
+        else:
+            wanted.append(image)
+    missing = {image.row_number for image in wanted}
+    whole: list[FoundImages] = []
+    with closing(_fetch_ranges(run, wanted, whole)) as fetched:
+        for one in fetched:
+            missing.discard(one.row_number)
+            yield one
+    for found in whole:
+        for one in fetch_whole(found, run, front_bytes):
+            missing.discard(one.row_number)
+            yield one
+    for row_number in sorted(missing):
+        yield Fetched(row_number, None, NOT_LISTED)
+
+
+def _refusal(image: WantedImage) -> str | None:
+    if image.key is None:
+        return REST
+    if image.size is not None and image.size > MAX_BYTES:
+        return f"too_many_bytes: {image.size} bytes"
+    return None
+
+
+# ---- one range, or one object -----------------------------------------------------------------------------
+
+
+class _Range(NamedTuple):
+    """Say where one image lies.
+
+    Attributes:
+        row_number: as in Fetched.
+        found: the row and its shard.
+    """
+
+    row_number: int
+    found: FoundImages
+
+
+def _fetch_ranges(run: RunRows, wanted: list[WantedImage], whole: list[FoundImages]) -> Iterator[Fetched]:
+    """Yield the images that one request finds, several under way at once, and collect the others.
+
+    Args:
+        whole: gets the rows whose images no range read finds.
+    """
+    ranges = _Ranges(run)
+    for item, fetched in fetched_ahead(_split(run, wanted, whole), ranges.fetch, _claim):
+        data, reason = fetched
+        yield Fetched(item.row_number, data, reason)
+
+
+def _split(run: RunRows, wanted: list[WantedImage], whole: list[FoundImages]) -> Iterator[_Range]:
+    for found in find_images(run.folder, wanted):
+        others = []
+        for image in found.images:
+            if found.shard.is_page or (found.shard.kind != "table" and _has_range(image)):
+                yield _Range(image.row_number, FoundImages(shard=found.shard, images=[image]))
+            else:
+                others.append(image)
+        if others:
+            whole.append(FoundImages(shard=found.shard, images=others))
+
+
+def _has_range(image: WantedImage) -> bool:
+    return image.offset is not None and image.size is not None
+
+
+def _claim(item: _Range) -> int:
+    member = item.found.member
+    size = member["size"] if member else item.found.images[0].size
+    return size or MAX_BYTES
+
+
+class _Ranges:
+    """Fetch images that one request finds; called in threads."""
+
+    def __init__(self, run: RunRows):
+        self.options = run.storage_options
+        self._unchanged: set[str] = set()  # URIs of shards that were looked at
+
+    def fetch(self, item: _Range) -> tuple[bytes | None, str | None]:
+        """Return the image, or why there is none."""
+        shard = item.found.shard
+        fs: fsspec.AbstractFileSystem = None
+        path = shard.uri
+        try:
+            fs, path = open_exact(shard.uri, self.options)
+            member = item.found.member
+            if member is None:
+                return self._of_shard(fs, path, shard, item.found.images[0]), None
+            path = join(path, member["key"])
+            return self._loose(fs, path, member), None
+        except (OSError, StoreFault, UserError, TooLarge, ValueError) as error:
+            return None, reason_of(error, fs, path)
+
+    def _of_shard(self, fs: fsspec.AbstractFileSystem, path: str, shard: Shard, image: WantedImage) -> bytes:
+        """Return a range of a shard. An answer of S3 says which object it is of; others are asked first."""
+        begin = image.offset or 0
+        size = image.size or 0
+        if not size:
+            return b""
+        if not is_s3(fs, path) and shard.uri not in self._unchanged:
+            check_info(path, shard, with_retries(lambda: object_info(fs, path)))
+            self._unchanged.add(shard.uri)
+        answer = with_retries(lambda: object_range(fs, path, begin, begin + size))
+        if answer.info:
+            check_info(path, shard, answer.info)
+        if len(answer.data) != size:
+            raise ShardChanged(f"{path} gives {len(answer.data)} of {size} bytes")
+        return answer.data
+
+    def _loose(self, fs: fsspec.AbstractFileSystem, path: str, member: ListedImage) -> bytes:
+        """Return a loose image. One that could not be seen when it was listed may be any object."""
+        size = member["size"]
+        if (size, member["version"]) == (0, UNSEEN):
+            return whole_object(fs, path, MAX_BYTES, lambda num_bytes: True)
+        listed = Shard(kind="images", uri=path, size=size, version=member["version"])
+        if is_s3(fs, path):
+            answer = with_retries(lambda: object_range(fs, path, 0, max(1, size)))
+            info: dict[str, Any] = answer.info
+            data = answer.data
+        else:
+            info = with_retries(lambda: object_info(fs, path))
+            check_info(path, listed, info)
+            data = whole_object(fs, path, MAX_BYTES, lambda num_bytes: True)
+        check_info(path, listed, info)
+        return data

@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": "Say what labelling would cost: images/s by stage, bottleneck, hours.",
     "verify": "Prove that every input sample of a run has exactly one row.",
     "compact": "Write a finished run again, in a new folder of large files.",
+    "show": "Show the rows and the images of a run that you ask for.",
     "lint": "Say what is wrong with shards, without a model.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",

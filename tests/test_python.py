@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.compute
 import pytest
 
 import wordsworth
 from tests.support.builders import photo, write_shards, write_tar
+from tests.support.report_runs import make_run
 from wordsworth.pipeline.errors import UserError
 
 
@@ -72,6 +74,22 @@ def test_an_option_that_is_not_there_is_named(tmp_path, small_model):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         wordsworth.open_run(tmp_path)
+
+
+def test_a_run_gives_its_images_again_as_they_are_in_the_source(tmp_path, capfd):
+    photos = {f"{number}.jpg": photo(number) for number in range(6)}
+    write_tar(tmp_path / "a.tar", {**photos, "bad.jpg": b"no image"})
+    run = wordsworth.open_run(make_run(tmp_path / "out", tmp_path / "a.tar"))
+    found = {f"{image.row['key']}.jpg": image.data for image in run.images()}
+    assert found == {**photos, "bad.jpg": b"no image"}
+    bees = list(run.images(pyarrow.compute.field("label") == "bee", columns=["key", "score"]))
+    assert [list(image.row) for image in bees] == [["key", "score"]] * 2
+    assert [image.data for image in bees] == [photos["1.jpg"], photos["4.jpg"]]
+    (tmp_path / "a.tar").unlink()
+    assert {image.reason for image in run.images()} == {"not_found: there is no such object"}
+    with pytest.raises(UserError, match="have no column lable"):
+        next(run.images(columns=["lable"]))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_is_loaded_by_the_name_that_the_commands_take(small_model):

@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    import pyarrow.compute
     import pyarrow.dataset
 
     from wordsworth.pipeline.labeling.pace import RunFigures
     from wordsworth.pipeline.output.records import Receipt, RunPlan, Summary
+    from wordsworth.pipeline.report.images import RowImage
     from wordsworth.pipeline.training.news import EpochNews
     from wordsworth.pipeline.verification.report import Report
     from wordsworth.vit_model.checkpoint import BaseCheckpoint
@@ -196,6 +198,31 @@ class Run:
 
         folder = RunFolder(self.output, self.storage_options)
         return pyarrow.dataset.dataset(folder.units().row_files(), filesystem=folder.fs, format="parquet")
+
+    def images(
+        self, where: pyarrow.compute.Expression | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[RowImage]:
+        """Yield the rows with their images, fetched again from the source by their places.
+
+            for image in run.images(pyarrow.compute.field("label") == "cat"):
+                PIL.Image.open(io.BytesIO(image.data)).save(...)
+
+        `image.row` is a dict of the columns. `image.data` has the encoded bytes as they are in the source; it
+        is None where they cannot be fetched, and `image.reason` says why. Memory holds few images. Only the
+        byte ranges of the images are read, but for compressed tars, which are read from their beginning, and
+        tables, which are read by row groups.
+
+        Args:
+            where: which rows; None for all.
+            columns: columns of `row`; None for all but the embedding.
+
+        Raises:
+            UserError: there is no such column, or a file of the run is damaged.
+        """
+        from wordsworth.pipeline.report.images import row_images
+        from wordsworth.pipeline.report.rows import RunRows
+
+        return row_images(RunRows.open(self.output, self.storage_options), where, columns)
 
 
 class _QuietProgress:

@@ -8,32 +8,76 @@ URI in a table                its object, where the table may name it
 compressed tar                all that comes before the image
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.report.fetched import Fetched, reason_of
-from wordsworth.pipeline.report.listed_images import FoundImages, WantedImage, find_images, wanted_images
+from wordsworth.pipeline.report.listed_images import (
+    WANTED,
+    FoundImages,
+    WantedImage,
+    find_images,
+    wanted_images,
+)
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.whole_shards import FRONT_BYTES, fetch_whole
 from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault, check_info
 from wordsworth.pipeline.sources.shards import UNSEEN, ListedImage, Shard
 from wordsworth.pipeline.storage.filesystem import join, open_exact
 from wordsworth.pipeline.storage.objects import is_s3, object_info, object_range
+from wordsworth.pipeline.storage.patience import StoreFailure, patience_of
 from wordsworth.pipeline.storage.read_ahead import fetched_ahead
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.whole_object import TooLarge, whole_object
 
+PATIENCE_S = 20.0  # seconds that a fault of a store is waited out: a person waits
 MAX_BYTES = DecodeLimits.max_bytes  # of one encoded image
 NOT_LISTED = "its shard is not in the listing of the run"
 REST = "the row stands for the rest of a damaged shard, and has no image"
 
-__all__ = ["Fetched", "fetch_images"]
+__all__ = ["Fetched", "RowImage", "fetch_images", "row_images"]
+
+
+class RowImage(NamedTuple):
+    """Hold one row with its image.
+
+    Attributes:
+        row: the columns by name.
+        data: the encoded image; None where it could not be fetched.
+        reason: why there is none, in one line that may hold names from data; None beside data.
+    """
+
+    row: dict[str, Any]
+    data: bytes | None
+    reason: str | None
+
+
+def row_images(
+    run: RunRows, where: pc.Expression | None = None, columns: Sequence[str] | None = None
+) -> Iterator[RowImage]:
+    """Yield rows with their images: batch by batch in the order of the run, within a batch as they come.
+
+    Args:
+        run: the run.
+        where: which rows; None for all.
+        columns: columns of `RowImage.row`; None for all but the embedding.
+
+    Raises:
+        UserError: as `RunRows.batches`.
+    """
+    names = [name for name in run.schema.names if name != "embedding"] if columns is None else list(columns)
+    for batch in run.batches(list(dict.fromkeys([*names, *WANTED])), where):
+        rows = pa.Table.from_batches([batch])
+        told = rows.select(names).to_pylist()
+        for one in fetch_images(run, rows):
+            yield RowImage(told[one.row_number], one.data, one.reason)
 
 
 def fetch_images(run: RunRows, rows: pa.Table, front_bytes: int = FRONT_BYTES) -> Iterator[Fetched]:
@@ -79,36 +123,24 @@ def _refusal(image: WantedImage) -> str | None:
 # ---- one range, or one object -----------------------------------------------------------------------------
 
 
-class _Range(NamedTuple):
-    """Say where one image lies.
-
-    Attributes:
-        row_number: as in Fetched.
-        found: the row and its shard.
-    """
-
-    row_number: int
-    found: FoundImages
-
-
-def _fetch_ranges(run: RunRows, wanted: list[WantedImage], whole: list[FoundImages]) -> Iterator[Fetched]:
+def _fetch_ranges(run: RunRows, wanted: list[WantedImage], whole: list[FoundImages]) -> Generator[Fetched]:
     """Yield the images that one request finds, several under way at once, and collect the others.
 
     Args:
         whole: gets the rows whose images no range read finds.
     """
     ranges = _Ranges(run)
-    for item, fetched in fetched_ahead(_split(run, wanted, whole), ranges.fetch, _claim):
-        data, reason = fetched
-        yield Fetched(item.row_number, data, reason)
+    with closing(fetched_ahead(_split(run, wanted, whole), ranges.fetch, _claim, _is_good)) as fetched:
+        for _, one in fetched:
+            yield one
 
 
-def _split(run: RunRows, wanted: list[WantedImage], whole: list[FoundImages]) -> Iterator[_Range]:
+def _split(run: RunRows, wanted: list[WantedImage], whole: list[FoundImages]) -> Iterator[FoundImages]:
     for found in find_images(run.folder, wanted):
         others = []
         for image in found.images:
             if found.shard.is_page or (found.shard.kind != "table" and _has_range(image)):
-                yield _Range(image.row_number, FoundImages(shard=found.shard, images=[image]))
+                yield FoundImages(shard=found.shard, images=[image])
             else:
                 others.append(image)
         if others:
@@ -119,33 +151,48 @@ def _has_range(image: WantedImage) -> bool:
     return image.offset is not None and image.size is not None
 
 
-def _claim(item: _Range) -> int:
-    member = item.found.member
-    size = member["size"] if member else item.found.images[0].size
+def _claim(found: FoundImages) -> int:
+    size = found.member["size"] if found.member else found.images[0].size
     return size or MAX_BYTES
 
 
+def _is_good(fetched: Fetched) -> bool:
+    return fetched.data is not None
+
+
 class _Ranges:
-    """Fetch images that one request finds; called in threads."""
+    """Fetch images that one request finds; called in threads.
+
+    A store that failed is not asked again for the rest of the rows.
+    """
 
     def __init__(self, run: RunRows):
         self.options = run.storage_options
         self._unchanged: set[str] = set()  # URIs of shards that were looked at
+        self._failed: dict[str, str] = {}  # why a store failed, by its name
 
-    def fetch(self, item: _Range) -> tuple[bytes | None, str | None]:
-        """Return the image, or why there is none."""
-        shard = item.found.shard
+    def fetch(self, found: FoundImages) -> Fetched:
+        """Return the one image of a shard, or why there is none."""
+        image = found.images[0]
+        store = _store_of(found.shard.uri)
+        if store in self._failed:
+            return Fetched(image.row_number, None, self._failed[store])
         fs: fsspec.AbstractFileSystem = None
-        path = shard.uri
+        path = found.shard.uri
         try:
-            fs, path = open_exact(shard.uri, self.options)
-            member = item.found.member
-            if member is None:
-                return self._of_shard(fs, path, shard, item.found.images[0]), None
-            path = join(path, member["key"])
-            return self._loose(fs, path, member), None
+            with patience_of(PATIENCE_S):
+                fs, path = open_exact(path, self.options)
+                if found.member is None:
+                    data = self._of_shard(fs, path, found.shard, image)
+                else:
+                    path = join(path, found.member["key"])
+                    data = self._loose(fs, path, found.member)
         except (OSError, StoreFault, UserError, TooLarge, ValueError) as error:
-            return None, reason_of(error, fs, path)
+            reason = reason_of(error, fs, path)
+            if isinstance(error, StoreFailure):
+                self._failed[store] = reason
+            return Fetched(image.row_number, None, reason)
+        return Fetched(image.row_number, data, None)
 
     def _of_shard(self, fs: fsspec.AbstractFileSystem, path: str, shard: Shard, image: WantedImage) -> bytes:
         """Return a range of a shard. An answer of S3 says which object it is of; others are asked first."""
@@ -179,3 +226,8 @@ class _Ranges:
             data = whole_object(fs, path, MAX_BYTES, lambda num_bytes: True)
         check_info(path, listed, info)
         return data
+
+
+def _store_of(uri: str) -> str:
+    """Return the part of a URI that names a store and a bucket; of a local path its beginning."""
+    return "/".join(uri.split("/", 3)[:3])

@@ -114,16 +114,23 @@ class RunRows:
             if batch.num_rows:
                 yield batch
 
-    def _scanner(self, columns: list[str], where: pc.Expression | None) -> ds.Scanner:
+    def dataset(self, schema: pa.Schema | None = None) -> ds.Dataset:
+        """Return the rows as a dataset, which can be scanned several times.
+
+        Args:
+            schema: types to which the columns are cast as they are read; None keeps those of the files.
+        """
         options = ds.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
-        dataset = ds.dataset(
+        return ds.dataset(
             self.files,
-            schema=self.schema,
+            schema=schema or self.schema,
             format=ds.ParquetFileFormat(default_fragment_scan_options=options),
             filesystem=self._reader.arrow,
         )
+
+    def _scanner(self, columns: list[str], where: pc.Expression | None) -> ds.Scanner:
         try:
-            return dataset.scanner(
+            return self.dataset().scanner(
                 columns=columns,
                 filter=where,
                 batch_size=BATCH_ROWS,

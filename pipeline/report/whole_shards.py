@@ -108,7 +108,7 @@ class TooFar(Exception):
 
     def __init__(self, front_bytes: int):
         super().__init__(
-            f"too_far: it lies behind the first {front_bytes:,} bytes of a shard that is read from its beginning"
+            f"too_far: it lies behind byte {front_bytes:,} of a shard that is read from its beginning"
         )
 
 
@@ -227,12 +227,16 @@ def _member(
 
 def _from_table(reading: Reading, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Fetched]:
     """Yield the images of rows of a table. What the rows name is fetched, several at once."""
-    picked = (
-        _parquet_rows(reading, fs, path) if table_form(path) == "parquet" else _text_rows(reading, fs, path)
-    )
+    rows_of = _parquet_rows if table_form(path) == "parquet" else _text_rows
     names = _Names(Resolver(reading.shard, reading.settings.storage_options), reading.settings.max_bytes)
-    for _, fetched in fetched_ahead(picked, names.fetch, lambda one: len(one.sample.data) or EXPECTED_BYTES):
-        yield fetched
+    picked = rows_of(reading, fs, path)
+    with closing(fetched_ahead(picked, names.fetch, _claim)) as fetched:
+        for _, one in fetched:
+            yield one
+
+
+def _claim(picked: Picked) -> int:
+    return len(picked.sample.data) or EXPECTED_BYTES
 
 
 def _text_rows(reading: Reading, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Picked]:

@@ -175,15 +175,17 @@ def test_the_session_folder_of_a_run_is_closed_to_others_and_removed(name, reque
     assert seen.modes == {0o700} and seen.left == []
 
 
-def test_no_command_says_a_secret_or_writes_one(labelled, store, config):
+def test_no_command_says_a_secret_or_writes_one(labelled, store, config, tmp_path):
     out = f"{store.root}/out"
     said = {
         "verify": run("verify", out, "--source", "--config", config, env=EXPORTED),
         "lint": run("lint", f"{store.root}/shards", "--config", config, env=EXPORTED),
+        "show": run("show", out, "--json", "--output", tmp_path / "images", "--config", config, env=EXPORTED),
         "compact": run("compact", out, "--output", f"{store.root}/large", "--config", config, env=EXPORTED),
     }
     assert hits({f"{name} {stream}": text for name in said for stream, text in said[name].items()}) == []
     assert hits(objects_under(f"{store.root}/large", store.options)) == []
+    assert len(said["show"]["stdout"].splitlines()) == 9 and hits(objects_under(str(tmp_path), {})) == []
 
 
 @pytest.mark.long

@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": "plan {p}/x --model Ti/16",
     "verify": "verify {p}/run",
     "compact": "compact {p}/run --output out",
+    "show": "show {p}/run",
     "compact to": "compact run --output {p}/out",
     "lint": "lint {p}/x",
     "pack": "pack {p}/x --output out",

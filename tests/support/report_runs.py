@@ -50,6 +50,7 @@ def make_run(
     *sources: Path | str,
     answer: Callable[[int], Made] = by_number,
     labels: tuple[str, ...] = LABELS,
+    num_labels: int | None = None,
     embedding: str | None = "float16",
     keep: tuple[str, ...] = (),
     options: dict | None = None,
@@ -60,6 +61,7 @@ def make_run(
     Args:
         out: the run folder.
         answer: gives the answer for the image of a number, counted over the run.
+        labels: names of the classes; none for a model without names, which has `num_labels` classes.
         embedding: type of the embeddings; None leaves the column out.
         options: storage options of the sources and the run.
         settings: fields of ReadSettings, and the format of the sources.
@@ -80,7 +82,7 @@ def make_run(
     writing = WriteSettings(
         output=run.root if options is None else str(out),
         provenance=provenance_of(run.plan()),
-        labels=labels,
+        labels=labels or None,
         top_k=2,
         embedding=embedding,
         width=WIDTH,
@@ -91,7 +93,7 @@ def make_run(
     for shard in found.shards:
         for unit in read_units(shard, reading):
             assert unit.fault is None, unit.fault
-            commit(_predicted(unit, number, answer, len(labels)), writing)
+            commit(_predicted(unit, number, answer, num_labels or len(labels)), writing)
             number += unit.samples.num_rows
     finish(out, options)
     return out

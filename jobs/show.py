@@ -1,0 +1,157 @@
+"""Run `wordsworth show OUT [--label L] [--errors] [--key K] [--nearest KEY] [--sql "..."]`: look at rows."""
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, validators
+
+from wordsworth.jobs.options import Flag, JsonFlag, StoreOptions
+from wordsworth.jobs.terminal import Terminal, data_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from wordsworth.pipeline.report.sheet import Shown
+
+NO_IMAGES = 5  # reasons for missing images that are told, the most frequent first
+
+
+def show(
+    run: Annotated[str, Parameter(help="The run folder.")],
+    /,
+    *,
+    label: Annotated[str | None, Parameter(help="Rows with this best class.", show_default=False)] = None,
+    errors: Annotated[bool, Parameter(help="Rows with an error."), Flag] = False,
+    key: Annotated[str | None, Parameter(help="Rows with this key.", show_default=False)] = None,
+    nearest: Annotated[
+        str | None,
+        Parameter(
+            help="Rows whose embeddings are nearest to that of the image with this key, by the cosine.",
+            show_default=False,
+        ),
+    ] = None,
+    sql: Annotated[
+        str | None,
+        Parameter(
+            help="""A condition, such as "score < 0.5 and width > 1000", or a SELECT over the view rows. It is
+            DuckDB's SQL, in which offset is written "offset".""",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, Parameter(help="Rows, at most.", validator=validators.Number(gte=1))] = 20,
+    seed: Annotated[
+        int | None,
+        Parameter(
+            help="Draw the rows at random, the same ones for a seed. Without it the first rows come.",
+            validator=validators.Number(gte=0),
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        Parameter(
+            help="""sheet.png (or .jpg, .webp): one contact sheet. Any other name: a new folder for the images
+            as they are in the source, with an index.parquet. Without it the rows are printed.""",
+            show_default=False,
+        ),
+    ] = None,
+    storage: StoreOptions | None = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Show the rows and the images of a finished run that you ask for.
+
+    What is given must all hold. Of shards in a store only the byte ranges of the images are fetched.
+    """
+    storage = storage or StoreOptions()
+    from wordsworth.pipeline.report.query import Query
+
+    query = Query(label=label, errors=errors, key=key, nearest=nearest, sql=sql, limit=limit, seed=seed)
+    query.check()
+    storage.check(output=run)
+    from wordsworth.pipeline.report.query import choose_rows
+    from wordsworth.pipeline.report.rows import RunRows
+
+    rows_of_run = RunRows.open(run, storage.storage)
+    rows = choose_rows(rows_of_run, query)
+    result = None
+    if output is not None:
+        result = _write(rows_of_run, rows, query, output)
+    _print(rows, result, as_json=json_)
+    _tell(rows, result, output)
+    return 0
+
+
+def _write(run: Any, rows: "pa.Table", query: Any, output: str) -> "Shown":
+    """Write a sheet or a folder.
+
+    Raises:
+        UserError: there are no rows, or a SELECT left out where the images lie.
+    """
+    from wordsworth.pipeline.errors import UserError
+    from wordsworth.pipeline.report.listed_images import WANTED
+    from wordsworth.pipeline.report.sheet import is_sheet, write_files, write_sheet
+
+    sheet = is_sheet(output)
+    if not rows.num_rows:
+        raise UserError(f"no row of {run.output} is asked for by: {query}")
+    missing = [name for name in WANTED if name not in rows.column_names]
+    if missing:
+        raise UserError(
+            f"--output needs the columns {', '.join(WANTED)}: SELECT {', '.join(missing)} too, or *",
+            exit_code=2,
+        )
+    if sheet:
+        return write_sheet(run, rows, f"{run.output}: {query}", output)
+    return write_files(run, rows, output)
+
+
+def _print(rows: "pa.Table", result: "Shown | None", as_json: bool) -> None:
+    """Print the rows: as lines of JSON, or, where nothing was written, as a table."""
+    if as_json:
+        for number, row in enumerate(rows.to_pylist()):
+            if result is not None:
+                row |= {"file": result.files.get(number), "reason": result.reasons.get(number)}
+            print(json.dumps(row, default=str))
+        return
+    if result is not None or not rows.num_rows:
+        return
+    from rich.table import Table
+
+    names = [name for name in _shown_names(rows)]
+    table = Table(*map(data_text, names), box=None, pad_edge=False)
+    for row in rows.select(names).to_pylist():
+        table.add_row(*(data_text(_cell(row[name])) for name in names))
+    Terminal().print(table)
+
+
+def _shown_names(rows: "pa.Table") -> list[str]:
+    """Return the columns of a table for people; of a SELECT without a key all that it selects."""
+    names = [
+        name
+        for name in ("key", "label", "score", "value", "similarity", "error")
+        if name in rows.column_names
+    ]
+    return names if "key" in names else rows.column_names
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _tell(rows: "pa.Table", result: "Shown | None", output: str | None) -> None:
+    """Say on stderr what was written, and what could not be shown and why."""
+    terminal = Terminal(stderr=True)
+    if not rows.num_rows:
+        terminal.say("no such rows")
+    if result is None:
+        return
+    terminal.say(f"{output}: {result.num_images} of {rows.num_rows} images")
+    reasons = Counter(reason.partition(":")[0] for reason in result.reasons.values())
+    for reason, count in reasons.most_common(NO_IMAGES):
+        terminal.say(f"{count} without an image: {reason}", level="warning")
+    others = sum(count for _, count in reasons.most_common()[NO_IMAGES:])
+    if others:
+        terminal.say(f"{others} without an image for other reasons", level="warning")

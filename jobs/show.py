@@ -1,6 +1,7 @@
 """Run `wordsworth show OUT [--label L] [--errors] [--key K] [--nearest KEY] [--sql "..."]`: look at rows."""
 
 import json
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,11 +119,12 @@ def _print(rows: "pa.Table", result: "Shown | None", as_json: bool) -> None:
         return
     from rich.table import Table
 
-    names = [name for name in _shown_names(rows)]
+    names = _shown_names(rows)
     table = Table(*map(data_text, names), box=None, pad_edge=False)
     for row in rows.select(names).to_pylist():
         table.add_row(*(data_text(_cell(row[name])) for name in names))
-    Terminal().print(table)
+    # In a file or a pipe a row is one line, whatever its length.
+    Terminal(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 def _shown_names(rows: "pa.Table") -> list[str]:

@@ -120,6 +120,8 @@ class RunRows:
         Args:
             schema: types to which the columns are cast as they are read; None keeps those of the files.
         """
+        if not self.files:
+            return ds.dataset((schema or self.schema).empty_table())
         options = ds.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
         return ds.dataset(
             self.files,

@@ -124,7 +124,7 @@ def _fetched(run: RunRows, rows: pa.Table, skip_errors: bool) -> Iterable[Fetche
             if told["error"] is not None:
                 numbers.remove(number)
                 yield Fetched(number, None, f"{told['error']}: {told['error_detail'] or ''}")
-    for one in fetch_images(run, rows.take(numbers)):
+    for one in fetch_images(run, rows.take(pa.array(numbers, pa.int64()))):
         yield one._replace(row_number=numbers[one.row_number])
 
 

@@ -54,7 +54,7 @@ def test_a_label_an_error_and_a_key_choose_rows(run):
 
 def test_conditions_hold_together(run):
     both = rows_where(run, lambda row: row["label"] == "cat" and row["score"] > 0.7)
-    assert 0 < len(both) and keys(run, label="cat", sql="score > 0.7") == both
+    assert len(both) > 0 and keys(run, label="cat", sql="score > 0.7") == both
     assert keys(run, label="cat", key=both[0]) == [both[0]]
     assert keys(run, label="ant", key=both[0]) == []
     assert keys(run, errors=True, sql="key like 'b%'") == ["bzz"]

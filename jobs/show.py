@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from wordsworth.pipeline.report.sheet import Shown
 
+PRINTED = ("key", "label", "score", "value", "error")  # columns of whole rows that are printed
 NO_IMAGES = 5  # reasons for missing images that are told, the most frequent first
 
 
@@ -69,7 +70,7 @@ def show(
 
     query = Query(label=label, errors=errors, key=key, nearest=nearest, sql=sql, limit=limit, seed=seed)
     query.check()
-    storage.check(output=run)
+    storage.check(output, output=run)
     from wordsworth.pipeline.report.query import choose_rows
     from wordsworth.pipeline.report.rows import RunRows
 
@@ -78,7 +79,10 @@ def show(
     result = None
     if output is not None:
         result = _write(rows_of_run, rows, query, output)
-    _print(rows, result, as_json=json_)
+    if json_:
+        _print_json(rows, result)
+    elif result is None:
+        _print_table(rows, set(rows_of_run.schema.names))
     _tell(rows, result, output)
     return 0
 
@@ -107,19 +111,26 @@ def _write(run: Any, rows: "pa.Table", query: Any, output: str) -> "Shown":
     return write_files(run, rows, output)
 
 
-def _print(rows: "pa.Table", result: "Shown | None", as_json: bool) -> None:
-    """Print the rows: as lines of JSON, or, where nothing was written, as a table."""
-    if as_json:
-        for number, row in enumerate(rows.to_pylist()):
-            if result is not None:
-                row |= {"file": result.files.get(number), "reason": result.reasons.get(number)}
-            print(json.dumps(row, default=str))
-        return
-    if result is not None or not rows.num_rows:
+def _print_json(rows: "pa.Table", result: "Shown | None") -> None:
+    """Print a line for each row, with its file and why it has no image where images were asked for."""
+    for number, row in enumerate(rows.to_pylist()):
+        if result is not None:
+            row |= {"file": result.files.get(number), "reason": result.reasons.get(number)}
+        print(json.dumps(row, default=str))
+
+
+def _print_table(rows: "pa.Table", of_run: set[str]) -> None:
+    """Print the rows as a table.
+
+    Args:
+        rows: the rows.
+        of_run: names of the columns that every row of the run has.
+    """
+    if not rows.num_rows:
         return
     from rich.table import Table
 
-    names = _shown_names(rows)
+    names = _shown_names(rows.column_names, of_run)
     table = Table(*map(data_text, names), box=None, pad_edge=False)
     for row in rows.select(names).to_pylist():
         table.add_row(*(data_text(_cell(row[name])) for name in names))
@@ -127,14 +138,11 @@ def _print(rows: "pa.Table", result: "Shown | None", as_json: bool) -> None:
     Terminal(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
-def _shown_names(rows: "pa.Table") -> list[str]:
-    """Return the columns of a table for people; of a SELECT without a key all that it selects."""
-    names = [
-        name
-        for name in ("key", "label", "score", "value", "similarity", "error")
-        if name in rows.column_names
-    ]
-    return names if "key" in names else rows.column_names
+def _shown_names(columns: list[str], of_run: set[str]) -> list[str]:
+    """Return the columns for a person: of whole rows a few and those that a SELECT made, else all."""
+    if not {"key", "shard", "index"} <= set(columns):
+        return columns
+    return [name for name in columns if name in PRINTED or name not in of_run]
 
 
 def _cell(value: Any) -> str:

@@ -319,6 +319,8 @@ def test_every_command_works_from_and_to_every_store(store, small_model, tmp_pat
         f"verify {p}/run --source",
         f"compact {p}/run --output {p}/large",
         f"verify {p}/large --source",
+        f"show {p}/run --output {p}/sheet.png",
+        f"show {p}/large --key 001/0002 --output {p}/shown",
         f"embed {p}/classes --output {p}/vectors --model {p}/model",
         f"verify {p}/vectors --source",
         f"pack {p}/classes --output {p}/packed",

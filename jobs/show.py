@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from wordsworth.jobs.options import Flag, JsonFlag, StoreOptions
+from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.jobs.terminal import Terminal, data_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def show(
     /,
     *,
     label: Annotated[str | None, Parameter(help="Rows with this best class.", show_default=False)] = None,
-    errors: Annotated[bool, Parameter(help="Rows with an error."), Flag] = False,
+    errors: Annotated[bool, Parameter(help="Rows with an error.", negative="", show_default=False)] = False,
     key: Annotated[str | None, Parameter(help="Rows with this key.", show_default=False)] = None,
     nearest: Annotated[
         str | None,

@@ -156,7 +156,7 @@ def test_of_a_run_in_a_store_only_the_byte_ranges_that_are_shown_are_fetched(cap
     source = tmp_path / "bucket" / "in" / "a.tar"
     write_tar(source, {f"k{number}.jpg": photo(number, (800, 600), "BMP") for number in range(8)})
     with CountingStore(tmp_path).serving() as store:
-        options = {"key": "k", "secret": "CANARY", "endpoint_url": store.url, "skip_instance_cache": True}
+        options = {"key": "k", "secret": "CANARY", "endpoint_url": store.url}
         out = make_run(tmp_path / "bucket" / "out", "s3://bucket/in/a.tar", options=options)
         store.requests.clear()
         arguments = ("--key", "k5", "--output", tmp_path / "s.png", "--storage-options", json.dumps(options))

@@ -95,10 +95,19 @@ def choose_rows(run: RunRows, query: Query) -> pa.Table:
     else:
         batches = sql_batches(run, query.sql, columns, where)
     if target is not None:
-        return _nearest(batches, target, query.limit)
-    if query.seed is not None:
-        return _drawn(batches, np.random.default_rng(query.seed), query.limit)
-    return _first(batches, query.limit)
+        rows = _nearest(batches, target, query.limit)
+    elif query.seed is not None:
+        rows = _drawn(batches, np.random.default_rng(query.seed), query.limit)
+    else:
+        rows = _first(batches, query.limit)
+    if not rows.num_rows:
+        return _no_rows(run, columns)
+    return rows
+
+
+def _no_rows(run: RunRows, columns: list[str]) -> pa.Table:
+    schema = pa.schema([run.schema.field(name) for name in columns if name != EMBEDDING])
+    return schema.empty_table()
 
 
 def _condition(run: RunRows, query: Query) -> pc.Expression | None:

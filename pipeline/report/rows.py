@@ -84,6 +84,11 @@ class RunRows:
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             return sum(pool.map(self._count_rows, paths)) + (pc.sum(recorded["rows"]).as_py() or 0)
 
+    @property
+    def fault(self) -> Exception | None:
+        """Return the last error of the store, while a file was read; None where there was none."""
+        return self._reader.fault
+
     def has(self, column: str) -> bool:
         """Return whether the rows have a column of this name."""
         return column in self.schema.names

@@ -46,7 +46,9 @@ def sql_batches(
         for batch in reader:
             if batch.num_rows:
                 yield batch
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if run.fault is not None:
+            raise run.fault from error
         told = str(error).strip().partition("\n\nLINE")[0]
         raise UserError(f"--sql: {' '.join(told.split())}", exit_code=2) from error
     finally:

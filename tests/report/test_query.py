@@ -125,7 +125,8 @@ def test_a_condition_of_sql_chooses_rows(run):
         run, lambda row: row["error"] is not None or 0.6 <= row["score"] <= 0.65
     )
     assert keys(run, sql='"offset" = (select max("offset") from rows) and key like \'a%\'')[0] == "azz"
-    near = "case when error is null then list_cosine_similarity(embedding::FLOAT[], [1,0,0,0]::FLOAT[]) > 0.9 end"
+    near = "list_cosine_similarity(embedding::FLOAT[], [1, 0, 0, 0]::FLOAT[]) > 0.9"
+    near = f"case when error is null then {near} end"
     assert 0 < len(keys(run, sql=near)) < 20
     assert keys(run, sql="-- a comment\nkey = 'a03' -- another") == ["a03"]
 

@@ -192,7 +192,7 @@ def _from_tar(reading: Reading, fs: fsspec.AbstractFileSystem, path: str) -> Ite
 def _from_zip(reading: Reading, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Fetched]:
     """Yield the members of an archive: the directory is read up to the last of them, and a range for each."""
     size = reading.shard.size
-    file = io.BufferedReader(SeekableObject(fs, path, size), DIRECTORY_BYTES)
+    file: io.BufferedReader = io.BufferedReader(SeekableObject(fs, path, size), DIRECTORY_BYTES)
     directory = find_directory(file, size)
     number = 0
     for entry in read_entries(file, directory, directory.start):

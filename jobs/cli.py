@@ -39,6 +39,7 @@ COMMANDS = {
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
     "finetune": "Train a trained model on, for classes of one's own.",
     "evaluate": "Say how often a model is right on images whose class is known.",
+    "explain": "Draw the paper's figures for a model and images: attention, filters, positions.",
     "convert": "Write a model in the form that timm, transformers or Google's code opens.",
     "submit": "Run one of these commands as a job on a Ray cluster.",
     "models": "List the variants: layers, width, heads, parameters, GFLOPs.",

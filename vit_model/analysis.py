@@ -105,20 +105,26 @@ def rollout(attentions: Iterable[torch.Tensor], identity: bool = True) -> torch.
     Raises:
         ValueError: there is no layer.
     """
-    joint = _Rollout(identity)
+    joint = Rollout(identity)
     for attention in attentions:
         joint.add_layer(attention)
     return joint.result()
 
 
-class _Rollout:
-    """Multiply the attention of one layer after another: joint_l = A'_l joint_(l-1)."""
+class Rollout:
+    """Multiply the attention of one layer after another: joint_l = A'_l joint_(l-1).
 
-    def __init__(self, identity: bool):
+    Attributes:
+        identity: as for `rollout`.
+        joint: (B, T, T) of the layers so far; None before the first.
+    """
+
+    def __init__(self, identity: bool = True):
         self.identity = identity
-        self.joint: torch.Tensor | None = None  # (B, T, T)
+        self.joint: torch.Tensor | None = None
 
     def add_layer(self, attention: torch.Tensor) -> None:
+        """Take the attention of the next layer, (B, heads, T, T)."""
         a = attention.mean(1)  # (B, T, T)
         if self.identity:
             a = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -127,6 +133,11 @@ class _Rollout:
         self.joint = a if self.joint is None else a @ self.joint
 
     def result(self) -> torch.Tensor:
+        """Return (B, T, T), as `rollout` does.
+
+        Raises:
+            ValueError: there is no layer.
+        """
         if self.joint is None:
             raise ValueError("there is no layer to roll out")
         return self.joint
@@ -143,7 +154,7 @@ def attention_rollout(model: VisionTransformer, x: torch.Tensor, identity: bool 
     """
     if not model.config.class_token:
         raise ModelError("attention rollout is that of the [class] token; this model has none")
-    joint = _Rollout(identity)
+    joint = Rollout(identity)
     each_layer(model, x, joint.add_layer)
     return joint.result()[:, 0, model.num_prefix :].unflatten(-1, model.config.grid)
 

@@ -40,6 +40,8 @@ COMMANDS = {
     "pretrain to": "pretrain x --output {p}/out --variant Ti/16",
     "finetune": "finetune {p}/x --output out --model {p}/model",
     "evaluate": "evaluate {p}/x --model Ti/16",
+    "explain": "explain {p}/x.jpg --output out --model Ti/16",
+    "explain to": "explain x.jpg --output {p}/out --model Ti/16",
     "convert": "convert {p}/model --output out",
     "convert to": "convert Ti/16 --output {p}/out --format timm",
 }

@@ -1,0 +1,115 @@
+"""Read images by name, and make of each what a model sees: decoded, cropped and resized as when it labels."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.images.codec import DecodeError
+from wordsworth.pipeline.images.decode import DecodeSettings, crop_for_evaluation, turn_upright
+from wordsworth.pipeline.images.sandbox import process_sandbox
+from wordsworth.pipeline.sources.source_lists import take_queries
+from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
+from wordsworth.pipeline.storage.objects import object_info
+from wordsworth.pipeline.storage.refusals import naming
+from wordsworth.pipeline.storage.streams import with_retries
+from wordsworth.pipeline.storage.whole_object import TooLarge, whole_object
+
+MAX_IMAGES = 64  # of one page, which holds all their figures
+LOOK = "give images: files on this disk, s3://, gs://, az://, hf:// or with --allow-http https://"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """Name an image that is there.
+
+    Attributes:
+        name: as it was given, without what gives access.
+        fs: its file system.
+        path: its path there.
+    """
+
+    name: str
+    fs: fsspec.AbstractFileSystem
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInput:
+    """Hold an image as a model sees it.
+
+    Attributes:
+        name: of the image.
+        pixels: uint8 (H, W, 3).
+        width, height: pixels of the whole image, upright.
+    """
+
+    name: str
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def find_images(given: Sequence[str], options: StorageOptions) -> list[ImageFile]:
+    """Return the images of these names, without reading any.
+
+    Raises:
+        UserError: one of them is not there, is a folder, or they are too many.
+    """
+    if len(given) > MAX_IMAGES:
+        raise UserError(f"{len(given)} images: one page takes {MAX_IMAGES} at most", exit_code=2)
+    names, options = take_queries(given, options)
+    return [_find(name, options) for name in names]
+
+
+def _find(given: str, options: StorageOptions) -> ImageFile:
+    fs, path = open_filesystem(given, options)
+    name = without_credentials(given)
+    with naming(given):
+        try:
+            info = with_retries(lambda: object_info(fs, path))
+        except OSError as error:
+            raise _refused(name, error) from error
+    if info["type"] == "directory":
+        raise UserError(f"{name} is a folder: {LOOK}", exit_code=2)
+    return ImageFile(name=name, fs=fs, path=path)
+
+
+def _refused(name: str, error: OSError) -> Exception:
+    """Return one line about an image that cannot be read, or the error itself if it is of a store."""
+    if isinstance(error, FileNotFoundError) or error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return UserError(f"{name}: there is no such image")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP):
+        return UserError(f"{name} cannot be read: {os.strerror(error.errno)}")
+    return error
+
+
+def read_input(image: ImageFile, settings: DecodeSettings) -> ModelInput:
+    """Read an image and make of it what a model sees. It is decoded in the sandbox alone.
+
+    Raises:
+        UserError: it cannot be read or decoded.
+    """
+    with naming(image.name):
+        try:
+            data = whole_object(image.fs, image.path, settings.limits.max_bytes, lambda num_bytes: True)
+        except (TooLarge, ValueError) as error:
+            raise UserError(f"{image.name} cannot be read: {error}") from error
+        except OSError as error:
+            raise _refused(image.name, error) from error
+
+    def cropped(pixels: np.ndarray, orientation: int, size: tuple[int, int]) -> ModelInput:
+        upright = turn_upright(pixels, orientation, settings.preprocessing.exif)
+        height, width = upright.shape[:2]
+        seen = crop_for_evaluation(upright, settings.preprocessing, settings.image_size)
+        return ModelInput(name=image.name, pixels=np.array(seen), width=width, height=height)
+
+    try:
+        return process_sandbox(settings.sandbox_settings).decode(data, cropped)
+    except DecodeError as refusal:
+        detail = " ".join(str(refusal).split())
+        raise UserError(f"{image.name} cannot be decoded: {refusal.code}: {detail}") from refusal

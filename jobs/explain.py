@@ -38,7 +38,7 @@ def explain(
     json_: JsonFlag = False,
 ) -> int:
     """Draw the paper's figures for a model and images: PNG files and one HTML page."""
-    from wordsworth.pipeline.report.model_figures import check_can_draw
+    from wordsworth.pipeline.report.figure_frame import check_can_draw
     from wordsworth.pipeline.report.model_inputs import find_images
 
     if not images:

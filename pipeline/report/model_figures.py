@@ -1,59 +1,21 @@
 """Draw the paper's figures of a model, each from arrays into the bytes of a PNG file.
 
-matplotlib is imported when a figure is drawn: it is an extra of this package. Nothing of it is changed for
-others: its settings are after every drawing as they were. Equal arrays and texts give equal bytes.
-
 The letters of the shapes: an image H * W pixels, its grid h * w patches, L layers.
 """
 
-import contextlib
-import io
 import math
-from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from wordsworth.pipeline.errors import UserError, shown
+from wordsworth.pipeline.report.figure_frame import INK, PALE, framed
 
-NEEDED = "the figures are drawn by matplotlib: pip install 'wordsworth[plots]'"
-FONT = "DejaVu Sans"  # comes with matplotlib, so that the same text is the same drawing everywhere
-DPI = 110
-INK, PALE = "#1c2430", "#6b7684"
-STYLE = {
-    "axes.edgecolor": PALE,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9,
-    "axes.titlecolor": INK,
-    "font.family": FONT,
-    "figure.facecolor": "white",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": PALE,
-    "ytick.color": PALE,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
 HEAT = "inferno"
-MOST_CHARS = 72  # of a title; a longer text keeps its two ends
 PANELS_ACROSS = range(4, 8)  # panels side by side, where there are more than four
 FILTERS_ACROSS = 7
 MOST_TILES = 16  # tiles along a side of the figure of positions: with more, every second one is left out, ...
 MOST_NUMBERS = 40  # patches along a side that are all numbered; of more, those of every few rows and columns
 PANEL = 3.3  # inches along the longer side of an image
-
-
-def check_can_draw() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        UserError: it is not.
-    """
-    if find_spec("matplotlib") is None:
-        raise UserError(NEEDED, exit_code=2)
 
 
 def rollout_figure(image: np.ndarray, rollout: np.ndarray, title: str, note: str = "") -> bytes:
@@ -65,7 +27,7 @@ def rollout_figure(image: np.ndarray, rollout: np.ndarray, title: str, note: str
         title: the first line.
         note: the second line.
     """
-    with _figure(*_panels(image, 3), title, note) as (figure, saved):
+    with framed(*_panels(image, 3), title, note) as (figure, saved):
         plain, masked, heat = figure.subplots(1, 3)
         _show_image(plain, image, "what the model sees")
         _show_image(masked, weighted_image(image, rollout), "the image by attention")
@@ -87,7 +49,7 @@ def heads_figure(image: np.ndarray, heads: np.ndarray, title: str, note: str = "
     across = panels_across(num_panels)
     down = math.ceil(num_panels / across)
     highest = float(heads.max())
-    with _figure(*_panels(image, across, down, side=2.2), title, note) as (figure, saved):
+    with framed(*_panels(image, across, down, side=2.2), title, note) as (figure, saved):
         from matplotlib.colors import PowerNorm
 
         axes = list(figure.subplots(down, across, squeeze=False).flat)
@@ -125,7 +87,7 @@ def patches_figure(image: np.ndarray, grid: tuple[int, int], title: str, note: s
     points = max(3.5, min(12.0, 72 * side / longest * 0.27 * every))
     if every > 1:
         note = f"{note}; every {every}th number".lstrip("; ")
-    with _figure(*_panels(image, 1, side=side), title, note) as (figure, saved):
+    with framed(*_panels(image, 1, side=side), title, note) as (figure, saved):
         axis = figure.subplots()
         _show_image(axis, pale, "")
         down, across = height / grid[0], width / grid[1]
@@ -157,7 +119,7 @@ def filters_figure(filters: np.ndarray, title: str, note: str = "") -> bytes:
     """
     across = min(len(filters), FILTERS_ACROSS)
     down = math.ceil(len(filters) / across)
-    with _figure(across * 0.95, down * 0.95, title, note) as (figure, saved):
+    with framed(across * 0.95, down * 0.95, title, note) as (figure, saved):
         for number, axis in enumerate(figure.subplots(down, across, squeeze=False).flat):
             axis.set_axis_off()
             if number < len(filters):
@@ -178,7 +140,7 @@ def positions_figure(similarity: np.ndarray, title: str, note: str = "") -> byte
     if every > 1:
         note = f"{note}; every {every}th row and column of patches".lstrip("; ")
     mosaic = tile_mosaic(tiles)
-    with _figure(6.4 * columns / max(rows, columns) + 0.9, 6.4 * rows / max(rows, columns), title, note) as (
+    with framed(6.4 * columns / max(rows, columns) + 0.9, 6.4 * rows / max(rows, columns), title, note) as (
         figure,
         saved,
     ):
@@ -223,7 +185,7 @@ def distances_figure(distances: np.ndarray, uniform: float, title: str, note: st
     """
     depth, num_heads = distances.shape
     layers = np.arange(1, depth + 1)
-    with _figure(6.4, 4.0, title, note) as (figure, saved):
+    with framed(6.4, 4.0, title, note) as (figure, saved):
         from matplotlib.ticker import MaxNLocator
 
         axis = figure.subplots()
@@ -268,27 +230,6 @@ def weighted_image(image: np.ndarray, rollout: np.ndarray) -> np.ndarray:
     return (image * mask[..., None]).astype(np.uint8)
 
 
-def title_text(text: str) -> str:
-    """Return a text from data as a figure has it: one line, not too long, of letters that the font has.
-
-    A letter that the font lacks is written as Python escapes it.
-    """
-    text = shown(text)
-    if len(text) > MOST_CHARS:
-        half = MOST_CHARS // 2 - 1
-        text = f"{text[:half]} … {text[-half:]}"
-    letters = _letters()
-    return "".join(char if ord(char) in letters else char.encode("unicode_escape").decode() for char in text)
-
-
-@cache
-def _letters() -> frozenset[int]:
-    """Return the code points that the font has."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    return frozenset(get_font(findfont(FontProperties(family=FONT))).get_charmap())
-
-
 # ---- parts of a figure -------------------------------------------------------------------------------------
 
 
@@ -298,36 +239,6 @@ def _panels(image: np.ndarray, across: int, down: int = 1, side: float = PANEL) 
     longest = max(height, width)
     bar = 0.9 if across > 1 else 0.0
     return across * side * width / longest + bar, down * (side * height / longest + 0.3)
-
-
-@contextlib.contextmanager
-def _figure(width: float, height: float, title: str, note: str) -> Iterator[tuple[Any, io.BytesIO]]:
-    """Make a figure of that size beside its title, and save it as PNG at the end of the block.
-
-    Yields:
-        The figure, and the buffer that has the file after the block.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    title, note = title_text(title), title_text(note)
-    above = 0.42 + 0.24 * bool(note)  # inches
-    width = max(width, 4.6)
-    saved = io.BytesIO()
-    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
-    with matplotlib.rc_context(defaults | STYLE):
-        top = height / (height + above)
-        layout = ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, top - 0.015))
-        figure = Figure(figsize=(width, height + above), dpi=DPI, layout=layout)
-        FigureCanvasAgg(figure)
-        inch = 1 / (height + above)
-        figure.text(0.1 / width, 1 - 0.12 * inch, title, va="top", fontsize=11, weight="bold")
-        if note:
-            figure.text(0.1 / width, 1 - 0.37 * inch, note, va="top", fontsize=8.5, color=PALE)
-        yield figure, saved
-        figure.savefig(saved, format="png", metadata={"Software": None})
 
 
 def _show_image(axis: Any, image: np.ndarray, title: str) -> None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.report import model_figures
+from wordsworth.pipeline.report import figure_frame, model_figures
 
 GRID = (6, 6)
 HOT = np.array(matplotlib.colormaps["inferno"](1.0)[:3]) * 255
@@ -149,7 +149,7 @@ def test_equal_arrays_give_equal_bytes_whatever_the_users_settings_are(image):
 
 
 def test_hostile_names_are_text_in_titles(image):
-    text = model_figures.title_text(HOSTILE)
+    text = figure_frame.title_text(HOSTILE)
     assert text.isprintable() and "\\x1b[31m" in text and "\\u202e" in text and "\\x00" in text
     assert "<script>" in text and "\\u753b" in text  # a letter that the font lacks
     with warnings.catch_warnings():
@@ -159,8 +159,8 @@ def test_hostile_names_are_text_in_titles(image):
 
 
 def test_a_title_of_thousands_of_letters_keeps_its_ends_and_the_size_of_the_figure(image):
-    long = model_figures.title_text("begin" + "x" * 4000 + "end")
-    assert len(long) <= model_figures.MOST_CHARS and long.startswith("begin") and long.endswith("end")
+    long = figure_frame.title_text("begin" + "x" * 4000 + "end")
+    assert len(long) <= figure_frame.MOST_CHARS and long.startswith("begin") and long.endswith("end")
     sizes = {pixels_of(model_figures.patches_figure(image, GRID, title)).shape for title in ("a", "b" * 4000)}
     assert len(sizes) == 1
 
@@ -171,6 +171,6 @@ def test_a_head_that_looks_nowhere_and_a_rollout_of_zero_are_drawn(image):
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(model_figures, "find_spec", lambda name: None)
+    monkeypatch.setattr(figure_frame, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'wordsworth\[plots\]'"):
-        model_figures.check_can_draw()
+        figure_frame.check_can_draw()

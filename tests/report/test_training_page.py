@@ -1,0 +1,123 @@
+"""Promises of the page of a training, finished or not: its own figures, and text that is no code."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.report import training_page
+from wordsworth.pipeline.report.training_page import is_training, read_training, write_training_report
+from wordsworth.pipeline.training.news import EpochNews, Rates, Validation
+
+HOSTILE = "</dd><script>alert(1)</script>\x1b[31m\u202e"
+
+
+def epoch(number: int, accuracy: float, on_val: float | None) -> EpochNews:
+    validation = None
+    if on_val is not None:
+        validation = Validation(means={"loss": 2 - on_val, "accuracy": on_val}, images=50, errors=0)
+    return EpochNews(
+        epoch=number,
+        step=10 * number,
+        means={"loss": 2.5 - accuracy, "accuracy": accuracy, "gradient_norm": 1.0},
+        lr=0.001 / number,
+        rates=Rates(images_per_second=1234.5, mfu=0.4, data_wait=0.02),
+        errors=0,
+        validation=validation,
+    )
+
+
+def write_training(folder: Path, model: Path | None, val: bool = True) -> Path:
+    """Write what a training of three epochs leaves, whose second epoch is the best on --val."""
+    settings = {"objective": "supervised", "epochs": 3, "lr": 0.001, "labels": ["ant", HOSTILE]}
+    settings |= {"optimizer": HOSTILE, "augmentation": {"crop_scale": 0.35, "rand_augment": None}}
+    if model is not None:
+        shutil.copytree(model, folder)
+        about = json.loads((folder / "config.json").read_text())
+        about["extra"] = {"settings": settings}
+        (folder / "config.json").write_text(json.dumps(about))
+    else:
+        (folder / "_train").mkdir(parents=True)
+        (folder / "_train" / "settings.json").write_text(json.dumps(settings))
+    values = [(0.5, 0.4), (0.6, 0.8125), (0.7, 0.75)]
+    lines = [json.dumps({"kind": "step", "step": 1, "loss": 2.0})]
+    for number, (accuracy, on_val) in enumerate(values, 1):
+        lines.append(json.dumps(epoch(number, accuracy, on_val if val else None).to_json()))
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "epo']))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(small_model, tmp_path_factory) -> Path:
+    return write_training(tmp_path_factory.mktemp("trained") / "model", small_model)
+
+
+def test_the_page_has_the_figures_of_the_training(finished):
+    assert is_training(str(finished), {})
+    assert write_training_report(str(finished), {}) == str(finished / "report.html")
+    page = (finished / "report.html").read_text()
+    for text in ("complete after 3 epochs", "1.8000", "70.0%", "75.0%", "81.2%", "epoch 2", "1,234"):
+        assert text in page, text
+    images = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert len(images) == 3 and all(image.startswith(b"\x89PNG") for image in images)
+    rows = re.findall(r'<td class="num" data-value="(\d+)\.0">', page)
+    assert [int(row) for row in rows[:3]] == [1, 2, 3]
+    assert "wordsworth evaluate SOURCE --model" in page  # what is missing is said
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_what_a_training_is_called_and_set_to_is_text(finished):
+    write_training_report(str(finished), {})
+    page = (finished / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page and page.count("<script") == 1
+    assert "\x1b" not in page and "\u202e" not in page
+    assert "augmentation: crop scale" in page and "rand augment" not in page
+
+
+def test_a_training_under_way_says_so_and_shows_its_curves(tmp_path):
+    folder = write_training(tmp_path / "begun", None, val=False)
+    write_training_report(str(folder), {})
+    page = (folder / "report.html").read_text()
+    assert "not complete: 3 of 3 epochs are done" in page and "on --val" not in page
+    assert page.count("data:image/png") == 1 and "there is no model yet" in page
+
+
+def test_without_matplotlib_the_page_says_how_to_get_the_figures(finished, monkeypatch):
+    monkeypatch.setattr(training_page, "can_draw", lambda: False)
+    write_training_report(str(finished), {})
+    page = (finished / "report.html").read_text()
+    assert "data:image/png" not in page and "pip install" in page and "75.0%" in page
+
+
+def test_the_best_epoch_of_an_objective_without_classes_has_the_least_loss(tmp_path):
+    lines = []
+    for number, loss in enumerate((0.9, 0.5, 0.7), 1):
+        means = {"loss": loss, "explained": 1 - loss}
+        news = epoch(number, 0.0, None).to_json()
+        del news["accuracy"]
+        lines.append(json.dumps(news | means | {"val_loss": loss, "val_images": 5, "val_errors": 0}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    best = read_training(str(tmp_path), {}).best
+    assert best is not None and best.epoch == 2
+
+
+WRONG = {
+    "no training": (None, "holds no training: metrics.jsonl is missing"),
+    "no epoch": ('{"kind": "step", "loss": 1}', "no epoch is done yet"),
+    "no number": ('{"kind": "epoch", "epoch": 1, "step": 1, "lr": "x", "errors": 0}', "line 1 is no record"),
+    "no epochs": ('\n{"kind": "epoch", "loss": 1}', "line 2 is no record of a training"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG.values(), ids=WRONG)
+def test_a_folder_that_is_no_training_is_one_line(text, line, tmp_path):
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match=line) as refusal:
+        write_training_report(str(tmp_path), {})
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "report.html").exists()

@@ -131,11 +131,11 @@ def first_convolution(model: nn.Module) -> nn.Conv2d | None:
 def _pool_of(checkpoint: BaseCheckpoint, model: nn.Module) -> str:
     """Return how another library's module pools, or "" where only its tokens tell."""
     assert isinstance(checkpoint, ModuleCheckpoint)
-    arguments = checkpoint.config.arguments
-    if checkpoint.config.library == "transformers":
-        is_mean = arguments.get("reading") == "mean" or arguments["config"].get("use_mean_pooling")
-        return "avg" if is_mean else ""
+    if checkpoint.config.arguments.get("reading") == "mean":  # of transformers
+        return "avg"
     for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_mean_pooling", False):  # of transformers' BEiT
+            return "avg"
         pool = getattr(module, "global_pool", None)
         if isinstance(pool, str):
             if pool not in TIMM_POOLS:

@@ -85,12 +85,13 @@ def title_text(text: str) -> str:
 
     A letter that the font lacks is written as Python escapes it.
     """
-    text = shown(text)
-    if len(text) > MOST_CHARS:
-        half = MOST_CHARS // 2 - 1
-        text = f"{text[:half]} … {text[-half:]}"
     letters = _letters()
-    return "".join(char if ord(char) in letters else char.encode("unicode_escape").decode() for char in text)
+    drawn = [char if ord(char) in letters else char.encode("unicode_escape").decode() for char in shown(text)]
+    text = "".join(drawn)
+    if len(text) <= MOST_CHARS:
+        return text
+    half = MOST_CHARS // 2 - 2
+    return f"{text[:half]} … {text[-half:]}"
 
 
 @cache

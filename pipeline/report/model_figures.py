@@ -13,7 +13,7 @@ from wordsworth.pipeline.report.figure_frame import INK, PALE, framed
 HEAT = "inferno"
 PANELS_ACROSS = range(4, 8)  # panels side by side, where there are more than four
 FILTERS_ACROSS = 7
-MOST_TILES = 16  # tiles along a side of the figure of positions: with more, every second one is left out, ...
+MOST_TILES = 16  # tiles along a side of the figure of positions; of more patches, one of every few is shown
 MOST_NUMBERS = 40  # patches along a side that are all numbered; of more, those of every few rows and columns
 PANEL = 3.3  # inches along the longer side of an image
 
@@ -86,7 +86,7 @@ def patches_figure(image: np.ndarray, grid: tuple[int, int], title: str, note: s
     pale = (image.astype(np.float32) * 0.62 + 255 * 0.38).astype(np.uint8)
     points = max(3.5, min(12.0, 72 * side / longest * 0.27 * every))
     if every > 1:
-        note = f"{note}; every {every}th number".lstrip("; ")
+        note = f"{note}; numbers of one of {every} rows and columns".lstrip("; ")
     with framed(*_panels(image, 1, side=side), title, note) as (figure, saved):
         axis = figure.subplots()
         _show_image(axis, pale, "")
@@ -138,23 +138,25 @@ def positions_figure(similarity: np.ndarray, title: str, note: str = "") -> byte
     every = math.ceil(max(rows, columns) / MOST_TILES)
     tiles = similarity[::every, ::every]
     if every > 1:
-        note = f"{note}; every {every}th row and column of patches".lstrip("; ")
+        note = f"{note}; one of {every} rows and columns".lstrip("; ")
     mosaic = tile_mosaic(tiles)
-    with framed(6.4 * columns / max(rows, columns) + 0.9, 6.4 * rows / max(rows, columns), title, note) as (
-        figure,
-        saved,
-    ):
+    inches = 6.4 / max(rows, columns)
+    with framed(inches * columns + 0.9, inches * rows, title, note) as (figure, saved):
         axis = figure.subplots()
         drawn = axis.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
         axis.set(xlabel="column of the patch", ylabel="row of the patch")
-        for name, number, length in (("y", len(tiles), rows), ("x", tiles.shape[1], columns)):
-            step = (length + gap_of(length)) if name == "y" else (columns + gap_of(columns))
-            places = np.arange(number) * step + length / 2 - 0.5
-            getattr(axis, f"set_{name}ticks")(places, [str(1 + every * place) for place in range(number)])
+        axis.set_yticks(_middles(len(tiles), rows), [str(1 + every * row) for row in range(len(tiles))])
+        across = tiles.shape[1]
+        axis.set_xticks(_middles(across, columns), [str(1 + every * column) for column in range(across)])
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         _colour_bar(figure, drawn, axis, "cosine similarity")
     return saved.getvalue()
+
+
+def _middles(num_tiles: int, length: int) -> np.ndarray:
+    """Return the middles of tiles in a row, whose side has `length` cells."""
+    return np.arange(num_tiles) * (length + gap_of(length)) + length / 2 - 0.5
 
 
 def gap_of(length: int) -> int:
@@ -202,7 +204,7 @@ def distances_figure(distances: np.ndarray, uniform: float, title: str, note: st
             zorder=3,
         )
         axis.set(xlabel="layer, from the image on", ylabel="mean attention distance (pixels)")
-        axis.set_ylim(0, 1.08 * max(float(distances.max()), uniform))
+        axis.set_ylim(0, 1.08 * max(float(distances.max()), uniform) or 1.0)
         axis.set_xlim(0.5, depth + 0.5)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(axis="y", alpha=0.25)
@@ -227,7 +229,7 @@ def weighted_image(image: np.ndarray, rollout: np.ndarray) -> np.ndarray:
     peak = float(rollout.max()) or 1.0
     small = Image.fromarray((rollout / peak).astype(np.float32))
     mask = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
-    return (image * mask[..., None]).astype(np.uint8)
+    return np.rint(image * mask[..., None]).astype(np.uint8)
 
 
 # ---- parts of a figure -------------------------------------------------------------------------------------

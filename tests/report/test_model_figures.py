@@ -56,7 +56,7 @@ def cell_of(hot: np.ndarray, box: tuple[int, int, int, int]) -> tuple[int, int]:
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 4), (5, 2), (3, 5)])
 def test_the_hottest_patch_of_the_rollout_is_where_the_array_says(image, place):
-    everywhere = model_figures.rollout_figure(image, np.full(GRID, 0.02), "title")
+    everywhere = model_figures.rollout_figure(image, np.full(GRID, 0.03), "title")
     [box] = boxes_of(is_hot(pixels_of(everywhere)), 1)
     rollout = np.random.default_rng(1).uniform(0, 0.01, GRID)
     rollout[place] = 0.03
@@ -73,7 +73,7 @@ def test_the_image_by_attention_is_whole_at_the_hottest_patch_and_black_without(
 
 
 def test_all_heads_have_one_scale(image):
-    everywhere = model_figures.heads_figure(image, np.full((2, *GRID), 0.02), "title")
+    everywhere = model_figures.heads_figure(image, np.full((2, *GRID), 0.3), "title")
     boxes = boxes_of(is_hot(pixels_of(everywhere)), 2)
     heads = np.full((2, *GRID), 0.001)
     heads[0, 2, 1], heads[1, 4, 4] = 0.3, 0.1

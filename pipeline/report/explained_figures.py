@@ -63,7 +63,7 @@ def rollout(image: ModelInput, attention: Attention, told: str, number: int) -> 
         png=model_figures.rollout_figure(
             image.pixels,
             attention.rollout.numpy(),
-            f"{image.name}: {told}",
+            f"{image.short_name}: {told}",
             f"{share:.0%} of {state} comes from patches; most from {hottest}",
         ),
         caption=(
@@ -103,7 +103,7 @@ def _heads(image: ModelInput, maps: torch.Tensor, name: str, query: str, number:
             image.pixels,
             maps.numpy(),
             f"attention of {query}",
-            f"{image.name}; one scale for all heads, in which a step is smaller the brighter it is",
+            f"{image.short_name}; one scale for all heads, in which a step is smaller the brighter it is",
         ),
         caption=(
             f"The attention of {query} to each patch, head by head, on one scale. What is not on patches is "

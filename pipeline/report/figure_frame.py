@@ -32,7 +32,7 @@ STYLE = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
-MOST_CHARS = 72  # of a title; a longer text keeps its two ends
+TITLE_CHARS, NOTE_CHARS = 10, 14  # of an inch; a text that is wider than its figure keeps its two ends
 
 
 def check_can_draw() -> None:
@@ -62,9 +62,9 @@ def framed(width: float, height: float, title: str, note: str) -> Iterator[tuple
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    title, note = title_text(title), title_text(note)
-    above = 0.42 + 0.24 * bool(note)  # inches
     width = max(width, 4.6)
+    title, note = title_text(title, int(width * TITLE_CHARS)), title_text(note, int(width * NOTE_CHARS))
+    above = 0.42 + 0.24 * bool(note)  # inches
     saved = io.BytesIO()
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
     with matplotlib.rc_context(defaults | STYLE):
@@ -80,17 +80,19 @@ def framed(width: float, height: float, title: str, note: str) -> Iterator[tuple
         figure.savefig(saved, format="png", metadata={"Software": None})
 
 
-def title_text(text: str) -> str:
-    """Return a text from data as a figure has it: one line, not too long, of letters that the font has.
+def title_text(text: str, most: int) -> str:
+    """Return a text from data as a figure has it: one line of letters that the font has.
 
-    A letter that the font lacks is written as Python escapes it.
+    Args:
+        text: any text. A letter that the font lacks is written as Python escapes it.
+        most: characters that there is room for; a longer text keeps its two ends.
     """
     letters = _letters()
     drawn = [char if ord(char) in letters else char.encode("unicode_escape").decode() for char in shown(text)]
     text = "".join(drawn)
-    if len(text) <= MOST_CHARS:
+    if len(text) <= most:
         return text
-    half = MOST_CHARS // 2 - 2
+    half = most // 2 - 2
     return f"{text[:half]} … {text[-half:]}"
 
 

@@ -53,6 +53,11 @@ class ModelInput:
     width: int
     height: int
 
+    @property
+    def short_name(self) -> str:
+        """Return the last part of the name."""
+        return self.name.rstrip("/").rpartition("/")[2]
+
 
 def find_images(given: Sequence[str], options: StorageOptions) -> list[ImageFile]:
     """Return the images of these names, without reading any.

@@ -158,13 +158,6 @@ def test_a_refusal_is_one_line_and_writes_nothing(command, code, line, images, s
     assert len(printed.err.splitlines()) == 1 and not printed.out and not output.exists()
 
 
-def test_random_weights_are_explained_when_they_are_allowed(images, tmp_path, capsys):
-    command = ["explain", str(images / "a.jpg"), "--model", "Ti/16", "--allow-random-weights"]
-    assert run([*command, "--output", str(tmp_path / "o")]) == 0
-    assert "RANDOM weights" in capsys.readouterr().err
-    assert (tmp_path / "o" / "image-001-heads-layer-12.png").is_file()
-
-
 def test_too_many_images_are_refused_before_any_is_read(monkeypatch):
     monkeypatch.setattr(model_inputs, "_find", lambda *given: pytest.fail("an image was looked for"))
     with pytest.raises(model_inputs.UserError, match="65 images: one page takes 64"):

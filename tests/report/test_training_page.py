@@ -64,8 +64,7 @@ def test_the_page_has_the_figures_of_the_training(finished):
         assert text in page, text
     images = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
     assert len(images) == 3 and all(image.startswith(b"\x89PNG") for image in images)
-    rows = re.findall(r'<td class="num" data-value="(\d+)\.0">', page)
-    assert [int(row) for row in rows[:3]] == [1, 2, 3]
+    assert re.findall(r'<tr><td class="num" data-value="([\d.]+)">', page) == ["1.0", "2.0", "3.0"]
     assert "wordsworth evaluate SOURCE --model" in page  # what is missing is said
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
 

@@ -175,15 +175,10 @@ def test_the_session_folder_of_a_run_is_closed_to_others_and_removed(name, reque
     assert seen.modes == {0o700} and seen.left == []
 
 
-<<<<<<< HEAD
-def test_no_command_says_a_secret_or_writes_one(labelled, store, config, tmp_path):
-    out = f"{store.root}/out"
-=======
-def test_no_command_says_a_secret_or_writes_one(labelled, store, config, small_model):
+def test_no_command_says_a_secret_or_writes_one(labelled, store, config, small_model, tmp_path):
     out, image = f"{store.root}/out", f"{store.root}/loose.jpg"
     fsspec.filesystem("s3", **store.options).pipe_file(image, photo(1))
     explained = ("--model", small_model, "--output", f"{store.root}/explained")
->>>>>>> 8ce6ae3 (The paper's figures for a model and images: wordsworth explain)
     said = {
         "explain": run("explain", image, *explained, "--config", config, env=EXPORTED),
         "verify": run("verify", out, "--source", "--config", config, env=EXPORTED),
@@ -193,12 +188,9 @@ def test_no_command_says_a_secret_or_writes_one(labelled, store, config, small_m
     }
     assert hits({f"{name} {stream}": text for name in said for stream, text in said[name].items()}) == []
     assert hits(objects_under(f"{store.root}/large", store.options)) == []
-<<<<<<< HEAD
     assert len(said["show"]["stdout"].splitlines()) == 9 and hits(objects_under(str(tmp_path), {})) == []
-=======
     figures = objects_under(f"{store.root}/explained", store.options)
     assert hits(figures) == [] and any(name.endswith("/explain.html") for name in figures)
->>>>>>> 8ce6ae3 (The paper's figures for a model and images: wordsworth explain)
 
 
 @pytest.mark.long

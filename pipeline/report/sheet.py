@@ -173,9 +173,10 @@ class _Sheet:
         left, top = self._corner(number)
         top += TILE + 2
         lines = [(line, INK) for line in self.letters.fitted(key_of(row), TILE, KEY_LINES)]
-        answer = answer_of(row)
-        if answer:
-            lines += [(line, FAINT) for line in self.letters.fitted(answer, TILE)]
+        numbers = numbers_of(row)
+        room = TILE - math.ceil(self.letters.width(f"  {numbers}"))
+        label = " ".join(self.letters.fitted(label_of(row), room))
+        lines.append((f"{label}  {numbers}".strip(), FAINT))
         for line, (text, colour) in enumerate(lines):
             self.letters.draw(self.pen, (left, top + line * self.letters.height), text, colour)
 
@@ -191,15 +192,16 @@ def key_of(row: dict[str, Any]) -> str:
     return str(row["key"]) if row["key"] is not None else f"(rest of {row['shard']})"
 
 
-def answer_of(row: dict[str, Any]) -> str:
-    """Return what the model said of a row in words: label and score, a number, how near it is."""
-    parts = []
-    if row.get("label_id") is not None or row.get("label") is not None:
-        parts.append(str(row["label"] if row.get("label") is not None else row["label_id"]))
-    for name, form in (("score", "{:.3f}"), ("value", "{:.4g}"), ("similarity", "similarity {:.3f}")):
-        if row.get(name) is not None:
-            parts.append(form.format(row[name]))
-    return "  ".join(parts)
+def label_of(row: dict[str, Any]) -> str:
+    """Return the best class of a row: its name, or its number for a model without names; empty for none."""
+    label = row.get("label") if row.get("label") is not None else row.get("label_id")
+    return "" if label is None else str(label)
+
+
+def numbers_of(row: dict[str, Any]) -> str:
+    """Return the numbers of a row in words: its score or value, and how near it is."""
+    forms = (("score", "{:.3f}"), ("value", "{:.4g}"), ("similarity", "cosine {:.3f}"))
+    return "  ".join(form.format(row[name]) for name, form in forms if row.get(name) is not None)
 
 
 # ---- files ------------------------------------------------------------------------------------------------

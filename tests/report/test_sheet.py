@@ -4,6 +4,7 @@ import io
 import os
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
@@ -146,3 +147,15 @@ def test_a_sheet_has_a_bound(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sheet, "MAX_TILES", 3)
     with pytest.raises(UserError, match="a sheet takes 3 images, not 4: lower --limit, or give a folder"):
         write_sheet(run, choose_rows(run, Query(limit=4)), "", str(tmp_path / "s.png"))
+
+
+def test_a_long_label_leaves_the_numbers_whole(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Lettering, "draw", lambda self, pen, place, text, colour: drawn.append((self, text)))
+    rows = choose_rows(run, Query(sql="key = 'red'", nearest="red"))
+    place = rows.column_names.index("label")
+    rows = rows.set_column(place, "label", pa.array(["a label that is far too long for one line of a tile"]))
+    write_sheet(run, rows, "t", str(tmp_path / "s.png"))
+    lettering, text = drawn[-1]
+    assert text.startswith("a label") and "..." in text and text.endswith("  0.500  cosine 1.000")
+    assert lettering.width(text) <= TILE

@@ -137,16 +137,18 @@ def _embedding_of(run: RunRows, key: str) -> np.ndarray:
     """Return the embedding of the first row with a key, of length 1: float32 (D,)."""
     if not run.has(EMBEDDING):
         raise UserError(f"--nearest: {run.output} {NO_EMBEDDINGS}")
-    error = None
-    for batch in run.batches([EMBEDDING, "error"], pc.field("key") == key):
-        for row in batch.to_pylist():
-            if row[EMBEDDING] is not None:
-                vector = np.array(row[EMBEDDING], np.float32)
-                return vector / max(float(np.linalg.norm(vector)), 1e-12)
-            error = error or row["error"]
-    if error is not None:
-        raise UserError(f"--nearest: the image {key!r} has no embedding, but the error {error}")
-    raise UserError(f"--nearest: no row of {run.output} has the key {key!r}")
+    is_it = pc.field("key") == key
+    rows = _table(list(run.batches(["shard", "index", "error"], is_it))).to_pylist()
+    if not rows:
+        raise UserError(f"--nearest: no row of {run.output} has the key {key!r}")
+    good = [row for row in rows if row["error"] is None]
+    if not good:
+        raise UserError(f"--nearest: the image {key!r} has no embedding, but the error {rows[0]['error']}")
+    # Its shard and its index pass over the embeddings of all other files.
+    is_it &= (pc.field("shard") == good[0]["shard"]) & (pc.field("index") == good[0]["index"])
+    found = _table(list(run.batches([EMBEDDING], is_it)))
+    vector = np.array(found[EMBEDDING][0].as_py(), np.float32)
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 
 # ---- what is kept of a stream -----------------------------------------------------------------------------

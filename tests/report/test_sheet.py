@@ -157,5 +157,5 @@ def test_a_long_label_leaves_the_numbers_whole(run, tmp_path, monkeypatch):
     rows = rows.set_column(place, "label", pa.array(["a label that is far too long for one line of a tile"]))
     write_sheet(run, rows, "t", str(tmp_path / "s.png"))
     lettering, text = drawn[-1]
-    assert text.startswith("a label") and "..." in text and text.endswith("  0.500  cosine 1.000")
+    assert text.startswith("a lab") and "..." in text and text.endswith("  0.500  cosine 1.000")
     assert lettering.width(text) <= TILE

@@ -1,6 +1,7 @@
 """Run `wordsworth show OUT [--label L] [--errors] [--key K] [--nearest KEY] [--sql "..."]`: look at rows."""
 
 import json
+import math
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +117,12 @@ def _print_json(rows: "pa.Table", result: "Shown | None") -> None:
     for number, row in enumerate(rows.to_pylist()):
         if result is not None:
             row |= {"file": result.files.get(number), "reason": result.reasons.get(number)}
-        print(json.dumps(row, default=str))
+        print(json.dumps({name: _json_value(value) for name, value in row.items()}, default=str))
+
+
+def _json_value(value: Any) -> Any:
+    """Return a value as JSON has it, which knows no number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_table(rows: "pa.Table", of_run: set[str]) -> None:

@@ -28,11 +28,12 @@ from wordsworth.pipeline.report.listed_images import (
 )
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.whole_shards import FRONT_BYTES, fetch_whole
+from wordsworth.pipeline.sources.lost_objects import loss_of
 from wordsworth.pipeline.sources.samples import ShardChanged, StoreFault, check_info
 from wordsworth.pipeline.sources.shards import UNSEEN, ListedImage, Shard
-from wordsworth.pipeline.storage.filesystem import join, open_exact
+from wordsworth.pipeline.storage.filesystem import is_local, join, open_exact
 from wordsworth.pipeline.storage.objects import is_s3, object_info, object_range
-from wordsworth.pipeline.storage.patience import StoreFailure, patience_of
+from wordsworth.pipeline.storage.patience import patience_of
 from wordsworth.pipeline.storage.read_ahead import fetched_ahead
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.whole_object import TooLarge, whole_object
@@ -189,7 +190,7 @@ class _Ranges:
                     data = self._loose(fs, path, found.member)
         except (OSError, StoreFault, UserError, TooLarge, ValueError) as error:
             reason = reason_of(error, fs, path)
-            if isinstance(error, StoreFailure):
+            if isinstance(error, OSError) and _is_fault(error, fs, path):
                 self._failed[store] = reason
             return Fetched(image.row_number, None, reason)
         return Fetched(image.row_number, data, None)
@@ -226,6 +227,11 @@ class _Ranges:
             data = whole_object(fs, path, MAX_BYTES, lambda num_bytes: True)
         check_info(path, listed, info)
         return data
+
+
+def _is_fault(error: OSError, fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Return whether an error says that a store fails, and not that this one object is lost."""
+    return fs is not None and not is_local(fs) and loss_of(error, fs, path) is None
 
 
 def _store_of(uri: str) -> str:

@@ -154,6 +154,12 @@ def test_images_that_were_named_one_by_one_come_back(tmp_path):
     assert set(fetched(out).values()) == set(PHOTOS[2:5])
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "loose images"])
+def test_of_a_run_of_a_sample_the_drawn_images_come_back(tmp_path, kind):
+    out = make_run(tmp_path / "out", SOURCES[kind](tmp_path / "in"), picks=(1, 4, 9))
+    assert sorted(fetched(out).values()) == sorted(PHOTOS[number] for number in (1, 4, 9))
+
+
 # ---- a store ----------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@ and no Ray."""
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from tests.support.runs import finish, made_up_plan, provenance_of
 from wordsworth.pipeline.output.commit import commit
-from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata
+from wordsworth.pipeline.output.frozen_listing import SAMPLE, FrozenListing, PageMetadata
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
@@ -64,7 +65,8 @@ def make_run(
         labels: names of the classes; none for a model without names, which has `num_labels` classes.
         embedding: type of the embeddings; None leaves the column out.
         options: storage options of the sources and the run.
-        settings: fields of ReadSettings, and the format of the sources.
+        settings: fields of ReadSettings; the format of the sources; picks, numbers of the samples that were
+            drawn from each shard.
     """
     run = RunFolder(str(out), options)
     format = settings.pop("format", None)
@@ -76,8 +78,10 @@ def make_run(
     found = find_shards(
         list(map(str, sources)), format=format, image_keys=image_keys, storage_options=options
     )
-    frozen = FrozenListing(run)
-    frozen.put(0, found.shards, last=True, metadata=PageMetadata())
+    picks = settings.pop("picks", ())
+    shards = [replace(shard, picks=picks) for shard in found.shards]
+    frozen = FrozenListing(run, SAMPLE) if picks else FrozenListing(run)
+    frozen.put(0, shards, last=True, metadata=PageMetadata())
     reading = ReadSettings(unit_rows=4, keep=keep, storage_options=options or {}, **settings)
     writing = WriteSettings(
         output=run.root if options is None else str(out),
@@ -90,7 +94,7 @@ def make_run(
         storage_options=options or {},
     )
     number = 0
-    for shard in found.shards:
+    for shard in shards:
         for unit in read_units(shard, reading):
             assert unit.fault is None, unit.fault
             commit(_predicted(unit, number, answer, num_labels or len(labels)), writing)

@@ -4,7 +4,7 @@
 # make test-long  the checks that take longer than the others together
 # make gpu-check  what a machine with one GPU does with the model and the labeler, in six minutes
 # make bench      labelling against what one would write instead (DATA=folder of photographs, MODEL=Ti/16)
-# make servers    the object stores of the tests: Ceph (apt, as root) and azurite (npm), where they are not there yet
+# make servers    what tests start: Ceph and Chromium (apt, as root), azurite and axe-core (npm), where they are not there yet
 # make lint       ruff and mypy; changes nothing
 # make format     ruff, which rewrites files
 # make lock       the locks, with hashes, from pyproject.toml

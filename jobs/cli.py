@@ -32,6 +32,7 @@ COMMANDS = {
     "embed": "Embed every image of the sources, each exactly once, into Parquet.",
     "plan": "Say what labelling would cost: images/s by stage, bottleneck, hours.",
     "verify": "Prove that every input sample of a run has exactly one row.",
+    "report": "Write one page that shows what a run found.",
     "compact": "Write a finished run again, in a new folder of large files.",
     "show": "Show the rows and the images of a run that you ask for.",
     "lint": "Say what is wrong with shards, without a model.",

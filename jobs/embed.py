@@ -44,7 +44,7 @@ def embed(
     asked["cluster"] = (cluster or PoolOptions()).request
     with RunProgress("embedding") as progress:
         summary = run_labeler("embed", sources, output, model, source, run, asked, progress)
-    return report(summary, output, run)
+    return report(summary, output, run, source)
 
 
 def embed_request(dtype: str, normalize: bool) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def label(
     asked["cluster"] = (cluster or PoolOptions()).request
     with RunProgress("labelling") as progress:
         summary = run_labeler("label", sources, output, model, source, run, asked, progress)
-    return report(summary, output, run)
+    return report(summary, output, run, source)
 
 
 def label_request(top_k: int, embeddings: bool, threshold: float | None) -> dict[str, Any]:
@@ -110,9 +110,12 @@ def run_labeler(
     return label_sources(request, model.load(progress.note, source.storage), progress)
 
 
-def report(summary: "Summary", output: str, run: RunOptions) -> int:
-    """Print the summary and return the exit code: 3 where too many rows have an error, else 0."""
+def report(summary: "Summary", output: str, run: RunOptions, source: SourceOptions) -> int:
+    """Print the summary, write the report that --report asks for, and return the exit code: 3 where too many
+    rows have an error, else 0."""
     _print(summary, output, run.json)
+    if run.report:
+        _write_page(output, source)
     excess = too_many_errors(summary, run.max_error_rate)
     if excess is None:
         return 0
@@ -126,6 +129,16 @@ def too_many_errors(summary: "Summary", max_error_rate: float) -> str | None:
     if rate <= max_error_rate:
         return None
     return f"{rate:.2%} of the rows have an error, over --max-error-rate {max_error_rate}"
+
+
+def _write_page(output: str, source: SourceOptions) -> None:
+    from wordsworth.jobs.report import tell_missing
+    from wordsworth.pipeline.report.page import write_report
+
+    errors = Terminal(stderr=True, dated=Terminal.has_dated)
+    written = write_report(output, storage_options=source.storage)
+    tell_missing(written, errors)
+    errors.say(f"report: {written.path} ({decimal(written.size_bytes)}, {written.seconds:g} s)")
 
 
 def _print(summary: "Summary", output: str, as_json: bool) -> None:
@@ -158,6 +171,7 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
         rows["sampled"] = f"by --sample {summary.sample}: the same command without it labels all"
     rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
     rows["next"] = f"wordsworth verify {output} --source"
+    rows["see it"] = f"wordsworth report {output}"
     for name, value in rows.items():
         table.add_row(name, data_text(value))
     Terminal().print(table)

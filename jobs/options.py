@@ -261,6 +261,8 @@ class RunOptions:
     stall_timeout: Annotated[float, Parameter(validator=validators.Number(gte=10))] = 1800.0
     "Seconds without a written unit. After them the run says what every stage is doing, and exits with 1."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
+    report: Annotated[bool, Flag] = False
+    "Write report.html into the run folder at the end: wordsworth report makes it later too."
     json: Annotated[bool, Flag] = False
     "Print the summary as JSON."
 

@@ -33,13 +33,16 @@ def test_label_gives_a_run_whose_predictions_are_a_dataset_and_prints_nothing(
     local_ray, tmp_path, shards, small_model, capfd
 ):
     out = tmp_path / "out"
-    run = wordsworth.label(shards, output=out, model=small_model, top_k=2, keep=["json"], batch_size=4)
+    options = {"top_k": 2, "keep": ["json"], "batch_size": 4, "report": True}
+    run = wordsworth.label(shards, output=out, model=small_model, **options)
     rows = run.predictions().to_table(columns=["key", "label", "topk", "json"]).to_pylist()
     assert len({row["key"] for row in rows}) == len(rows) == 12 == run.summary.rows
     assert {len(row["topk"]) for row in rows} == {2} and all(row["json"] for row in rows)
     again = wordsworth.open_run(out)
     assert again == run and again.plan.asked["keep"] == ["json"]
-    assert wordsworth.verify(out, source=True).ok
+    assert wordsworth.verify(out, source=True).ok  # with the report in the folder
+    assert "12 images labelled" in (out / "report.html").read_text()
+    assert wordsworth.label(shards, output=out, model=small_model, **options).summary.rows == 12
     assert capfd.readouterr() == ("", "")
 
 
@@ -50,6 +53,9 @@ def test_embed_and_label_are_different_runs_with_the_defaults_of_the_command_lin
     run = wordsworth.embed(str(shards), output=tmp_path / "vectors", model=small_model)
     schema = run.predictions().schema
     assert str(schema.field("embedding").type).startswith("fixed_size_list") and "label" not in schema.names
+    page = tmp_path / "page.html"
+    assert wordsworth.report(tmp_path / "vectors", file=page).num_images == 12
+    assert "this run gives embeddings alone" in page.read_text()
     with pytest.raises(UserError, match="holds another run"):
         wordsworth.label(shards, output=tmp_path / "vectors", model=small_model)
 

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.pace import RunFigures
     from wordsworth.pipeline.output.records import Receipt, RunPlan, Summary
     from wordsworth.pipeline.report.images import RowImage
+    from wordsworth.pipeline.report.page import WrittenReport
     from wordsworth.pipeline.training.news import EpochNews
     from wordsworth.pipeline.verification.report import Report
     from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
-__all__ = ["Run", "embed", "evaluate", "label", "load_model", "open_run", "pretrain", "verify"]
+__all__ = ["Run", "embed", "evaluate", "label", "load_model", "open_run", "pretrain", "report", "verify"]
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _BESIDE = [_CHECKOUT / name / "__init__.py" for name in ("jobs", "pipeline", "vit_model")]
@@ -99,6 +100,32 @@ def verify(
 
     check_stores([], [str(output)], storage_options)
     return count_again(str(output), source, storage_options or {})
+
+
+def report(
+    output: str | Path,
+    *,
+    file: str | Path | None = None,
+    seed: int = 0,
+    storage_options: dict[str, Any] | None = None,
+) -> WrittenReport:
+    """Write one page that shows what a run found, and return where it is.
+
+    Args:
+        output: the run folder.
+        file: where the page goes; None is report.html in the run folder.
+        seed: of the images, examples and points that are drawn.
+        storage_options: of the stores of the run, of its sources and of `file`.
+
+    Raises:
+        UserError: there is no run at `output`, or its files cannot be read.
+    """
+    from wordsworth.pipeline.report.page import write_report
+    from wordsworth.pipeline.storage.preflight import check_stores
+
+    check_stores([], [str(output)], storage_options)
+    page = None if file is None else str(file)
+    return write_report(str(output), file=page, seed=seed, storage_options=storage_options)
 
 
 def evaluate(sources: str | Sequence[str], *, model: str | Path, **options: Any) -> dict[str, Any]:
@@ -282,6 +309,8 @@ def _run_labeler(
     summary = run_labeler(
         command, _as_list(sources), output, given["model"], source, options, asked, _QuietProgress()
     )
+    if options.report:
+        report(output, storage_options=source.storage)
     excess = too_many_errors(summary, options.max_error_rate)
     if excess:
         raise UserError(excess, exit_code=3)

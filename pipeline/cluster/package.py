@@ -11,6 +11,7 @@ from wordsworth.pipeline.errors import UserError
 
 ABOVE = Path(__file__).resolve().parents[2]  # the package's own folder, or the checkout that holds its parts
 SUBPACKAGES = ("jobs", "pipeline", "vit_model")
+CARRIED_SUFFIXES = (".py", ".j2", ".css", ".js")  # modules, and the templates of pages beside them
 LEFT_OUT = (".gitignore", ".rayignore")  # Ray would leave out what they name: a model's weights, for example
 MAX_CARRIED = 100 << 20  # bytes of all files that a command names: Ray keeps them in the head's memory
 
@@ -50,14 +51,15 @@ def stage_package(folder: Path) -> list[Path]:
 
 
 def _modules() -> Iterator[tuple[Path, Path]]:
-    """Yield every module of this package, and its place in an installed package."""
+    """Yield every module and template of this package, and its place in an installed package."""
     is_checkout = (ABOVE / "wordsworth" / "__init__.py").is_file()
     own = ABOVE / "wordsworth" if is_checkout else ABOVE
     for path in own.glob("*.py"):
         yield path, path.relative_to(own)
     for name in SUBPACKAGES:
-        for path in (ABOVE / name).rglob("*.py"):
-            yield path, path.relative_to(ABOVE)
+        for path in (ABOVE / name).rglob("*"):
+            if path.suffix in CARRIED_SUFFIXES:
+                yield path, path.relative_to(ABOVE)
 
 
 def carried_name(path: Path, taken: dict[str, Path]) -> str:

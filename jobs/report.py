@@ -1,0 +1,53 @@
+"""Run `wordsworth report OUT`: write one page that shows what a run found."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.filesize import decimal
+
+from wordsworth.jobs.options import JsonFlag, StoreOptions
+from wordsworth.jobs.terminal import Terminal, data_text
+
+if TYPE_CHECKING:
+    from wordsworth.pipeline.report.page import WrittenReport
+
+MISSING_SHOWN = 3  # reasons for missing images that are printed; the page has all of them
+
+
+def report(
+    run: Annotated[str, Parameter(help="The run folder.")],
+    /,
+    *,
+    output: Annotated[
+        str | None, Parameter(help="File to write instead of report.html in the run folder.")
+    ] = None,
+    seed: Annotated[int, Parameter(help="Of the images, examples and points that are drawn.")] = 0,
+    storage: StoreOptions | None = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Write one page that shows what a run found. It is one file, and opens without a network."""
+    storage = storage or StoreOptions()
+    storage.check(run, output=output)
+    errors = Terminal(stderr=True)
+    with errors.status("reading the run"):
+        from wordsworth.pipeline.report.page import write_report
+
+        written = write_report(run, file=output, seed=seed, storage_options=storage.storage)
+    if json_:
+        print(json.dumps(asdict(written), indent=1))
+        return 0
+    tell_missing(written, errors)
+    rows, images = f"{written.num_rows:,} rows", f"{written.num_images:,} images"
+    size = decimal(written.size_bytes)
+    Terminal().print(f"{data_text(written.path)} ({rows}, {images}, {size}, {written.seconds:g} s)")
+    return 0
+
+
+def tell_missing(written: "WrittenReport", terminal: Terminal) -> None:
+    """Say which images a page could not show."""
+    for reason, count in written.missing[:MISSING_SHOWN]:
+        terminal.say(f"{count:,} images are not on the page: {reason}", level="warning")
+    if len(written.missing) > MISSING_SHOWN:
+        terminal.say(f"and for {len(written.missing) - MISSING_SHOWN} more reasons, which the page names")

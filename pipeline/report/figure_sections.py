@@ -197,7 +197,7 @@ def _speed_note(timeline: Timeline, has_busy: bool) -> str:
     notes = []
     if timeline.num_read < timeline.num_units:
         notes.append(
-            f"The run is not complete: its {timeline.num_units:,} units have no manifest, and "
+            f"The {timeline.num_units:,} units of this run have no manifest yet, and "
             f"{timeline.num_read:,} of them were looked at."
         )
     if not timeline.is_timed:

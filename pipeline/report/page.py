@@ -18,7 +18,7 @@ from wordsworth.pipeline.report.label_sections import (
     label_section,
     unsure_share,
 )
-from wordsworth.pipeline.report.provenance import model_facts, setting_facts, version_facts
+from wordsworth.pipeline.report.provenance import Facts, model_facts, setting_facts, version_facts
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.statistics import RunStatistics
 from wordsworth.pipeline.report.timeline import Timeline, read_timeline
@@ -111,7 +111,7 @@ def _page(run: RunRows, statistics: RunStatistics, album: Album, seed: int) -> s
         "missing": album.reasons(),
         "provenance": {
             "model": model_facts(run.plan),
-            "versions": version_facts(run.plan),
+            "versions": version_facts(run.plan) + _written(timeline),
             "settings": setting_facts(run.plan),
         },
         "closing": _closing(statistics, seed),
@@ -183,6 +183,13 @@ def _headlines(run: RunRows, statistics: RunStatistics, timeline: Timeline) -> l
 
 def _shards(run: RunRows) -> str:
     return f"from {plural(run.summary.shards, 'shard')}" if run.summary else "so far"
+
+
+def _written(timeline: Timeline) -> Facts:
+    """Return when the files of the run were written."""
+    if timeline.began is None or timeline.ended is None:
+        return []
+    return [("written", f"{timeline.began:%Y-%m-%d %H:%M} to {timeline.ended:%Y-%m-%d %H:%M %Z}")]
 
 
 def _closing(statistics: RunStatistics, seed: int) -> str:

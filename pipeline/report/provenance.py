@@ -49,6 +49,8 @@ def _told(value: Any) -> str:
         text = ", ".join(map(without_credentials, value))
     elif isinstance(value, str):
         text = without_credentials(value)
+    elif isinstance(value, dict):
+        text = ", ".join(f"{name} {json.dumps(one, ensure_ascii=False)}" for name, one in value.items())
     else:
         text = json.dumps(value, ensure_ascii=False)
     text = without_secrets(text)

@@ -123,6 +123,11 @@ class SizeTally:
             self.largest = high
 
 
+def _where(rows: pa.Table, mask: np.ndarray) -> pa.Table:
+    """Return the rows of a mask; all of them are not copied."""
+    return rows if mask.all() else rows.filter(pa.array(mask))
+
+
 def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the counts of values by bin; what lies beyond the edges counts in the outer bins."""
     bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
@@ -201,8 +206,8 @@ class RunStatistics:
         self.num_rows += rows.num_rows
         self.sizes.add(rows)
         is_error = rows["error"].is_valid().to_numpy()
-        self._add_errors(rows.filter(pa.array(is_error)), draws[0][is_error])
-        good, random = rows.filter(pa.array(~is_error)), draws[1][~is_error]
+        self._add_errors(_where(rows, is_error), draws[0][is_error])
+        good, random = _where(rows, ~is_error), draws[1][~is_error]
         if self.has_labels:
             self._add_labels(good, random)
         else:
@@ -211,7 +216,7 @@ class RunStatistics:
             is_embedded = good["embedding"].is_valid().to_numpy()
             self.num_embedded += int(is_embedded.sum())
             zeros = np.zeros(int(is_embedded.sum()), np.int64)
-            self.embedded.add(good.filter(pa.array(is_embedded)), zeros, draws[2][~is_error][is_embedded])
+            self.embedded.add(_where(good, is_embedded), zeros, draws[2][~is_error][is_embedded])
 
     def _add_errors(self, rows: pa.Table, random: np.ndarray) -> None:
         self.num_errors += rows.num_rows
@@ -224,7 +229,7 @@ class RunStatistics:
     def _add_labels(self, rows: pa.Table, random: np.ndarray) -> None:
         scores = rows["score"].to_numpy().astype(np.float64)
         is_scored = rows["label_id"].is_valid().to_numpy() & ~np.isnan(scores)
-        rows, scores, random = rows.filter(pa.array(is_scored)), scores[is_scored], random[is_scored]
+        rows, scores, random = _where(rows, is_scored), scores[is_scored], random[is_scored]
         if not rows.num_rows:
             return
         ids = rows["label_id"].to_numpy()
@@ -243,7 +248,7 @@ class RunStatistics:
             return
         values = rows["value"].to_numpy().astype(np.float64)
         is_known = ~np.isnan(values)
-        rows, values = rows.filter(pa.array(is_known)), values[is_known]
+        rows, values = _where(rows, is_known), values[is_known]
         zeros = np.zeros(len(values), np.int64)
         self.num_scored += len(values)
         self.score_sum += float(values.sum())

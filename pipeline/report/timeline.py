@@ -109,7 +109,7 @@ def _units(run: RunRows) -> tuple[pa.Table, int]:
     """Return rows of the manifest, and how many units there are: of an unfinished run with many units some
     footers alone are read."""
     folder = run.folder
-    if run.summary is not None:
+    if run.summary is not None and folder.exists("_run", "manifest.parquet"):
         try:
             table = read_table(folder.fs, folder.path("_run", "manifest.parquet"), MANIFEST.names)
         except Damaged as error:

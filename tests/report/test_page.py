@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.counting_store import CountingStore
 from tests.support.many_rows import link_tars, make_many
 from tests.support.report_runs import Made, make_run
 from tests.support.samples import encoded, photo, write_tar
@@ -299,3 +300,19 @@ def test_the_page_may_go_elsewhere(run: Path, tmp_path: Path):
     written = write_report(str(run), file=str(tmp_path / "deep/page.html"))
     assert Path(written.path).stat().st_size == written.size_bytes
     assert io.BytesIO(Path(written.path).read_bytes()).read(15) == b"<!doctype html>"
+
+
+@pytest.mark.server
+def test_of_a_store_only_the_ranges_of_images_on_the_page_are_fetched_each_once(tmp_path: Path):
+    write_tar(tmp_path / "bucket/in/a.tar", images(300))
+    with CountingStore(tmp_path).serving() as store:
+        options = {"key": "K", "secret": "S", "endpoint_url": store.url, "use_listings_cache": False}
+        make_run(tmp_path / "out", "s3://bucket/in/a.tar", embedding=None, options=options)
+        store.requests.clear()
+        page = page_of(tmp_path / "out", storage_options=options)
+    asked = [one.headers.get("range") for one in store.requests if one.method == "GET"]
+    rows = {row["key"]: row for row in pq.read_table(tmp_path / "out/predictions").to_pylist()}
+    shown = set(re.findall(r'data-detail="(d/\d+) ', page))
+    places = {(rows[key]["offset"], rows[key]["size"]) for key in shown}
+    assert sorted(asked) == sorted(f"bytes={offset}-{offset + size - 1}" for offset, size in places)
+    assert 30 < len(asked) < 100

@@ -146,7 +146,7 @@ def test_the_map_shows_the_image_under_the_pointer_and_under_the_keyboard(opened
     assert peek.is_displayed()
     assert driver.find_element(By.ID, "map-image").get_attribute("src").startswith("data:image/webp")
     assert driver.find_element(By.ID, "map-key").text
-    ActionChains(driver).move_to_element(driver.find_element(By.ID, "map-head")).perform()
+    ActionChains(driver).move_to_element(driver.find_element(By.CSS_SELECTOR, "nav.sections a")).perform()
     assert not peek.is_displayed()
     field = driver.find_element(By.ID, "map-field")
     seen = set()

@@ -123,6 +123,7 @@ def test_the_wheel_labels_in_an_environment_of_its_own(tmp_path, shards, small_m
     (packages,) = venv.glob("lib/*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
+        assert "wordsworth/pipeline/report/templates/base.html.j2" in archive.namelist()
         archive.extractall(packages)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wordsworth"}
     # The dependencies of this environment, without what its .pth files install: this package is the wheel's.

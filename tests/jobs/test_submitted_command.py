@@ -216,6 +216,7 @@ def test_the_package_that_travels_is_whole_and_nothing_else(tmp_path):
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert "wordsworth/pipeline/labeling/labeler.py" in names
     assert "wordsworth/vit_model/foreign/load.py" in names
+    assert "wordsworth/pipeline/report/templates/base.html.j2" in names
     assert not [name for name in names if "test" in name or "__pycache__" in name or ".git" in name]
     assert [path.name for path in staged] == [
         "wordsworth",

@@ -147,6 +147,14 @@
     find();
   }
 
+  // ---- on paper everything is open ----
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const one of opened) one.open = true;
+  });
+  addEventListener("afterprint", () => { for (const one of opened) one.open = false; });
+
   // ---- open the gallery that a link leads to ----
   const openTarget = () => {
     const target = location.hash.length > 1 && $(decodeURIComponent(location.hash.slice(1)));

@@ -20,8 +20,8 @@ SIDES = ((120, 400), (260, 320))  # images of a page up to a number, and pixels 
 LEAST_SIDE = 256  # pixels of the longer side, of more images
 SMALL_SIDE = 72  # pixels of the longer side, of a point of the map
 QUALITY = 72  # of WebP
-IS_FULL = "left out: the page holds as many images as it may"
-TOO_LATE = f"left out: it was not there after {MOST_SECONDS:.0f} seconds"
+IS_FULL = "no room: the page holds as many images as it may"
+TOO_LATE = f"too late: it was not there after {MOST_SECONDS:.0f} seconds"
 NOT_FETCHED = "not fetched"
 FORMATS = (
     (b"\xff\xd8\xff", "JPEG"),

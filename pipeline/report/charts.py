@@ -24,11 +24,12 @@ class Frame:
         title: what a screen reader says of the chart.
         most: the largest value.
         label: how values are written.
+        least_step: between two lines across the chart; 1 for counts.
     """
 
-    def __init__(self, title: str, most: float, label: Label = number):
+    def __init__(self, title: str, most: float, label: Label = number, least_step: float = 0.0):
         self.title = title
-        self.step = _round_step(most)
+        self.step = max(least_step, _round_step(most))
         self.most = self.step * max(1, np.ceil(most / self.step - 1e-9))
         self.marks: list[Markup] = []
         for value in np.arange(0, self.most + self.step / 2, self.step):
@@ -77,7 +78,7 @@ def histogram(
         names: (B,) what a column says when it is pointed at.
         ticks: texts under the axis, each at a share of its width.
     """
-    frame = Frame(title, max(1, float(np.max(counts, initial=0))))
+    frame = Frame(title, max(1, float(np.max(counts, initial=0))), least_step=1)
     num = len(counts)
     gap = 0.12 if num <= 48 else 0.0
     for place, (count, name) in enumerate(zip(counts, names, strict=True)):

@@ -124,7 +124,7 @@ def _finite(rows: pa.Table | None) -> tuple[pa.Table | None, np.ndarray]:
     """Return the rows whose embeddings are finite, and these as (M, D) float32."""
     if rows is None:
         return None, np.empty((0, 0), np.float32)
-    column = rows["embedding"].combine_chunks()
+    column = pa.concat_arrays(rows["embedding"].chunks)
     embeddings = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(rows), -1)
     is_finite = np.isfinite(embeddings).all(1)
     return rows.drop_columns("embedding").filter(pa.array(is_finite)), embeddings[is_finite]

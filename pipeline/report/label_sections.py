@@ -73,7 +73,7 @@ def label_section(statistics: RunStatistics) -> Context:
         return {"labels": None, "values": True, "no_labels": "", **_value_chart(statistics)}
     if not statistics.num_scored:
         why = (
-            "No row has a label: every row has an error."
+            ("No row has a label: every row has an error." if statistics.num_rows else "There is no row.")
             if statistics.has_labels
             else ("The rows have no labels: this run gives embeddings alone.")
         )

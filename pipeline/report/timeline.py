@@ -168,8 +168,8 @@ def _course(times: np.ndarray) -> tuple[np.ndarray, int, float | None]:
 
 
 def _bins(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the edges of bins, and the bin of each unit: about four units a bin, so that a curve is calm."""
-    num_bins = max(1, min(NUM_BINS, len(moments) // 4))
+    """Return the edges of bins, and the bin of each unit: three units a bin, so that a curve is calm."""
+    num_bins = max(1, min(NUM_BINS, len(moments) // 3))
     end = float(moments.max()) if len(moments) and moments.max() > 0 else 1.0
     edges = np.linspace(0.0, end, num_bins + 1)
     return edges, np.clip(np.searchsorted(edges, moments, side="right") - 1, 0, num_bins - 1)

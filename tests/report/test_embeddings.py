@@ -42,7 +42,7 @@ def test_one_far_point_does_not_press_the_others_together():
 def test_copies_are_found_and_others_are_not():
     embeddings = made(200)
     embeddings[[20, 90]] = embeddings[7]
-    embeddings[150] = embeddings[31] + 0.001
+    embeddings[150] = embeddings[31] + 0.05
     found = find_duplicates(embeddings)
     assert [group.members for group in found.groups] == [[7, 20, 90], [31, 150]]
     assert found.groups[0].similarity == pytest.approx(1, abs=1e-5)
@@ -64,7 +64,8 @@ def test_blocks_change_nothing(monkeypatch):
     embeddings[60:] = embeddings[:30]
     whole = find_duplicates(embeddings)
     monkeypatch.setattr(duplicates, "BLOCK", 7)
-    assert find_duplicates(embeddings) == whole
+    found = find_duplicates(embeddings)
+    assert sorted(group.members for group in found.groups) == sorted(group.members for group in whole.groups)
     assert len(whole.groups) == 30
 
 

@@ -10,7 +10,7 @@ from wordsworth.pipeline.report.charts import scatter
 from wordsworth.pipeline.report.duplicates import ALIKE, find_duplicates
 from wordsworth.pipeline.report.embedding_map import projections
 from wordsworth.pipeline.report.html import plural, short_name
-from wordsworth.pipeline.report.label_sections import Context, shown_images
+from wordsworth.pipeline.report.label_sections import Context, class_name, shown_images
 from wordsworth.pipeline.report.statistics import RunStatistics
 
 NUM_POINTS = 700  # points of the map
@@ -131,7 +131,9 @@ def _finite(rows: pa.Table | None) -> tuple[pa.Table | None, np.ndarray]:
 
 
 def _labels(rows: pa.Table) -> list[str | None]:
-    return rows["label"].to_pylist() if "label" in rows.column_names else [None] * len(rows)
+    if "label" not in rows.column_names:
+        return [None] * len(rows)
+    return list(map(class_name, rows["label_id"].to_pylist(), rows["label"].to_pylist()))
 
 
 def _colours(labels: list[str]) -> tuple[list[dict[str, Any]], list[str]]:

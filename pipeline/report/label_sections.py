@@ -55,13 +55,18 @@ def shown_images(album: Album, rows: pa.Table | None) -> list[Shown]:
 def _texts(row: dict[str, Any], picture: Picture) -> dict[str, str]:
     value = row.get("score") if row.get("score") is not None else row.get("value")
     figure = "" if value is None else f"{value:.3f}"
-    label = short_name(row.get("label"))
+    label = short_name(class_name(row.get("label_id"), row.get("label")))
     place = f"{picture.key} in {short_name(row['shard'])}, index {row['index']}"
     return {
         "caption": " ".join(part for part in (label, figure) if part) or picture.key,
         "detail": place,
         "short": " · ".join(part for part in (figure, picture.key) if part),
     }
+
+
+def class_name(number: int | None, name: str | None) -> str | None:
+    """Return the name of a class; one without a name has its number, and no class has none."""
+    return f"class {number}" if name is None and number is not None else name
 
 
 # ---- labels and scores ----------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def version_facts(plan: RunPlan) -> Facts:
 
 def setting_facts(plan: RunPlan) -> Facts:
     """Return every option that makes two commands the same run, by its name on the command line."""
-    return [(name, _told(value)) for name, value in sorted(plan.asked.items()) if value is not None]
+    return [(name, _told(value)) for name, value in sorted(plan.asked.items()) if value not in (None, [])]
 
 
 def _told(value: Any) -> str:
@@ -50,7 +50,7 @@ def _told(value: Any) -> str:
     elif isinstance(value, str):
         text = without_credentials(value)
     elif isinstance(value, dict):
-        text = ", ".join(f"{name} {json.dumps(one, ensure_ascii=False)}" for name, one in value.items())
+        text = ", ".join(f"{name} {one}" for name, one in value.items())
     else:
         text = json.dumps(value, ensure_ascii=False)
     text = without_secrets(text)

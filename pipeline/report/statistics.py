@@ -172,7 +172,7 @@ class RunStatistics:
         self.sizes = SizeTally()
         self.errors: Counter[str] = Counter()
         self.error_codes = GroupNumbers()
-        known = [name for name in ("label", "score", "value") if name in names]
+        known = [name for name in ("label_id", "label", "score", "value") if name in names]
         told = [*PLACE, *known]
         self.error_examples = Selection(NUM_EXAMPLES, [*PLACE, "error", "error_detail"])
         self.surest, self.unsurest, self.random = (Selection(per_gallery, told) for _ in range(3))

@@ -52,10 +52,17 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def requests(self) -> list[str]:
-        """Return the addresses that the page asked for, without those that stand in the page itself."""
+        """Return the addresses that were asked for the page: not those that stand in the page itself, and not
+        those that its policy refused."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        refused = {
+            event["params"]["requestId"]
+            for event in events
+            if event["method"] == "Network.loadingFailed" and event["params"].get("blockedReason") == "csp"
+        }
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [one["request"]["url"] for one in sent if not one["request"]["url"].startswith("data:")]
+        asked = [one["request"]["url"] for one in sent if one["requestId"] not in refused]
+        return [url for url in asked if not url.startswith("data:")]
 
     def complaints(self) -> list[str]:
         """Return what the browser wrote to the console of the page."""

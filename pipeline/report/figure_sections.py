@@ -139,7 +139,7 @@ def _speed_intro(timeline: Timeline, held_back: str | None) -> str:
 def _speed_charts(timeline: Timeline) -> list[Context]:
     if len(timeline.bin_images) < 3 or not timeline.images:
         return []
-    charts = []
+    charts: list[Context] = []
     end = float(timeline.bin_edges[-1])
     if timeline.is_timed:
         ticks = [(share, duration(share * end)) for share in (0.0, 0.5, 1.0)]

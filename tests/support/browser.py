@@ -44,8 +44,9 @@ class Browser:
 
     def media(self, kind: str, *, dark: bool = False) -> None:
         """Show the page on a screen or as it is printed, with the system's colours light or dark."""
-        colours = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": [colours]})
+        wishes = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": features})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Return what a function body in JavaScript returns."""

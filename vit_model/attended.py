@@ -236,9 +236,7 @@ class _Collected:
         elif weights.shape[2] == 1 and self._heads and self._pool is None:
             self._take_pool(weights)
         else:
-            self.refusal = (
-                "it has layers in which one token or a part of them attends to others (class attention)"
-            )
+            self.refusal = "it has layers in which some tokens alone attend to others (class attention)"
 
     def _take_layer(self, weights: torch.Tensor) -> None:
         num_prefix = weights.shape[3] - self.layout.num_patches

@@ -83,7 +83,7 @@ def patches_figure(image: np.ndarray, grid: tuple[int, int], title: str, note: s
     longest = max(grid)
     every = math.ceil(longest / MOST_NUMBERS)
     side = min(11.0, max(5.0, longest * 0.32))
-    pale = (image.astype(np.float32) * 0.62 + 255 * 0.38).astype(np.uint8)
+    pale = (image.astype(np.float32) * 0.45 + 255 * 0.55).astype(np.uint8)
     points = max(3.5, min(12.0, 72 * side / longest * 0.27 * every))
     if every > 1:
         note = f"{note}; numbers of one of {every} rows and columns".lstrip("; ")
@@ -92,9 +92,9 @@ def patches_figure(image: np.ndarray, grid: tuple[int, int], title: str, note: s
         _show_image(axis, pale, "")
         down, across = height / grid[0], width / grid[1]
         for row in range(1, grid[0]):
-            axis.axhline(row * down - 0.5, color="white", linewidth=1)
+            axis.axhline(row * down - 0.5, color=INK, alpha=0.3, linewidth=0.8)
         for column in range(1, grid[1]):
-            axis.axvline(column * across - 0.5, color="white", linewidth=1)
+            axis.axvline(column * across - 0.5, color=INK, alpha=0.3, linewidth=0.8)
         for number in patch_numbers(grid, every):
             row, column = divmod(number - 1, grid[1])
             centre = ((column + 0.5) * across - 0.5, (row + 0.5) * down - 0.5)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from wordsworth.pipeline.cluster.package import package_version
 from wordsworth.pipeline.report.explanation import Explanation, Figure
-from wordsworth.pipeline.report.model_html import data_uri, percent, render
+from wordsworth.pipeline.report.html import data_uri, percent, render
 
 PAGE = "explain.html"  # name of the file
 

@@ -12,7 +12,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction.load_model import load_model
 from wordsworth.pipeline.report.explained_figures import Figure, filters, positions
 from wordsworth.pipeline.report.figure_frame import NEEDED, can_draw
-from wordsworth.pipeline.report.model_html import data_uri, number, percent, render
+from wordsworth.pipeline.report.html import data_uri, number, percent, render
 from wordsworth.pipeline.report.training_figures import Curve, curves_figure
 from wordsworth.pipeline.storage.atomic import overwrite
 from wordsworth.pipeline.storage.filesystem import (

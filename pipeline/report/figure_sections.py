@@ -206,7 +206,7 @@ def _speed_note(timeline: Timeline, has_busy: bool) -> str:
         )
     notes.append("Seconds of writing stand in no file: a file is closed before its writing ends.")
     if has_busy:
-        notes.append("Workers busy: on average, in the last command of the run.")
+        notes.append("Busy: workers, on average, in the last command of the run.")
     return " ".join(notes)
 
 

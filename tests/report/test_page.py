@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +21,10 @@ from tests.support.tables import write_csv, write_parquet
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.report import album
+from wordsworth.pipeline.report.album import Album
+from wordsworth.pipeline.report.label_sections import PER_SHELF, gallery_section, label_section
 from wordsworth.pipeline.report.page import write_report
+from wordsworth.pipeline.report.statistics import RunStatistics
 from wordsworth.pipeline.verification.verifier import verify
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
@@ -301,6 +305,26 @@ def test_the_page_may_go_elsewhere(run: Path, tmp_path: Path):
     written = write_report(str(run), file=str(tmp_path / "deep/page.html"))
     assert Path(written.path).stat().st_size == written.size_bytes
     assert io.BytesIO(Path(written.path).read_bytes()).read(15) == b"<!doctype html>"
+
+
+def test_a_head_that_gives_a_number_has_its_distribution_and_its_ends():
+    count = 500
+    names = ("key", "shard", "error", "error_detail")
+    columns = {name: pa.array([f"{name} {n}" for n in range(count)]) for name in names[:2]}
+    columns |= {name: pa.nulls(count, pa.string()) for name in names[2:]}
+    columns |= {name: pa.array(range(count)) for name in ("index", "offset", "size", "width", "height")}
+    columns["value"] = pa.array(np.linspace(-3, 5, count), pa.float32())
+    rows = pa.table(columns)
+    statistics = RunStatistics(rows.schema, PER_SHELF, seed=0)
+    statistics.add_all(rows.to_batches(max_chunksize=64))
+    section = label_section(statistics)
+    assert section["values"] and section["labels"] is None
+    assert "500 images, mean 1" in section["score_note"]
+    (gallery,) = gallery_section(statistics, Album())["galleries"]
+    shelves = {title: [image.caption for image in images] for title, images in gallery["shelves"]}
+    assert shelves["Highest"][0] == "5.000"
+    assert shelves["Lowest"][0] == "-3.000"
+    assert len(shelves["Drawn at random"]) == PER_SHELF
 
 
 @pytest.mark.server

@@ -1,4 +1,4 @@
-"""Run `wordsworth report OUT`: write one page that shows what a run found."""
+"""Run `wordsworth report OUT`: write one page that shows what a run found, or what a training did."""
 
 import json
 from dataclasses import asdict
@@ -17,21 +17,32 @@ MISSING_SHOWN = 3  # reasons for missing images that are printed; the page has a
 
 
 def report(
-    run: Annotated[str, Parameter(help="The run folder.")],
+    run: Annotated[str, Parameter(help="The run folder, or the model folder of a training.")],
     /,
     *,
     output: Annotated[
-        str | None, Parameter(help="File to write instead of report.html in the run folder.")
+        str | None, Parameter(help="File to write instead of report.html in the folder.")
     ] = None,
     seed: Annotated[int, Parameter(help="Of the images, examples and points that are drawn.")] = 0,
     storage: StoreOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
-    """Write one page that shows what a run found. It is one file, and opens without a network."""
+    """Write one page that shows what a run found, or how a training went: its curves, its epochs, its model.
+
+    It is one file, and opens without a network.
+    """
     storage = storage or StoreOptions()
     storage.check(run, output=output)
     errors = Terminal(stderr=True)
-    with errors.status("reading the run"):
+    from wordsworth.pipeline.errors import shown
+
+    with errors.status("reading the folder"):
+        from wordsworth.pipeline.report.training_page import is_training, write_training_report
+
+        if is_training(run, storage.storage):
+            path = write_training_report(run, storage.storage, output)
+            print(json.dumps({"path": path}, indent=1) if json_ else shown(path))
+            return 0
         from wordsworth.pipeline.report.page import write_report
 
         written = write_report(run, file=output, seed=seed, storage_options=storage.storage)

@@ -90,18 +90,25 @@ def is_training(folder: str, options: StorageOptions) -> bool:
         return with_retries(lambda: fs.exists(join(path.rstrip("/"), LINES)))
 
 
-def write_training_report(folder: str, options: StorageOptions) -> str:
-    """Write the page of a training into its folder, and return the file's address.
+def write_training_report(folder: str, options: StorageOptions, file: str | None = None) -> str:
+    """Write the page of a training, and return the file's address.
+
+    Args:
+        folder: of the training.
+        options: of the stores.
+        file: where the page goes; None is report.html in the folder.
 
     Raises:
         UserError: the folder holds no training, or no epoch of it is done.
     """
     training = read_training(folder, options)
     page = training_page(training, options).encode()
-    path = join(training.path, PAGE)
-    with naming(folder):
-        overwrite(training.fs, path, page)
-    return without_credentials(absolute_uri(training.fs, path))
+    fs, path = training.fs, join(training.path, PAGE)
+    if file is not None:
+        fs, path = open_filesystem(file, options)
+    with naming(file or folder):
+        overwrite(fs, path, page)
+    return without_credentials(absolute_uri(fs, path))
 
 
 # ---- what the folder tells ---------------------------------------------------------------------------------

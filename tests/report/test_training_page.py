@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from wordsworth.jobs.cli import run
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.report import training_page
 from wordsworth.pipeline.report.training_page import is_training, read_training, write_training_report
@@ -67,6 +68,15 @@ def test_the_page_has_the_figures_of_the_training(finished):
     assert re.findall(r'<tr><td class="num" data-value="([\d.]+)">', page) == ["1.0", "2.0", "3.0"]
     assert "wordsworth evaluate SOURCE --model" in page  # what is missing is said
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_the_command_writes_the_page_into_the_folder_or_where_it_is_told_to(finished, tmp_path, capsys):
+    assert run(["report", str(finished)]) == 0
+    assert capsys.readouterr().out.strip() == str(finished / "report.html")
+    assert run(["report", str(finished), "--output", str(tmp_path / "page.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(tmp_path / "page.html")}
+    page = (tmp_path / "page.html").read_text()
+    assert page == (finished / "report.html").read_text() and "81.25" in page
 
 
 def test_what_a_training_is_called_and_set_to_is_text(finished):

@@ -4,7 +4,7 @@ Exit codes:
     0: done.
     1: failed.
     2: wrong usage.
-    3: done, but over --max-error-rate or with findings.
+    3: done, but over --max-error-rate or --fail-if-flips-over, or with findings.
     130, 143: interrupted by Ctrl-C or by SIGTERM.
 """
 
@@ -35,6 +35,7 @@ COMMANDS = {
     "report": "Write one page that shows what a run found.",
     "compact": "Write a finished run again, in a new folder of large files.",
     "show": "Show the rows and the images of a run that you ask for.",
+    "diff": "Compare two runs over the same images: labels, scores, embeddings.",
     "lint": "Say what is wrong with shards, without a model.",
     "pack": "Pack images in class folders into WebDataset shards.",
     "pretrain": "Train a Vision Transformer from scratch with Ray Train.",

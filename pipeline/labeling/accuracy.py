@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from wordsworth.pipeline.output.intervals import wilson_interval
 from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
 
 NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 NUM_WORST = 10  # classes that are named as the worst
 NUM_CONFUSED = 4  # classes that are named as taken for one of the worst, at most
-Z_95 = 1.959964  # standard deviations on either side of the middle of a 95% interval
 NEIGHBOURS = 20  # nearest training images that vote, as for DINO (arXiv:2104.14294, appendix F)
 TEMPERATURE = 0.07  # of the weights of their votes, likewise
 BLOCK = 1024  # test images that are compared with all training images at a time
@@ -104,16 +104,6 @@ def _describe_class(number: int, predicted: Counter[int], labels: tuple[str, ...
         "accuracy": predicted[number] / predicted.total(),
         "taken_for": taken_for,
     }
-
-
-def wilson_interval(num_right: int, num_images: int) -> list[float]:
-    """Return the 95% interval of a share: its lower and its upper end (Wilson 1927)."""
-    z = Z_95
-    share = num_right / num_images
-    middle = share + z * z / (2 * num_images)
-    half = z * np.sqrt(share * (1 - share) / num_images + (z / (2 * num_images)) ** 2)
-    scale = 1 + z * z / num_images
-    return [float((middle - half) / scale), float((middle + half) / scale)]
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------

@@ -186,6 +186,8 @@ def test_no_command_says_a_secret_or_writes_one(labelled, store, config, small_m
         "show": run("show", out, "--json", "--output", tmp_path / "images", "--config", config, env=EXPORTED),
         "compact": run("compact", out, "--output", f"{store.root}/large", "--config", config, env=EXPORTED),
     }
+    page = ("--output", tmp_path / "diff.html")
+    said["diff"] = run("diff", out, f"{store.root}/large", *page, "--config", config, env=EXPORTED)
     assert hits({f"{name} {stream}": text for name in said for stream, text in said[name].items()}) == []
     assert hits(objects_under(f"{store.root}/large", store.options)) == []
     assert len(said["show"]["stdout"].splitlines()) == 9 and hits(objects_under(str(tmp_path), {})) == []

@@ -18,10 +18,10 @@ from wordsworth.pipeline.labeling.accuracy import (
     NUM_BINS,
     AccuracyCounter,
     EmbeddingProbes,
-    wilson_interval,
 )
 from wordsworth.pipeline.labeling.evaluate import evaluate
 from wordsworth.pipeline.labeling.request import LabelRequest
+from wordsworth.pipeline.output.intervals import wilson_interval
 from wordsworth.pipeline.verification.verifier import verify
 from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
 from wordsworth.vit_model.model_folder import load_folder

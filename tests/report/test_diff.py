@@ -199,14 +199,15 @@ def test_rows_that_are_the_same_twice_join_once():
     assert len(joined_rows._joined(table([], []), table(["x"], [0])).only_b) == 1
 
 
-def test_doubled_keys_of_a_run_are_told(tmp_path: Path):
+def test_doubled_keys_of_a_run_are_told(tmp_path: Path, capsys):
     source(tmp_path / "in", names=["x.jpg", "y.jpg", "x.jpg"])
     make_run(tmp_path / "a", tmp_path / "in", answer=answers([ANT, BEE, CAT]))
     make_run(tmp_path / "b", tmp_path / "in", answer=answers([ANT, BEE, DOG]))
     told = compared(tmp_path / "a", tmp_path / "b")
-    if told.num_by_index:  # the reader made two samples of it
-        assert [(f.label_a, f.label_b) for f in told.flips] == [("cat", "dog")]
-    assert told.num_joined == RunRows.open(str(tmp_path / "a")).num_rows
+    assert (told.num_joined, told.num_by_index, told.num_unclear) == (3, 2, 0)
+    assert [(f.label_a, f.label_b) for f in told.flips] == [("cat", "dog")]
+    assert run(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "3 rows, 2 of them by the index too" in capsys.readouterr().out
 
 
 def test_many_parts_find_what_one_part_finds(place: Path, found: Difference, monkeypatch):

@@ -70,10 +70,11 @@ def test_everything_that_is_installed_has_a_hash_but_pytorch_for_cpus():
     assert len(own) == 2 and all("--no-deps --no-build-isolation" in one for one in own)
 
 
-def test_every_extra_that_is_installed_is_one():
+def test_every_extra_is_installed_that_a_run_or_a_training_needs():
     (extras,) = (re.findall(r"--extra (\w+)", line) for line in commands("ENV") if "EXTRAS" in line)
     known = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == set(known) - {"dev", "plots"}
+    at_a_desk = {"dev", "plots", "sql"}  # what tests and people need who look at a run
+    assert set(extras) == set(known) - at_a_desk
 
 
 def test_the_lock_for_cpus_lacks_pytorch_and_cuda_alone(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from tests.faults import servers
 from tests.support.ray_cluster import TOKEN, ray_cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 BUCKET = "places"
 # A driver that joins once for each environment, and asks the nodes about places.
@@ -213,7 +213,6 @@ def test_asking_leaves_nothing_behind(seen):
     assert seen["disks"] == ["apart/src", "apart/src/a.tar", "shared/src", "shared/src/a.tar"]
 
 
-@pytest.mark.long
 def test_a_whole_run_lands_in_the_store_of_the_command_where_the_nodes_name_another(wordsworth, small_model):
     import io
 

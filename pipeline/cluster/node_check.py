@@ -5,7 +5,6 @@ node sees of the run's places. What a node lacks ends the command with one line 
 """
 
 import contextlib
-import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +140,7 @@ def _ask_all(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     code = node_probe.code_digest()
-    looks = tuple(pickle.dumps(question.look) for question in questions)
+    looks = tuple(ray.put(question.look) for question in questions)
     with _by_value():
         task = ray.remote(num_cpus=0, max_retries=1)(node_probe.probe)
         asked = {}

@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import pickle
 import platform
 import socket
 from importlib import metadata
@@ -19,12 +18,12 @@ PARTS = ("pipeline", "vit_model")  # folders of the package whose code works on 
 NUMERIC = ("torch", "torchvision", "pillow", "numpy", "simplejpeg")  # distributions that can alter a number
 
 
-def probe(modules: tuple[str, ...], looks: tuple[bytes, ...], code: str) -> dict[str, Any]:
+def probe(modules: tuple[str, ...], looks: tuple[Any, ...], code: str) -> dict[str, Any]:
     """Return what there is on this node.
 
     Args:
         modules: names of modules that must be there.
-        looks: pickled functions of this package, each without arguments; what each returns is "seen".
+        looks: references to functions of this package, each without arguments; what each returns is "seen".
         code: hash of the package's code where the command runs; with other code nothing is looked at.
     """
     import ray
@@ -40,9 +39,8 @@ def probe(modules: tuple[str, ...], looks: tuple[bytes, ...], code: str) -> dict
     if not missing:
         found |= {"version": package_version(), "numeric": numeric_versions()}
     if not missing and code_digest() == code:
-        # From the driver of this job, whose code every task here runs; pickled once more because a node
-        # without the package could not take them as arguments.
-        found["seen"] = [pickle.loads(look)() for look in looks]
+        # References, because a node without the package could not take the functions as arguments.
+        found["seen"] = [look() for look in ray.get(list(looks))]
     return found
 
 

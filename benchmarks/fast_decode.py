@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine, write_rows
-from wordsworth.pipeline.labeling.accuracy import wilson_interval
+from wordsworth.pipeline.output.intervals import wilson_interval
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZE = ["--width", "128", "--depth", "4", "--heads", "4", "--patch-size", "8"]

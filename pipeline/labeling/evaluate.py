@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling.accuracy import AccuracyCounter, EmbeddingProbes
 from wordsworth.pipeline.labeling.class_watch import ClassWatch
 from wordsworth.pipeline.labeling.head_columns import head_columns
 from wordsworth.pipeline.labeling.labeler import label
 from wordsworth.pipeline.labeling.plan import own_columns
+from wordsworth.pipeline.labeling.probes import EmbeddingProbes
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.labeling.request import LabelRequest
+from wordsworth.pipeline.output.accuracy import AccuracyCounter
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.kept_columns import output_name, renamed
 from wordsworth.pipeline.sources.model_target import NO_CLASS, ModelTarget, model_target

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from wordsworth.pipeline.output.intervals import wilson_interval
+from wordsworth.pipeline.output.pair_counts import PairCounts
 
 NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 NUM_WORST = 10  # classes that are named as the worst
@@ -31,7 +32,7 @@ class AccuracyCounter:
     num_right: int = 0
     num_in_top: int = 0
     bins: np.ndarray = field(default_factory=lambda: np.zeros((NUM_BINS, 3)))
-    confused: Counter[tuple[int, int]] = field(default_factory=Counter)
+    confused: PairCounts = field(default_factory=PairCounts)
 
     def add(self, classes: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
         """Count predictions.
@@ -48,7 +49,7 @@ class AccuracyCounter:
         bin_of = np.minimum((scores * NUM_BINS).astype(int), NUM_BINS - 1)
         for column, values in enumerate((np.ones(len(scores)), scores, is_right)):
             self.bins[:, column] += np.bincount(bin_of, values, NUM_BINS)
-        self.confused.update(zip(classes.tolist(), ids[:, 0].tolist(), strict=True))
+        self.confused.add(classes, ids[:, 0])
 
     def figures(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """Return what `wordsworth evaluate` prints; shares are of the images that could be decoded.

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from wordsworth.pipeline.output.intervals import wilson_interval
+from wordsworth.pipeline.output.pair_counts import PairCounts, most_frequent, pair_numbers, split_pairs
 from wordsworth.pipeline.report.difference import (
     ConfusedPair,
     Drift,
@@ -24,11 +25,7 @@ from wordsworth.pipeline.report.shifts import (
     LEAST_ROWS,
     QUANTILES,
     EmbeddingDrift,
-    FlipCounts,
     ScoreTally,
-    most_frequent,
-    pair_numbers,
-    split_pairs,
     stability_index,
 )
 
@@ -76,7 +73,7 @@ class DiffTally:
         self.only = (_Rows(names), _Rows(names))
         self.errors = (_Rows(names), _Rows(names))
         self.scores = (ScoreTally(), ScoreTally())
-        self.flip_counts = FlipCounts()
+        self.flip_counts = PairCounts()
         self.drift = EmbeddingDrift(PAIR.names, NUM_FARTHEST) if with_embeddings else None
 
     def add(self, part: JoinedPart) -> None:
@@ -169,7 +166,7 @@ class DiffTally:
 
     def _confused(self) -> list[ConfusedPair]:
         all_pairs, all_counts = self.flip_counts.all()
-        pairs, counts = self.flip_counts.confused()
+        pairs, counts = self.flip_counts.unordered()
         told = []
         for place in most_frequent(counts, NUM_CONFUSED).tolist():
             pair, num = pairs[place], int(counts[place])

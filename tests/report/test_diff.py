@@ -13,13 +13,14 @@ from tests.support.report_runs import LABELS, Made, by_number, make_run
 from tests.support.samples import encoded, photo, write_tar
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.output.pair_counts import PairCounts, pair_numbers
 from wordsworth.pipeline.report import joined_rows
 from wordsworth.pipeline.report.diff import compare_runs
 from wordsworth.pipeline.report.diff_page import write_diff_page
 from wordsworth.pipeline.report.difference import Difference
 from wordsworth.pipeline.report.joined_rows import SharedNames
 from wordsworth.pipeline.report.rows import RunRows
-from wordsworth.pipeline.report.shifts import FlipCounts, ScoreTally, pair_numbers, stability_index
+from wordsworth.pipeline.report.shifts import ScoreTally, stability_index
 
 HOSTILE = "<script>document.title='taken'</script>\x1b[31m\u202e\"'"
 ANT, BEE, CAT, DOG = range(4)
@@ -221,13 +222,13 @@ def test_many_parts_find_what_one_part_finds(place: Path, found: Difference, mon
 
 def test_flip_counts_are_merged(monkeypatch):
     monkeypatch.setattr("wordsworth.pipeline.report.shifts.MERGE_AT", 1)
-    counts = FlipCounts()
+    counts = PairCounts()
     for _ in range(5):
         counts.add(np.array([1, 2, 1]), np.array([2, 1, 3]))
     pairs, nums = counts.all()
     assert pairs.tolist() == pair_numbers(np.array([1, 1, 2]), np.array([2, 3, 1])).tolist()
     assert nums.tolist() == [5, 5, 5]
-    assert counts.confused()[1].tolist() == [10, 5]
+    assert counts.unordered()[1].tolist() == [10, 5]
 
 
 def test_a_class_without_a_name_is_called_by_its_number():

@@ -221,7 +221,7 @@ def test_many_parts_find_what_one_part_finds(place: Path, found: Difference, mon
 
 
 def test_flip_counts_are_merged(monkeypatch):
-    monkeypatch.setattr("wordsworth.pipeline.report.shifts.MERGE_AT", 1)
+    monkeypatch.setattr("wordsworth.pipeline.output.pair_counts.MERGE_AT", 1)
     counts = PairCounts()
     for _ in range(5):
         counts.add(np.array([1, 2, 1]), np.array([2, 1, 3]))

@@ -1,4 +1,7 @@
-"""Run `wordsworth label SOURCE... --output OUT --model MODEL`: write a label for every image."""
+"""Run `wordsworth label SOURCE... --output OUT --model MODEL`: write a label for every image.
+
+Without --output it prints the labels of a few images (jobs/quick_look.py).
+"""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +16,6 @@ from wordsworth.jobs.options import (
     ModelOptions,
     PartOptions,
     RunOptions,
-    RunOutput,
     SourceOptions,
     Sources,
     Threshold,
@@ -32,7 +34,14 @@ def label(
     sources: Sources,
     /,
     *,
-    output: RunOutput,
+    output: Annotated[
+        str | None,
+        Parameter(
+            help="""The run folder. The same command again continues the run. Without it: a table of the first
+            images, made in this process alone, and nothing is written.""",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOptions,
     top_k: Annotated[int, Parameter(help="Number of classes in a row.")] = 5,
     threshold: Threshold = None,
@@ -45,11 +54,17 @@ def label(
     cluster: PoolOptions | None = None,
 ) -> int:
     """Label every image of the sources, each exactly once, into Parquet."""
+    source, part, run = source or SourceOptions(), part or PartOptions(), run or RunOptions()
+    asked = label_request(top_k, embeddings, threshold)
+    asked["cluster"] = (cluster or PoolOptions()).request
+    if output is None:
+        from wordsworth.jobs.quick_look import look
+
+        return look(sources, model, source, part, run, asked)
+
     from wordsworth.jobs.progress import RunProgress
 
-    source, run = source or SourceOptions(), run or RunOptions()
-    asked = label_request(top_k, embeddings, threshold) | (part or PartOptions()).asked()
-    asked["cluster"] = (cluster or PoolOptions()).request
+    asked |= part.asked()
     with RunProgress("labelling") as progress:
         summary = run_labeler("label", sources, output, model, source, run, asked, progress)
     return report(summary, output, run, source)
@@ -79,8 +94,8 @@ def run_labeler(
     """
     reach(asked["cluster"], progress.note)
     source.check(*sources, model.model, model.weights, output=output)
-    progress.waiting("loading the program")
-    from wordsworth.pipeline.labeling.labeler import label as label_sources
+    progress.waiting("looking at the sources")
+    from wordsworth.pipeline.labeling.listing import refuse_missing_sources
     from wordsworth.pipeline.labeling.request import LabelRequest
 
     request = LabelRequest(
@@ -106,6 +121,10 @@ def run_labeler(
         **source.asked(),
         **asked,
     )
+    refuse_missing_sources(request)
+    progress.waiting("loading the program")
+    from wordsworth.pipeline.labeling.labeler import label as label_sources
+
     progress.waiting("loading the model")
     return label_sources(request, model.load(progress.note, source.storage), progress)
 

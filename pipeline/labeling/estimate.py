@@ -10,14 +10,13 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
 from wordsworth.pipeline.images.resize import end_warm_up
 from wordsworth.pipeline.labeling.forecast import Measurement
+from wordsworth.pipeline.labeling.listing import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.plan import CPU_BATCH, asked_for, make_plan
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.settings import (
     StageSettings,
-    list_settings,
     predict_settings,
     stage_settings,
-    with_expanded_sources,
 )
 from wordsworth.pipeline.output.commit import parquet_bytes
 from wordsworth.pipeline.output.prediction_rows import WriteSettings, prediction_table
@@ -63,7 +62,7 @@ def measure(
     sample = _sample_shards(request)
     for said in sample.passed_over.notes():
         note(said)
-    plan, settings = _plan_here(request, checkpoint, device, images_per_gpu_second)
+    plan, settings = plan_here(request, checkpoint, device, images_per_gpu_second)
     read = _measure_reading(sample.shards, settings, seconds)
     image_bytes = sum(unit.bytes_read for unit in read.units) / read.num_images
     num_bytes = sample.num_bytes
@@ -147,8 +146,11 @@ def _sample_shards(request: LabelRequest) -> ShardSample:
     )
 
 
-def _plan_here(
-    request: LabelRequest, checkpoint: BaseCheckpoint, device: str, images_per_gpu_second: float | None
+def plan_here(
+    request: LabelRequest,
+    checkpoint: BaseCheckpoint,
+    device: str,
+    images_per_gpu_second: float | None = None,
 ) -> tuple[RunPlan, StageSettings]:
     """Return the plan of the run, and the settings of its stages on this machine."""
     precision = resolve_precision(request.precision, "cpu")

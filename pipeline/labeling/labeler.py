@@ -34,6 +34,7 @@ from wordsworth.pipeline.labeling.dataset import (
 )
 from wordsworth.pipeline.labeling.head_columns import as_begun
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
+from wordsworth.pipeline.labeling.listing import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.model_setup import ModelSetup, naming_lost_gpus
 from wordsworth.pipeline.labeling.partial_run import (
     is_part_done,
@@ -48,7 +49,6 @@ from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.retry import failed_units
 from wordsworth.pipeline.labeling.run_watch import RunWatch
 from wordsworth.pipeline.labeling.sampling import draw_sample, refuse_another_sample, remove_sample
-from wordsworth.pipeline.labeling.settings import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.update import compare_with_source, drop_lost_shards, update_listing
 from wordsworth.pipeline.output.frozen_listing import SAMPLE, FirstPage, FrozenListing, open_pages
 from wordsworth.pipeline.output.limited_listing import first_limited_page

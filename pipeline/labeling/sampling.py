@@ -12,9 +12,9 @@ from typing import Any
 
 from wordsworth.pipeline.cluster.claims import RETRIES
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.labeling.listing import list_settings
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.labeling.request import LabelRequest
-from wordsworth.pipeline.labeling.settings import list_settings
 from wordsworth.pipeline.output.frozen_listing import (
     SAMPLE,
     FrozenListing,

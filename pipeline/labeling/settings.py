@@ -1,21 +1,20 @@
 """Hold the settings of every stage, made of what the user asks for and of what the run's plan froze."""
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.labeling.head_columns import head_columns
+from wordsworth.pipeline.labeling.listing import list_settings
 from wordsworth.pipeline.labeling.plan import CLASS_NAMES, decoder_of, has_keys_by_path, key_rule_of
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.labeling.stages import ListSettings
-from wordsworth.pipeline.output.frozen_listing import SAMPLE
 from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.records import Provenance, RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.prediction.actor import PredictSettings
 from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.sources.samples import ReadSettings
-from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 JOB_TOKEN_BYTES = 8  # bytes of the token that tells the files of one command from those of another
@@ -30,14 +29,6 @@ class StageSettings:
     decode: DecodeSettings
     predict: PredictSettings
     write: WriteSettings
-
-
-def with_expanded_sources(request: LabelRequest) -> LabelRequest:
-    """Return the request with the sources that its lists and patterns stand for, all without queries."""
-    sources, options = take_queries(
-        expand_sources(request.sources, request.storage_options), request.storage_options
-    )
-    return replace(request, sources=sources, storage_options=options)
 
 
 def stage_settings(
@@ -72,18 +63,6 @@ def stage_settings(
             request, checkpoint, resolved.device, resolved.precision, resolved.batch_size
         ),
         write=_write_settings(folder, plan, request, checkpoint),
-    )
-
-
-def list_settings(request: LabelRequest) -> ListSettings:
-    """Return the settings of the list stage."""
-    return ListSettings(
-        sources=request.sources,
-        format=request.format,
-        image_keys=request.image_keys,
-        storage_options=request.storage_options,
-        rules=request.rules,
-        folder=SAMPLE if request.sample else "shards",
     )
 
 

@@ -5,8 +5,8 @@ from itertools import islice
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
+from wordsworth.pipeline.labeling.listing import list_settings
 from wordsworth.pipeline.labeling.progress import ShardFault
-from wordsworth.pipeline.labeling.settings import list_settings
 from wordsworth.pipeline.output.carried_rows import carry_rows
 from wordsworth.pipeline.output.committed import shard_name_of
 from wordsworth.pipeline.output.frozen_listing import PageMetadata

@@ -44,6 +44,8 @@ def pack(
     console.say(
         f"packed {packed.images:,} images{classes} into {len(packed.shards)} shards in {output}{ignored}"
     )
+    if not packed.is_indexed:
+        console.say("the shards are too many for an index of their classes: a training counts them itself")
     for name in packed.alike:
         console.say(f"class {name} is folders in several Unicode forms: taken as one class")
     for note in packed.passed_over.serious_notes():

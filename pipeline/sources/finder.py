@@ -26,6 +26,7 @@ from wordsworth.pipeline.sources.name_lookup import Name, NamedImage, NameLookup
 from wordsworth.pipeline.sources.named_images import pages_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
 from wordsworth.pipeline.sources.run_outputs import RunOutputs
+from wordsworth.pipeline.sources.shard_index import INDEX
 from wordsworth.pipeline.sources.shards import ListedImage, Shard
 from wordsworth.pipeline.sources.source_files import (
     FileInfo,
@@ -50,6 +51,7 @@ from wordsworth.pipeline.storage.refusals import naming
 PAGE = 4096  # loose images in one page of the listing, which is one shard
 LEADING = ("tar", "images")  # kinds beside which files of other kinds do not count
 FEW = 256  # names that are looked up together at least, however few images are wanted
+BESIDE_SHARDS = ("labels.txt", INDEX)  # what `pack` writes beside shards: names of classes, and counts
 PEEK = 4096  # files of a source that are looked at before its kind is decided
 
 
@@ -382,7 +384,7 @@ class Finder:
     def _ignore(self, file: _File) -> None:
         self._count_front(file)
         base = base_name(file.path)
-        if base == "labels.txt":  # the names of the classes lie beside the shards
+        if base in BESIDE_SHARDS:
             return
         extension = extension_of(base)
         self._newly_passed.ignored[f".{extension}" if extension else NO_EXTENSION] += 1

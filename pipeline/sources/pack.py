@@ -11,14 +11,23 @@ from functools import partial
 import fsspec
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.class_target import normalised
-from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
+from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS, base_name, extension_of
 from wordsworth.pipeline.sources.passed_over import ListingRules, PassedOver
+from wordsworth.pipeline.sources.shard_index import INDEX, IndexedShard, ShardIndex
 from wordsworth.pipeline.sources.source_files import list_files
 from wordsworth.pipeline.sources.tar_keys import is_skipped
 from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
-from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
+from wordsworth.pipeline.storage.filesystem import (
+    StorageOptions,
+    is_local,
+    open_filesystem,
+    version_of,
+    without_credentials,
+)
 from wordsworth.pipeline.storage.objects import object_bytes
+from wordsworth.pipeline.storage.small_files import MAX_BYTES
 from wordsworth.pipeline.storage.streams import with_retries
 
 
@@ -33,6 +42,8 @@ class PackResult:
         alike: classes that are two folders or more, whose names differ in their Unicode form alone
         ignored: number of files that are no images
         passed_over: what was skipped by its name, and which links to folders were left out
+        is_indexed: whether there is an index of the shards; a training counts them itself where it would be
+            too large
     """
 
     images: int = 0
@@ -41,6 +52,7 @@ class PackResult:
     alike: list[str] = field(default_factory=list)
     ignored: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
+    is_indexed: bool = True
 
 
 def pack(
@@ -57,7 +69,7 @@ def pack(
 
     The folders right under `folder` are the classes, in the order of their names: every sample gets the
     number of its class as `.cls`, and the names go to OUTPUT/labels.txt. A folder without sub-folders gives
-    images without a class.
+    images without a class. OUTPUT/_index.json says at last what each shard holds.
 
     Args:
         folder: folder or URL of the images
@@ -91,9 +103,19 @@ def pack(
     target = target.rstrip("/")
     names = [f"{target}/shard-{number:05d}.tar" for number in range(math.ceil(len(order) / shard_size))]
     _refuse_other_shards(out, target, names, output)
+    indexed: list[IndexedShard] = []
     for number, path in enumerate(names):
         members = order[number * shard_size : (number + 1) * shard_size]
-        data = _shard(fs, root, members, keys, classes)
+        data, counts = _shard(fs, root, members, keys, classes)
+        indexed.append(
+            IndexedShard(
+                name=base_name(path),
+                size=len(data),
+                version="",
+                samples=len(members),
+                classes=dict(sorted(counts.items())),
+            )
+        )
         if not put_if_absent(out, path, data) and with_retries(partial(out.cat_file, path)) != data:
             raise UserError(
                 f"{without_credentials(output)} holds other shards already ({path} differs): "
@@ -101,6 +123,8 @@ def pack(
             )
     if classes:
         overwrite(out, f"{target}/labels.txt", "".join(f"{name}\n" for name in classes).encode())
+    extensions = sorted({extension_of(path) for path in order})
+    is_indexed = _write_index(out, target, ShardIndex.of(classes, extensions, indexed))
     return PackResult(
         images=len(order),
         shards=names,
@@ -108,7 +132,21 @@ def pack(
         alike=[name for name in classes if folders[name] > 1],
         ignored=len(found) - len(paths),
         passed_over=passed_over,
+        is_indexed=is_indexed,
     )
+
+
+def _write_index(out: fsspec.AbstractFileSystem, target: str, index: ShardIndex) -> bool:
+    """Write the index of the shards, and return whether it is small enough to be read."""
+    if not is_local(out):
+        out.invalidate_cache()  # a listing from before the shards were written
+        found = {base_name(info["name"]): version_of(info) for info in with_retries(partial(out.ls, target))}
+        index = index.with_versions(found)
+    content = index.to_json()
+    if len(content) > MAX_BYTES:
+        return False
+    overwrite(out, f"{target}/{INDEX}", content)
+    return True
 
 
 def _refuse_other_shards(out: fsspec.AbstractFileSystem, target: str, names: list[str], output: str) -> None:
@@ -165,11 +203,15 @@ def _keys(paths: list[str], root: str) -> dict[str, str]:
 
 def _shard(
     fs: fsspec.AbstractFileSystem, root: str, paths: list[str], keys: dict[str, str], classes: list[str]
-) -> bytes:
-    """Return a tar of the images, with the class of each."""
+) -> tuple[bytes, Counter[str]]:
+    """Return a tar of the images with the class of each, and the images by the number of their class.
+
+    An image that no reader takes for its size counts for no class, as in a training's own count.
+    """
     from webdataset import TarWriter
 
     buffer = io.BytesIO()
+    counts: Counter[str] = Counter()
     numbers = {name: number for number, name in enumerate(classes)}
     with TarWriter(buffer, encoder=False, mtime=0) as writer:
         for path in paths:
@@ -178,5 +220,6 @@ def _shard(
             if classes:
                 name = normalised(_relative(path, root).split("/", 1)[0])
                 sample["cls"] = str(numbers[name]).encode()
+                counts[str(numbers[name])] += len(data) <= DecodeLimits.max_bytes
             writer.write(sample)
-    return buffer.getvalue()
+    return buffer.getvalue(), +counts

@@ -21,6 +21,7 @@ from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
 from wordsworth.pipeline.storage.patience import hearing_trouble
 from wordsworth.pipeline.training.augment import Augmentation, augment
 from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
+from wordsworth.pipeline.training.indexed import NOTHING_INDEXED, ContentCheck
 from wordsworth.pipeline.unit import Unit
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ class StreamSettings:
         decode: how images become patches.
         reading: how shards are read.
         augmentation: random changes of the images; None shows a model the images as the labeler does.
+        check: what indexes said of shards, which reading confirms.
     """
 
     seed: int
     decode: DecodeSettings
     reading: ReadSettings
     augmentation: Augmentation | None
+    check: ContentCheck = NOTHING_INDEXED
 
 
 class TaskLimits(NamedTuple):
@@ -140,7 +143,7 @@ def training_dataset(
         )
         .map_batches(
             _read_stage,
-            fn_kwargs={"settings": settings.reading},
+            fn_kwargs={"settings": settings.reading, "check": settings.check},
             num_cpus=READ_CPUS,
             compute=TaskPoolStrategy(limits.readers),
             **one_row,
@@ -172,20 +175,25 @@ def _single_rows(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(row, 1).cast(STREAM)
 
 
-def _read_stage(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
+def _read_stage(
+    table: pa.Table, settings: ReadSettings, check: ContentCheck = NOTHING_INDEXED
+) -> Iterator[pa.Table]:
     """Yield the units of a shard, without those that the row of STREAM skips.
 
     Raises:
-        UserError: the shard was replaced since it was counted, or it is gone or forbidden.
+        UserError: the shard was replaced since it was counted, it is gone or forbidden, or it holds other
+            samples than an index says.
         OSError: the store failed. Ray Train then starts the workers again.
     """
     with hearing_trouble(hear_store):
-        yield from _units_of(table, settings)
+        yield from _units_of(table, settings, check)
 
 
-def _units_of(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
+def _units_of(table: pa.Table, settings: ReadSettings, check: ContentCheck) -> Iterator[pa.Table]:
     (row,) = table.to_pylist()
-    for unit in read_units(Shard.from_row(row), settings):
+    shard = Shard.from_row(row)
+    counter = check.of(shard)
+    for unit in read_units(shard, settings):
         if unit.fault:
             message = f"{unit.shard_uri} could not be read: {unit.fault}"
             if unit.fault.startswith(ShardChanged.CODE):
@@ -194,6 +202,8 @@ def _units_of(table: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
             if unit.fault.partition(":")[0] in LOSSES:
                 raise UserError(f"{message}: run the same command again when it can be read")
             raise OSError(message)
+        if counter:
+            counter.add(unit)
         if unit.number >= row["skip"]:
             yield unit.to_arrow().append_column("epoch", table["epoch"])
 

@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from wordsworth.pipeline.cluster.claims import RETRIES
 from wordsworth.pipeline.errors import UserError
@@ -15,8 +15,11 @@ from wordsworth.pipeline.sources.table import table_rows
 from wordsworth.pipeline.sources.tar_reader import tar_samples
 from wordsworth.pipeline.sources.zip_archive import zip_samples
 from wordsworth.pipeline.storage.filesystem import open_exact
+from wordsworth.pipeline.training.indexed import ShardCount, counts_of_indexes
 
 SHARDS_PER_TASK = 8  # a process that counts takes two seconds to start
+BYTES_READ_HERE = 128 << 20  # bytes that are read in this process, which takes less time than starting others
+BYTES_OF_SIDECAR = 1 << 16  # bytes that the sidecar of a loose image counts for: it costs a request
 MOST_CLASSES = 100_000  # classes of one shard; more mean that --target names every sample
 SMALLEST_PAGE = 16  # loose images that are read together, at least
 LARGEST_PAGE = 512  # loose images that are read together, at most
@@ -31,11 +34,14 @@ class Survey:
         shards: all shards, in the order of the listing.
         rows: samples by the shard's name.
         classes: samples by the name of their class; empty where no class is needed.
+        indexed: what an index says of a shard, as `ShardCount.digest`, by the name of each shard that was not
+            read.
     """
 
     shards: tuple[Shard, ...]
     rows: dict[str, int]
     classes: Counter[str]
+    indexed: dict[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -71,30 +77,78 @@ def _page(shard: Shard, begin: int, members: tuple[ListedImage, ...]) -> Shard:
     return replace(shard, members=members, first_index=shard.first_index + begin, size=num_bytes)
 
 
-def survey(shards: list[Shard], reading: ReadSettings, target: str | None) -> Survey:
-    """Count samples and classes of all shards in Ray tasks.
+def count_quickly(
+    shards: list[Shard], reading: ReadSettings, target: str | None, note: Callable[[str], None]
+) -> dict[str, ShardCount]:
+    """Count what needs no Ray: what indexes know, and what is read in less time than a process starts.
 
     Args:
         shards: tars, archives, tables and pages of loose images.
         reading: how training reads them.
         target: where a class stands, as in `Target.where`; None where no class is needed.
+        note: gets what the user should know of indexes.
+
+    Returns:
+        Counts by the shard's name.
 
     Raises:
         UserError: a sample has no class, or a shard cannot be read. The message names it.
     """
+    counts = counts_of_indexes(shards, reading, target, note)
+    unknown = [shard for shard in shards if shard.name not in counts]
+    if sum(_bytes_to_read(shard, reading) for shard in unknown) <= BYTES_READ_HERE:
+        for shard in unknown:
+            samples, classes = survey_shard(shard, reading, target)
+            counts[shard.name] = ShardCount(samples=samples, classes=classes)
+    return counts
+
+
+def _bytes_to_read(shard: Shard, reading: ReadSettings) -> int:
+    """Return how many bytes counting a shard reads, at most; what lies beside loose images is not known."""
+    if not shard.is_page:
+        return shard.size
+    return BYTES_OF_SIDECAR * len(shard.members) if reading.keep else 0
+
+
+def survey(
+    shards: list[Shard], reading: ReadSettings, target: str | None, known: Mapping[str, ShardCount]
+) -> Survey:
+    """Count samples and classes of all shards: what is not known yet, in Ray tasks.
+
+    Args:
+        shards, reading, target: as for `count_quickly`.
+        known: what it returned.
+
+    Raises:
+        UserError: as there.
+    """
+    unknown = [shard for shard in shards if shard.name not in known]
+    counts = {**known, **_count_in_tasks(unknown, reading, target)}
+    classes: Counter[str] = Counter()
+    for shard in shards:
+        classes.update(counts[shard.name].classes)
+    return Survey(
+        shards=tuple(shards),
+        rows={shard.name: counts[shard.name].samples for shard in shards},
+        classes=classes,
+        indexed={name: count.digest for name, count in counts.items() if count.is_indexed},
+    )
+
+
+def _count_in_tasks(shards: list[Shard], reading: ReadSettings, target: str | None) -> dict[str, ShardCount]:
+    if not shards:
+        return {}
     import ray
 
     task = ray.remote(num_cpus=0.5, **RETRIES)(_survey_shards)
     parts = [shards[begin : begin + SHARDS_PER_TASK] for begin in range(0, len(shards), SHARDS_PER_TASK)]
-    rows: dict[str, int] = {}
-    classes: Counter[str] = Counter()
-    for part, counts in zip(
+    counts: dict[str, ShardCount] = {}
+    for part, counted in zip(
         parts, ray.get([task.remote(part, reading, target) for part in parts]), strict=True
     ):
-        for shard, (count, names) in zip(part, counts, strict=True):
-            rows[shard.name] = count
-            classes.update(names)
-    return Survey(shards=tuple(shards), rows=rows, classes=classes)
+        for shard, (samples, classes) in zip(part, counted, strict=True):
+            counts[shard.name] = ShardCount(samples=samples, classes=classes)
+    return counts
 
 
 def _survey_shards(

@@ -2,9 +2,12 @@
 
 import math
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from wordsworth.pipeline.cluster.ray_internals import (
     START_TIMEOUT_S,
@@ -14,14 +17,9 @@ from wordsworth.pipeline.cluster.ray_internals import (
 )
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.images.decode import DecodeSettings
-from wordsworth.pipeline.sources.class_target import Target, target_sidecars
+from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.file_kinds import begun_image_keys
-from wordsworth.pipeline.sources.finder import find_shards
-from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.places import check_places, some_objects
-from wordsworth.pipeline.sources.samples import ReadSettings
-from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.pipeline.sources.source_names import SourceNames
 from wordsworth.pipeline.storage.filesystem import (
@@ -53,12 +51,13 @@ from wordsworth.pipeline.training.settings import (
     frozen_settings,
     write_settings,
 )
-from wordsworth.pipeline.training.stream import unit_rows
-from wordsworth.pipeline.training.survey import Survey, cut_pages, survey
-from wordsworth.pipeline.training.table_labels import table_labels
+from wordsworth.pipeline.training.survey import Survey
 from wordsworth.pipeline.training.train_watch import TrainWatch
+from wordsworth.pipeline.training.training_data import TrainingData, find_training_data
 from wordsworth.pipeline.training.worker import train_worker
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
+
+T = TypeVar("T")
 
 MAX_FAILURES = 5  # failures of a worker or its machine, after which a training gives up
 COLLECTIVE_TIMEOUT_S = 7200  # workers wait this long for each other: one may have all of --val
@@ -82,13 +81,28 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     request = replace(request, output=output)
     _check_output(request)
     request = _with_begun_image_keys(_with_expanded_sources(request))
+    found = _begin(lambda: find_training_data(request, lambda line: on_news(NoteNews(message=line))))
     is_cluster = request.cluster.address or os.environ.get("RAY_ADDRESS")
     on_news(WaitNews(what="joining the Ray cluster" if is_cluster else "starting Ray"))
     with ray_session(request.cluster, lambda line: on_news(NoteNews(message=line))):
         on_news(WaitNews(what="counting the images"))
-        setup = _prepare(request, on_news)
+        setup = _prepare(request, found.result(), on_news)
         on_news(WaitNews(what="starting the workers"))
         return _run(setup, on_news)
+
+
+def _begin(call: Callable[[], T]) -> "Future[T]":
+    """Begin a call in a thread of its own, which does not hold up a command that ends before."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="sources").start()
+    return future
 
 
 # ---- before the workers start ----
@@ -121,30 +135,20 @@ def _check_output(request: TrainRequest) -> None:
         raise UserError(f"{request.output} holds a model already: choose a new --output")
 
 
-def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
-    """Survey the data, check that all fits together, and write the settings down."""
+def _prepare(request: TrainRequest, data: TrainingData, on_news: OnNews) -> WorkerSetup:
+    """Count the data, check that all fits together, and write the settings down."""
     import ray
 
-    decode = DecodeSettings(
-        preprocessing=request.preprocessing,
-        image_size=request.config.image_size,
-        patch_size=request.config.patch_size,
-    )
-    train_shards = _shards(request.sources, request, on_news)
-    val_shards = _shards(request.val, request, on_news) if request.val else None
     check_places(
-        lambda: some_objects([*train_shards[:1], *(val_shards or [])[:1]]),
+        lambda: some_objects([*data.train[:1], *data.val[:1]]),
         request.output,
         f"{RUN}/{SETTINGS}",
         request.storage_options,
         lambda line: on_news(NoteNews(message=line)),
     )
-    named_by_table = table_labels(request, train_shards)
-    reading = _read_settings(request, decode, class_names=named_by_table is not None)
-    where = request.target if request.classified else None
-    train_data = survey(train_shards, reading, where)
-    val_data = survey(val_shards, reading, where) if val_shards else None
-    request, target, notes = _with_classes(request, train_data, val_data, named_by_table)
+    train_data = data.survey_train()
+    val_data = data.survey_val()
+    request, target, notes = _with_classes(request, train_data, val_data, data.named_by_table)
     build_objective(request)  # raises, before any worker starts, what does not fit together
     placement = place_when_there(request, train_data, lambda line: on_news(NoteNews(message=line)))
     request = replace(request, workers=placement.workers)
@@ -162,8 +166,8 @@ def _prepare(request: TrainRequest, on_news: OnNews) -> WorkerSetup:
     write_settings(request, settings)
     return WorkerSetup(
         request=replace(request, start=None),
-        decode=decode,
-        reading=reading,
+        decode=data.decode,
+        reading=data.reading,
         train=train_data,
         val=val_data,
         target=target,
@@ -185,34 +189,6 @@ def _is_local_ray(request: TrainRequest) -> bool:
     has_address = bool(request.cluster.address or os.environ.get("RAY_ADDRESS"))
     is_alone = ray.get_runtime_context().gcs_address.startswith("127.") and len(ray.nodes()) == 1
     return not has_address and is_alone
-
-
-def _read_settings(request: TrainRequest, decode: DecodeSettings, class_names: bool) -> ReadSettings:
-    return ReadSettings(
-        unit_rows=unit_rows(decode),
-        keep=target_sidecars(request.target) if request.classified else (),
-        image_keys=request.image_keys,
-        image_column=request.image_column,
-        key=request.key,
-        key_rule=request.key_rule,
-        include_hidden=request.include_hidden,
-        storage_options=request.storage_options,
-        class_names=class_names,
-    )
-
-
-def _shards(sources: tuple[str, ...], request: TrainRequest, on_news: OnNews) -> list[Shard]:
-    storage = request.storage_options
-    listing = find_shards(
-        list(sources),
-        format=request.format,
-        image_keys=request.image_keys,
-        storage_options=storage,
-        rules=ListingRules(include_hidden=request.include_hidden, follow_links=request.follow_links),
-    )
-    for note in listing.passed_over.serious_notes():
-        on_news(NoteNews(message=note))
-    return cut_pages(listing.shards)
 
 
 def _with_classes(

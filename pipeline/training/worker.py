@@ -23,6 +23,7 @@ from wordsworth.pipeline.training.batches import (
 )
 from wordsworth.pipeline.training.checkpoints import EpochPlan, EpochPlanner, TrainingProgress
 from wordsworth.pipeline.training.collectives import Collectives
+from wordsworth.pipeline.training.indexed import ContentCheck
 from wordsworth.pipeline.training.model_folder import ModelFolders
 from wordsworth.pipeline.training.news import (
     BeginNews,
@@ -261,9 +262,15 @@ class _Worker:
             decode=self.setup.decode,
             reading=self.setup.reading,
             augmentation=augmentation,
+            check=self._check(),
         )
         device_type = self.collectives.device.type
         return stream_units(first, part, epochs, settings, self.collectives.num_workers, device_type)
+
+    def _check(self) -> ContentCheck:
+        """Return what indexes said of shards, which reading them is to confirm."""
+        said = self.setup.train.indexed | (self.setup.val.indexed if self.setup.val else {})
+        return ContentCheck(target=self.request.target if self.request.classified else None, digests=said)
 
     def _batches(self, progress: TrainingProgress, plan: EpochPlan, units: Iterator[Unit]) -> Iterator[Batch]:
         """Yield this worker's batches of the rest of an epoch."""

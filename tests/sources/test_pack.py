@@ -14,6 +14,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.finder import find_shards
 from wordsworth.pipeline.sources.pack import pack
 from wordsworth.pipeline.sources.passed_over import ListingRules
+from wordsworth.pipeline.sources.shard_index import INDEX, ShardIndex
 from wordsworth.pipeline.sources.tar_groups import read_samples
 
 
@@ -59,7 +60,8 @@ def test_the_same_folder_gives_the_same_bytes_whenever_and_wherever(pets, tmp_pa
     assert (packed.images, len(packed.shards), packed.ignored) == (21, 3, 1)
     assert packed.passed_over.skipped == {"hidden": 1}
     before = digests(tmp_path / "a")
-    assert list(before) == ["labels.txt", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
+    shards = ["shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
+    assert list(before) == ["_index.json", "labels.txt", *shards]
     pets.rename(tmp_path / "moved")
     for path in (tmp_path / "moved").rglob("*"):
         os.utime(path, (0, 0))
@@ -68,9 +70,7 @@ def test_the_same_folder_gives_the_same_bytes_whenever_and_wherever(pets, tmp_pa
     pack(str(tmp_path / "moved"), str(tmp_path / "b[a]"), shard_size=8)  # once more into the same place
     assert digests(tmp_path / "b[a]") == before
     pack(str(tmp_path / "moved"), str(tmp_path / "c"), shard_size=8, seed=1)
-    assert not set(digests(tmp_path / "c").items()) & {
-        item for item in before.items() if item[0] != "labels.txt"
-    }
+    assert not set(digests(tmp_path / "c").items()) & {item for item in before.items() if item[0] in shards}
 
 
 def test_class_folders_become_cls_and_labels_in_the_order_of_their_names(pets, tmp_path):
@@ -190,7 +190,14 @@ def test_a_store_can_be_packed_from_and_to(tmp_path, pets):
             for name, data in bucket.objects.items()
             if name.startswith("b/out/")
         }
-        assert stored == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        index = ShardIndex.from_json(stored.pop(INDEX))
+        written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert index.with_versions({}) == ShardIndex.from_json(written.pop(INDEX))
+        assert stored == written
+        listed = find_shards(["s3://b/out"]).shards
+        assert [index.shards[shard.uri.rpartition("/")[2]].version for shard in listed] == [
+            shard.version for shard in listed
+        ]
         assert [shard.uri for shard in find_shards(["s3://b/out"]).shards] == [
             f"s3://{path}" for path in packed.shards
         ]

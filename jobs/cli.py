@@ -10,15 +10,19 @@ Exit codes:
 
 import io
 import os
+import platform
 import signal
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError
 
+from wordsworth.jobs.commands import COMMANDS
 from wordsworth.jobs.config_file import config_reader
+from wordsworth.jobs.hints import hint
 from wordsworth.jobs.terminal import LogFormat, Terminal, asked_log_format, data_text, logging_as
 from wordsworth.pipeline.cluster.env_file import refuse_untaken_env_file
 from wordsworth.pipeline.cluster.package import package_version
@@ -27,44 +31,55 @@ from wordsworth.pipeline.storage.patience import expect_a_person
 from wordsworth.pipeline.storage.refusals import explanation
 from wordsworth.vit_model.config import ModelError
 
-COMMANDS = {
-    "label": "Label every image of the sources, each exactly once, into Parquet.",
-    "embed": "Embed every image of the sources, each exactly once, into Parquet.",
-    "plan": "Say what labelling would cost: images/s by stage, bottleneck, hours.",
-    "verify": "Prove that every input sample of a run has exactly one row.",
-    "report": "Write one page that shows what a run found.",
-    "compact": "Write a finished run again, in a new folder of large files.",
-    "show": "Show the rows and the images of a run that you ask for.",
-    "diff": "Compare two runs over the same images: labels, scores, embeddings.",
-    "lint": "Say what is wrong with shards, without a model.",
-    "pack": "Pack images in class folders into WebDataset shards.",
-    "pretrain": "Train a Vision Transformer from scratch with Ray Train.",
-    "finetune": "Train a trained model on, for classes of one's own.",
-    "evaluate": "Say how often a model is right on images whose class is known.",
-    "explain": "Draw the paper's figures for a model and images: attention, filters, positions.",
-    "convert": "Write a model in the form that timm, transformers or Google's code opens.",
-    "submit": "Run one of these commands as a job on a Ray cluster.",
-    "models": "List the variants: layers, width, heads, parameters, GFLOPs.",
-    "demo": "The whole story on real handwriting, in a few minutes.",
-}
 RESUMABLE = ("label", "embed", "compact", "pretrain", "finetune")
 LOOPBACK = "127.0.0.1"  # the node's address in a local Ray
+GENERAL = Group("Any command", sort_key=9)
 AGAIN = "what is done is kept, run the same command again to continue"
+
+
+def _version() -> str:
+    """Return the versions that decide what a command does, and where a model would run here."""
+    from wordsworth.pipeline.cluster.cores import cores
+    from wordsworth.pipeline.prediction.gpu import own_gpus
+
+    gpus = own_gpus()
+    device = f"{gpus} GPU{'s'[: gpus > 1]}" if gpus else f"no GPU, {cores():g} CPU cores"
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "timm", "pyarrow"))
+    python = f"Python {platform.python_version()}"
+    return f"wordsworth {package_version()}\n{python}, {libraries}\n{device}"
+
 
 app = App(
     name="wordsworth",
     help="Label image buckets with Vision Transformers: each image exactly once, predictions in Parquet.",
-    version=package_version,
+    version=_version,
+    version_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,
     exit_on_error=False,
     print_error=False,
     result_action="return_value",
 )
-for (
-    _name,
-    _help,
-) in COMMANDS.items():  # by import path: a command's module is imported when the command is called
-    app.command(f"wordsworth.jobs.{_name}:{_name}", name=_name, help=_help)
+_groups = {
+    heading: Group(heading, sort_key=number)
+    for number, heading in enumerate(dict.fromkeys(command.group for command in COMMANDS.values()))
+}
+for _number, (_name, _command) in enumerate(COMMANDS.items()):
+    app.command(  # by import path: a command's module is imported when the command is called
+        f"wordsworth.jobs.{_name}:{_name}",
+        name=_name,
+        help=_command.help,
+        help_epilogue=f"Example:  {_command.example}",
+        group=_groups[_command.group],
+        sort_key=_number,
+    )
+
+
+for _flag in ("--help", "--version"):
+    app[_flag].group = (GENERAL,)
+app.register_install_completion_command(
+    help="Let bash, zsh or fish complete commands and options.", group=GENERAL
+)
 
 
 app.meta.suppress_keyboard_interrupt = False  # `run` says how to resume
@@ -74,13 +89,16 @@ app.meta.suppress_keyboard_interrupt = False  # `run` says how to resume
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[
-        Path | None, Parameter(help="TOML or YAML file that gives any option; the command line wins.")
+        Path | None,
+        Parameter(group=GENERAL, help="TOML or YAML file that gives any option; the command line wins."),
     ] = None,
     debug: Annotated[
-        bool, Parameter(help="Show the traceback of a failure.", negative="", show_default=False)
+        bool,
+        Parameter(group=GENERAL, help="Show the traceback of a failure.", negative="", show_default=False),
     ] = False,
     log_format: Annotated[
-        LogFormat, Parameter(help="json: each line on stderr is one JSON object (docs/operations.md).")
+        LogFormat,
+        Parameter(group=GENERAL, help="json: each line on stderr is one JSON object (docs/operations.md)."),
     ] = "text",
 ) -> int | None:
     app.config = ()  # of the command before, where a process runs several
@@ -120,7 +138,9 @@ def _run(arguments: list[str]) -> int:
         again = f": {AGAIN}" if arguments[:1][0] in RESUMABLE else ""
         return _fail(f"interrupted{again}", code)
     except CycloptsError as error:
-        return _fail(f"{_one_line(error)} (wordsworth {' '.join(arguments[:1])} --help lists the options)", 2)
+        return _fail(
+            f"{_hinted(error, arguments)} (wordsworth {' '.join(arguments[:1])} --help lists the options)", 2
+        )
     except Exception as error:
         if "--debug" in arguments:
             Terminal(stderr=True).print(
@@ -139,6 +159,16 @@ def _run(arguments: list[str]) -> int:
         again = f"; {AGAIN}" if by_ray and arguments[:1][0] in RESUMABLE else ""
         where = _worker(error)
         return _fail(f"{type(cause).__name__}: {_one_line(cause)}{where} (--debug shows where{again})", 1)
+
+
+def _hinted(error: CycloptsError, arguments: list[str]) -> str:
+    """Return the line of a wrong command line. A hint is better than an option that only looks alike."""
+    if isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+        instead = hint(arguments[0], option)
+        if instead:
+            return f"there is no option {option.partition('=')[0]}: {instead}"
+    return _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

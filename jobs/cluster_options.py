@@ -11,7 +11,7 @@ from wordsworth.pipeline.cluster.env_file import refuse_untaken_env_file, take_e
 from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.errors import UserError
 
-CLUSTER = Group("Cluster")
+CLUSTER = Group("Cluster", sort_key=4)
 POSITIVE = validators.Number(gt=0)
 
 

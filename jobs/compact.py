@@ -23,7 +23,10 @@ def compact(
     /,
     *,
     output: Annotated[
-        str, Parameter(help="A new folder for the same run in large files. The same command again continues.")
+        str,
+        Parameter(
+            alias="-o", help="A new folder for the same run in large files. The same command again continues."
+        ),
     ],
     target_size: Annotated[
         str, Parameter(help="Size of a large file, at most: such as 256MB or 1GiB.")

@@ -23,7 +23,7 @@ def convert(
     /,
     *,
     output: Annotated[
-        str, Parameter(help="A folder; for npz a file that ends in .npz; for safetensors either.")
+        str, Parameter(alias="-o", help="A folder; for npz a file that ends in .npz; for safetensors either.")
     ],
     format: Annotated[
         Literal["safetensors", "timm", "hf", "npz"],

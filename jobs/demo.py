@@ -26,7 +26,9 @@ RECIPE = (
 
 def demo(
     *,
-    output: Annotated[Path, Parameter(help="A folder for everything that the demo makes.")] = Path("demo"),
+    output: Annotated[
+        Path, Parameter(alias="-o", help="A folder for everything that the demo makes.")
+    ] = Path("demo"),
     seed: int = 0,
 ) -> int:
     """Pack, pretrain, label and verify real handwriting: the whole story in a few minutes on a laptop."""

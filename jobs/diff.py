@@ -25,7 +25,9 @@ def diff(
     *,
     output: Annotated[
         str | None,
-        Parameter(help="FILE.html: write a page with the images that changed.", show_default=False),
+        Parameter(
+            alias="-o", help="FILE.html: write a page with the images that changed.", show_default=False
+        ),
     ] = None,
     fail_if_flips_over: Annotated[
         float | None,

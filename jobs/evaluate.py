@@ -35,7 +35,8 @@ def evaluate(
     ] = None,
     shots: Annotated[str, Parameter(help="Images of each class that a probe is fitted to.")] = "1,5,10,25",
     output: Annotated[
-        str | None, Parameter(help="Keep the predictions there; the same command again continues.")
+        str | None,
+        Parameter(alias="-o", help="Keep the predictions there; the same command again continues."),
     ] = None,
     source: SourceOptions | None = None,
     part: PartOptions | None = None,

@@ -20,7 +20,9 @@ def explain(
     model: ModelOptions,
     output: Annotated[
         str,
-        Parameter(help="A folder for the figures and explain.html; files of these names are replaced."),
+        Parameter(
+            alias="-o", help="A folder for the figures and explain.html; files of these names are replaced."
+        ),
     ],
     layer: Annotated[
         int | None,

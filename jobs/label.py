@@ -12,6 +12,7 @@ from rich.table import Table
 
 from wordsworth.jobs.cluster_options import PoolOptions
 from wordsworth.jobs.options import (
+    USUAL,
     Flag,
     ModelOptions,
     PartOptions,
@@ -37,16 +38,18 @@ def label(
     output: Annotated[
         str | None,
         Parameter(
+            alias="-o",
+            group=USUAL,
             help="""The run folder. The same command again continues the run. Without it: a table of the first
             images, made in this process alone, and nothing is written.""",
             show_default=False,
         ),
     ] = None,
     model: ModelOptions,
-    top_k: Annotated[int, Parameter(help="Number of classes in a row.")] = 5,
+    top_k: Annotated[int, Parameter(group=USUAL, help="Number of classes in a row.")] = 5,
     threshold: Threshold = None,
     embeddings: Annotated[
-        bool, Flag, Parameter(help="Keep the embedding of each image too (float16).")
+        bool, Flag, Parameter(group=USUAL, help="Keep the embedding of each image too (float16).")
     ] = False,
     source: SourceOptions | None = None,
     part: PartOptions | None = None,

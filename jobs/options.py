@@ -19,9 +19,10 @@ from wordsworth.pipeline.storage.preflight import check_stores
 if TYPE_CHECKING:
     from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
-MODEL = Group("Model")
-SOURCE = Group("Source")
-RUN = Group("Run")
+USUAL = Group("Usual options", sort_key=0)  # those that most commands need; the other groups follow
+MODEL = Group("Model", sort_key=1)
+SOURCE = Group("Source", sort_key=2)
+RUN = Group("Run", sort_key=3)
 
 Flag = Parameter(negative="", show_default=False)  # an option that takes no value
 JsonFlag = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="", show_default=False)]
@@ -32,11 +33,14 @@ Sources = Annotated[
         hf://."""
     ),
 ]
-RunOutput = Annotated[str, Parameter(help="The run folder. The same command again continues the run.")]
+RunOutput = Annotated[
+    str, Parameter(alias="-o", group=USUAL, help="The run folder. The same command again continues the run.")
+]
 
 Threshold = Annotated[
     float | None,
     Parameter(
+        group=RUN,
         help="""A column labels with every class of this score or more. Models whose images have any number of
         classes have it without the option too, by the model's own threshold or 0.5.""",
         validator=validators.Number(gte=0, lte=1),
@@ -55,7 +59,7 @@ def split_list(text: str, separator: str) -> tuple[str, ...]:
 class ModelOptions:
     """Choose the weights and the preprocessing."""
 
-    model: str
+    model: Annotated[str, Parameter(alias="-m", group=USUAL)]
     "A model folder or file of weights, timm:NAME, hf:NAME, or a variant such as S/16."
     weights: str | None = None
     """A .safetensors, .npz, .pth or .ckpt file in place of the model's own weights; architecture,
@@ -169,7 +173,7 @@ class SourceOptions(StoreOptions):
 
     format: Literal["tar", "zip", "images", "table"] | None = None
     "Kind of the source, where its file names leave it open. images takes names without an extension too."
-    image_key: str = ";".join(IMAGE_KEYS)
+    image_key: str = ",".join(IMAGE_KEYS)
     "Extensions that are images, in order of preference."
     image_column: str | None = None
     """Column of a table with the images, as bytes or URIs. Without it: the only column with bytes, or the
@@ -203,7 +207,7 @@ class SourceOptions(StoreOptions):
 class PartOptions:
     """Say which part of the source comes first."""
 
-    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
+    limit: Annotated[int | None, Parameter(group=USUAL, validator=validators.Number(gte=1))] = None
     "Stop after the first N images. The same command without it labels the rest."
     sample: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
     """Take N images, drawn from all with the same chance for each. Tars and tables are read to count theirs.
@@ -221,7 +225,7 @@ class PartOptions:
 class RunOptions:
     """Say where and how the run works."""
 
-    keep: str = ""
+    keep: Annotated[str, Parameter(group=USUAL, show_default=False)] = ""
     """Sidecar fields, or columns of a table or of metadata.csv, that the output rows carry, such as
     json,txt,cls. label=given keeps the column label as given."""
     max_error_rate: float = 1.0

@@ -14,7 +14,7 @@ def pack(
     ],
     /,
     *,
-    output: Annotated[str, Parameter(help="Folder or URL that gets the shards.")],
+    output: Annotated[str, Parameter(alias="-o", help="Folder or URL that gets the shards.")],
     shard_size: Annotated[
         int, Parameter(help="Images in a shard.", validator=validators.Number(gte=1))
     ] = 1000,

@@ -34,7 +34,8 @@ def plan(
     output: Annotated[
         str | None,
         Parameter(
-            help="The run folder to come: what is said now is kept there, and label says how it turned out."
+            alias="-o",
+            help="The run folder to come: what is said now is kept there, and label says how it turned out.",
         ),
     ] = None,
     source: SourceOptions | None = None,

@@ -21,7 +21,7 @@ def report(
     /,
     *,
     output: Annotated[
-        str | None, Parameter(help="File to write instead of report.html in the folder.")
+        str | None, Parameter(alias="-o", help="File to write instead of report.html in the folder.")
     ] = None,
     seed: Annotated[int, Parameter(help="Of the images, examples and points that are drawn.")] = 0,
     storage: StoreOptions | None = None,

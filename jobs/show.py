@@ -54,6 +54,7 @@ def show(
     output: Annotated[
         str | None,
         Parameter(
+            alias="-o",
             help="""sheet.png (or .jpg, .webp): one contact sheet. Any other name: a new folder for the images
             as they are in the source, with an index.parquet. Without it the rows are printed.""",
             show_default=False,

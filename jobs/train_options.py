@@ -26,7 +26,8 @@ Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 NotNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 ModelFolder = Annotated[
-    str, Parameter(help="The model folder. The same command again continues an unfinished training.")
+    str,
+    Parameter(alias="-o", help="The model folder. The same command again continues an unfinished training."),
 ]
 
 # Metadata of options. An option without metadata is the field of that name in TrainRequest.

@@ -1,0 +1,84 @@
+"""--help, --version and what is said of unknown options: a person finds the way without the documentation."""
+
+import re
+import shlex
+
+import pytest
+
+from wordsworth.jobs import cli
+from wordsworth.jobs.commands import COMMANDS
+from wordsworth.jobs.hints import HINTS
+
+USUAL = ["--output -o", "--model -m", "--top-k", "--embeddings", "--limit", "--keep"]
+IN_ORDER = ["Usual options", "Model", "Source", "Run", "Cluster", "Any command"]
+
+
+def text_of(capsys, monkeypatch, *arguments: str) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.run(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def test_the_commands_stand_in_working_order(capsys, monkeypatch):
+    text = text_of(capsys, monkeypatch, "--help")
+    assert re.findall(r"^│ ([a-z]\w+) ", text, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^╭─ ([A-Z][\w ]+) ─", text, re.MULTILINE) == [
+        *dict.fromkeys(command.group for command in COMMANDS.values()),
+        "Any command",
+    ]
+
+
+def test_the_options_that_matter_most_come_first(capsys, monkeypatch):
+    text = text_of(capsys, monkeypatch, "label", "--help")
+    assert re.findall(r"^╭─ ([A-Z][\w ]+) ─", text, re.MULTILINE) == ["Arguments", *IN_ORDER]
+    usual = text.partition("Usual options")[2].partition("╰")[0]
+    assert re.findall(r"^│ [ *]+(--\S+(?: -\w)?)", usual, re.MULTILINE) == USUAL
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_that_it_takes(name, capsys, monkeypatch):
+    example = COMMANDS[name].example
+    text = " ".join(text_of(capsys, monkeypatch, name, "--help").split())
+    assert f"Example: {example}" in text and "--empty-" not in text
+    tokens = shlex.split(example)[1:]
+    assert tokens[0] == name
+    cli.app.parse_args(tokens, print_error=False, exit_on_error=False)
+    if "--" in tokens:
+        behind = tokens[tokens.index("--") + 1 :]
+        cli.app.parse_args(behind, print_error=False, exit_on_error=False)
+
+
+@pytest.mark.parametrize("option", HINTS)
+def test_an_option_of_another_tool_gets_the_word_for_it_here(option, capsys):
+    assert cli.run(["label", "in/", "-o", "out", "-m", "S/16", option]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"there is no option {option}: " in told and "{" not in told
+
+
+def test_what_a_hint_names_is_there(capsys, monkeypatch):
+    text = text_of(capsys, monkeypatch, "label", "--help")
+    for hint in HINTS.values():
+        for option in re.findall(r"--[a-z][a-z-]+", hint):
+            assert f"{option} " in text, option
+        for command in re.findall(r"wordsworth (\w+)", hint):
+            assert command in COMMANDS
+
+
+def test_a_typing_error_gets_the_option_that_was_meant(capsys):
+    assert cli.run(["label", "in/", "--outptu", "out", "-m", "S/16"]) == 2
+    assert "Did you mean --output?" in capsys.readouterr().err
+    assert cli.run(["lable", "in/"]) == 2
+    assert 'Did you mean "label"?' in capsys.readouterr().err
+
+
+def test_the_version_names_the_libraries_and_the_device(capsys):
+    cli.run(["--version"])
+    name, libraries, device = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"wordsworth \d+\.\d+\S*", name)
+    assert re.fullmatch(r"Python 3\S+, ray \S+, torch \S+, timm \S+, pyarrow \S+", libraries)
+    assert re.fullmatch(r"no GPU, [\d.]+ CPU cores|\d+ GPUs?", device)
+
+
+def test_a_shell_completes_commands_and_options():
+    script = cli.app.generate_completion(shell="bash")
+    assert all(name in script for name in COMMANDS) and "--image-column" in script

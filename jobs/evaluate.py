@@ -50,7 +50,6 @@ def evaluate(
     """Label images whose class is known, and say how often the model is right."""
     from wordsworth.jobs.progress import RunProgress
 
-    console = Terminal(stderr=True)
     found = evaluate_sources(
         sources,
         model=model,
@@ -63,7 +62,6 @@ def evaluate(
         precision=precision,
         device=device,
         cluster=cluster,
-        note=console.say,
         progress_of=lambda name: RunProgress(f"labelling {name}:"),
     )
     if json_:
@@ -86,14 +84,12 @@ def evaluate_sources(
     precision: str,
     device: str,
     cluster: PoolOptions | None,
-    note: Callable[[str], None],
     progress_of: Callable[[str], AbstractContextManager[Any]],
 ) -> dict[str, Any]:
     """Label the sources, in a temporary folder unless `output` is given, and return how often the model is
     right.
 
     Args:
-        note: gets what the user should know of the model.
         progress_of: makes the display of a run from its name.
     """
     asked_cluster = (cluster or PoolOptions()).request
@@ -103,12 +99,16 @@ def evaluate_sources(
         raise UserError(f"--shots {shots}: give numbers from 1 on, such as 1,5,10,25", exit_code=2)
     source = source or SourceOptions()
     part = part or PartOptions()
-    reach(asked_cluster, note)
-    source.check(*sources, *(train or ()), model.model, model.weights, output=output)
-    if part.limit:
-        note("--limit takes the first images, which may be of few classes: --sample draws from all")
     with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_of("the session"))
+        reach(asked_cluster, progress.note)
+        source.check(*sources, *(train or ()), model.model, model.weights, output=output)
+        if part.limit:
+            progress.note(
+                "--limit takes the first images, which may be of few classes: --sample draws from all"
+            )
         place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="wordsworth-evaluate-"))
+        progress.waiting("loading the program")
         from wordsworth.pipeline.labeling.evaluate import evaluate as run
         from wordsworth.pipeline.labeling.request import LabelRequest
 
@@ -123,7 +123,8 @@ def evaluate_sources(
             **source.asked(),
             **part.asked(),
         )
-        checkpoint = model.load(note, source.storage)
+        progress.waiting("loading the model")
+        checkpoint = model.load(progress.note, source.storage)
         chosen = tuple(int(part) for part in shots.split(","))
         return run(request, checkpoint, target, progress_of, tuple(train or ()), chosen)
 

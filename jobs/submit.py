@@ -1,8 +1,9 @@
 """Run `wordsworth submit [options] -- COMMAND ...`: run a command as a job on a Ray cluster."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +12,12 @@ from cyclopts import Group, Parameter, validators
 
 from wordsworth.jobs.options import Flag
 from wordsworth.jobs.terminal import Terminal
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, shown
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from wordsworth.jobs.submitted_command import SubmittedCommand
-    from wordsworth.pipeline.cluster.job_server import JobServer
     from wordsworth.pipeline.cluster.submission import Submission
 
 JOB = Group("Job")
@@ -88,16 +88,32 @@ def submit(
     job, kuberay = job or JobOptions(), kuberay or KubeRayOptions()
     checked = checked_command(list(command))
     submission = _submission(checked, job)
-    say = Terminal(stderr=True).say
+    console = Terminal(stderr=True)
+    say = console.say
     for note in checked.notes:
         say(note)
     if kuberay.kuberay:
         return _print_manifest(submission, kuberay)
     from wordsworth.pipeline.cluster.job_server import find_job_server
+    from wordsworth.pipeline.cluster.submission import submit as submit_job
 
     server = find_job_server(job.address, job.insecure, say)
     _check_extra()
-    return _run(server, submission, job.follow, say)
+    try:
+        with _spinner(console, f"submitting to {server.url}"):
+            client = server.client()
+            submitted = submit_job(client, submission)
+    except KeyboardInterrupt:
+        say("the job may have been submitted: the same command follows it, or submits it")
+        raise
+    if submitted.joined:
+        say(f"job {submitted.job} runs this command already: following it")
+    else:
+        say(f"submitted job {submitted.job} to {server.url}")
+    if not job.follow:
+        say(_how_to_go_on(submitted.job, server.url))
+        return 0
+    return Follower(client, submitted.job, server.url, say).follow()
 
 
 def _submission(checked: "SubmittedCommand", job: JobOptions) -> "Submission":
@@ -191,20 +207,22 @@ def _check_extra() -> None:
         raise UserError("submit needs the extra cluster: pip install 'wordsworth[cluster]'") from error
 
 
-def _run(server: "JobServer", submission: "Submission", follow: bool, say: Callable[[str], None]) -> int:
-    """Submit, follow and return the exit code."""
-    from wordsworth.pipeline.cluster.submission import submit as submit_job
+@contextlib.contextmanager
+def _spinner(console: Terminal, text: str) -> Iterator[Callable[[], None]]:
+    """Show on a terminal what is waited for, and for how many seconds.
 
-    client = server.client()
-    job = submit_job(client, submission)
-    if job.joined:
-        say(f"job {job.job} runs this command already: following it")
-    else:
-        say(f"submitted job {job.job} to {server.url}")
-    if not follow:
-        say(_how_to_go_on(job.job, server.url))
-        return 0
-    return Follower(client, job.job, server.url, say).follow()
+    Yields:
+        A function that begins the count of seconds anew.
+    """
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description} ({task.elapsed:.0f} s)", markup=False))
+    with Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task(shown(text))
+        yield lambda: display.reset(task)
 
 
 class Follower:
@@ -218,7 +236,7 @@ class Follower:
         self._url = url
         self._say = say
         self._log = JobLog(client, job)
-        self._print = Terminal().say
+        self._out = Terminal()
 
     def follow(self) -> int:
         """Return the exit code of the job, or 130 or 143 where this command was interrupted."""
@@ -229,8 +247,12 @@ class Follower:
             return self._interrupted(interrupt)
 
     def _show(self) -> None:
-        for line in self._log.lines():
-            self._print(line.expandtabs())
+        # On one terminal, one console has to write the lines and the spinner.
+        console = self._out if self._out.is_terminal else Terminal(stderr=True)
+        with _spinner(console, f"job {self._job}: no further line") as begin_anew:
+            for line in self._log.lines():
+                self._out.say(line.expandtabs().rstrip())  # tables are filled up to the width of the log
+                begin_anew()
 
     def _result(self) -> int:
         from wordsworth.pipeline.cluster.job_log import exit_code

@@ -65,12 +65,7 @@ def checked_command(tokens: list[str]) -> SubmittedCommand:
     Raises:
         UserError: there is no such command or option, it holds a secret, or it names a file that is not here.
     """
-    if tokens[:1] == ["wordsworth"]:
-        tokens = tokens[1:]
-    if not tokens or tokens[0].startswith("-"):
-        raise UserError("say what to run, behind --: wordsworth submit -- label SOURCE --output OUT ...", 2)
-    if tokens[0] in HERE_ONLY:
-        raise UserError(f"wordsworth {tokens[0]} runs on this machine: call it without submit", 2)
+    tokens = _command_alone(tokens)
     _check_text(tokens)
     command = SubmittedCommand(tokens=list(tokens))
     arguments = dict(_arguments(command))
@@ -86,6 +81,32 @@ def checked_command(tokens: list[str]) -> SubmittedCommand:
     _check_places(command, arguments)
     _carry_files(command, arguments)
     return command
+
+
+def _command_alone(tokens: list[str]) -> list[str]:
+    """Return the command and its arguments, without the name of this program.
+
+    Raises:
+        UserError: there is none, or one that has nothing to do on a cluster.
+    """
+    if tokens[:1] == ["wordsworth"]:
+        tokens = tokens[1:]
+    if not tokens or tokens[0].startswith("-"):
+        raise UserError("say what to run, behind --: wordsworth submit -- label SOURCE --output OUT ...", 2)
+    if tokens[1:3] == ["-m", "wordsworth"]:
+        raise UserError(
+            f"leave out {' '.join(tokens[:3])}: behind -- stands the command, such as label SOURCE ... "
+            "(--python names the nodes' Python)",
+            2,
+        )
+    words = tokens[0].removeprefix("wordsworth ").split()
+    if len(words) > 1 and words[0] in cli.COMMANDS:
+        raise UserError("leave out the quotes around the command: behind -- each argument is a word", 2)
+    if tokens[0] in HERE_ONLY:
+        raise UserError(f"wordsworth {tokens[0]} runs on this machine: call it without submit", 2)
+    if "--help" in tokens or "-h" in tokens:
+        raise UserError(f"call wordsworth {tokens[0]} --help without submit", 2)
+    return tokens
 
 
 def _check_text(tokens: list[str]) -> None:

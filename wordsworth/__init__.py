@@ -142,7 +142,7 @@ def evaluate(sources: str | Sequence[str], *, model: str | Path, **options: Any)
 
     given = _arguments(command.evaluate, model=model, **options)
     given.pop("json_")
-    return command.evaluate_sources(_as_list(sources), **given, note=_note, progress_of=_QuietProgress)
+    return command.evaluate_sources(_as_list(sources), **given, progress_of=_QuietProgress)
 
 
 def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any) -> EpochNews:

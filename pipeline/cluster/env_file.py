@@ -16,6 +16,7 @@ ENV_FILE = "WORDSWORTH_ENV_FILE"  # environment variable: name of the file
 MAX_BYTES = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_EXPORT = re.compile(r"^export\s+")
 _trouble: str | None = None  # see trouble()
 
 
@@ -67,7 +68,7 @@ def _variables(path: Path) -> dict[str, str]:
     try:
         if path.is_dir():
             files = [file for file in path.iterdir() if _NAME.fullmatch(file.name) and file.is_file()]
-            return {file.name: _text(file).rstrip("\n") for file in files}
+            return {file.name: _text(file).rstrip("\r\n") for file in files}
         text = _text(path)
     except FileNotFoundError as error:
         raise UserError(f"{where}: no such file: it must lie on every node, under this name") from error
@@ -78,15 +79,18 @@ def _variables(path: Path) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, separator, value = line.strip().removeprefix("export ").partition("=")
+        name, separator, value = _EXPORT.sub("", line.strip()).partition("=")
         if not separator or not _NAME.fullmatch(name.strip()):
             raise UserError(f"{where}: line {number} is not KEY=VALUE")
-        variables[name.strip()] = _unquoted(value.strip())
+        try:
+            variables[name.strip()] = _unquoted(value.strip())
+        except ValueError as error:
+            raise UserError(f"{where}: line {number}: {error}") from None
     return variables
 
 
 def _text(path: Path) -> str:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:  # editors of Windows write a mark before the text
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES or "\0" in text:
         raise ValueError
@@ -94,5 +98,17 @@ def _text(path: Path) -> str:
 
 
 def _unquoted(value: str) -> str:
-    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if quoted else value
+    """Return a value without its quotes.
+
+    Raises:
+        ValueError: programs differ on what the value is. A key that is cut or too long is refused by the
+            store later, and nobody would look here.
+    """
+    quote = value[:1]
+    if quote not in ("'", '"'):
+        if " #" in value:
+            raise ValueError("put the comment on a line of its own, or the value into quotes")
+        return value
+    if len(value) < 2 or value[-1] != quote or quote in value[1:-1]:
+        raise ValueError("the quote before the value must stand behind it too, and nowhere else in the line")
+    return value[1:-1]

@@ -79,7 +79,10 @@ class JobLog:
                 answered = time.monotonic()
             except _broken() as error:
                 if "404" in str(error):
-                    raise UserError(f"the cluster knows no job {self._job}") from error
+                    raise UserError(
+                        f"the cluster knows no job {self._job} any more: its head was started anew. "
+                        "The same command again submits it, and what is done is kept"
+                    ) from error
                 if time.monotonic() - answered > GONE_S:
                     raise UserError(
                         f"the job server has not answered for {GONE_S / 60:.0f} minutes: the job "

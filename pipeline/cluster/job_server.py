@@ -1,14 +1,21 @@
 """Find the job server of a Ray cluster, and say in one line why it cannot be used."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from wordsworth.pipeline.cluster.ray_internals import quiet_job_client
+from wordsworth.pipeline.cluster.tokens import (
+    TOKEN,
+    TOKEN_FILE,
+    TOKEN_PATH,
+    refuse_unreadable_token,
+    token_file,
+    token_place,
+)
 from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,15 +25,10 @@ PORT = 8265  # of Ray's job server, unless `ray start` was told another one
 ANSWER_S = 5.0  # seconds in which the server must answer
 VERSION = "/api/version"
 LEAST_RAY = (2, 60)  # as pyproject.toml has it
+OPTION = "--address"
 # Environment variables, in the order in which Ray reads them.
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-# Loggers of Ray's client that tell of each upload and connection.
-TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
-TOKEN_WAYS = "RAY_AUTH_TOKEN, a file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
+TOKEN_WAYS = f"{TOKEN}, a file named by {TOKEN_PATH}, or {TOKEN_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,7 @@ class JobServer:
         """
         from ray.job_submission import JobSubmissionClient
 
-        for name in TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet_job_client()
         # An empty header keeps Ray's client from looking for a token of its own, and from sending it.
         headers = {"Authorization": f"Bearer {self.token}" if self.token else ""}
         with _without_variables(*ADDRESSES):
@@ -74,7 +75,13 @@ def find_job_server(address: str | None, insecure: bool, note: Callable[[str], N
         UserError: nobody answers there, it is no job server, or it does not take the token.
     """
     url = job_server_url(address)
-    status, version = _ask(url, None)
+    origin = _origin(address)
+    try:
+        status, version = _ask(url, None)
+    except UserError as error:
+        if origin == OPTION:
+            raise
+        raise UserError(f"{origin} names a cluster, and --address none: {error}", error.exit_code) from error
     if status == 200:
         _refuse_old(url, version)
         if not insecure:
@@ -85,12 +92,14 @@ def find_job_server(address: str | None, insecure: bool, note: Callable[[str], N
         return JobServer(url=url, ray_version=version, token=None)
     if status != 401:
         raise _no_job_server(url, f"status {status}")
-    token = _token()
-    if token is None:
+    where = token_place()
+    if where is None:
         raise UserError(f"{url} asks for a token: give the cluster's in {TOKEN_WAYS}")
+    refuse_unreadable_token(where)
+    token = _token()
     status, version = _ask(url, token)
     if status in (401, 403):
-        raise UserError(f"{url} refuses the token: give the cluster's in {TOKEN_WAYS}")
+        raise UserError(f"{url} refuses the token of {where}: give the cluster's in {TOKEN_WAYS}")
     if status != 200:
         raise _no_job_server(url, f"status {status}")
     _refuse_old(url, version)
@@ -103,8 +112,8 @@ def job_server_url(address: str | None) -> str:
     Raises:
         UserError: it is an address for another purpose.
     """
-    given = [os.environ.get(name) for name in ADDRESSES]
-    address = address or next(filter(None, given), None) or "auto"
+    origin = _origin(address)
+    address = address or os.environ.get(origin) or "auto"
     if address in ("auto", "local"):
         return f"http://127.0.0.1:{PORT}"
     if "://" not in address:
@@ -117,14 +126,20 @@ def job_server_url(address: str | None) -> str:
     except ValueError:
         host = None
     if not host:
-        raise UserError(f"--address {address} is no URL: give the job server, http://HOST:{PORT}", 2)
+        raise UserError(f"{origin} {address} is no URL: give the job server, http://HOST:{PORT}", 2)
     if parts.scheme == "ray":
         raise UserError(
-            f"--address {address} is for Ray's own client: a job goes to the job server, {_usual(host)}", 2
+            f"{origin} {address} is for Ray's own client: a job goes to the job server, {_usual(host)}", 2
         )
     if parts.scheme not in ("http", "https"):
-        raise UserError(f"--address {address}: give the job server, http://HOST:{PORT}", 2)
-    return address.rstrip("/")
+        raise UserError(f"{origin} {address}: give the job server, http://HOST:{PORT}", 2)
+    return address.partition("#")[0].rstrip("/")  # a browser shows the dashboard's pages behind a #
+
+
+def _origin(address: str | None) -> str:
+    """Return what says where the job server is: the option, also where it is left out, or a variable."""
+    named = [name for name in ADDRESSES if os.environ.get(name)]
+    return named[0] if named and not address else OPTION
 
 
 def _ask(url: str, token: str | None) -> tuple[int, str]:
@@ -198,16 +213,10 @@ def _usual(host: str) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{PORT}"
 
 
-def _token() -> str | None:
-    """Return the token of this user, from the places where Ray looks, in Ray's order."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    if token:
-        return token
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
-    try:
-        return Path(path).read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError):
-        return None
+def _token() -> str:
+    """Return the token of this user, from the place that `token_place` names."""
+    path = token_file()
+    return os.environ.get(TOKEN, "").strip() or (path.read_text(encoding="utf-8").strip() if path else "")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from wordsworth.pipeline.cluster.package import package_version, stage_files, st
 from wordsworth.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray kills a job so many seconds after SIGTERM: three, if not set
 STOP_EXTRA_S = 30  # beyond the command's own grace, for what it writes and says at its end
@@ -62,6 +62,21 @@ class Submission:
         readable = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower()[:NAME_CHARS]
         return "-".join(filter(None, (command, readable, digest.hexdigest()[:8])))
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return what tells this job from one with the same command line: of its variables, and its files."""
+        variables = [*sorted(self.env.items()), self.env_file, self.image, self.installed]
+        files = hashlib.sha256()
+        for name, path in sorted(self.carried.items()):
+            parts = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+            for part in parts:
+                files.update(f"{name}\0{part.relative_to(path)}\0{part.stat().st_size}\0".encode())
+                files.update(part.read_bytes())
+        return {
+            "variables": hashlib.sha256(repr(variables).encode()).hexdigest()[:16],
+            "files": files.hexdigest()[:16],
+        }
+
     def runtime_env(self, folder: Path) -> dict[str, Any]:
         """Return the job's runtime environment, with what it brings laid out in an empty folder."""
         variables = {STOP_WAIT: str(int(self.grace) + STOP_EXTRA_S), "COLUMNS": LOG_COLUMNS, **self.env}
@@ -103,10 +118,11 @@ def submit(client: "JobSubmissionClient", submission: Submission) -> SubmittedJo
         attempts = _attempts(client, submission.name)
         for job in attempts.values():
             if not job.status.is_terminal():
-                if job.entrypoint != submission.entrypoint:
+                difference = _difference(job, submission)
+                if difference:
                     raise UserError(
-                        f"job {job.submission_id} works on {submission.place} with other options: wait for "
-                        "its end, or stop it"
+                        f"job {job.submission_id} works on {submission.place} with other {difference}: wait "
+                        f"for its end, or stop it (ray job stop {job.submission_id})"
                     )
                 return SubmittedJob(job=job.submission_id, joined=True)
         number = max(attempts, default=0) + 1
@@ -117,7 +133,7 @@ def submit(client: "JobSubmissionClient", submission: Submission) -> SubmittedJo
                     entrypoint=submission.entrypoint,
                     submission_id=job_id,
                     runtime_env=submission.runtime_env(Path(folder)),
-                    metadata={"job_name": job_id, "wordsworth": package_version()},
+                    metadata={"job_name": job_id, "wordsworth": package_version(), **submission.digests},
                 )
             except (RuntimeError, ValueError) as error:
                 if "already exists" in str(error):
@@ -125,6 +141,28 @@ def submit(client: "JobSubmissionClient", submission: Submission) -> SubmittedJo
                 raise _refused(error) from error
         return SubmittedJob(job=job_id, joined=False)
     raise UserError(f"others submit {submission.name} at the same time: try again")
+
+
+def _difference(job: "JobDetails | Any", submission: Submission) -> str | None:
+    """Say in which way a job that runs is another one than a submission on the same output; None for none."""
+    if _arguments(job.entrypoint) != _arguments(submission.entrypoint):
+        return "options"
+    told = job.metadata or {}
+    mine = submission.digests
+    if told.get("variables", mine["variables"]) != mine["variables"]:
+        return "variables (--env, --env-file, or settings of stores in this environment)"
+    if told.get("files", mine["files"]) != mine["files"]:
+        return f"contents of {', '.join(submission.carried) or 'the files that it brought'}"
+    return None
+
+
+def _arguments(entrypoint: str) -> list[str]:
+    """Return the words of a command. An output is the same with and without a slash at its end."""
+    words = shlex.split(entrypoint)
+    return [
+        word.rstrip("/") if before == "--output" or word.startswith("--output=") else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def _attempts(client: "JobSubmissionClient", name: str) -> dict[int, Any]:

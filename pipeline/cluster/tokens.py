@@ -1,5 +1,6 @@
 """Decide whether to show a token to a cluster's head: as the environment says, else as the head asks."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,11 +46,10 @@ def ask(address: str) -> tuple[AuthMode, Head | None]:
 def _ask_with_token(address: str) -> Head | None:
     from ray.exceptions import AuthenticationError, RayError
 
-    where = _token_place()
+    where = token_place()
     if where is None:
         raise UserError(f"the Ray cluster at {address} asks for a token, and there is none here: {_ways()}")
-    if where != TOKEN:
-        _refuse_unreadable_token(where)
+    refuse_unreadable_token(where)
     try:
         return in_time(lambda: ray_internals.ask_head(address, "token"), 2 * REACH_S)
     except AuthenticationError as error:
@@ -61,8 +61,18 @@ def _ask_with_token(address: str) -> Head | None:
         raise _no_head(address, error) from error
 
 
-def _refuse_unreadable_token(where: str) -> None:
-    path = Path(os.environ.get(TOKEN_PATH, "") or TOKEN_FILE).expanduser()
+def refuse_unreadable_token(where: str) -> None:
+    """Refuse a token's file that cannot be read.
+
+    Args:
+        where: place of the token, as `token_place` says it.
+
+    Raises:
+        UserError: the file is missing or empty, or holds no text.
+    """
+    path = token_file()
+    if where == TOKEN or path is None:
+        return
     try:
         token = path.read_text().strip()
     except (OSError, ValueError) as error:
@@ -72,12 +82,21 @@ def _refuse_unreadable_token(where: str) -> None:
         raise UserError(f"{path}, which {where} names, is empty: {_ways()}")
 
 
-def _token_place() -> str | None:
+def token_place() -> str | None:
     """Say where Ray finds this process's token; None where there is none."""
     for name in (TOKEN, TOKEN_PATH):
         if os.environ.get(name):
             return name
-    return TOKEN_FILE if Path(TOKEN_FILE).expanduser().exists() else None
+    path = token_file()
+    return TOKEN_FILE if path is not None and path.exists() else None
+
+
+def token_file() -> Path | None:
+    """Return the file in which Ray looks for a token; None for a user without a home."""
+    # A container's user may have neither a name nor HOME: then nobody knows what ~ is.
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get(TOKEN_PATH, "") or TOKEN_FILE).expanduser()
+    return None
 
 
 def _ways() -> str:
@@ -92,7 +111,7 @@ def mode_of_environment() -> AuthMode:
     said = os.environ.get(AUTH_MODE, "").lower()
     if said in ("token", "disabled"):
         return "token" if said == "token" else "disabled"
-    return "token" if _token_place() else "disabled"
+    return "token" if token_place() else "disabled"
 
 
 def _no_head(address: str, error: Exception) -> UserError:

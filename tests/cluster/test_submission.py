@@ -32,6 +32,7 @@ class Job:
     status: Status = field(default_factory=lambda: Status("RUNNING"))
     driver_exit_code: int | None = None
     message: str | None = None
+    metadata: dict[str, str] | None = None
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Cluster:
         return list(self.jobs)
 
     def submit_job(self, **request: Any) -> str:
-        job = Job(request["submission_id"], request["entrypoint"])
+        job = Job(request["submission_id"], request["entrypoint"], metadata=request["metadata"])
         self.jobs.append(job)
         if self.faster:
             self.faster = False
@@ -123,6 +124,33 @@ def test_another_command_on_the_same_output_waits_for_the_first():
     first = submit(cluster, submission())
     with pytest.raises(UserError, match=f"{first.job} works on .* with other options"):
         submit(cluster, submission("--top-k", "3"))
+
+
+def test_an_output_with_a_slash_at_its_end_is_the_same_output():
+    cluster = Cluster()
+    submit(cluster, submission())
+    tokens = (*TOKENS[:-1], TOKENS[-1].rstrip("/"))
+    again = Submission(tokens=tokens, place=tokens[-1], installed=True)
+    assert submit(cluster, again).joined
+    other = Submission(tokens=("label", "s3://photos/in/", *tokens[2:]), place=tokens[-1], installed=True)
+    with pytest.raises(UserError, match="with other options"):
+        submit(cluster, other)
+
+
+def test_the_same_command_with_other_variables_or_files_does_not_follow_the_first(tmp_path):
+    cluster, config = Cluster(), tmp_path / "run.toml"
+    config.write_text("top-k = 5\n")
+    about = {"tokens": TOKENS, "place": TOKENS[-1], "installed": True, "carried": {"run.toml": config}}
+    env = {"AWS_ENDPOINT_URL": "http://a"}
+    submit(cluster, Submission(**about, env=env))
+    assert submit(cluster, Submission(**about, env=env)).joined
+    with pytest.raises(UserError, match="with other variables"):
+        submit(cluster, Submission(**about, env={"AWS_ENDPOINT_URL": "http://b"}))
+    config.write_text("top-k = 6\n")
+    with pytest.raises(UserError, match=r"with other contents of run\.toml"):
+        submit(cluster, Submission(**about, env=env))
+    cluster.jobs[0].metadata = None  # of a version that did not say so
+    assert submit(cluster, Submission(**about, env=env)).joined
 
 
 def test_two_at_the_same_moment_are_one_job():
@@ -200,6 +228,21 @@ def test_a_server_that_stays_away_is_given_up(monkeypatch):
         next(lines)
 
 
+def test_a_job_of_a_head_that_was_started_anew_is_submitted_again(monkeypatch):
+    class Anew(Cluster):
+        async def tail_job_logs(self, job: str):
+            yield "one\n"
+            raise RuntimeError("closed")
+
+        def get_job_info(self, job: str) -> Job:
+            raise RuntimeError(f"Request failed with status code 404: Job {job} does not exist.")
+
+    lines = JobLog(Anew(), "j").lines()
+    assert next(lines) == "one"
+    with pytest.raises(UserError, match=r"knows no job j any more.* The same command again submits it"):
+        next(lines)
+
+
 @pytest.mark.parametrize(
     ("status", "driver", "code"),
     [
@@ -229,6 +272,7 @@ def test_the_exit_code_of_the_job_is_that_of_the_command(status, driver, code):
         ("head", "http://head:8265"),
         ("head:80", "http://head:80"),
         ("auto", "http://127.0.0.1:8265"),
+        ("http://head:8265/#/jobs/label-1", "http://head:8265"),
     ],
 )
 def test_an_address_is_completed(address, url):
@@ -248,6 +292,17 @@ def test_the_environment_names_the_server_as_ray_reads_it(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://a:8265")
     assert job_server_url(None) == "http://a:8265"
     assert job_server_url("http://c:8265") == "http://c:8265"
+
+
+def test_an_old_address_of_the_environment_is_named_by_its_variable(monkeypatch):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{held.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"^RAY_ADDRESS names a cluster, and --address none: no Ray job"):
+            find_job_server(None, False, print)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS ray://head:10001 is for Ray's own client"):
+        find_job_server(None, False, print)
 
 
 def test_nobody_there_is_said_at_once():
@@ -343,12 +398,26 @@ def test_a_missing_and_a_wrong_token_are_one_line_with_the_ways(
     with pytest.raises(UserError, match=r"asks for a token: give .*RAY_AUTH_TOKEN"):
         find_job_server(url, False, print)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    with pytest.raises(UserError, match="refuses the token"):
+    with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN: "):
         find_job_server(url, False, print)
     (tmp_path / "token").write_text("right\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert find_job_server(url, False, print).token == "right"
+
+
+def test_a_tokens_file_that_is_missing_is_named(answering, without_token, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=f"of RAY_AUTH_TOKEN_PATH in {tmp_path}/gone: No such file"):
+        find_job_server(answering(token="right"), False, print)
+
+
+def test_a_user_without_a_home_is_asked_for_a_token(answering, without_token, monkeypatch):
+    """Let a container's user have neither a name nor HOME."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
+    with pytest.raises(UserError, match="asks for a token"):
+        find_job_server(answering(token="right"), False, print)
 
 
 def test_a_cluster_with_an_older_ray_is_one_line(answering):
@@ -381,10 +450,39 @@ def test_lines_of_a_file_become_variables(tmp_path, environment):
     assert os.environ["WORDSWORTH_ENV_FILE"] == str(tmp_path / "keys.env")
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("A=one\r\nB=two\r\n", "one"),
+        ("\ufeffA=one\n", "one"),
+        ("export\tA=one", "one"),
+        ("  export A = one  ", "one"),
+        ('A=\'{"type": "x # y"}\'', '{"type": "x # y"}'),
+        ('A="it\'s"', "it's"),
+        ("A=one#two==", "one#two=="),
+        ("A=$HOME\\n", "$HOME\\n"),
+    ],
+)
+def test_a_file_of_another_editor_or_shell_gives_the_same_variables(tmp_path, environment, text, value):
+    import os
+
+    (tmp_path / "keys.env").write_bytes(text.encode())
+    take_env_file(str(tmp_path / "keys.env"))
+    assert os.environ["A"] == value
+
+
+@pytest.mark.parametrize("line", ["A='SECRET", 'A="SECRET" # mine', "A=SECRET # mine", "A='SEC'RET'", "A='"])
+def test_a_value_that_programs_read_differently_is_refused_by_its_line(tmp_path, environment, line):
+    (tmp_path / "keys.env").write_text(f"B=1\n{line}\n")
+    with pytest.raises(UserError, match="line 2: ") as error:
+        take_env_file(str(tmp_path / "keys.env"))
+    assert "SEC" not in str(error.value)
+
+
 def test_a_folder_has_a_file_for_each_variable_as_kubernetes_mounts_them(tmp_path, environment):
     import os
 
-    (tmp_path / "A").write_text("one\n")
+    (tmp_path / "A").write_bytes(b"one\r\n")
     (tmp_path / "..data").mkdir()
     take_env_file(str(tmp_path))
     assert (os.environ["A"], os.environ["B"]) == ("one", "before")

@@ -1,14 +1,17 @@
 """submit: how a person leaves or stops a job that is followed, and how its end ends the command."""
 
+import io
 import re
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from wordsworth.jobs.cli import Terminated
-from wordsworth.jobs.submit import Follower
+from wordsworth.jobs.submit import Follower, _spinner
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.package import stage_package
 
 
@@ -90,6 +93,28 @@ def test_without_a_terminal_nobody_is_asked(monkeypatch):
         client = Client()
         code, said = followed(client, [interrupt], Person(), monkeypatch)
         assert (code, client.info.status, len(said)) == (expected, "RUNNING", 1)
+
+
+def test_a_person_sees_for_how_long_a_job_has_said_nothing(capsys):
+    screen = io.StringIO()
+    console = Terminal(file=screen, force_terminal=True, width=80)
+    with _spinner(console, "job label-out-1: no further line") as begin_anew:
+        end = time.monotonic() + 30
+        while "(1 s)" not in screen.getvalue() and time.monotonic() < end:
+            time.sleep(0.05)
+        begin_anew()
+        console.say("a line")
+    shown = screen.getvalue()
+    assert "job label-out-1: no further line (0 s)" in shown
+    assert shown.index("(1 s)") < shown.index("a line")
+    with _spinner(Terminal(file=io.StringIO()), "in a file") as begin_anew:
+        begin_anew()
+    assert capsys.readouterr().out == ""
+
+
+def test_lines_of_a_table_take_no_second_line_of_a_terminal(monkeypatch, capsys):
+    followed(Client("SUCCEEDED", 0), ["rows  12" + " " * 190], Person(), monkeypatch)
+    assert capsys.readouterr().out == "rows  12\n"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from wordsworth.pipeline.cluster.ray_internals.head import (
     ask_head,
     auth_mode,
     nodes_of_this_machine,
+    quiet_job_client,
     traces_of_ray,
 )
 from wordsworth.pipeline.cluster.ray_internals.one_machine import import_ray_data, without_cluster_actors
@@ -85,6 +86,7 @@ __all__ = [
     "muted_native_stderr",
     "nodes_of_this_machine",
     "on_loopback",
+    "quiet_job_client",
     "ray_is_known",
     "remove_notes",
     "traces_of_ray",

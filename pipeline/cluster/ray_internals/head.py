@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from wordsworth.pipeline.cluster.ray_internals.start import muted_native_stderr
 
 AUTH_MODE = "RAY_AUTH_MODE"  # environment variable of Ray's
 ANSWER_S = 5.0  # seconds for one answer of a head
+# Loggers of Ray's job client, which tell of each upload and connection.
+TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 AuthMode = Literal["token", "disabled"]
 
@@ -140,3 +147,9 @@ def nodes_of_this_machine() -> set[str]:
     from ray._private import services
 
     return set(services.find_node_ids())
+
+
+def quiet_job_client() -> None:
+    """Keep Ray's job client from telling of each upload and connection. Under other names it would tell."""
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -70,13 +70,15 @@ def _to_bytes(text: str) -> int:
 
 
 def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
+    from wordsworth.pipeline.output.run_folder import ROW_FILES
+
     did = summary["last_command"]
     files = "1 file" if summary["files"] == 1 else f"{summary['files']:,} files"
     size = decimal(summary["bytes"])
     rows = {"rows": f"{summary['rows']:,} of {summary['units']:,} units, in {files} ({size})"}
     if did["units"]:
         rows["merged"] = f"{did['units']:,} units into {did['files']:,} files in {did['seconds']:,} s"
-    rows["compacted"] = f"{output}/compacted/*.parquet"
+    rows["read"] = f"{output}/{ROW_FILES} from now on"
     rows["next"] = f"wordsworth verify {output}; once it is clean, {run} can be deleted"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():

@@ -167,6 +167,8 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary.to_dict(), indent=1))
         return
+    from wordsworth.pipeline.output.run_folder import ROW_FILES
+
     table = Table(show_header=False, box=None)
     errors = ", ".join(f"{count:,} {code}" for code, count in summary.errors.items()) or "none"
     command = summary.last_command
@@ -191,7 +193,7 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
         rows["limited"] = f"to --limit {summary.limit}: the same command without it labels the rest"
     if summary.sample:
         rows["sampled"] = f"by --sample {summary.sample}: the same command without it labels all"
-    rows["predictions"] = f"{output.rstrip('/')}/predictions/*.parquet"
+    rows["predictions"] = f"{output.rstrip('/')}/{ROW_FILES}"
     rows["next"] = f"wordsworth verify {output} --source"
     rows["see it"] = f"wordsworth report {output}"
     for name, value in rows.items():

@@ -24,6 +24,7 @@ from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.walk import list_names
 
 FOLDERS = ("predictions", "compacted", "_run", "_run/shards", "_run/compacted")  # folders that a run may have
+ROW_FILES = "[a-z]*/*.parquet"  # in a run folder: the files of rows, and not the records
 
 
 class RunFolder:

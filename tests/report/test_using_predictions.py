@@ -130,6 +130,7 @@ def test_blocks_of_tools_that_are_not_here_do_what_the_page_says(tool, folder, e
         "PYTHONPATH": str(ROOT),
         "SPARK_CONF_DIR": str(tmp_path),
         "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": str(elsewhere),
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "1",
         "FIFTYONE_DATABASE_DIR": str(tmp_path / "db"),

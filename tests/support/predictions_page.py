@@ -86,6 +86,12 @@ def spark_counts(names: Names) -> None:
     assert {row["label"]: row["count"] for row in names["counts"]} == {"cat": 20, "dog": 20}
 
 
+def spark_reads_vectors(names: Names) -> None:
+    vectors = {row["key"]: row["embedding"] for row in names["vectors"]}
+    assert sorted(vectors) == KEYS and vectors["000"] == [1.0, 0.0, 0.0, 0.0]
+    assert abs(vectors["003"][0] - 0.9553) < 1e-3
+
+
 def sheet_of_neighbours(names: Names) -> None:
     assert Path("nearest.png").read_bytes().startswith(b"\x89PNG")
 
@@ -108,7 +114,7 @@ def ranges_of_cats(names: Names) -> None:
 
 def lance_finds_neighbours(names: Names) -> None:
     assert names["table"].count_rows() == 40
-    keys = [row["key"] for row in names["nearest"]]
+    keys = list(names["nearest"]["key"])
     assert len(keys) == 12 and set(keys) <= set(CATS) and set(keys[:2]) == {"002", "004"}
 
 
@@ -155,6 +161,7 @@ CHECKS = {
     "pandas: join": pandas_joins,
     "Spark: read": spark_reads,
     "Spark: count by label": spark_counts,
+    "Spark: float16 embeddings": spark_reads_vectors,
     "wordsworth: nearest neighbours": sheet_of_neighbours,
     "wordsworth: files of a label": files_of_cats,
     "wordsworth: images of a label": images_of_cats,

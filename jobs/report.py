@@ -12,6 +12,7 @@ from wordsworth.jobs.terminal import Terminal, data_text
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.report.page import WrittenReport
+    from wordsworth.pipeline.report.truth_tally import Accuracy
 
 MISSING_SHOWN = 3  # reasons for missing images that are printed; the page has all of them
 
@@ -22,6 +23,14 @@ def report(
     *,
     output: Annotated[
         str | None, Parameter(alias="-o", help="File to write instead of report.html in the folder.")
+    ] = None,
+    truth: Annotated[
+        str | None,
+        Parameter(
+            help="Where an image's class stands: cls or another column that --keep kept, json:FIELD, or "
+            "folder, the last one of the key. Accuracy, calibration and mistakes are then on the page.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, Parameter(help="Of the images, examples and points that are drawn.")] = 0,
     storage: StoreOptions | None = None,
@@ -34,26 +43,42 @@ def report(
     storage = storage or StoreOptions()
     storage.check(run, output=output)
     errors = Terminal(stderr=True)
-    from wordsworth.pipeline.errors import shown
+    from wordsworth.pipeline.errors import UserError, shown
 
     with errors.status("reading the folder"):
         from wordsworth.pipeline.report.training_page import is_training, write_training_report
 
         if is_training(run, storage.storage):
+            if truth is not None:
+                raise UserError(
+                    f"--truth {truth}: {run} is the folder of a training, which holds no rows to compare: "
+                    "`wordsworth evaluate SOURCE --model` compares a model with classes",
+                    exit_code=2,
+                )
             path = write_training_report(run, storage.storage, output)
             print(json.dumps({"path": path}, indent=1) if json_ else shown(path))
             return 0
         from wordsworth.pipeline.report.page import write_report
 
-        written = write_report(run, file=output, seed=seed, storage_options=storage.storage)
+        written = write_report(run, file=output, seed=seed, truth=truth, storage_options=storage.storage)
     if json_:
         print(json.dumps(asdict(written), indent=1))
         return 0
     tell_missing(written, errors)
+    if written.truth:
+        _tell_truth(written.truth)
     rows, images = f"{written.num_rows:,} rows", f"{written.num_images:,} images"
     size = decimal(written.size_bytes)
     Terminal().print(f"{data_text(written.path)} ({rows}, {images}, {size}, {written.seconds:g} s)")
     return 0
+
+
+def _tell_truth(found: "Accuracy") -> None:
+    """Print how often the labels are right."""
+    from wordsworth.pipeline.report.truth_section import accuracy_facts
+
+    for name, value in accuracy_facts(found):
+        Terminal().print(f"{name}: {data_text(value)}")
 
 
 def tell_missing(written: "WrittenReport", terminal: Terminal) -> None:

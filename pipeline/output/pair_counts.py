@@ -9,7 +9,7 @@ LABEL_BITS = 32  # of the second class in the number of a pair
 
 
 class PairCounts:
-    """Count pairs of labels. Memory grows with the different pairs: 16 bytes each."""
+    """Count pairs of classes. Memory grows with the different pairs: 16 bytes each."""
 
     def __init__(self) -> None:
         self._pairs = [np.empty(0, np.int64)]
@@ -18,7 +18,10 @@ class PairCounts:
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         """Count (M,) pairs: a class of each pair in `a`, the other in `b`."""
-        pairs, counts = np.unique(pair_numbers(a, b), return_counts=True)
+        self.add_counted(*np.unique(pair_numbers(a, b), return_counts=True))
+
+    def add_counted(self, pairs: np.ndarray, counts: np.ndarray) -> None:
+        """Count (M,) pairs by their numbers, each as often as its count says."""
         self._pairs.append(pairs)
         self._counts.append(counts)
         self._waiting += len(pairs)

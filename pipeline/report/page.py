@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from wordsworth.pipeline.errors import shown, without_secrets
 from wordsworth.pipeline.report.album import Album
 from wordsworth.pipeline.report.charts import bar
@@ -22,6 +24,9 @@ from wordsworth.pipeline.report.provenance import Facts, model_facts, setting_fa
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.statistics import RunStatistics
 from wordsworth.pipeline.report.timeline import Timeline, read_timeline
+from wordsworth.pipeline.report.truth import read_truth
+from wordsworth.pipeline.report.truth_section import truth_banner, truth_headline, truth_section
+from wordsworth.pipeline.report.truth_tally import Accuracy, TruthTally
 from wordsworth.pipeline.storage.atomic import overwrite
 from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem
 from wordsworth.pipeline.storage.schemes import without_credentials
@@ -30,6 +35,7 @@ FILE_NAME = "report.html"  # in the run folder
 SECTIONS = (
     ("overview", "Overview"),
     ("labels", "Labels"),
+    ("truth", "Accuracy"),
     ("galleries", "Galleries"),
     ("errors", "Errors"),
     ("map", "Map"),
@@ -51,6 +57,7 @@ class WrittenReport:
         missing: why images are missing, and of how many.
         size_bytes: bytes of the page.
         seconds: seconds that it took.
+        truth: how often the labels are right; None where no classes were named.
     """
 
     path: str
@@ -59,10 +66,16 @@ class WrittenReport:
     missing: list[tuple[str, int]]
     size_bytes: int
     seconds: float
+    truth: Accuracy | None = None
 
 
 def write_report(
-    output: str, *, file: str | None = None, seed: int = 0, storage_options: StorageOptions | None = None
+    output: str,
+    *,
+    file: str | None = None,
+    seed: int = 0,
+    truth: str | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> WrittenReport:
     """Write the report of a run, in place of an earlier one.
 
@@ -70,18 +83,25 @@ def write_report(
         output: the run folder.
         file: where the page goes; None is report.html in the run folder.
         seed: of all that is drawn at random: the same run and seed show the same images.
+        truth: where the class of an image stands, as in `TruthNames`; None compares with no classes.
         storage_options: of the stores of the run, of its sources and of `file`.
 
     Raises:
-        UserError: there is no run, one of its files is damaged, or the page cannot be written.
+        UserError: there is no run, one of its files is damaged, the page cannot be written, or no row has a
+            class where `truth` says.
         OSError: the store fails.
     """
     begin = time.monotonic()
     run = RunRows.open(output, storage_options)
     statistics = RunStatistics(run.schema, PER_SHELF, seed)
-    statistics.add_all(run.batches(statistics.columns))
+    tally = TruthTally(read_truth(run, truth)) if truth is not None else None
+    _count(run, statistics, tally)
+    accuracy = tally.accuracy() if tally else None
     album = Album()
-    page = _page(run, statistics, album, seed).encode("utf-8", "backslashreplace")
+    about_truth = None
+    if tally and accuracy:
+        about_truth = truth_section(tally, accuracy, album, run.has("labels"))
+    page = _page(run, statistics, album, seed, accuracy, about_truth).encode("utf-8", "backslashreplace")
     fs, path = run.fs, run.folder.path(FILE_NAME)
     if file is not None:
         fs, path = open_filesystem(file, storage_options)
@@ -93,20 +113,40 @@ def write_report(
         missing=album.reasons(),
         size_bytes=len(page),
         seconds=round(time.monotonic() - begin, 1),
+        truth=accuracy,
     )
 
 
-def _page(run: RunRows, statistics: RunStatistics, album: Album, seed: int) -> str:
+def _count(run: RunRows, statistics: RunStatistics, tally: TruthTally | None) -> None:
+    """Count all rows in one pass."""
+    columns = list(dict.fromkeys([*statistics.columns, *(tally.columns if tally else [])]))
+    for batch in run.batches(columns):
+        rows = pa.table(batch)
+        statistics.add(rows)
+        if tally:
+            tally.add(rows)
+
+
+def _page(
+    run: RunRows,
+    statistics: RunStatistics,
+    album: Album,
+    seed: int,
+    accuracy: Accuracy | None,
+    about_truth: dict[str, Any] | None,
+) -> str:
     timeline = read_timeline(run)
     galleries = gallery_section(statistics, album)
     embeddings = EmbeddingSections(statistics, album, seed)
     album.fetch(run)
     context: dict[str, Any] = {
-        "sections": SECTIONS,
+        "sections": [section for section in SECTIONS if section[0] != "truth" or about_truth],
         "name": _name(run),
         "lead": _lead(run, statistics),
-        "banners": _banners(run),
-        "headlines": _headlines(run, statistics, timeline),
+        "banners": _banners(run) + (truth_banner(accuracy) if accuracy else []),
+        "headlines": _headlines(run, statistics, timeline, accuracy),
+        "truth": about_truth,
+        "multi_label": run.has("labels"),
         "bar": bar,
         "missing": album.reasons(),
         "provenance": {
@@ -153,12 +193,16 @@ def _banners(run: RunRows) -> list[str]:
     return []
 
 
-def _headlines(run: RunRows, statistics: RunStatistics, timeline: Timeline) -> list[dict[str, str]]:
+def _headlines(
+    run: RunRows, statistics: RunStatistics, timeline: Timeline, accuracy: Accuracy | None
+) -> list[dict[str, str]]:
     figures = [("images", f"{statistics.num_rows:,}", _shards(run))]
     if statistics.has_labels:
         labels = statistics.labels
         top = labels.names[int(labels.counts.argmax())] if len(labels.counts) else ""
         figures.append(("labels", f"{len(labels.counts):,}", f"most: {top[:40]}" if top else "none"))
+    if accuracy:
+        figures.append(truth_headline(accuracy))
     if statistics.num_scored:
         mean = number(statistics.score_sum / statistics.num_scored)
         kind = "mean value" if statistics.has_value and not statistics.has_labels else "mean score"

@@ -81,25 +81,33 @@ class ModelTarget(Target):
 
     def describe(self, names: Counter[str | None]) -> str:
         """Say in one line by which names the images have their classes."""
-        kinds: dict[str, set[str]] = {}
-        met = set()
-        for name in names:
-            if name is not None:
-                number, kind = self._named(name)
-                kinds.setdefault(kind, set()).add(name)
-                met.add(number)
-        parts = [f"{kind} ({len(given)})" if len(kinds) > 1 else kind for kind, given in kinds.items()]
-        subject = "folders are" if self.where == "folder" else f"{self.where} holds"
-        line = f"{subject} {' and '.join(parts)}: {len(met)} of the model's {self.classes} classes occur"
-        if any(self._is_ambiguous(name) for name in kinds.get(PLACES, ())):
-            line += "; numbers are taken as places, though labels have such names"
-        if any(self._is_ambiguous(name) for name in kinds.get(LABELS, ())):
-            line += "; numbers are taken as names, not as places"
-        if IDS in kinds and not self.labels:
-            line += "; the labels have no names and are taken for ImageNet's"
+        given = [name for name in names if name is not None]
+        met = {self._named(name)[0] for name in given}
+        kinds, remarks = self.kinds(given)
+        line = f"{kinds}: {len(met)} of the model's {self.classes} classes occur{remarks}"
         if names[None]:
             line += f"; {names[None]:,} images without a class are left out"
         return line
+
+    def kinds(self, names: Iterable[str]) -> tuple[str, str]:
+        """Say of which kinds names of classes are, such as "cls holds names of labels".
+
+        Returns:
+            The kinds, and remarks that begin with a semicolon, perhaps none.
+        """
+        kinds: dict[str, set[str]] = {}
+        for name in names:
+            kinds.setdefault(self._named(name)[1], set()).add(name)
+        parts = [f"{kind} ({len(given)})" if len(kinds) > 1 else kind for kind, given in kinds.items()]
+        subject = "folders are" if self.where == "folder" else f"{self.where} holds"
+        remarks = ""
+        if any(self._is_ambiguous(name) for name in kinds.get(PLACES, ())):
+            remarks += "; numbers are taken as places, though labels have such names"
+        if any(self._is_ambiguous(name) for name in kinds.get(LABELS, ())):
+            remarks += "; numbers are taken as names, not as places"
+        if IDS in kinds and not self.labels:
+            remarks += "; the labels have no names and are taken for ImageNet's"
+        return f"{subject} {' and '.join(parts)}", remarks
 
     def _named(self, name: str) -> tuple[int | None, str]:
         """Return the number of the class of a name, None for no class, and the kind of the name."""

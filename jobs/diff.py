@@ -11,7 +11,7 @@ from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.jobs.terminal import Terminal, data_text
 
 if TYPE_CHECKING:
-    from wordsworth.pipeline.report.difference import Difference, LabelShift
+    from wordsworth.pipeline.report.difference import Difference, Flip, LabelShift
 
 LINES_SHOWN = 10  # lines of each table that is printed
 PAGE_NAMES = (".html", ".htm")
@@ -27,6 +27,22 @@ def diff(
         str | None,
         Parameter(
             alias="-o", help="FILE.html: write a page with the images that changed.", show_default=False
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        Parameter(
+            help="Where an image's class stands: cls or another column that --keep kept, json:FIELD, or "
+            "folder, the last one of the key: which run is right, and which changes are for the better.",
+            show_default=False,
+        ),
+    ] = None,
+    fail_if_accuracy_drops: Annotated[
+        float | None,
+        Parameter(
+            help="Exit with code 3 when the accuracy of B, by --truth, is lower by more, such as 0.01.",
+            validator=validators.Number(gte=0, lte=1),
+            show_default=False,
         ),
     ] = None,
     fail_if_flips_over: Annotated[
@@ -49,19 +65,23 @@ def diff(
     storage = storage or StoreOptions()
     if output is not None and not output.lower().endswith(PAGE_NAMES):
         raise UserError(f"--output {output} is no name of a page: name a FILE.html", exit_code=2)
+    if fail_if_accuracy_drops is not None and truth is None:
+        raise UserError(
+            "--fail-if-accuracy-drops needs --truth, which says where the classes stand", exit_code=2
+        )
     storage.check(before, after, output=output)
     from wordsworth.pipeline.report.diff import compare_runs
     from wordsworth.pipeline.report.rows import RunRows
 
     errors = Terminal(stderr=True)
     with errors.status("joining the rows"):
-        runs = [RunRows.open(run, storage.storage) for run in (before, after)]
-        found = compare_runs(*runs)
+        a, b = (RunRows.open(run, storage.storage) for run in (before, after))
+        found = compare_runs(a, b, truth)
         written = None
         if output is not None:
             from wordsworth.pipeline.report.diff_page import write_diff_page
 
-            written = write_diff_page(runs[0], found, output, storage.storage)
+            written = write_diff_page(a, found, output, storage.storage)
     if json_:
         print(json.dumps(asdict(found), indent=1))
     else:
@@ -72,9 +92,17 @@ def diff(
         for reason, count in written:
             errors.say(f"{count:,} images are not on the page: {reason}", level="warning")
         errors.say(f"{without_credentials(output)}: the page")
-    if fail_if_flips_over is None:
-        return 0
-    return _judge(found, fail_if_flips_over, errors)
+    codes = [0]
+    if fail_if_flips_over is not None:
+        codes.append(_judge(found, fail_if_flips_over, errors))
+    if found.truth and fail_if_accuracy_drops is not None and -found.truth.change > fail_if_accuracy_drops:
+        told = f"the accuracy dropped from {found.truth.a.accuracy:.4%} to {found.truth.b.accuracy:.4%}: "
+        errors.say(
+            f"{told}{-found.truth.change:.4%} is over --fail-if-accuracy-drops {fail_if_accuracy_drops:g}",
+            level="error",
+        )
+        codes.append(OVER_LIMIT)
+    return max(codes)
 
 
 def _judge(found: "Difference", limit: float, terminal: Terminal) -> int:
@@ -103,8 +131,8 @@ def _print(found: "Difference") -> None:
 
     _table((), [(name, value) for name, value in overview_facts(found)])
     if found.flips:
-        rows = [(f.label_a, f.label_b, f"{f.num:,}", f"{f.share:.2%}") for f in found.flips[:LINES_SHOWN]]
-        _table(("label in A", "label in B", "images", "share"), rows, found.num_flip_kinds)
+        heads = ("label in A", "label in B", "images", "share", *(("better", "worse") if found.truth else ()))
+        _table(heads, [_flip_cells(flip) for flip in found.flips[:LINES_SHOWN]], found.num_flip_kinds)
         _table(
             ("changed the label", "A", "score", "B", "score"),
             [
@@ -131,6 +159,13 @@ def _print(found: "Difference") -> None:
         _table(
             ("moved most", "cosine"), [(e.key, _score(e.cosine)) for e in found.drift.farthest[:LINES_SHOWN]]
         )
+
+
+def _flip_cells(flip: "Flip") -> tuple[str, ...]:
+    cells = (flip.label_a, flip.label_b, f"{flip.num:,}", f"{flip.share:.2%}")
+    if flip.num_better is None or flip.num_worse is None:
+        return cells
+    return *cells, f"{flip.num_better:,}", f"{flip.num_worse:,}"
 
 
 def _shift_cells(shift: "LabelShift") -> tuple[str, ...]:

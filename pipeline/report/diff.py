@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.report.diff_tally import DiffTally
+from wordsworth.pipeline.report.diff_truth import DiffTruth
 from wordsworth.pipeline.report.difference import ComparedRun, Difference
 from wordsworth.pipeline.report.joined_rows import SharedNames, join_runs
 from wordsworth.pipeline.report.rows import RunRows
@@ -16,7 +17,7 @@ from wordsworth.pipeline.storage.filesystem import is_local
 from wordsworth.pipeline.storage.schemes import without_credentials
 
 
-def compare_runs(a: RunRows, b: RunRows) -> Difference:
+def compare_runs(a: RunRows, b: RunRows, truth: str | None = None) -> Difference:
     """Return what two runs differ in.
 
     Rows are joined by shard and key, through temporary files (`join_runs`). Memory grows with the labels, the
@@ -25,16 +26,21 @@ def compare_runs(a: RunRows, b: RunRows) -> Difference:
     Args:
         a: the run before.
         b: the run after.
+        truth: where the class of an image stands, as in `TruthNames`, in the rows of A or else of B; None
+            compares with no classes.
 
     Raises:
-        UserError: the runs cannot be compared, no row could be joined, a file of a run is damaged, or there
-            is no room for the temporary files.
+        UserError: the runs cannot be compared, no row could be joined, a file of a run is damaged, there is
+            no room for the temporary files, or no row has a class where `truth` says.
     """
     begin = time.monotonic()
     with_embeddings = _check(a, b)
     names = SharedNames()
+    classes = DiffTruth((a, b), truth) if truth is not None else None
+    if classes:
+        names.truth[classes.side] = classes.names
     with tempfile.TemporaryDirectory(prefix="wordsworth-diff-") as folder:
-        tally = DiffTally(names, Path(folder) / "flips.arrow", with_embeddings)
+        tally = DiffTally(names, Path(folder) / "flips.arrow", with_embeddings, classes)
         with tally.flips_file:
             for part in join_runs(a, b, Path(folder), names, with_embeddings):
                 tally.add(part)
@@ -44,6 +50,7 @@ def compare_runs(a: RunRows, b: RunRows) -> Difference:
     return Difference(
         a=_compared(a),
         b=_compared(b),
+        has_labels=a.has("label") and b.has("label"),
         has_same_classes=_have_same_classes(a, b, names),
         flips=flips,
         seconds=round(time.monotonic() - begin, 1),
@@ -59,13 +66,13 @@ def _check(a: RunRows, b: RunRows) -> bool:
     """
     if _place(a) == _place(b):
         raise UserError(f"{a.output} and {b.output} are one run: name two runs to compare", exit_code=2)
-    for run in (a, b):
-        if not run.has("label"):
-            raise UserError(
-                f"the rows of {run.output} have no labels to compare: diff compares runs of "
-                "`wordsworth label` whose model has classes"
-            )
     if not (a.has("embedding") and b.has("embedding")):
+        for run in (a, b):
+            if not run.has("label"):
+                raise UserError(
+                    f"the rows of {run.output} have no labels to compare, and not both runs have embeddings: "
+                    "diff compares the labels of `wordsworth label` whose model has classes, and embeddings"
+                )
         return False
     widths = []
     for run in (a, b):

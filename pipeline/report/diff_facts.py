@@ -1,9 +1,17 @@
 """Say the figures of a comparison in words, for the terminal and for the page."""
 
 from wordsworth.pipeline.errors import without_secrets
-from wordsworth.pipeline.report.difference import ComparedRun, Difference, Drift
+from wordsworth.pipeline.report.difference import (
+    ComparedRun,
+    Difference,
+    Drift,
+    SideAccuracy,
+    TruthDifference,
+)
 from wordsworth.pipeline.report.html import percent, plural
 from wordsworth.pipeline.report.provenance import Facts
+
+NO_LABELS = "a run has none: the embeddings alone are compared"
 
 
 def overview_facts(found: Difference) -> Facts:
@@ -17,11 +25,41 @@ def overview_facts(found: Difference) -> Facts:
         ("only in B", f"{found.only_b.num:,}"),
         ("errors", errors_told(found)),
         *([("without a label", f"{found.num_unlabelled:,}")] if found.num_unlabelled else []),
+        *(_label_facts(found) if found.has_labels else [("labels", NO_LABELS)]),
+        *(truth_facts(found.truth) if found.truth else []),
+    ]
+
+
+def _label_facts(found: Difference) -> Facts:
+    return [
         ("classes", classes_told(found)),
         ("agreement", agreement_told(found)),
         ("changed labels", _flips(found)),
         *([("scores", scores_told(found))] if found.scores else []),
     ]
+
+
+def truth_facts(truth: TruthDifference) -> Facts:
+    """Return which run is right."""
+    low, high = truth.change_interval
+    change = f"{truth.change:+.2%} from A to B (95% interval {low:+.2%} to {high:+.2%}"
+    return [
+        ("images with a class", f"{truth.num_images:,}: in {truth.read_from}, {truth.reading}"),
+        ("accuracy of A", _accuracy(truth.a)),
+        ("accuracy of B", _accuracy(truth.b)),
+        ("change", f"{change}; McNemar's exact test: p = {truth.p_value:.3g})"),
+        ("became right", f"{plural(truth.num_only_b_right, 'image')}: A is wrong and B is right"),
+        ("became wrong", f"{plural(truth.num_only_a_right, 'image')}: A is right and B is wrong"),
+        *[("note", note) for note in truth.notes],
+    ]
+
+
+def _accuracy(side: SideAccuracy) -> str:
+    low, high = side.interval
+    return (
+        f"{side.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}), expected calibration error "
+        f"{side.calibration_error:.4f}"
+    )
 
 
 def embedding_facts(drift: Drift) -> Facts:

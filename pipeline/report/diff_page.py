@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.errors import shown, without_secrets
 from wordsworth.pipeline.report.album import Album
+from wordsworth.pipeline.report.calibration import Calibrated, bin_rows, reliability_chart
 from wordsworth.pipeline.report.charts import bar
 from wordsworth.pipeline.report.diff_facts import (
     agreement_told,
@@ -14,8 +15,9 @@ from wordsworth.pipeline.report.diff_facts import (
     errors_told,
     overview_facts,
     scores_told,
+    truth_facts,
 )
-from wordsworth.pipeline.report.difference import Difference, Drift, Flip, PairExample
+from wordsworth.pipeline.report.difference import Difference, Drift, Flip, PairExample, TruthDifference
 from wordsworth.pipeline.report.html import percent, plural, render, short_name
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.storage.atomic import overwrite
@@ -23,6 +25,7 @@ from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesyst
 
 SECTIONS = (
     ("overview", "Overview"),
+    ("truth", "Accuracy"),
     ("flips", "Changed labels"),
     ("confusion", "Confusion"),
     ("scores", "Scores"),
@@ -58,11 +61,13 @@ def write_diff_page(
     album = Album()
     galleries = [_gallery(album, flip, number) for number, flip in enumerate(found.flips)]
     farthest = _pictures(album, found.drift.farthest) if found.drift else []
+    truth = _truth_section(album, found.truth) if found.truth else None
     album.fetch(run)
     flips = [gallery | {"flip": flip} for gallery, flip in zip(galleries, found.flips, strict=True)]
     page = render(
         "diff.html.j2",
-        sections=SECTIONS,
+        sections=[section for section in SECTIONS if section[0] != "truth" or truth],
+        truth=truth,
         found=found,
         name_a=_name(found.a.path),
         name_b=_name(found.b.path),
@@ -104,11 +109,34 @@ def _pictures(album: Album, examples: list[PairExample]) -> list[dict[str, Any]]
         caption = f"{_label(example.label_a)} {_score(example.score_a)} → "
         caption += f"{_label(example.label_b)} {_score(example.score_b)}"
         detail = f"{picture.key} in {short_name(example.shard)}"
+        if example.truth is not None:
+            detail = f"it is {short_name(example.truth)}; {detail}"
         if example.cosine is not None:
             scores = f"cosine {example.cosine:.3f}"
             detail = f"{scores}; {detail}"
         shown_images.append({"picture": picture, "caption": caption, "detail": detail, "short": scores})
     return shown_images
+
+
+def _truth_section(album: Album, truth: TruthDifference) -> dict[str, Any]:
+    """Return what the template prints of the classes."""
+    sides = [("A", truth.a), ("B", truth.b)]
+    runs = [Calibrated(name, side.bins, side.calibration_error) for name, side in sides]
+    return {
+        "facts": truth_facts(truth),
+        "chart": reliability_chart(runs),
+        "legend": [(f"s{number}", run.name) for number, run in enumerate(runs)],
+        "bins": [{"name": run.name, "rows": bin_rows(run)} for run in runs],
+        "table": truth,
+        "galleries": [
+            _changed(album, "became-wrong", "Became wrong", truth.num_only_a_right, truth.became_wrong),
+            _changed(album, "became-right", "Became right", truth.num_only_b_right, truth.became_right),
+        ],
+    }
+
+
+def _changed(album: Album, id: str, title: str, num: int, examples: list[PairExample]) -> dict[str, Any]:
+    return {"id": id, "title": title, "num": num, "pictures": _pictures(album, examples)}
 
 
 def _label(label: str | None) -> str:
@@ -129,6 +157,9 @@ def _headlines(found: Difference) -> list[dict[str, str]]:
         ("rows of one run", f"{found.only_a.num + found.only_b.num:,}", _of_each(found)),
         ("errors of one run", f"{found.errors_a.num + found.errors_b.num:,}", errors_told(found)),
     ]
+    if found.truth:
+        low, high = found.truth.change_interval
+        figures.append(("accuracy", f"{found.truth.change:+.2%}", f"95% interval {low:+.2%} to {high:+.2%}"))
     if found.scores:
         figures.append(("PSI of the scores", f"{found.scores.psi:.3f}", _strength(found.scores.psi)))
     if found.drift and found.drift.mean is not None:

@@ -1,6 +1,7 @@
 """Count joined rows of two runs and choose the examples that are shown."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.output.intervals import wilson_interval
 from wordsworth.pipeline.output.pair_counts import PairCounts, most_frequent, pair_numbers, split_pairs
+from wordsworth.pipeline.report.diff_truth import DiffTruth, DiffTruthTally
 from wordsworth.pipeline.report.difference import (
     ConfusedPair,
     Drift,
@@ -18,6 +20,7 @@ from wordsworth.pipeline.report.difference import (
     RowExample,
     RowsOfOne,
     ScoreShift,
+    TruthDifference,
 )
 from wordsworth.pipeline.report.joined_rows import JoinedPart, SharedNames
 from wordsworth.pipeline.report.selection import Selection
@@ -46,6 +49,7 @@ PAIR = pa.schema(
         ("label_b", pa.int32()),
         ("score_a", pa.float32()),
         ("score_b", pa.float32()),
+        ("truth", pa.int32()),
     ]
 )  # a row that both runs have
 ROW = ["key", "shard", "index", "error", "error_detail"]
@@ -63,9 +67,12 @@ class DiffTally:
         names: the numbers of shards and labels.
         flips: file for the rows that changed their label, which is read again in the end.
         with_embeddings: compare embeddings.
+        truth: the classes of the images; None compares with none.
     """
 
-    def __init__(self, names: SharedNames, flips: Path, with_embeddings: bool):
+    def __init__(
+        self, names: SharedNames, flips: Path, with_embeddings: bool, truth: DiffTruth | None = None
+    ):
         self.names = names
         self.flips_file = _FlipsFile(flips)
         self.num_joined = self.num_by_index = self.num_unclear = 0
@@ -75,9 +82,13 @@ class DiffTally:
         self.scores = (ScoreTally(), ScoreTally())
         self.flip_counts = PairCounts()
         self.drift = EmbeddingDrift(PAIR.names, NUM_FARTHEST) if with_embeddings else None
+        self._classes = truth
+        self.truth: DiffTruthTally | None = None
 
     def add(self, part: JoinedPart) -> None:
         """Count the rows of a part."""
+        if self._classes and self.truth is None:  # now all labels of both runs are numbered
+            self.truth = DiffTruthTally(self._classes, self.names, PAIR.names)
         self.num_joined += len(part.pairs)
         self.num_by_index += part.num_by_index
         self.num_unclear += part.num_unclear
@@ -92,13 +103,16 @@ class DiffTally:
         self.errors[0].add(a.select(ROW).filter(pa.array(failed[0] & ~failed[1])))
         self.errors[1].add(b.select(ROW).filter(pa.array(failed[1] & ~failed[0])))
         is_good = ~failed[0] & ~failed[1]
-        pairs = _pairs(a, b)
+        pairs = _pairs(a, b, self._classes.side if self._classes else 0)
         if self.drift is not None:
             good = pa.array(is_good)
             self.drift.add(pairs.filter(good), a["embedding"].filter(good), b["embedding"].filter(good))
         is_labelled = is_good & np.asarray(a["label"].is_valid()) & np.asarray(b["label"].is_valid())
         self.num_unlabelled += int((is_good & ~is_labelled).sum())
-        self._add_labels(pairs.filter(pa.array(is_labelled)))
+        labelled = pairs.filter(pa.array(is_labelled))
+        self._add_labels(labelled)
+        if self.truth:
+            self.truth.add(labelled)
 
     def _add_labels(self, pairs: pa.Table) -> None:
         of_a, of_b = pairs["label_a"].to_numpy(), pairs["label_b"].to_numpy()
@@ -141,6 +155,7 @@ class DiffTally:
             "confused": self._confused(),
             "scores": self._score_shift(),
             "drift": self._drift(),
+            "truth": self._truth(),
         }
 
     def flips(self) -> list[Flip]:
@@ -159,10 +174,28 @@ class DiffTally:
         for place, (a, b) in enumerate(zip(*(of.tolist() for of in split_pairs(pairs[most])), strict=True)):
             num = int(counts[most[place]])
             share = num / self.num_labelled
+            better, worse = self.truth.of_flip(a, b) if self.truth else (None, None)
             told.append(
-                Flip(label_a=labels[a], label_b=labels[b], num=num, share=share, examples=examples[place])
+                Flip(
+                    label_a=labels[a],
+                    label_b=labels[b],
+                    num=num,
+                    share=share,
+                    examples=examples[place],
+                    num_better=better,
+                    num_worse=worse,
+                )
             )
         return told
+
+    def _truth(self) -> TruthDifference | None:
+        if self.truth is None:
+            return None
+        examples = []
+        for kept in (self.truth.became_wrong, self.truth.became_right):
+            rows = kept.chosen()[2]
+            examples.append([self._example(row) for row in rows.to_pylist()] if rows is not None else [])
+        return replace(self.truth.figures(), became_wrong=examples[0], became_right=examples[1])
 
     def _confused(self) -> list[ConfusedPair]:
         all_pairs, all_counts = self.flip_counts.all()
@@ -236,6 +269,7 @@ class DiffTally:
 
     def _example(self, row: dict[str, Any], cosine: float | None = None) -> PairExample:
         row = row | {"shard": self.names.shards.values[row["shard"]], "cosine": cosine}
+        row["truth"] = self.truth.class_of(row["truth"]) if self.truth else None
         for name in ("label_a", "label_b"):
             row[name] = None if row[name] is None else self.names.labels[row[name]]
         for name in ("score_a", "score_b"):
@@ -243,10 +277,11 @@ class DiffTally:
         return PairExample(**row)
 
 
-def _pairs(a: pa.Table, b: pa.Table) -> pa.Table:
-    """Return rows that belong together as PAIR."""
+def _pairs(a: pa.Table, b: pa.Table, truth_side: int) -> pa.Table:
+    """Return rows that belong together as PAIR; the class is that of the run `truth_side`."""
     columns = [a[name] for name in ("key", "shard", "index", "offset", "size")]
     columns += [rows[name] for name in ("label", "score") for rows in (a, b)]
+    columns.append((a, b)[truth_side]["truth"])
     return pa.table(columns, schema=PAIR)
 
 

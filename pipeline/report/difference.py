@@ -31,6 +31,7 @@ class PairExample:
         label_a, label_b: its best class in each run; None without one.
         score_a, score_b: the scores; None without one.
         cosine: between its embeddings; None where they were not asked for.
+        truth: its class; None where it has none, or labels are not compared with classes.
     """
 
     key: str
@@ -43,6 +44,7 @@ class PairExample:
     score_a: float | None
     score_b: float | None
     cosine: float | None = None
+    truth: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class Flip:
         num: images.
         share: of all images with a label in both runs.
         examples: those of which both models are most sure.
+        num_better, num_worse: those that became right, and wrong; None where labels are not compared with
+            classes.
     """
 
     label_a: str
@@ -90,6 +94,8 @@ class Flip:
     num: int
     share: float
     examples: list[PairExample]
+    num_better: int | None = None
+    num_worse: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +178,70 @@ class Drift:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideAccuracy:
+    """Say how often the labels of one of the runs are right.
+
+    Attributes:
+        num_right: images whose label is their class.
+        accuracy: their share.
+        interval: its 95% interval (Wilson 1927).
+        calibration_error: the expected calibration error (Guo et al. 2017).
+        bins: of the score, of equal width: images, sum of their scores and right ones.
+    """
+
+    num_right: int
+    accuracy: float
+    interval: list[float]
+    calibration_error: float
+    bins: list[list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthDifference:
+    """Say which of the two runs is right about the same images.
+
+    Attributes:
+        where: where the class of an image stands.
+        read_from: "A" or "B": the run in whose rows it stands.
+        reading: by which names, for people.
+        num_images: images with a label in both runs and a class.
+        num_left_out: images with a label in both runs that have no class to compare with.
+        notes: what is left out and what is not known, for people.
+        a, b: the accuracy of each run, on these images.
+        num_both_right, num_only_a_right, num_only_b_right, num_both_wrong: images by which run is right.
+        change: the accuracy of B minus that of A.
+        change_interval: its 95% interval (Agresti and Min 2005).
+        p_value: of McNemar's exact test that the runs are equally good.
+        became_wrong, became_right: images on which only A, and only B, is right: those of which B is most
+            sure.
+    """
+
+    where: str
+    read_from: str
+    reading: str
+    num_images: int
+    num_left_out: int
+    notes: list[str]
+    a: SideAccuracy
+    b: SideAccuracy
+    num_both_right: int
+    num_only_a_right: int
+    num_only_b_right: int
+    num_both_wrong: int
+    change: float
+    change_interval: list[float]
+    p_value: float
+    became_wrong: list[PairExample] = field(default_factory=list)
+    became_right: list[PairExample] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """Say what two runs differ in.
 
     Attributes:
         a, b: the runs.
+        has_labels: whether both runs have labels; else their embeddings alone are compared.
         has_same_classes: whether both models have one list of classes; else labels are compared by text.
         num_joined: rows that both runs have.
         num_by_index: of them, rows whose key stands several times in its shard: joined by the index too.
@@ -197,11 +262,13 @@ class Difference:
         confused: the worst pairs, whichever label came first.
         scores: how the scores shifted; None without scores.
         drift: how the embeddings moved; None where a run has none.
+        truth: which run is right; None where labels are not compared with classes.
         seconds: seconds that the comparison took.
     """
 
     a: ComparedRun
     b: ComparedRun
+    has_labels: bool
     has_same_classes: bool
     num_joined: int
     num_by_index: int
@@ -223,4 +290,5 @@ class Difference:
     confused: list[ConfusedPair] = field(default_factory=list)
     scores: ScoreShift | None = None
     drift: Drift | None = None
+    truth: TruthDifference | None = None
     seconds: float = 0.0

@@ -17,6 +17,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.report.html import bytes_of
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.selection import GroupNumbers
+from wordsworth.pipeline.report.truth import TruthNames
 
 PART_BYTES = 48 << 20  # bytes of a run's rows in one file, about: this much of each run is in memory
 MOST_PARTS = 400  # files that are open at once
@@ -24,7 +25,9 @@ WAITING_BYTES = 48 << 20  # bytes of rows that wait until they are written, a ba
 ROW_BYTES = 160  # of a row without its embedding, about
 PAIRS_AT_ONCE = 8192  # joined rows of one table
 INDEX_RANGE = 1 << 31  # more than any index
-COLUMNS = ("key", "shard", "index", "offset", "size", "label_id", "label", "score", "error", "error_detail")
+PLACE = ("key", "shard", "index", "offset", "size")  # columns that every run has
+LABELS = ("label_id", "label", "score")  # columns that a run without classes does not have
+ERRORS = ("error", "error_detail")
 
 
 class SharedNames:
@@ -34,9 +37,12 @@ class SharedNames:
         shards: the shards.
         labels: the labels by their text.
         classes: text by the number of the class in the model, for each run.
+        truth: numbers the names of the right classes, by the run in whose rows they stand: 0 or 1; empty
+            where labels are not compared with classes.
     """
 
     def __init__(self) -> None:
+        self.truth: dict[int, TruthNames] = {}
         self.shards = GroupNumbers()
         self.labels: list[str] = []
         self.classes: tuple[dict[int, str], dict[int, str]] = ({}, {})
@@ -65,10 +71,16 @@ class SharedNames:
             if value not in classes:
                 name = names[row].as_py()
                 classes[value] = f"class {value}" if name is None else name
-            codes[place] = self._code(classes[value]) if value >= 0 else -1
+            codes[place] = self.code(classes[value]) if value >= 0 else -1
         return pa.array(codes[inverse.reshape(-1)], mask=np.asarray(ids.is_null()))
 
-    def _code(self, name: str) -> int:
+    def add_label(self, name: str) -> int:
+        """Return a number for a label that is none of either run, whatever its text."""
+        self.labels.append(name)
+        return len(self.labels) - 1
+
+    def code(self, name: str) -> int:
+        """Return the number of a label."""
         code = self._codes.setdefault(name, len(self.labels))
         if code == len(self.labels):
             self.labels.append(name)
@@ -166,9 +178,12 @@ def _write_parts(
     run: RunRows, side: int, folder: Path, names: SharedNames, num_parts: int, with_embeddings: bool
 ) -> None:
     """Write the rows of a run to the files of its side."""
-    columns = [*COLUMNS, *(["embedding"] if with_embeddings else [])]
-    fields = [run.schema.field(name) for name in columns if name not in ("shard", "label_id", "label")]
-    schema = pa.schema([("shard", pa.int32()), ("label", pa.int32()), *fields])
+    more = [*ERRORS, *(["embedding"] if with_embeddings else [])]
+    fields = [run.schema.field(name) for name in (*PLACE, *more) if name != "shard"]
+    own = [("shard", pa.int32()), ("label", pa.int32()), ("score", pa.float32()), ("truth", pa.int32())]
+    schema = pa.schema([*map(pa.field, *zip(*own, strict=True)), *fields])
+    truth = names.truth.get(side)
+    columns = [*PLACE, *(LABELS if run.has("label_id") else ()), *more, *([truth.column] if truth else [])]
     with ExitStack() as stack:
         writers = []
         for number in range(num_parts):
@@ -176,7 +191,7 @@ def _write_parts(
             writers.append(stack.enter_context(pa.ipc.new_stream(file, schema)))
         waiting: list[pa.Table] = []
         waiting_bytes = 0
-        for batch in run.batches(columns):
+        for batch in run.batches(list(dict.fromkeys(columns))):
             rows = _numbered(batch, side, names, schema)
             waiting.append(rows)
             waiting_bytes += rows.nbytes
@@ -189,7 +204,13 @@ def _write_parts(
 
 def _numbered(batch: pa.RecordBatch, side: int, names: SharedNames, schema: pa.Schema) -> pa.Table:
     columns = {name: batch.column(name) for name in batch.schema.names}
-    columns["label"] = names.of_labels(side, columns.pop("label_id"), columns["label"])
+    columns["truth"] = pa.nulls(batch.num_rows, pa.int32())
+    if side in names.truth:
+        columns["truth"] = pa.array(names.truth[side].of(batch), pa.int32())
+    if "label_id" in columns:
+        columns["label"] = names.of_labels(side, columns["label_id"], columns["label"])
+    else:
+        columns |= {name: pa.nulls(batch.num_rows, schema.field(name).type) for name in ("label", "score")}
     columns["shard"] = pa.array(names.of_shards(columns["shard"]), pa.int32())
     columns["key"] = columns["key"].fill_null("")
     return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -1,7 +1,7 @@
-"""Find the right class of each row of a run: where it stands, and which of the run's classes it is."""
+"""Find the right class of each row of a run, in a first pass over the rows."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +12,14 @@ from wordsworth.pipeline.output.pair_counts import PairCounts, pair_numbers, spl
 from wordsworth.pipeline.report.html import plural
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.selection import GroupNumbers
-from wordsworth.pipeline.sources.class_target import name_in, read_digits_as_names, target_sidecars
+from wordsworth.pipeline.report.truth_classes import NONE, RunClasses, TruthClasses, resolve
+from wordsworth.pipeline.sources.class_target import name_in, target_sidecars
 from wordsworth.pipeline.sources.kept_columns import output_name
-from wordsworth.pipeline.sources.model_target import NO_CLASS, ModelTarget, model_target
-from wordsworth.pipeline.sources.wordnet import ID_FILES
+from wordsworth.pipeline.sources.model_target import NO_CLASS
 
-NONE = str(NO_CLASS)  # name of the class of a row that has none
 MOST_NAMES = 100_000  # different names of classes: more are something else, such as captions
 NUM_SHOWN = 3  # names that a message lists
 SHOWN_NAME = 40  # characters of each, at most
-ENOUGH = 0.5  # share of a head's classes that occur, from which on the head is taken for one of ImageNet's
-MANY = 0.5  # share of the numbers in a column that are names of labels, from which on all are names
 
 
 class TruthNames:
@@ -71,6 +68,30 @@ class TruthNames:
         return numbers[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
+def keeps_truth(run: RunRows, where: str) -> bool:
+    """Return whether the rows of a run hold what `where` names."""
+    sidecars = target_sidecars(where)
+    return not sidecars or (sidecars[0] in _kept(run) and run.has(sidecars[0]))
+
+
+def refuse_column(runs: Sequence[RunRows], where: str) -> UserError:
+    """Return the error for a column that no run keeps."""
+    column = target_sidecars(where)[0]
+    told = []
+    for run in runs:
+        kept = ", ".join(_kept(run))
+        told.append(f"{run.output} keeps {kept or 'no column'}")
+    return UserError(
+        f"--truth {where}: no column {column} was kept: {', '.join(told)}; `wordsworth label --keep "
+        f"{column}` keeps one, and --truth folder takes the last folder of the key",
+        exit_code=2,
+    )
+
+
+def _kept(run: RunRows) -> list[str]:
+    return [output_name(name) for name in run.plan.asked.get("keep") or []]
+
+
 def _column_of(run: RunRows, where: str) -> str:
     """Return the column in which the class stands."""
     if not run.has("label_id"):
@@ -78,129 +99,10 @@ def _column_of(run: RunRows, where: str) -> str:
             f"the rows of {run.output} have no labels to compare with --truth {where}: a run of `wordsworth "
             "label` whose model has classes is needed"
         )
+    if not keeps_truth(run, where):
+        raise refuse_column([run], where)
     sidecars = target_sidecars(where)
-    if not sidecars:
-        return "key"
-    column = sidecars[0]
-    kept = [output_name(name) for name in run.plan.asked.get("keep") or []]
-    if column in kept and run.has(column):
-        return column
-    there = f"it keeps {', '.join(kept)}" if kept else "it keeps no column"
-    raise UserError(
-        f"--truth {where}: {run.output} keeps no column {column}: {there}; `wordsworth label --keep "
-        f"{column}` keeps one, and --truth folder takes the last folder of the key",
-        exit_code=2,
-    )
-
-
-class RunClasses:
-    """Collect the classes that stand in the rows of a run: a run does not hold the list of its model's.
-
-    Attributes:
-        names: name of a class by its number in the model; None for one without a name.
-    """
-
-    def __init__(self) -> None:
-        self.names: dict[int, str | None] = {}
-
-    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Look at the best classes of rows, in their column topk."""
-        lists = rows["topk"]
-        if isinstance(lists, pa.ChunkedArray):
-            lists = lists.combine_chunks()
-        entries = lists.flatten()
-        numbers, first = np.unique(
-            entries.field("label_id").to_numpy(zero_copy_only=False), return_index=True
-        )
-        new = [place for place, number in enumerate(numbers.tolist()) if number not in self.names]
-        if new:
-            labels = entries.field("label").take(pa.array(first[new])).to_pylist()
-            self.names |= zip(numbers[new].tolist(), labels, strict=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TruthClasses:
-    """Say which class of a run each name of a class is.
-
-    Attributes:
-        numbers: (N,) by the number of the name: the class by its number in the model; NO_CLASS for no class
-            and for a name of several classes. A name that is of no class in the rows has a number of its own,
-            behind those of the model.
-        labels: names of classes by these numbers.
-        num_known: classes up to the highest number in the rows.
-        reading: by which names the rows have their classes, for people.
-        unclear: numbers of the names that several classes have.
-    """
-
-    numbers: np.ndarray
-    labels: tuple[str, ...]
-    num_known: int
-    reading: str
-    unclear: np.ndarray
-
-    def is_unknown(self, numbers: np.ndarray) -> np.ndarray:
-        """Return whether each name is of no class in the rows, from `numbers` of names."""
-        return self.numbers[numbers] >= self.num_known
-
-
-def resolve(where: str, names: list[str], classes: RunClasses) -> TruthClasses:
-    """Find the classes of names.
-
-    A name is read as `wordsworth evaluate` reads it: as a label, as the number of a class, as a WordNet id,
-    or as a label in other writing.
-
-    Args:
-        where: as in `TruthNames`.
-        names: the names by their number.
-        classes: the classes that stand in the rows.
-    """
-    target = _target(where, names, classes.names)
-    num_known = max([target.classes, *(number + 1 for number in classes.names)])
-    labels = [f"class {number}" for number in range(num_known)]
-    for number, label in classes.names.items():
-        labels[number] = labels[number] if label is None else label
-    numbers, unclear, known = [], [], []
-    for place, name in enumerate(names):
-        number = target.number(name)
-        if number is None and (target.labels or ()).count(name) > 1:
-            unclear.append(place)
-            number = NO_CLASS
-        elif number is None:
-            number = len(labels)
-            labels.append(name)
-        elif number != NO_CLASS:
-            known.append(name)
-        numbers.append(number)
-    return TruthClasses(
-        numbers=np.array(numbers, np.int64),
-        labels=tuple(labels),
-        num_known=num_known,
-        reading="".join(target.kinds(known)) if known else "",
-        unclear=np.array(unclear, np.int64),
-    )
-
-
-def _target(where: str, names: list[str], classes: dict[int, str | None]) -> ModelTarget:
-    """Return what finds the class of a name among the classes that stand in the rows.
-
-    Classes that stand in no row are without a name. The rows of a model of ImageNet's seldom have all of its
-    classes, and the WordNet ids want the number of all: it is that of the next larger head of ImageNet's.
-    """
-    size = max(classes, default=-1) + 1
-    larger = [of_head for of_head in sorted(ID_FILES) if of_head >= size]
-    if larger and len(classes) >= ENOUGH * larger[0]:
-        size = larger[0]
-    labels = None
-    if any(label is not None for label in classes.values()):
-        labels = tuple(classes.get(number) or f"class {number}" for number in range(size))
-    target = model_target(where, labels, size)
-    # Labels that stand in no row are not known, so a number that is none of the known ones may be one.
-    digits = [name for name in names if name.isdecimal()]
-    named = [name for name in digits if name in (labels or ())]
-    if named and where != "folder" and len(named) >= MANY * len(digits):
-        names = [name for name in names if name not in digits or name in named]
-    given = [name for name in names if name != NONE]
-    return replace(target, digits_are_names=read_digits_as_names(where, given, labels))
+    return sidecars[0] if sidecars else "key"
 
 
 # ---- a first pass over the rows -------------------------------------------------------------------------

@@ -13,9 +13,7 @@ from wordsworth.pipeline.report.provenance import Facts
 from wordsworth.pipeline.report.truth_tally import NUM_PAIRS, Accuracy, TruthTally
 
 OPEN_PAIRS = 3  # pairs whose images are in view at once
-MANY_UNKNOWN = (
-    0.5  # share of the images whose class stands in no row, from which on the page warns at its top
-)
+MANY_UNKNOWN = 0.5  # share of the images whose class stands in no row, from which on the page warns
 
 
 def accuracy_facts(found: Accuracy) -> Facts:
@@ -23,10 +21,7 @@ def accuracy_facts(found: Accuracy) -> Facts:
     low, high = found.interval
     facts = [
         ("images with a class", f"{found.num_images:,}: {found.reading}"),
-        (
-            "accuracy",
-            f"{found.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}), {found.num_right:,} right",
-        ),
+        ("accuracy", f"{found.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})"),
     ]
     if found.top_k > 1:
         low, high = found.in_top_interval
@@ -116,8 +111,8 @@ def _calibration_note(found: Accuracy) -> str:
         way = f"on the whole {'surer' if gap > 0 else 'less sure'} than it is right, by {abs(gap):.1%}"
     return (
         f"The expected calibration error is {found.calibration_error:.4f}, over {len(bins)} bins of equal "
-        f"width; the model is {way}. On the dashed line the share of right labels is the score. The bars are 95% "
-        "intervals; a larger point has more images."
+        f"width; the model is {way}. On the dashed line the share of right labels is the score. The bars are "
+        "95% intervals; a larger point has more images."
     )
 
 

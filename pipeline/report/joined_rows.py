@@ -183,7 +183,7 @@ def _write_parts(
     own = [("shard", pa.int32()), ("label", pa.int32()), ("score", pa.float32()), ("truth", pa.int32())]
     schema = pa.schema([*map(pa.field, *zip(*own, strict=True)), *fields])
     truth = names.truth.get(side)
-    columns = [*PLACE, *(LABELS if run.has("label_id") else ()), *more, *([truth.column] if truth else [])]
+    columns = [*PLACE, *(LABELS if run.has("label") else ()), *more, *([truth.column] if truth else [])]
     with ExitStack() as stack:
         writers = []
         for number in range(num_parts):
@@ -207,7 +207,7 @@ def _numbered(batch: pa.RecordBatch, side: int, names: SharedNames, schema: pa.S
     columns["truth"] = pa.nulls(batch.num_rows, pa.int32())
     if side in names.truth:
         columns["truth"] = pa.array(names.truth[side].of(batch), pa.int32())
-    if "label_id" in columns:
+    if "label" in columns:
         columns["label"] = names.of_labels(side, columns["label_id"], columns["label"])
     else:
         columns |= {name: pa.nulls(batch.num_rows, schema.field(name).type) for name in ("label", "score")}

@@ -218,8 +218,8 @@ def unknown_told(names: list[str], counts: np.ndarray, classes: TruthClasses) ->
         return ""
     share = num / max(1, int(counts[classes.numbers != NO_CLASS].sum()))
     return (
-        f"{plural(num, 'image')} ({share:.1%}) count as mistakes because their class is among the best "
-        f"classes of no row: {told_names(names, counts, is_unknown)}"
+        f"counted as mistakes: {plural(num, 'image')} ({share:.1%}) whose class is among the best classes of "
+        f"no row: {told_names(names, counts, is_unknown)}"
     )
 
 
@@ -228,13 +228,13 @@ def left_out_told(names: list[str], counts: np.ndarray, classes: TruthClasses) -
     told = []
     num_none = int(counts[[name == NONE for name in names]].sum())
     if num_none:
-        told.append(f"{plural(num_none, 'image')} without a class are left out")
+        told.append(f"left out: {plural(num_none, 'image')} without a class")
     is_unclear = np.zeros(len(names), bool)
     is_unclear[classes.unclear] = True
     if counts[is_unclear].sum():
         num = plural(int(counts[is_unclear].sum()), "image")
         of = told_names(names, counts, is_unclear)
-        told.append(f"{num} are left out, because several classes have their name: {of}")
+        told.append(f"left out: {num} whose class is the name of several: {of}")
     return told
 
 

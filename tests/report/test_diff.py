@@ -310,9 +310,24 @@ def test_a_run_without_rows_is_refused(place: Path):
 
 def test_a_run_without_labels_is_refused(place: Path):
     rows = RunRows.open(str(place / "a"))
-    rows.schema = pa.schema([field for field in rows.schema if field.name != "label"])
+    rows.schema = pa.schema([field for field in rows.schema if field.name not in ("label", "embedding")])
     with pytest.raises(UserError, match="have no labels to compare"):
         compare_runs(rows, RunRows.open(str(place / "b")))
+
+
+def test_runs_of_embeddings_alone_are_compared_by_these(place: Path, tmp_path: Path, capsys):
+    for name, vector in (("a", (1.0, 0.0, 0.0, 0.0)), ("b", (1.0, 1.0, 0.0, 0.0))):
+        make_run(tmp_path / name, place / "in", answer=answers(LABELS_A, 0.9, vector), top_k=0)
+    found = compared(tmp_path / "a", tmp_path / "b")
+    assert (found.num_joined, found.num_labelled, found.agreement, found.has_labels) == (10, 0, None, False)
+    assert (found.drift.num, found.drift.mean) == (10, pytest.approx(math.sqrt(0.5), abs=1e-3))
+    assert len(found.drift.farthest) == 10 and found.drift.farthest[0].label_a is None
+    of_labels = compared(tmp_path / "a", place / "b")
+    assert (of_labels.num_joined, of_labels.has_labels, of_labels.drift.num) == (10, False, 10)
+    page = tmp_path / "diff.html"
+    assert run(["diff", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(page)]) == 0
+    assert "a run has none: the embeddings alone are compared" in capsys.readouterr().out
+    assert "A run has no labels" in page.read_text() and page.read_text().count("data:image/webp") == 10
 
 
 def test_no_room_for_the_join_says_where_and_what_to_do(place: Path, monkeypatch):

@@ -27,7 +27,10 @@ def page(tmp_path_factory) -> Path:
         names = [f"{HOSTILE}/{'long-' * 30}{n:03d}.jpg" for n in range(count)]
         images = [encoded(photo(n % 9, 64, 48)) for n in range(count)]
         images[broken] = b"no image"
-        write_tar(folder / "in" / "x.tar", list(zip(names, images, strict=True)))
+        members = []
+        for n, (key, data) in enumerate(zip(names, images, strict=True)):
+            members += [(key, data), (key.replace(".jpg", ".cls"), LABELS[n * n % 4].encode())]
+        write_tar(folder / "in" / "x.tar", members)
 
         def answer(number: int, is_b: bool = name == "b") -> Made:
             label = number % 2
@@ -35,12 +38,12 @@ def page(tmp_path_factory) -> Path:
                 label += 2
             return Made(label, 0.9 - 0.3 * is_b, (1.0, float(is_b), number / 10, 0.0))
 
-        make_run(folder / name, folder / "in", answer=answer, labels=LABELS)
+        make_run(folder / name, folder / "in", answer=answer, labels=LABELS, keep=("cls",))
         if name == "a":
             (folder / "in" / "x.tar").rename(folder / "of-a.tar")
     (folder / "of-a.tar").rename(folder / "in" / "x.tar")
     a, b = (RunRows.open(str(folder / name)) for name in ("a", "b"))
-    found = compare_runs(a, b)
+    found = compare_runs(a, b, "cls")
     assert found.scores.labels and found.only_a.num and found.errors_a.num and found.errors_b.num
     write_diff_page(a, found, str(folder / "diff.html"))
     return folder / "diff.html"
@@ -67,9 +70,21 @@ def test_its_images_are_there_and_open_large_with_both_scores(browser: Browser, 
     browser.open(page)
     open_all(browser)
     assert browser.run("return document.querySelectorAll('.gallery img').length") >= 12
-    browser.run("document.querySelector('button.thumb').click()")
+    browser.run("document.querySelector('#flips button.thumb').click()")
     caption = browser.run("return document.getElementById('viewer-caption').textContent")
     assert "0.900 → " in caption and caption.endswith(" 0.600")
+
+
+def test_it_says_which_run_is_right_and_shows_what_became_wrong(browser: Browser, page: Path):
+    browser.open(page)
+    cells = browser.run(
+        "return [...document.querySelectorAll('#truth table td.num')].map(one => one.innerText)"
+    )
+    assert sum(int(cell) for cell in cells[:4]) > 100
+    assert browser.run("return document.querySelectorAll('#truth svg.chart circle.s1').length")
+    browser.run("document.querySelector('#became-wrong button.thumb').click()")
+    detail = browser.run("return document.getElementById('viewer-detail').textContent")
+    assert detail.startswith("it is ")
 
 
 def test_its_tables_sort(browser: Browser, page: Path):

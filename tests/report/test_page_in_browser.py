@@ -26,14 +26,19 @@ def page(tmp_path_factory) -> Path:
     """The report of a run with many labels, errors, copies of an image, and names that would be markup."""
     folder = tmp_path_factory.mktemp("page")
     images = [(f"{HOSTILE}/{'long-' * 30}{n:03d}.jpg", encoded(photo(n % 40, 64, 48))) for n in range(150)]
-    write_tar(folder / "in.tar", [*images, ("x.jpg", b"no image"), (f"{HOSTILE}y.jpg", b"no image")])
     labels = (HOSTILE, *[f"label {number}" for number in range(1, NUM_LABELS)])
+    members = [(f"{HOSTILE}y.jpg", b"no image"), ("x.jpg", b"no image")]
+    for number, (name, data) in enumerate(images):
+        truth = labels[number % 4] if number % 7 else f"{HOSTILE}, and no class of the model"
+        members += [(name, data), (name.replace(".jpg", ".cls"), truth.encode())]
+    write_tar(folder / "in.tar", members)
 
     def answer(number: int) -> Made:
         spread = np.random.default_rng(number % 140).normal(size=4)
         return Made(0 if number % 3 else number % NUM_LABELS, 0.2 + (number * 37 % 100) / 130, tuple(spread))
 
-    write_report(str(make_run(folder / "out", folder / "in.tar", answer=answer, labels=labels)))
+    make_run(folder / "out", folder / "in.tar", answer=answer, labels=labels, keep=("cls",))
+    write_report(str(folder / "out"), truth="cls")
     return folder / "out" / "report.html"
 
 
@@ -126,6 +131,29 @@ def test_a_gallery_opens_turns_and_closes_by_keyboard(opened: Browser):
     ActionChains(driver).send_keys(Keys.ESCAPE).perform()
     assert not viewer.is_displayed()
     assert opened.run("return document.activeElement === arguments[0]", thumbs[1])
+
+
+def test_the_mistakes_open_large_with_their_class_and_a_pair_leads_to_its_images(opened: Browser):
+    driver = opened.driver
+    thumb = driver.find_element(By.CSS_SELECTOR, "#truth .gallery button.thumb")
+    opened.run("arguments[0].focus()", thumb)
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    assert ", but it is " in driver.find_element(By.ID, "viewer-caption").text
+    ActionChains(driver).send_keys(Keys.ESCAPE).perform()
+    opened.run("document.querySelectorAll('details').forEach(one => { one.open = false; });")
+    link = driver.find_elements(By.CSS_SELECTOR, "#truth tbody a")[3]
+    link.send_keys(Keys.ENTER)
+    shelf = driver.find_element(By.ID, link.get_attribute("href").rpartition("#")[2])
+    assert shelf.get_attribute("open")
+    assert shelf.find_elements(By.CSS_SELECTOR, "button.thumb")
+
+
+def test_the_calibration_is_a_picture_with_a_name_and_a_table(opened: Browser):
+    chart = opened.driver.find_element(By.CSS_SELECTOR, "#truth svg.chart")
+    assert "expected error" in chart.get_attribute("aria-label")
+    points = opened.run("return document.querySelectorAll('#truth svg.chart circle').length")
+    rows = opened.run("return document.querySelectorAll('#truth details table tbody tr').length")
+    assert points == rows >= 5
 
 
 def test_a_label_leads_to_its_gallery(opened: Browser):

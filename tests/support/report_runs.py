@@ -54,6 +54,7 @@ def make_run(
     num_labels: int | None = None,
     embedding: str | None = "float16",
     keep: tuple[str, ...] = (),
+    top_k: int = 2,
     options: dict | None = None,
     **settings,
 ) -> Path | str:
@@ -64,6 +65,8 @@ def make_run(
         answer: gives the answer for the image of a number, counted over the run.
         labels: names of the classes; none for a model without names, which has `num_labels` classes.
         embedding: type of the embeddings; None leaves the column out.
+        keep: sidecars to keep as columns.
+        top_k: best classes of a row; 0 for a run of `embed`.
         options: storage options of the sources and the run.
         settings: fields of ReadSettings; the format of the sources; picks, numbers of the samples that were
             drawn from each shard.
@@ -72,7 +75,7 @@ def make_run(
     format = settings.pop("format", None)
     image_keys = settings.get("image_keys", IMAGE_KEYS)
     asked = {"source": list(map(str, sources)), "image-key": list(image_keys), "key-rule": "auto"}
-    asked |= {"format": format, "top-k": 2, "embedding": embedding, "keep": list(keep)}
+    asked |= {"format": format, "top-k": top_k, "embedding": embedding, "keep": list(keep)}
     asked |= {"image-column": settings.get("image_column"), "key": settings.get("key")}
     run.create(made_up_plan(asked))
     found = find_shards(
@@ -87,7 +90,7 @@ def make_run(
         output=run.root if options is None else str(out),
         provenance=provenance_of(run.plan()),
         labels=labels or None,
-        top_k=2,
+        top_k=top_k,
         embedding=embedding,
         width=WIDTH,
         keep=keep,

@@ -244,7 +244,7 @@ def test_the_classes_may_stand_in_the_second_run_and_either_order_agrees(place: 
     assert (there.read_from, back.read_from) == ("A", "B")
     assert (there.a, there.b) == (back.b, back.a)
     assert there.num_only_a_right == back.num_only_b_right
-    with pytest.raises(UserError, match="no column txt was kept: .*/a keeps cls, .*/b keeps no column"):
+    with pytest.raises(UserError, match=r"no column txt was kept: .*/a keeps cls, .*/b keeps no column"):
         compared(place / "a", place / "b", "txt")
 
 

@@ -17,7 +17,7 @@ from wordsworth.pipeline.sources.model_target import NO_CLASS
 NUM_PAIRS = 20  # pairs of a right and a predicted class that are told, the most frequent first
 PER_PAIR = 6  # images of each
 NUM_MISTAKES = 24  # images of the most sure mistakes
-SHOWN = (*PLACE, "label_id", "label", "score", "truth")  # columns of an image that is shown
+SHOWN = (*PLACE, "label_id", "label", "score")  # columns of an image that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ class TruthTally:
         self.top_k = 0
         self.pairs, self.pair_counts = truth.worst_pairs(NUM_PAIRS)
         self._order = np.argsort(self.pairs)
-        self.mistakes = Selection(NUM_MISTAKES, SHOWN)
-        self.examples = Selection(PER_PAIR, SHOWN)
+        self.mistakes = Selection(NUM_MISTAKES, [*SHOWN, "truth"])
+        self.examples = Selection(PER_PAIR, [*SHOWN, "truth"])
 
     @property
     def columns(self) -> list[str]:
@@ -119,7 +119,8 @@ class TruthTally:
         self.top_k = ids.shape[1]
         self.counter.add(right, ids, scores)
         is_wrong = ids[:, 0] != right
-        rows = rows.append_column("truth", pa.array(right, pa.int64())).filter(pa.array(is_wrong))
+        rows = rows.select(SHOWN).append_column("truth", pa.array(right, pa.int64()))
+        rows = rows.filter(pa.array(is_wrong))
         right, said, scores = right[is_wrong], ids[is_wrong, 0], scores[is_wrong]
         self.mistakes.add(rows, np.zeros(len(right), np.int64), scores)
         if len(self.pairs):

@@ -112,10 +112,10 @@ def test_classes_are_read_as_evaluate_reads_them(tmp_path: Path, where: str, end
     assert accuracy_of(tmp_path / "a", where).num_right == 7
 
 
-def test_a_kept_column_is_called_as_it_is_in_the_rows(tmp_path: Path):
-    source(tmp_path / "in", names_of(TRUTH))
-    make_run(tmp_path / "a", tmp_path / "in", answer=answers(SAID), keep=("cls=given",))
-    assert accuracy_of(tmp_path / "a", "given").num_right == 7
+def test_a_kept_column_is_called_as_it_is_in_the_rows(place: Path, tmp_path: Path):
+    make_run(tmp_path / "a", place / "in", answer=answers(SAID), keep=("cls=truth",))
+    assert accuracy_of(tmp_path / "a", "truth").num_right == 7
+    assert compared(tmp_path / "a", place / "a", "truth").truth.num_both_right == 7
 
 
 def test_images_without_a_class_are_left_out_and_unknown_classes_count_as_mistakes(tmp_path: Path):

@@ -81,9 +81,10 @@ def refuse_column(runs: Sequence[RunRows], where: str) -> UserError:
     for run in runs:
         kept = ", ".join(_kept(run))
         told.append(f"{run.output} keeps {kept or 'no column'}")
+    keep = f"{column}=NAME" if runs[0].has(column) else column  # a column of the rows' own has the name
     return UserError(
-        f"--truth {where}: no column {column} was kept: {', '.join(told)}; `wordsworth label --keep "
-        f"{column}` keeps one, and --truth folder takes the last folder of the key",
+        f"--truth {where}: no column {column} was kept: {', '.join(told)}; `wordsworth label --keep {keep}` "
+        "keeps one, and --truth folder takes the last folder of the key",
         exit_code=2,
     )
 

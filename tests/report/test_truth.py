@@ -149,7 +149,7 @@ def test_a_class_of_two_labels_is_left_out(tmp_path: Path):
     [
         ("txt", "no column txt was kept: .*/a keeps cls; `wordsworth label --keep txt` keeps one"),
         ("json:what", "no column json was kept"),
-        ("label", "no column label was kept"),
+        ("label", "no column label was kept: .* --keep label=NAME` keeps one"),
         ("folder", "none of the 10 images of .* has a class: --truth folder gives none"),
     ],
 )

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from wordsworth.pipeline.errors import shown, without_secrets
 from wordsworth.pipeline.report.album import Album
-from wordsworth.pipeline.report.calibration import Calibrated, bin_rows, reliability_chart
+from wordsworth.pipeline.report.calibration import Calibrated, bin_rows, counts_chart, reliability_chart
 from wordsworth.pipeline.report.charts import bar
 from wordsworth.pipeline.report.diff_facts import (
     agreement_told,
@@ -126,6 +126,7 @@ def _truth_section(album: Album, truth: TruthDifference) -> dict[str, Any]:
         "facts": truth_facts(truth),
         "chart": reliability_chart(runs),
         "legend": [(f"s{number}", run.name) for number, run in enumerate(runs)],
+        "counts": [(run.name, counts_chart(run)) for run in runs],
         "bins": [{"name": run.name, "rows": bin_rows(run)} for run in runs],
         "table": truth,
         "galleries": [

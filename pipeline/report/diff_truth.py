@@ -161,11 +161,10 @@ class DiffTruthTally:
         """Say what is left out and what is not known, of the images that are compared."""
         names = self.truth.names.names
         notes = left_out_told(names, self.counts, self.truth.classes[self.truth.side])
-        for name, classes in zip("AB", self.truth.classes, strict=True):
-            unknown = unknown_told(names, self.counts, classes)
-            if unknown:
-                notes.append(f"in {name}, {unknown}")
-        return notes
+        of_a, of_b = (unknown_told(names, self.counts, classes) for classes in self.truth.classes)
+        if of_a == of_b:
+            return notes + ([of_a] if of_a else [])
+        return notes + [f"in {name}, {told}" for name, told in (("A", of_a), ("B", of_b)) if told]
 
 
 def _side(counter: AccuracyCounter) -> SideAccuracy:

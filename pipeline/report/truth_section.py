@@ -91,12 +91,13 @@ def _mistakes(tally: TruthTally, rows: pa.Table | None, album: Album) -> list[Sh
     shown = []
     for picture, row in zip(album.add(rows), rows.to_pylist(), strict=True):
         label = short_name(class_name(row["label_id"], row["label"]))
+        truth = short_name(labels[row["truth"]])
         shown.append(
             Shown(
                 picture=picture,
-                caption=f"{label} {row['score']:.3f}, but it is {short_name(labels[row['truth']])}",
+                caption=f"{label} {row['score']:.3f}, but it is {truth}",
                 detail=f"{picture.key} in {short_name(row['shard'])}, index {row['index']}",
-                short=f"{row['score']:.3f} {label}",
+                short=f"{truth} → {label}",
             )
         )
     return shown

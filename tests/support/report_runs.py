@@ -18,6 +18,7 @@ from wordsworth.pipeline.output.prediction_rows import WriteSettings
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.kept_columns import output_name, source_name
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.unit import Unit
@@ -65,7 +66,7 @@ def make_run(
         answer: gives the answer for the image of a number, counted over the run.
         labels: names of the classes; none for a model without names, which has `num_labels` classes.
         embedding: type of the embeddings; None leaves the column out.
-        keep: sidecars to keep as columns.
+        keep: sidecars to keep as columns: NAME or NAME=COLUMN.
         top_k: best classes of a row; 0 for a run of `embed`.
         options: storage options of the sources and the run.
         settings: fields of ReadSettings; the format of the sources; picks, numbers of the samples that were
@@ -85,7 +86,9 @@ def make_run(
     shards = [replace(shard, picks=picks) for shard in found.shards]
     frozen = FrozenListing(run, SAMPLE) if picks else FrozenListing(run)
     frozen.put(0, shards, last=True, metadata=PageMetadata())
-    reading = ReadSettings(unit_rows=4, keep=keep, storage_options=options or {}, **settings)
+    reading = ReadSettings(
+        unit_rows=4, keep=tuple(map(source_name, keep)), storage_options=options or {}, **settings
+    )
     writing = WriteSettings(
         output=run.root if options is None else str(out),
         provenance=provenance_of(run.plan()),
@@ -93,7 +96,7 @@ def make_run(
         top_k=top_k,
         embedding=embedding,
         width=WIDTH,
-        keep=keep,
+        keep=tuple(map(output_name, keep)),
         storage_options=options or {},
     )
     number = 0

@@ -4,6 +4,7 @@ that a real one gets."""
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -196,30 +197,36 @@ def test_nodes_with_few_cpus_have_room_for_every_stage(tmp_path, small_model, la
 @pytest.mark.long  # a node of CPUs that joins: tests/cluster/test_nodes_come_and_go.py
 def test_a_gpu_that_joins_is_tried_first_and_left_alone_where_it_cannot_be_used(tmp_path, small_model):
     keys = write_shards(tmp_path / "in", shards=12, images=20)
+    held = tmp_path / "held"
+    held.touch()
+    slow = {"pace": 0.1, "in_calls": True, "hold": str(held)}
     with contextlib.closing(GpuCluster(tmp_path / "cluster")) as cluster, ThreadPoolExecutor(1) as pool:
-        cluster.set_faults(pace=0.5, in_calls=True)
+        cluster.set_faults(**slow)
         asked = {"batch_size": 2, "unit_rows": 4, "gpu_mode": "plain"}
         labelling = pool.submit(cluster.label, tmp_path / "out", small_model, tmp_path / "in", **asked)
-        wait_for_files(tmp_path / "out", 1)
+        wait_until(lambda: cluster.actors() or labelling.done(), "a unit on a GPU")
+        (first,) = {actor["node"] for actor in cluster.actors()}
         cluster.set_faults(present=False, why_absent="too old")
-        cluster.machines.add()
-        wait_for_files(tmp_path / "out", 15)  # by then the driver has looked, and tried
-        cluster.set_faults(pace=0.5, in_calls=True)
-        cluster.machines.add()
+        refused = cluster.machines.add()["id"]
+        wait_until(lambda: any("is left alone" in note for note in cluster.notes), "a refusal")
+        cluster.set_faults(**slow)
+        last = cluster.machines.add()["id"]
+        wait_until(lambda: last in {actor["node"] for actor in cluster.actors()}, "a unit on the last GPU")
+        held.unlink()
         done = labelling.result(timeout=240)
         check(done, tmp_path / "out", keys)
-        (refused,) = [note for note in done["notes"] if "joined, and is left alone: " in note]
-        assert "too old" in refused
-        (joined,) = [note for note in done["notes"] if "joined: " in note]
-        assert joined.endswith("2 model actors now")
-        assert len(cluster.actors()) == 1, "of the GPU that joined last"
+        assert {actor["node"] for actor in cluster.actors()} == {first, last} and refused not in (first, last)
+    (left_alone,) = [note for note in done["notes"] if "joined, and is left alone: " in note]
+    assert "too old" in left_alone
+    (joined,) = [note for note in done["notes"] if "joined: " in note]
+    assert joined.endswith("2 model actors now")
 
 
-def wait_for_files(out: Path, count: int, seconds: float = 120) -> None:
+def wait_until(is_so: Callable[[], object], what: str, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
-    while sum(1 for _ in out.glob("predictions/*.parquet")) < count:
-        assert time.monotonic() < deadline, f"no {count} files after {seconds} s"
-        time.sleep(0.1)  # a file system tells nobody
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)  # files and notes tell nobody
 
 
 # ---- the ladder --------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from tests.faults.machines import Machines
 
 ROOT = Path(__file__).parents[3]
+NOTE = "note: "  # how a line of the driver begins that is no answer: a note of the run, as JSON
 
 
 def plugged(folder: Path, **faults: Any) -> dict[str, str]:
@@ -54,6 +55,7 @@ class GpuCluster:
         size = {"num_cpus": cpus, "num_gpus": gpus, "memory": 8 << 30}
         self.machines = Machines(nodes - 1, env=self.env, **size)
         self.env |= self.machines.env
+        self.notes: list[str] = []  # of all orders, as they come
         self.driver = subprocess.Popen(
             [sys.executable, "-m", "tests.support.standin.cluster", self.machines.address],
             stdin=subprocess.PIPE,
@@ -66,12 +68,12 @@ class GpuCluster:
     def set_faults(self, **faults: Any) -> None:
         set_faults(self.folder, **faults)
 
-    def seen(self) -> list[dict[str, int]]:
-        """Return, for every process that waited for the device since the last `set_faults`, its threads
-        and the most threads at a time."""
-        return [json.loads(path.read_text()) for path in (self.folder / "seen").iterdir()]
+    def seen(self) -> list[dict[str, Any]]:
+        """Return, for every process that waited for the device since the last `set_faults`, its threads,
+        the most threads at a time, and its node. A process of before `set_faults` may be among them."""
+        return [json.loads(path.read_text()) for path in (self.folder / "seen").glob("*.json")]
 
-    def actors(self) -> list[dict[str, int]]:
+    def actors(self) -> list[dict[str, Any]]:
         """Return the same for the actors alone. An actor gets its units in other threads than the thread
         that made it."""
         return [one for one in self.seen() if one["threads"] > 1]
@@ -95,6 +97,8 @@ class GpuCluster:
         self.driver.stdin.write(json.dumps({"order": what, **arguments}) + "\n")
         self.driver.stdin.flush()
         for line in self.driver.stdout:
+            if line.startswith(NOTE):
+                self.notes.append(json.loads(line.removeprefix(NOTE)))
             if line.startswith("{"):
                 return json.loads(line)
         raise RuntimeError(f"the driver ended with {self.driver.wait()} at the order {what}")
@@ -117,7 +121,12 @@ def _label(output: str, model: str, sources: list[str], **asked: Any) -> dict[st
     from wordsworth.pipeline.labeling.request import LabelRequest
     from wordsworth.pipeline.prediction.load_model import load_model
 
-    watcher = Watcher()
+    class Telling(Watcher):
+        def note(self, message: str, **fields: Any) -> None:
+            super().note(message, **fields)
+            print(NOTE + json.dumps(message), flush=True)
+
+    watcher = Telling()
     asked = {"command": "label", "precision": "fp32", "storage_options": {}} | asked
     asked["limits"] = DecodeLimits(**asked.get("limits", {}))
     request = LabelRequest(sources=tuple(sources), output=output, model="small", **_tuples(asked))

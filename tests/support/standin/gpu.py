@@ -256,6 +256,8 @@ def look() -> None:
 
     if "STANDIN" in os.environ and not DEVICE.allocated:
         faults = Faults(**json.loads(Path(os.environ["STANDIN"]).read_text()))
+        if ray.is_initialized():
+            faults.node = ray.get_runtime_context().get_node_id()
         if not faults.to_actors and ray.get_runtime_context().get_actor_id():
             faults.present = False
         DEVICE.reset(faults)

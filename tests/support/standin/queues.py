@@ -47,7 +47,9 @@ class Faults:
     # After how many waits memory shrinks, and how many bytes are free from then on.
     memory_after: tuple[int, int] | None = None
     pace: float = 0.0  # seconds that a wait takes
+    hold: str = ""  # a file; a wait that takes time takes at least as long as the file is there
     seen: str = ""  # a folder in which every process leaves a file
+    node: str = ""  # Ray's name of the node of this process
 
 
 class Device:
@@ -131,20 +133,26 @@ class Device:
         if self.faults.memory_after and self.waits >= self.faults.memory_after[0]:
             self.faults.memory = self.allocated + self.faults.memory_after[1]
             self.faults.memory_after = None
-        self._note_thread(threading.get_ident(), self.faults.pace if counts else 0.0)
+        self._note_thread(threading.get_ident(), counts)
 
-    def _note_thread(self, thread: int, seconds: float) -> None:
-        """Leave in a file of this process how many threads ever waited, and how many waited at a time; and
-        take time."""
+    def _note_thread(self, thread: int, takes_time: bool) -> None:
+        """Leave in a file of this process its node, how many threads ever waited, and how many waited at a
+        time; and take time."""
         if not self.faults.seen:
             return
         with self.lock:
             self.waiting.add(thread)
             self.threads.add(thread)
             self.together = max(self.together, len(self.waiting))
-            said = json.dumps({"threads": len(self.threads), "together": self.together})
-            (Path(self.faults.seen) / f"{os.getpid()}.json").write_text(said)
-        time.sleep(seconds)
+            said = {"threads": len(self.threads), "together": self.together, "node": self.faults.node}
+            file = Path(self.faults.seen) / f"{os.getpid()}.json"
+            new = file.with_suffix(f".{thread}")
+            new.write_text(json.dumps(said))
+            new.replace(file)
+        if takes_time:
+            time.sleep(self.faults.pace)
+            while self.faults.hold and Path(self.faults.hold).exists():
+                time.sleep(0.05)  # a file system tells nobody
         with self.lock:
             self.waiting.discard(thread)
 

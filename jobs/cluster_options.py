@@ -57,6 +57,18 @@ class ClusterOptions:
 
 @Parameter(name="*", group=CLUSTER)
 @dataclass
+class WorkersOptions(ClusterOptions):
+    """Say which Ray a training works on."""
+
+    grace: Annotated[float, Parameter(validator=validators.Number(gte=0))] = ClusterRequest.grace
+    "Seconds in which a training that is told to end (SIGTERM, Ctrl-C) saves a checkpoint."
+
+    def _asked(self) -> dict[str, Any]:
+        return super()._asked() | {"grace": self.grace}
+
+
+@Parameter(name="*", group=CLUSTER)
+@dataclass
 class PoolOptions(ClusterOptions):
     """Say which Ray a run works on, and what it takes of it."""
 

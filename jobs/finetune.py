@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from wordsworth.jobs.cluster_options import ClusterOptions
+from wordsworth.jobs.cluster_options import WorkersOptions
 from wordsworth.jobs.options import ModelOptions, SourceOptions, Sources
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
@@ -56,7 +56,7 @@ def finetune(
     recipe: FinetuneOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
-    cluster: ClusterOptions | None = None,
+    cluster: WorkersOptions | None = None,
 ) -> int:
     """Train a trained model further, on classes of your own.
 
@@ -64,7 +64,7 @@ def finetune(
     """
     source = source or SourceOptions()
     data = data or DataOptions()
-    cluster = cluster or ClusterOptions()
+    cluster = cluster or WorkersOptions()
     reach(cluster.request, Terminal(stderr=True).say)
     source.check(*sources, *(data.val or ()), model, output=output)
     from wordsworth.vit_model.checkpoint import own_model

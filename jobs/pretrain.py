@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from wordsworth.jobs.cluster_options import ClusterOptions
+from wordsworth.jobs.cluster_options import WorkersOptions
 from wordsworth.jobs.options import SourceOptions, Sources
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
@@ -74,11 +74,11 @@ def pretrain(
     decoder: DecoderOptions | None = None,
     source: SourceOptions | None = None,
     run: RunOptions | None = None,
-    cluster: ClusterOptions | None = None,
+    cluster: WorkersOptions | None = None,
 ) -> int:
     """Train a Vision Transformer from scratch; `label` and `embed` load what it writes."""
     run = run or RunOptions()
-    cluster = cluster or ClusterOptions()
+    cluster = cluster or WorkersOptions()
     reach(cluster.request, Terminal(stderr=True).say)
     request = pretrain_request(
         sources,
@@ -106,7 +106,7 @@ def pretrain_request(
     decoder: DecoderOptions | None,
     source: SourceOptions | None,
     run: RunOptions | None,
-    cluster: ClusterOptions | None,
+    cluster: WorkersOptions | None,
 ) -> "TrainRequest":
     """Return what `pretrain` asks for; the arguments are those of the command."""
     from wordsworth.vit_model.config import Preprocessing
@@ -124,7 +124,7 @@ def pretrain_request(
         recipe=recipe or RecipeOptions(),
         source=source or SourceOptions(),
         run=run or RunOptions(),
-        cluster=cluster or ClusterOptions(),
+        cluster=cluster or WorkersOptions(),
     )
     return train_request(sources, asked, options)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
 
-from wordsworth.jobs.cluster_options import ClusterOptions
+from wordsworth.jobs.cluster_options import WorkersOptions
 from wordsworth.jobs.options import Flag, SourceOptions
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_progress import TrainProgress
@@ -195,7 +195,7 @@ class TrainOptions:
     recipe: RecipeOptions
     source: SourceOptions
     run: RunOptions
-    cluster: ClusterOptions
+    cluster: WorkersOptions
 
 
 def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptions) -> "TrainRequest":

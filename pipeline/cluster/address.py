@@ -85,6 +85,18 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def is_of_this_machine(address: str) -> bool:
+    """Tell whether the host of an address is this machine: nobody else can listen there."""
+    try:
+        host, port = _split(address)
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.bind((place[0], 0))
+    except OSError:
+        return False
+    return True
+
+
 def check_head(address: str, stale: str) -> None:
     """Refuse an address where nobody listens, or where what listens is no head of Ray's.
 

@@ -1,4 +1,7 @@
-"""End a run that is told to end (Ctrl-C, SIGTERM) when its units in flight are written, or after a while."""
+"""End a run that is told to end (Ctrl-C, SIGTERM) when its units in flight are written, or after a while.
+
+`pipeline/training/ending.py` ends a training.
+"""
 
 import contextlib
 import signal
@@ -13,28 +16,23 @@ from wordsworth.pipeline.cluster.ray_internals import RunningPlan
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Grace:
-    """Take the first signal as a wish: nothing more is begun. The second signal ends the run at once.
+class EndingSignals:
+    """Take the first signal as a wish to end. The second signal ends the command at once.
 
     A handler that raises where a signal happens to come can be lost: Python drops what is raised while it
     tidies up an object. This handler only notes the wish.
+
+    Attributes:
+        seconds: that may pass between the wish and the end.
+        signal: the first one that came; None before.
+        deadline: when these seconds are over, by the clock of `time.monotonic`.
     """
 
-    def __init__(self, seconds: float, stages: Collection[str], note: Callable[[str], None]):
-        """Keep the arguments.
-
-        Args:
-            seconds: in which units in flight are finished.
-            stages: names of the stages that begin nothing more, of which the last runs the model.
-            note: gets what the user should know.
-        """
+    def __init__(self, seconds: float):
         self.seconds = seconds
-        self.stages = stages
-        self.note = note
         self.handlers: dict[int, Any] = {}  # of the signals, before this
-        self.signal: int | None = None  # the first one that came
-        self.deadline = 0.0  # by the clock of `time.monotonic`
-        self.user_was_told = False
+        self.signal: int | None = None
+        self.deadline = 0.0
 
     def take_signals(self) -> None:
         """Take the signals that end this process by an exception. Only the main thread can."""
@@ -50,6 +48,48 @@ class Grace:
             signal.signal(one, handler)
         self.handlers = {}
 
+    def begin(self) -> bool:
+        """Begin to end. Return False where nothing is worth waiting for."""
+        raise NotImplementedError
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None or not self.begin():
+            self.end(number)
+        self.signal = number
+        self.deadline = time.monotonic() + self.seconds
+
+    def end(self, number: int) -> None:
+        """End the command by the handler of a signal that was there before.
+
+        Raises:
+            KeyboardInterrupt: always.
+        """
+        handler = self.handlers[number]
+        self.give_back()
+        handler(number, None)
+        raise KeyboardInterrupt
+
+
+class Grace(EndingSignals):
+    """End a run that is told to end: nothing more is begun, and units in flight are finished."""
+
+    def __init__(self, seconds: float, stages: Collection[str], note: Callable[[str], None]):
+        """Keep the arguments.
+
+        Args:
+            seconds: in which units in flight are finished.
+            stages: names of the stages that begin nothing more, of which the last runs the model.
+            note: gets what the user should know.
+        """
+        super().__init__(seconds)
+        self.stages = stages
+        self.note = note
+        self.user_was_told = False
+
+    def begin(self) -> bool:
+        """Let the stages begin nothing more. Return False where no plan runs."""
+        return RunningPlan.close(self.stages)
+
     def check(self) -> None:
         """End the run where that was asked for, and nothing is in flight any more or the time is over.
 
@@ -60,7 +100,7 @@ class Grace:
             return
         num_units = RunningPlan.units_in_flight(self.stages)
         if num_units == 0 or time.monotonic() > self.deadline:
-            self._end(self.signal)
+            self.end(self.signal)
         if not self.user_was_told:
             self.user_was_told = True
             units = "1 unit" if num_units == 1 else f"{num_units} units"
@@ -76,19 +116,7 @@ class Grace:
             KeyboardInterrupt: by the handler that was there before.
         """
         if self.signal is not None:
-            self._end(self.signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None or not RunningPlan.close(self.stages):
-            self._end(number)
-        self.signal = number
-        self.deadline = time.monotonic() + self.seconds
-
-    def _end(self, number: int) -> None:
-        handler = self.handlers[number]
-        self.give_back()
-        handler(number, None)
-        raise KeyboardInterrupt
+            self.end(self.signal)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from wordsworth.pipeline.cluster.address import (
     address_of,
     check_head,
     find_address,
+    is_of_this_machine,
     refuse_other_schemes,
 )
 from wordsworth.pipeline.cluster.ray_internals import AuthMode, Head
@@ -34,6 +35,7 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # holds the environment of a submitt
 OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # lets a driver change the environment of its job
 MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"  # "minor" lets Ray join another patch level of Python
 NODE_S = 5.0  # seconds in which a node that was started a moment ago is known to its head
+BEGUN_NODE_S = 60.0  # the same where processes of its cluster run here: Ray itself waits as long for its node
 
 _noted: set[str] = set()  # addresses of which this process has told the user
 
@@ -83,7 +85,7 @@ def reach(cluster: ClusterRequest, note: Callable[[str], None]) -> Reached | Non
     mode, head = ask(address)
     if head:
         _refuse_other_versions(address, head)
-        _refuse_other_machine(address, head, mode)
+        _refuse_other_machine(address, head, mode, note)
         if mode == "disabled" and is_new and not cluster.insecure:
             note(
                 f"warning: the Ray cluster at {address} asks for no token: whoever reaches it can run code "
@@ -143,17 +145,31 @@ def _refuse_other_versions(address: str, head: Head) -> None:
     )
 
 
-def _refuse_other_machine(address: str, head: Head, mode: AuthMode) -> None:
+def _refuse_other_machine(address: str, head: Head, mode: AuthMode, note: Callable[[str], None]) -> None:
     """Refuse a machine without a node of the cluster: Ray would look for one for a minute.
 
-    A node that was just started may not be known yet, so the head is asked for a few seconds.
+    A node that was just started may not be known yet, so the head is asked for a few seconds, and for longer
+    where processes of the cluster run here: then a node is on its way.
     """
-    deadline = time.monotonic() + NODE_S
+    begun = time.monotonic()
+    is_on_its_way = False
     while not ray_internals.nodes_of_this_machine() & head.node_ids:
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - begun
+        if waited_s > NODE_S and not is_on_its_way:
+            is_on_its_way = ray_internals.begins_here(address, is_of_this_machine(address))
+            if not is_on_its_way:
+                raise UserError(
+                    f"this machine ({socket.gethostname()}) is no node of the Ray cluster at {address}: "
+                    f"submit a job (wordsworth submit), or run `ray start --address={address}` here first"
+                )
+            note(
+                "the node of this machine is not known to the cluster yet: "
+                f"waits {BEGUN_NODE_S:.0f} s at most"
+            )
+        if waited_s > BEGUN_NODE_S:
             raise UserError(
-                f"this machine ({socket.gethostname()}) is no node of the Ray cluster at {address}: "
-                f"submit a job (wordsworth submit), or run `ray start --address={address}` here first"
+                f"Ray runs on this machine ({socket.gethostname()}) and is no node of the Ray cluster at "
+                f"{address} after {waited_s:.0f} s: look at raylet.out in the logs of Ray here"
             )
         time.sleep(0.5)  # nothing tells when a node is there
         head = ray_internals.ask_head(address, mode) or head

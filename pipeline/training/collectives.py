@@ -29,10 +29,15 @@ class Collectives:
 
     def any(self, value: bool) -> bool:
         """Tell whether a condition holds on any worker."""
-        found = torch.tensor(int(value), device=self.device)
-        if self.num_workers > 1:
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+        return self.maxima([float(value)])[0] > 0
+
+    def maxima(self, values: list[float]) -> list[float]:
+        """Return the largest of each number over all workers."""
+        if self.num_workers == 1:
+            return values
+        largest = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.cpu().tolist()
 
     def gather(self, item: Any) -> tuple[Any, ...]:
         """Return the items of all workers, in the order of their ranks."""

@@ -1,5 +1,7 @@
 """Tell the command how a training goes: typed records that workers send, and the channel that brings them.
 
+The channel also tells the workers that the command is told to end.
+
 Importing this imports nothing heavy, because the command and the actor behind the channel start with it.
 """
 
@@ -241,15 +243,21 @@ class _NewsBox:
 
     def __init__(self) -> None:
         self.news: list[TrainNews] = []
+        self.is_ending = False
 
     def put(self, news: TrainNews) -> None:
         self.news.append(news)
 
-    def take(self) -> list[TrainNews]:
-        """Return the news since the last call."""
+    def take(self, is_ending: bool) -> list[TrainNews]:
+        """Return the news since the last call, and keep whether the command is told to end."""
+        self.is_ending = is_ending
         news = self.news
         self.news = []
         return news
+
+    def tell_ending(self) -> bool:
+        """Return whether the command is told to end."""
+        return self.is_ending
 
 
 class NewsChannel:
@@ -265,18 +273,29 @@ class NewsChannel:
         with contextlib.suppress(ray.exceptions.RayActorError):
             ray.get(self.box.put.remote(news))
 
+    def is_ending(self) -> bool:
+        """Tell whether the command is told to end."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            return ray.get(self.box.tell_ending.remote())
+        return False
+
     def post(self, news: TrainNews) -> None:
         """Send a record and do not wait: for a process that must not wait, such as Ray Train's controller."""
         self.box.put.remote(news)
 
 
 @contextlib.contextmanager
-def open_news_channel(on_news: OnNews) -> Iterator[NewsChannel]:
+def open_news_channel(
+    on_news: OnNews, is_ending: Callable[[], bool] = lambda: False
+) -> Iterator[NewsChannel]:
     """Open a channel for the length of a block: an actor on this machine, and a thread that asks for news.
 
     Args:
         on_news: called in this process with each record, in order. If a call fails, a warning says so and the
             training continues.
+        is_ending: tells whether the command is told to end, for the workers.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -290,7 +309,7 @@ def open_news_channel(on_news: OnNews) -> Iterator[NewsChannel]:
         """Hand on what was sent. Where the actor is not there, or Ray is gone, there is no news: the training
         itself ends with what happened."""
         try:
-            sent = ray.get(box.take.remote())
+            sent = ray.get(box.take.remote(is_ending()))
         except (ray.exceptions.RayError, ConnectionError):
             return
         for news in sent:

@@ -30,9 +30,11 @@ from wordsworth.pipeline.storage.filesystem import (
 )
 from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.pipeline.training.classes import check_classes, train_target
+from wordsworth.pipeline.training.ending import training_end
 from wordsworth.pipeline.training.failure_policy import FailureJudge, error_for_user, worker_errors
 from wordsworth.pipeline.training.metrics_log import MetricsLog
 from wordsworth.pipeline.training.news import (
+    BeginNews,
     DataNews,
     EpochNews,
     NewsChannel,
@@ -214,21 +216,33 @@ def _with_classes(
 
 
 def _run(setup: WorkerSetup, on_news: OnNews) -> EpochNews:
-    """Run the workers, log their news, and return the news of the last epoch."""
+    """Run the workers, log their news, and return the news of the last epoch.
+
+    Raises:
+        KeyboardInterrupt: the training was told to end, and its workers have saved a checkpoint.
+    """
     epochs: list[EpochNews] = []
     request = setup.request
     watch = TrainWatch(without_credentials(request.output), request.objective, on_news)
-    with MetricsLog(request.output, request.storage_options) as log, watch:
+    with (
+        MetricsLog(request.output, request.storage_options) as log,
+        watch,
+        training_end(request.cluster.grace, lambda line: on_news(NoteNews(message=line))) as end,
+    ):
 
         def receive(news: TrainNews) -> None:
+            if isinstance(news, BeginNews):
+                end.has_begun = True
             if isinstance(news, EpochNews):
                 epochs.append(news)
             on_news(news)
             watch.on_news(news)
             log.add(news)
 
-        with open_news_channel(receive) as channel:
+        with open_news_channel(receive, end.is_told) as channel:
             _fit(setup, channel)
+        if not epochs or epochs[-1].epoch < request.epochs:
+            end.finish()
         note = log.draw()
     if note:
         on_news(NoteNews(message=note))

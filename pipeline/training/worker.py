@@ -23,6 +23,7 @@ from wordsworth.pipeline.training.batches import (
 )
 from wordsworth.pipeline.training.checkpoints import EpochPlan, EpochPlanner, TrainingProgress
 from wordsworth.pipeline.training.collectives import Collectives
+from wordsworth.pipeline.training.ending import EndWatch
 from wordsworth.pipeline.training.indexed import ContentCheck
 from wordsworth.pipeline.training.model_folder import ModelFolders
 from wordsworth.pipeline.training.news import (
@@ -71,12 +72,14 @@ class _Epoch:
         errors: samples of this worker that could not be decoded.
         lr: learning rate of the last step; 0 before the first.
         rates: how fast the steps were; None before the first.
+        is_cut: whether the training ends before the end of the epoch, with a checkpoint.
     """
 
     progress: TrainingProgress
     errors: int
     lr: float = 0.0
     rates: Rates | None = None
+    is_cut: bool = False
 
 
 class _Worker:
@@ -106,6 +109,7 @@ class _Worker:
             seed=self.request.seed,
         )
         self.whole_epoch = self.planner.whole_epoch()
+        self.end = EndWatch(self.collectives, news.is_ending)
         self.saved = time.monotonic()  # when the last checkpoint was begun
         self.uploading: Path | None = None  # the checkpoint that is on its way to the output
         self.kept: set[int] = set()  # epochs whose models the last checkpoint calls the best
@@ -113,7 +117,7 @@ class _Worker:
     # ---- epochs ----
 
     def run(self) -> None:
-        """Train from the last checkpoint, or from the beginning, to the end."""
+        """Train from the last checkpoint, or from the beginning, to the end, or until told to end."""
         progress, plan = self.planner.resume(self._restored())
         total_steps = self._total_steps(progress, plan)
         self._announce(progress, total_steps)
@@ -121,14 +125,18 @@ class _Worker:
         metrics: dict[str, Any] = {}
         while progress.epoch < self.request.epochs:
             epoch = self._train_epoch(progress, plan, units, total_steps)
+            if epoch.is_cut:
+                return
             news = self._epoch_news(epoch)
             metrics = news.figures()
             best = self.folders.write_if_best(epoch.progress.best, news)
             progress = TrainingProgress(epoch=news.epoch, number=epoch.progress.number, best=best)
             self._send(news)
             is_late = time.monotonic() - self.saved > SAVE_AFTER_S
-            if progress.epoch < self.request.epochs and self.collectives.any(is_late):
+            if progress.epoch < self.request.epochs and (self.end.look() or self.collectives.any(is_late)):
                 self._save(progress, metrics)
+                if self.end.is_told:
+                    return
             progress, plan = self.planner.resume(progress)
         self.folders.write_last(metrics)
         self.folders.remove_others({progress.best[1]} if progress.best else set())
@@ -166,7 +174,7 @@ class _Worker:
     def _train_epoch(
         self, progress: TrainingProgress, plan: EpochPlan, units: Iterator[Unit], total_steps: int
     ) -> _Epoch:
-        """Make the steps that are left of an epoch."""
+        """Make the steps that are left of an epoch, or fewer where the training is told to end."""
         request = self.request
         cursor = progress.places[self.rank]
         epoch = _Epoch(progress, cursor.errors)
@@ -186,9 +194,12 @@ class _Worker:
             progress = replace(progress, number=progress.number + 1, step=step + 1)
             reporter.step(metrics, progress.number, epoch.lr)
             is_due = request.save_every and progress.number % request.save_every == 0
-            if is_due and step + 1 < plan.steps:
+            if (self.end.step() or is_due) and step + 1 < plan.steps:
                 progress = self._save_within_epoch(_summed(progress, metrics, reporter), cursor)
                 metrics = []
+                if self.end.is_told:
+                    epoch.is_cut = True
+                    return epoch
         for _ in batches:  # batches are left over where other workers have fewer samples
             pass
         epoch.rates = reporter.rates()

@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -349,6 +351,51 @@ def test_a_node_that_was_just_started_is_waited_for(cluster, monkeypatch):
     answers = iter([set(), {"n1"}])
     monkeypatch.setattr(ray_internals, "nodes_of_this_machine", lambda: next(answers))
     assert joining.reach(ClusterRequest(address="h:1"), print).address == "h:1"
+
+
+def test_a_head_that_answers_before_its_own_node_is_there_is_waited_for(cluster, monkeypatch):
+    monkeypatch.setattr(joining, "NODE_S", 0.0)
+    monkeypatch.setattr(ray_internals, "begins_here", lambda *_: True)
+    answers = iter([set(), set(), {"n1"}])
+    monkeypatch.setattr(ray_internals, "nodes_of_this_machine", lambda: next(answers))
+    notes: list[str] = []
+    assert joining.reach(ClusterRequest(address="h:1", insecure=True), notes.append).address == "h:1"
+    assert notes[1:] == ["the node of this machine is not known to the cluster yet: waits 60 s at most"]
+
+
+def test_a_ray_of_this_machine_that_becomes_no_node_is_told_where_to_look(cluster, monkeypatch):
+    monkeypatch.setattr(joining, "NODE_S", 0.0)
+    monkeypatch.setattr(joining, "BEGUN_NODE_S", 0.1)
+    monkeypatch.setattr(ray_internals, "begins_here", lambda *_: True)
+    monkeypatch.setattr(ray_internals, "nodes_of_this_machine", lambda: {"of another cluster"})
+    assert f"Ray runs on this machine ({socket.gethostname()}) and is no node" in str(refusal("h:1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_local", "found"),
+    [
+        (["--gcs_server_port=7001"], True, True),
+        (["--gcs_server_port=7001"], False, False),
+        (["--gcs-address=h:7001"], False, True),
+        (["--gcs-address=other:7001", "--gcs_server_port=70010"], True, False),
+    ],
+)
+def test_processes_of_a_cluster_show_that_its_node_is_on_the_way(arguments, is_local, found):
+    """A head is known by its port, where its address is this machine's; a node by the address of its head."""
+    assert not ray_internals.begins_here("h:7001", is_local)
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], **pipes) as process:
+        process.stdout.readline()
+        assert ray_internals.begins_here("h:7001", is_local) == found
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"), [("127.0.0.1", True), ("192.0.2.1", False), ("x.invalid", False)]
+)
+def test_an_address_of_this_machine_is_told_from_others(host, is_here):
+    assert address.is_of_this_machine(f"{host}:6379") == is_here
 
 
 def join(cluster) -> dict:

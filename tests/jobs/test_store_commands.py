@@ -32,6 +32,9 @@ COMMANDS = {
     "verify": "verify {p}/run",
     "compact": "compact {p}/run --output out",
     "show": "show {p}/run",
+    "show to": "show run --output {p}/sheet.png",
+    "report": "report {p}/run",
+    "report to": "report run --output {p}/report.html",
     "diff": "diff {p}/run {p}/large",
     "diff to": "diff run large --output {p}/diff.html",
     "compact to": "compact run --output {p}/out",
@@ -43,6 +46,7 @@ COMMANDS = {
     "finetune": "finetune {p}/x --output out --model {p}/model",
     "evaluate": "evaluate {p}/x --model Ti/16",
     "explain": "explain {p}/x.jpg --output out --model Ti/16",
+    "explain with": "explain x.jpg --output out --model {p}/model",
     "explain to": "explain x.jpg --output {p}/out --model Ti/16",
     "convert": "convert {p}/model --output out",
     "convert to": "convert Ti/16 --output {p}/out --format timm",
@@ -305,6 +309,30 @@ def store(request):
         yield request.getfixturevalue(request.param)
 
 
+LOOKING = [name for name in COMMANDS if name.split()[0] in ("show", "report", "explain", "diff")]
+
+
+def refusal(words: list[str], options: dict, capsys) -> tuple[int, str]:
+    """Return the exit code and the output of a command."""
+    capsys.readouterr()
+    code = run([*words, "--storage-options", json.dumps(options)])
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("case", ["wrong secret", "nobody listens"])
+@pytest.mark.parametrize("name", LOOKING)
+def test_what_looks_at_a_run_or_a_model_names_the_stores_trouble_in_one_line(
+    place, ask, monkeypatch, tmp_path, name, case
+):
+    if case in UNANSWERED:
+        monkeypatch.setattr(preflight, "PATIENCE_S", 1.0)
+    monkeypatch.chdir(tmp_path)
+    changed, told = REFUSALS[case]
+    code, output = ask(*COMMANDS[name].format(p=place).split(), **changed)
+    assert code == 1 and f"cannot use {place}/" in output and told in output
+    assert LINE.fullmatch(output)
+
+
 @pytest.mark.long
 def test_every_command_works_from_and_to_every_store(store, small_model, tmp_path, local_ray, capsys):
     fs, root = open_filesystem(f"{store.root}/all", store.options)
@@ -326,11 +354,15 @@ def test_every_command_works_from_and_to_every_store(store, small_model, tmp_pat
         f"show {p}/run --output {p}/sheet.png",
         f"show {p}/large --key 001/0002 --output {p}/shown",
         f"diff {p}/run {p}/large --output {p}/diff.html --fail-if-flips-over 0",
+        f"report {p}/run",
+        f"report {p}/large --output {p}/page.html",
+        f"explain {p}/classes/cat/0.jpg --model {p}/model --output {p}/explained",
         f"embed {p}/classes --output {p}/vectors --model {p}/model",
         f"verify {p}/vectors --source",
         f"pack {p}/classes --output {p}/packed",
         f"pretrain {p}/packed --val {p}/packed --output {p}/trained {SMALL}",
         f"finetune {p}/packed --model {p}/trained --output {p}/tuned --epochs 1 --batch-size 4",
+        f"report {p}/trained",
         f"evaluate {p}/packed --model {p}/tuned --output {p}/evaluated",
         f"convert {p}/tuned --output {p}/converted --format timm",
         f"convert {p}/converted --output {tmp_path}/back",
@@ -338,3 +370,16 @@ def test_every_command_works_from_and_to_every_store(store, small_model, tmp_pat
     for line in lines:
         code = run([*line.split(), "--storage-options", json.dumps(store.options)])
         assert code == 0, f"{line}: {capsys.readouterr()}"
+    for file in (
+        "run/report.html",
+        "page.html",
+        "explained/explain.html",
+        "trained/report.html",
+        "diff.html",
+    ):
+        assert fs.size(f"{root}/{file}") > 1000
+    gone = p.replace(BUCKET, "no-such-bucket")
+    for name in LOOKING:
+        words = COMMANDS[name].format(p=gone).split()
+        code, told = refusal(words, store.options, capsys)
+        assert code == 1 and told.startswith(f"wordsworth: cannot use {gone}/") and LINE.fullmatch(told), told

@@ -153,3 +153,24 @@ def quiet_job_client() -> None:
     """Keep Ray's job client from telling of each upload and connection. Under other names it would tell."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def begins_here(address: str, is_local: bool) -> bool:
+    """Tell whether this machine runs processes of a cluster, of which a node may come; never of stock Ray.
+
+    A head answers before it has started its own node, on a busy machine many seconds before. Fails with
+    AttributeError where Ray has renamed what is called.
+
+    Args:
+        address: host and port of the cluster's head.
+        is_local: whether the host is this machine.
+    """
+    if not ray_is_known():
+        return False
+    from ray._private import services
+
+    signs = {f"--gcs-address={address}"}
+    if is_local:
+        signs.add(f"--gcs_server_port={address.rpartition(':')[2]}")
+    processes = services.psutil.process_iter(["cmdline"])
+    return any(signs & set(process.info["cmdline"] or ()) for process in processes)

@@ -13,6 +13,7 @@ from wordsworth.jobs import cli
 from wordsworth.jobs.config_file import config_reader
 from wordsworth.jobs.given_secrets import refuse_secret_options, refuse_secrets
 from wordsworth.pipeline.cluster.package import MAX_CARRIED, carried_name
+from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.schemes import scheme_of
 
@@ -76,7 +77,7 @@ def checked_command(tokens: list[str]) -> SubmittedCommand:
     refuse_secrets(tokens, f"wordsworth {tokens[0]}")
     if arguments.get("address"):
         raise UserError("--address stands before --: the command joins the cluster on which it runs", 2)
-    command.grace = float(arguments.get("grace") or 0.0)
+    command.grace = float(arguments.get("grace", ClusterRequest.grace))
     command.output = arguments.get("output")
     _check_places(command, arguments)
     _carry_files(command, arguments)

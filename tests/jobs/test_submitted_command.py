@@ -54,6 +54,18 @@ def test_a_command_is_sent_as_it_was_typed():
     assert command.notes == []
 
 
+TRAIN = ["pretrain", "s3://photos/in", "--output", "s3://photos/model", "--variant", "Ti/16"]
+
+
+@pytest.mark.parametrize("command", [LABEL, TRAIN])
+@pytest.mark.parametrize(
+    ("given", "seconds"), [([], 30.0), (["--wait-timeout", "9"], 30.0), (["--grace", "0"], 0.0)]
+)
+def test_a_job_that_is_stopped_has_the_grace_of_its_command(command, given, seconds):
+    """Where the line has none, that is the command's own."""
+    assert checked_command([*command, *given]).grace == seconds
+
+
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [

@@ -52,7 +52,7 @@ def srun(arguments: list[str]) -> int:
     given = [one for one in arguments if one.startswith("--")]
     first = next(place for place, one in enumerate(arguments) if not one.startswith("--"))
     command, options = arguments[first:], dict(one.split("=", 1) for one in given[:first] if "=" in one)
-    write_down(" ".join(["srun", *arguments]))
+    write_down(" ".join(" ".join(["srun", *arguments]).split()))
     steps = []
     for _ in range(int(options["--ntasks"])):
         steps.append(subprocess.Popen(on_this_machine(command), start_new_session=True))
@@ -67,7 +67,7 @@ def srun(arguments: list[str]) -> int:
 
 
 def on_this_machine(command: list[str]) -> list[str]:
-    if command[:2] != ["ray", "start"]:
+    if " ray start " not in " ".join(command):
         return command
     ports = [f"--{name}={port}" for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)]
     if "--head" in command:

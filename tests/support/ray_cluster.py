@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 TOKEN = "f" * 64
-START_S = 60.0  # seconds in which a node must have joined
+START_S = 180.0  # seconds in which a node must have joined, also on a busy machine
 ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 NODE = {"num_cpus": 2, "memory": 1700 << 20, "object_store_memory": 100 << 20}
 

@@ -319,16 +319,18 @@ def refusal(words: list[str], options: dict, capsys) -> tuple[int, str]:
     return code, "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("case", ["wrong secret", "nobody listens"])
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [("wrong secret", "the credentials are wrong"), ("nobody listens", "the store cannot be reached")],
+)
 @pytest.mark.parametrize("name", LOOKING)
 def test_what_looks_at_a_run_or_a_model_names_the_stores_trouble_in_one_line(
-    place, ask, monkeypatch, tmp_path, name, case
+    place, ask, monkeypatch, tmp_path, name, case, told
 ):
     if case in UNANSWERED:
         monkeypatch.setattr(preflight, "PATIENCE_S", 1.0)
     monkeypatch.chdir(tmp_path)
-    changed, told = REFUSALS[case]
-    code, output = ask(*COMMANDS[name].format(p=place).split(), **changed)
+    code, output = ask(*COMMANDS[name].format(p=place).split(), **REFUSALS[case][0])
     assert code == 1 and f"cannot use {place}/" in output and told in output
     assert LINE.fullmatch(output)
 

@@ -9,13 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.support.trainings import request, write_classes
+from tests.faults.jobs import end
+from tests.support.trainings import request as asked_for
+from tests.support.trainings import write_classes
 from wordsworth.pipeline.training import ending
 from wordsworth.pipeline.training.ending import EndWatch, TrainingEnd, training_end
 from wordsworth.pipeline.training.news import BeginNews, EpochNews, StepNews
@@ -172,7 +175,7 @@ def test_a_training_that_is_told_to_end_saves_every_step_that_it_told_of(tmp_pat
             steps.append(news.step)
 
     with pytest.raises(KeyboardInterrupt):
-        train(request(tmp_path, epochs=400, batch_size=8, save_every=0), tell)
+        train(asked_for(tmp_path, epochs=400, batch_size=8, save_every=0), tell)
     last = max(int(path.name.split("-")[1]) for path in (tmp_path / "model" / "_train").glob("step-*"))
     assert max(steps, default=1) <= last < 400 * 10
 
@@ -180,15 +183,15 @@ def test_a_training_that_is_told_to_end_saves_every_step_that_it_told_of(tmp_pat
 @pytest.mark.long  # the signal itself: above
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_command_that_is_told_to_end_changes_no_bit_of_the_model(tmp_path, workers):
-    write_classes(tmp_path / "shards", shards=4, images=80)
+def test_a_command_that_is_told_to_end_changes_no_bit_of_the_model(tmp_path, workers, request):
+    write_classes(tmp_path / "shards", shards=4, images=32)
     command = [
         "pretrain",
         str(tmp_path / "shards"),
         "--batch-size",
         "16",
         "--epochs",
-        "60",
+        "40",
         "--save-every",
         "0",
     ]
@@ -196,25 +199,28 @@ def test_a_command_that_is_told_to_end_changes_no_bit_of_the_model(tmp_path, wor
     command += ["--dropout", "0.1", "--ema", "0.9", "--workers", workers, "--device", "cpu"]
 
     def start(name: str) -> subprocess.Popen:
+        """Start the command, and end it after the test if it still runs."""
         with open(tmp_path / f"{name}.log", "a") as log:
             whole = [sys.executable, "-m", "wordsworth", *command, "--output", str(tmp_path / name)]
-            return subprocess.Popen(whole, stdout=log, stderr=log)
+            process = subprocess.Popen(whole, stdout=log, stderr=log)
+        request.addfinalizer(partial(end, process))
+        return process
 
     def said(name: str) -> str:
         return (tmp_path / f"{name}.log").read_text()
 
-    assert start("whole").wait(timeout=240) == 0, said("whole")
+    assert start("whole").wait(timeout=400) == 0, said("whole")
     cut, metrics = start("cut"), Path(tmp_path / "cut" / "metrics.jsonl")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (metrics.exists() and '"epoch": 2' in metrics.read_text()):
         assert cut.poll() is None and time.monotonic() < deadline, said("cut")
         time.sleep(0.05)  # nothing tells when a line is there
     cut.send_signal(signal.SIGTERM)
-    assert cut.wait(timeout=60) == 143, said("cut")
+    assert cut.wait(timeout=120) == 143, said("cut")
     assert "told to end: the workers save a checkpoint" in said("cut")
     assert "interrupted: what is done is kept" in said("cut") and "Traceback" not in said("cut")
     last = max(int(path.name.split("-")[1]) for path in (tmp_path / "cut" / "_train").glob("step-*"))
-    assert start("cut").wait(timeout=240) == 0, said("cut")
+    assert start("cut").wait(timeout=400) == 0, said("cut")
     again = "workers go" if workers == "2" else "worker goes"
     assert f"{workers} {again} on from step {last:,}" in said("cut")
     one, other = (load_folder(tmp_path / name).state for name in ("whole", "cut"))

@@ -58,7 +58,7 @@ def begin(cluster):
         process.communicate()
 
 
-def ended(process: subprocess.Popen, timeout: float = 150) -> tuple[int, str]:
+def ended(process: subprocess.Popen, timeout: float = 400) -> tuple[int, str]:
     """The exit code of a command, and what it said."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out + err
@@ -125,7 +125,7 @@ def test_a_plan_measures_on_the_cluster_and_counts_its_cores(tmp_path, small_mod
     write_shards(tmp_path / "in", shards=1, images=8)
     options = ("--device", "cpu", "--wait-for", "CPU=4", "--seconds", "0.1", "--json")
     planning = begin("plan", tmp_path / "in", "--model", small_model, *options)
-    out, err = planning.communicate(timeout=150)
+    out, err = planning.communicate(timeout=400)
     assert planning.returncode == 0, err
     told = json.loads(out)
     assert told["measured"]["images"] == 8 and told["measured"]["device"] == "cpu"

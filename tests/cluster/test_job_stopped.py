@@ -39,14 +39,12 @@ def test_a_stopped_job_goes_on_where_it_was(tmp_path, waits_s, monkeypatch):
             assert AGAIN in client.get_job_logs(first)
         job.check(expected, whole=False)
         second = client.submit_job(entrypoint=command)
-        wait_for(
-            lambda: client.get_job_status(second).is_terminal(), lambda: client.get_job_logs(second), 240
-        )
+        wait_for(lambda: client.get_job_status(second).is_terminal(), lambda: client.get_job_logs(second))
         assert client.get_job_status(second) == JobStatus.SUCCEEDED, client.get_job_logs(second)
         job.check(expected)
 
 
-def wait_for(is_so, said, seconds: float = 120) -> None:
+def wait_for(is_so, said, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, said()

@@ -42,7 +42,7 @@ def actors(cluster: Machines) -> int:
     return sum("MapWorker(MapBatches(Predictor))" in title for _, title in cluster.workers())
 
 
-def wait_for(is_so: Callable[[], bool], job: Job, process: subprocess.Popen, seconds: float = 90) -> None:
+def wait_for(is_so: Callable[[], bool], job: Job, process: subprocess.Popen, seconds: float = 400) -> None:
     """Wait until something is so, while the job goes on."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -62,7 +62,7 @@ def test_a_run_uses_nodes_that_join_and_outlives_nodes_and_commands_that_are_tak
     first.send_signal(signal.SIGTERM)
     wait_for(lambda: "told to end: finishes" in job.said(), job, first)
     job.allow(None)
-    assert first.wait(60) == 143, job.said()
+    assert first.wait(150) == 143, job.said()
     assert AGAIN in job.said() and job.written() > 2, job.said()
     job.check(expected, whole=False)
     assert job.written() < job.units
@@ -71,8 +71,7 @@ def test_a_run_uses_nodes_that_join_and_outlives_nodes_and_commands_that_are_tak
     job.wait_for(job.written() + 1, second)
     before = actors(cluster)
     node = cluster.add()
-    # A quiet machine takes 15 seconds, of which each node of this one has a share.
-    wait_for(lambda: actors(cluster) > before, job, second, seconds=180)
+    wait_for(lambda: actors(cluster) > before, job, second)
     job.wait_for(job.written() + 4, second)
     assert cluster.drain(node, NOTICE_S)
     time.sleep(NOTICE_S)  # the notice that a cloud gives

@@ -91,14 +91,14 @@ def test_a_job_that_is_told_to_end_is_queued_again_and_continues(slurm, small_mo
     while first.poll() is None and written(out) < 3:
         time.sleep(0.1)  # nothing tells when a unit is written
     first.send_signal(signal.SIGTERM)  # as --signal=B:TERM@240 does
-    assert first.wait(timeout=120) == 143, slurm.log
+    assert first.wait(timeout=300) == 143, slurm.log
     assert f"scontrol requeue {slurm.job}" in slurm.calls
     kept = written(out)
     assert 3 <= kept < 300
     assert slurm.left_behind() == []
 
     again = slurm.start(*slow, restarts=1)
-    assert again.wait(timeout=200) == 0, slurm.log
+    assert again.wait(timeout=400) == 0, slurm.log
     assert slurm.calls.count(f"scontrol requeue {slurm.job}") == 1
     assert verify(str(out), source=True).ok
     assert slurm.left_behind() == []
@@ -110,7 +110,7 @@ def test_a_wrong_command_is_not_queued_again(slurm, tmp_path):
     wrong = slurm.start(
         "label", str(tmp_path / "nothing"), "--output", str(tmp_path / "out"), "--no-such-option"
     )
-    assert wrong.wait(timeout=120) == 2, slurm.log
+    assert wrong.wait(timeout=300) == 2, slurm.log
     assert not any("requeue" in call for call in slurm.calls)
     assert slurm.left_behind() == []
 
@@ -123,7 +123,7 @@ def test_all_nodes_are_there_before_the_command_plans_and_no_token_is_in_an_argu
     write_shards(tmp_path / "in", shards=2, images=4)
     out = str(tmp_path / "out")
     done = slurm.start("label", str(tmp_path / "in"), "--output", out, "--model", str(small_model))
-    assert done.wait(timeout=200) == 0, slurm.log
+    assert done.wait(timeout=400) == 0, slurm.log
     starts = [call for call in slurm.calls if " ray start " in call]
     assert [
         ("--head" in call, f"--ntasks={count}" in call) for call, count in zip(starts, (1, 2), strict=True)

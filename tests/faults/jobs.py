@@ -121,7 +121,7 @@ class Job:
     def written(self) -> int:
         return sum(1 for _ in self.out.glob("predictions/*.parquet"))
 
-    def wait_for(self, units: int, process: subprocess.Popen, seconds: float = 180) -> None:
+    def wait_for(self, units: int, process: subprocess.Popen, seconds: float = 400) -> None:
         """Wait until this number of units is written. The run waits for the next call, or for `finish`,
         when AHEAD more units are written."""
         self.allow(units + AHEAD)
@@ -135,7 +135,7 @@ class Job:
             )
             time.sleep(0.02)
 
-    def finish(self, process: subprocess.Popen, seconds: float = 300) -> int:
+    def finish(self, process: subprocess.Popen, seconds: float = 500) -> int:
         self.allow(None)
         try:
             return process.wait(seconds)

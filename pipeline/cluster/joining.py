@@ -35,7 +35,7 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # holds the environment of a submitt
 OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # lets a driver change the environment of its job
 MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"  # "minor" lets Ray join another patch level of Python
 NODE_S = 5.0  # seconds in which a node that was started a moment ago is known to its head
-BEGUN_NODE_S = 60.0  # the same where processes of its cluster run here: Ray itself waits as long for its node
+BEGUN_NODE_S = 180.0  # the same where processes of its cluster run here: on a busy machine Ray takes minutes
 
 _noted: set[str] = set()  # addresses of which this process has told the user
 

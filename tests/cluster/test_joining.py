@@ -360,7 +360,7 @@ def test_a_head_that_answers_before_its_own_node_is_there_is_waited_for(cluster,
     monkeypatch.setattr(ray_internals, "nodes_of_this_machine", lambda: next(answers))
     notes: list[str] = []
     assert joining.reach(ClusterRequest(address="h:1", insecure=True), notes.append).address == "h:1"
-    assert notes[1:] == ["the node of this machine is not known to the cluster yet: waits 60 s at most"]
+    assert notes[1:] == ["the node of this machine is not known to the cluster yet: waits 180 s at most"]
 
 
 def test_a_ray_of_this_machine_that_becomes_no_node_is_told_where_to_look(cluster, monkeypatch):

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 TOKEN = "f" * 64
+GIVEN_UP = "The current node timed out during startup"  # how Ray says that a node took more than 30 s
 START_S = 180.0  # seconds in which a node must have joined, also on a busy machine
 ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 NODE = {"num_cpus": 2, "memory": 1700 << 20, "object_store_memory": 100 << 20}
@@ -38,9 +39,19 @@ def free_ports(count: int) -> list[int]:
 class Node:
     """Hold one node: the process of its `ray start`, and what it wrote."""
 
-    def __init__(self, process: subprocess.Popen, log: Path):
-        self.process = process
+    def __init__(self, start: Callable[[], subprocess.Popen], log: Path):
+        self.process = start()
         self.log = log
+        self.start = start
+        self.starts = 1
+
+    def is_started_again(self) -> bool:
+        """Start a node again that Ray gave up, as Ray does after 30 s on a busy machine. Three starts are all."""
+        if self.starts == 3 or GIVEN_UP not in self.log.read_text():
+            return False
+        self.starts += 1
+        self.process = self.start()
+        return True
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes of the node."""
@@ -139,16 +150,19 @@ class RayCluster:
             option = f"--{name.replace('_', '-')}"
             command.append(option if value is True else f"{option}={value}")
         log = self.folder / f"node{len(self.nodes)}{'-head' if '--head' in arguments else ''}.log"
-        with open(log, "ab") as out:
-            process = subprocess.Popen(
-                command,
-                env=os.environ | self.env | (env or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        return Node(process, log)
+
+        def start() -> subprocess.Popen:
+            with open(log, "wb") as out:
+                return subprocess.Popen(
+                    command,
+                    env=os.environ | self.env | (env or {}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+
+        return Node(start, log)
 
     def _answers(self, path: str) -> bool:
         request = urllib.request.Request(self.jobs + path)
@@ -164,7 +178,8 @@ class RayCluster:
         deadline = time.monotonic() + START_S
         while not is_there():
             said = node.log.read_text()[-2000:]
-            assert node.process.poll() is None, f"the node ended with {node.process.returncode}: {said}"
+            is_up = node.process.poll() is None or node.is_started_again()
+            assert is_up, f"the node ended with {node.process.returncode}: {said}"
             assert time.monotonic() < deadline, f"no node after {START_S:.0f} s: {said}"
             time.sleep(0.2)  # nothing tells when a node is there
 

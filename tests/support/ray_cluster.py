@@ -46,7 +46,7 @@ class Node:
         self.starts = 1
 
     def is_started_again(self) -> bool:
-        """Start a node again that Ray gave up, as Ray does after 30 s on a busy machine. Three starts are all."""
+        """Start a node again that Ray gave up, as Ray does after 30 s. Three starts are all."""
         if self.starts == 3 or GIVEN_UP not in self.log.read_text():
             return False
         self.starts += 1

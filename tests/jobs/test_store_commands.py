@@ -321,7 +321,10 @@ def refusal(words: list[str], options: dict, capsys) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("case", "told"),
-    [("wrong secret", "the credentials are wrong"), ("nobody listens", "the store cannot be reached")],
+    [
+        ("wrong secret", "the credentials are wrong"),
+        ("nobody listens", "check the network and the store's address"),
+    ],
 )
 @pytest.mark.parametrize("name", LOOKING)
 def test_what_looks_at_a_run_or_a_model_names_the_stores_trouble_in_one_line(

@@ -19,11 +19,14 @@ import torch
 from tests.faults.jobs import end
 from tests.support.trainings import request as asked_for
 from tests.support.trainings import write_classes
+from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.training import ending
 from wordsworth.pipeline.training.ending import EndWatch, TrainingEnd, training_end
 from wordsworth.pipeline.training.news import BeginNews, EpochNews, StepNews
 from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.model_folder import load_folder
+
+PATIENT = ClusterRequest(grace=400)  # the grace of a busy machine
 
 # ---- the workers ----
 
@@ -175,7 +178,7 @@ def test_a_training_that_is_told_to_end_saves_every_step_that_it_told_of(tmp_pat
             steps.append(news.step)
 
     with pytest.raises(KeyboardInterrupt):
-        train(asked_for(tmp_path, epochs=400, batch_size=8, save_every=0), tell)
+        train(asked_for(tmp_path, epochs=400, batch_size=8, save_every=0, cluster=PATIENT), tell)
     last = max(int(path.name.split("-")[1]) for path in (tmp_path / "model" / "_train").glob("step-*"))
     assert max(steps, default=1) <= last < 400 * 10
 
@@ -196,7 +199,7 @@ def test_a_command_that_is_told_to_end_changes_no_bit_of_the_model(tmp_path, wor
         "0",
     ]
     command += ["--width", "32", "--depth", "2", "--heads", "2", "--patch-size", "8", "--image-size", "32"]
-    command += ["--dropout", "0.1", "--ema", "0.9", "--workers", workers, "--device", "cpu"]
+    command += ["--dropout", "0.1", "--ema", "0.9", "--workers", workers, "--grace", "300"]
 
     def start(name: str) -> subprocess.Popen:
         """Start the command, and end it after the test if it still runs."""
@@ -216,7 +219,7 @@ def test_a_command_that_is_told_to_end_changes_no_bit_of_the_model(tmp_path, wor
         assert cut.poll() is None and time.monotonic() < deadline, said("cut")
         time.sleep(0.05)  # nothing tells when a line is there
     cut.send_signal(signal.SIGTERM)
-    assert cut.wait(timeout=120) == 143, said("cut")
+    assert cut.wait(timeout=400) == 143, said("cut")
     assert "told to end: the workers save a checkpoint" in said("cut")
     assert "interrupted: what is done is kept" in said("cut") and "Traceback" not in said("cut")
     last = max(int(path.name.split("-")[1]) for path in (tmp_path / "cut" / "_train").glob("step-*"))

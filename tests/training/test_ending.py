@@ -199,7 +199,7 @@ def test_a_command_that_is_told_to_end_changes_no_bit_of_the_model(tmp_path, wor
         "0",
     ]
     command += ["--width", "32", "--depth", "2", "--heads", "2", "--patch-size", "8", "--image-size", "32"]
-    command += ["--dropout", "0.1", "--ema", "0.9", "--workers", workers, "--grace", "300"]
+    command += ["--dropout", "0.1", "--ema", "0.9", "--workers", workers, "--grace", "300", "--device", "cpu"]
 
     def start(name: str) -> subprocess.Popen:
         """Start the command, and end it after the test if it still runs."""

@@ -130,7 +130,8 @@ class RunProgress:
         if figures is None:
             return f"{self.doing} ({time.monotonic() - self.since:.0f} s)"
         if figures.images_per_second is None and not figures.written:
-            return f"{figures.decoded:,} images are decoded, the model begins"
+            decoded = "1 image is" if figures.decoded == 1 else f"{figures.decoded:,} images are"
+            return f"{decoded} decoded, the model begins"
         parts = [f"{figures.images:,} images"]
         if figures.images_per_second is not None:
             parts.append(f"{figures.images_per_second:,.{_digits(figures.images_per_second)}f} images/s")

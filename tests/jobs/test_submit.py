@@ -316,3 +316,32 @@ def test_a_node_without_the_file_of_keys_is_named_before_anything_is_written(tmp
         last = done.stdout.strip().splitlines()[-1]
         assert re.search(rf"node \S+.* has no keys: --env-file {keys}/keys.env on \S+: no such file", last)
         assert not list(output.rglob("*.parquet"))
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_job_whose_head_was_started_anew_is_said_to_be_gone_and_continues(tmp_path):
+    with ray_cluster(head={"num_cpus": 4, "memory": 3 << 30}) as cluster:
+        place = Place(cluster, tmp_path)
+        output = place.root / "out"
+        command = place.label(place.shards("in", shards=12, images=40), output, "--unit-rows", "10")
+        line = [sys.executable, "-m", "wordsworth", "submit", "--address", cluster.jobs]
+        line += ["--python", sys.executable, "--", *command]
+        first = subprocess.Popen(
+            line, env=place.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            wait_for(lambda: list((output / "predictions").glob("*.parquet")), 300)
+            cluster.head.kill()
+            port, jobs_port = cluster.address.rpartition(":")[2], cluster.jobs.rpartition(":")[2]
+            cluster.start_head(num_cpus=4, memory=3 << 30, port=port, dashboard_port=jobs_port)
+            said = first.communicate(timeout=120)[1]
+        finally:
+            first.kill()
+        assert first.returncode == 1, said
+        (job,) = re.findall(r"submitted job (\S+)", said)
+        assert f"knows no job {job} any more" in said.splitlines()[-1]
+        again = place.submit(command)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert f"submitted job {job} to" in again.stderr
+        assert verify(str(output), True, {}).ok

@@ -1,7 +1,7 @@
 """Compare training with a plain loop around timm's model, and measure pre-training without classes.
 
     python -m benchmarks.learning [--parts supervised pretraining] [--sets digits shapes signs clothing]
-        [--seeds N] [--data FOLDER]
+        [--seeds N] [--data FOLDER] [--arms masked-patch mae independent] [--shots 5 10]
 
 FOLDER holds the photographs of signs and clothing (learning_data.py says how). Without FOLDER these two sets
 are left out. Rows of parts and sets that are not measured now stay in the file.
@@ -12,9 +12,11 @@ the parameters that decay, warm-up and cosine, batch, epochs, label smoothing, c
 fp32) and the same images. Each has its own initial weights, shuffle and random crops. Accuracy is on the same
 held-out pixels. Expected: the mean difference less its 95% interval (t, over the seeds) is above -1 point.
 
-pretraining: `masked-patch` and `mae` on all training images without their classes, then fine-tuning on a
-share of the images with classes, drawn anew by each seed. The comparison trains from random weights on that
-share alone, for as many optimiser steps as both parts together.
+pretraining: `masked-patch` and `mae` once on all training images without their classes, then fine-tuning on
+a few images of each class, drawn anew by each seed. "scratch" is training the same architecture from random
+weights on these images alone, for as many steps as the fine-tuning. "independent" is a masked autoencoder on
+timm's ViT and its fine-tuning in plain loops (pretraining_loops.py), for as many steps as ours. --arms and
+--shots choose among the arms and the numbers of labelled images.
 
 training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself already runs.
 The two arms do not do the same work: ours reads and decodes every image in every epoch, and timm's loop holds
@@ -30,6 +32,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,11 +54,13 @@ from benchmarks.learning_data import (
     Arrays,
     LearningSet,
     read,
-    stratified,
     write,
     write_shards,
 )
 from benchmarks.machine import machine, write_rows
+from benchmarks.pretraining import INDEPENDENT
+from benchmarks.pretraining_loops import DECODER, Pixels, State, fine_tuned, load, pretrained
+from wordsworth.jobs.pretrain import DEFAULT_POSITION
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.pipeline.training.news import EpochNews
@@ -63,6 +68,7 @@ from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.checkpoint import Checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.few_shot import draw
 from wordsworth.vit_model.model_folder import load_folder
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -95,19 +101,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Hold the settings of a pre-training.
+    """Hold the settings of a pre-training and of the fine-tuning behind it.
 
     Attributes:
-        share: of the training images, those with a class.
-        epochs: over all training images.
-        fine_epochs: over the share, afterwards.
+        shots: labelled images of each class.
+        steps: of the pre-training.
+        fine_steps: of the fine-tuning, and of the training from scratch.
     """
 
-    share: float
-    epochs: int
-    fine_epochs: int
-    objectives: tuple[str, ...] = ("masked-patch", "mae")
-    decoder: tuple[int, int, int] = (64, 2, 4)  # MAE's width, depth and heads
+    shots: tuple[int, ...] = (5, 10)
+    steps: int = 1500
+    fine_steps: int = 300
+    crop_scale: float = 0.4
+    batch_size: int = 64
+    arms: tuple[str, ...] = ("masked-patch", "mae", "independent")
 
 
 RECIPES = {
@@ -118,8 +125,11 @@ RECIPES = {
     "signs": Recipe(epochs=24, flip=False, crop_scale=0.7),
     "clothing": Recipe(epochs=24, flip=True, crop_scale=0.7),
 }
-SEEDS = {"digits": 5, "shapes": 5, "signs": 3, "clothing": 3}
-PRETRAINING = {"shapes": Pretraining(share=0.1, epochs=4, fine_epochs=20)}
+SEEDS = {"digits": 5, "shapes": 5, "signs": 3, "clothing": 3}  # of supervised
+MOST_SEEDS = 5
+PRETRAINING = {"signs": Pretraining(), "clothing": Pretraining(), "shapes": Pretraining(shots=(30,))}
+BETA2 = {"mae": 0.95}  # of AdamW, as in MAE's paper
+COPIES = 1000  # about as many images as the labelled ones are repeated to, so that an epoch has some steps
 
 
 # ---- ours --------------------------------------------------------------------------------------------------
@@ -133,20 +143,11 @@ def ours(
     Args:
         changes: of the TrainRequest.
     """
-    config = ViTConfig(
-        image_size=found.image_size,
-        patch_size=found.patch_size,
-        width=recipe.width,
-        depth=recipe.depth,
-        heads=recipe.heads,
-        mlp_dim=4 * recipe.width,
-        num_classes=0,  # the training takes the number of classes from the shards
-    )
     names = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "label_smoothing", "clip")
     request = TrainRequest(
         sources=(str(found.train),),
         output=str(output),
-        config=config,
+        config=our_config(found, recipe),
         preprocessing=PREPROCESSING,
         **{name: getattr(recipe, name) for name in names},
         augmentation=Augmentation(crop_scale=recipe.crop_scale, aspect=recipe.aspect, flip=recipe.flip),
@@ -164,6 +165,18 @@ def ours(
         "seconds": seconds,
         "steps": steps_of(found, recipe, recipe.epochs),
     }
+
+
+def our_config(found: LearningSet, recipe: Recipe) -> ViTConfig:
+    return ViTConfig(
+        image_size=found.image_size,
+        patch_size=found.patch_size,
+        width=recipe.width,
+        depth=recipe.depth,
+        heads=recipe.heads,
+        mlp_dim=4 * recipe.width,
+        num_classes=0,  # the training takes the number of classes from the shards
+    )
 
 
 def steps_of(found: LearningSet, recipe: Recipe, epochs: int) -> int:
@@ -273,28 +286,72 @@ def supervised(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Iter
 
 
 def pretraining(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Iterator[dict[str, Any]]:
+    """Return a row for each arm and number of labelled images, the baseline first."""
     asked, recipe = PRETRAINING[found.name], RECIPES[found.name]
-    few = labelled(found, asked.share, seed, folder / "few")
-    fine = replace(recipe, epochs=asked.fine_epochs)
-    steps = steps_of(found, recipe, asked.epochs) + steps_of(few, recipe, asked.fine_epochs)
-    saved, trained = ours(
-        few, replace(recipe, epochs=math.ceil(steps / steps_of(few, recipe, 1))), seed, folder / "scratch"
-    )
-    yield {"arm": "scratch", "labelled": few.counts[0], "accuracy": accuracy(saved.model(), *val), **trained}
-    for objective in asked.objectives:
-        alone = {"objective": objective, "decoder": asked.decoder}
-        start, before = ours(found, replace(recipe, epochs=asked.epochs), seed, folder / objective, **alone)
-        saved, trained = ours(few, fine, seed, folder / f"{objective}-fine", start=start)
-        both = {name: before[name] + trained[name] for name in trained}
-        yield {"arm": objective, "labelled": few.counts[0], "accuracy": accuracy(saved.model(), *val), **both}
+    before = folder.parent / "pretrained"
+    for shots in asked.shots:
+        few = labelled(found, shots, seed, folder / f"few-{shots}")
+        fine = replace(recipe, epochs=epochs_of(few, recipe.batch_size, asked.fine_steps))
+        config = masked_config(found, "mae")
+        saved, trained = ours(few, fine, seed, folder / f"scratch-{shots}", config=config)
+        labels = {"shots": shots, "labelled": shots * found.classes}
+        yield {"arm": "scratch", **labels, "accuracy": accuracy(saved.model(), *val), **trained}
+        for objective in asked.arms:
+            if objective == "independent":
+                yield {"arm": objective, **labels, **independent(found, shots, seed)}
+                continue
+            start = pretrained_once(found, objective, before / objective)
+            output = folder / f"{objective}-{shots}"
+            saved, trained = ours(few, fine, seed, output, start=start, config=start.config)
+            yield {"arm": objective, **labels, "accuracy": accuracy(saved.model(), *val), **trained}
 
 
-def labelled(found: LearningSet, share: float, seed: int, folder: Path) -> LearningSet:
-    """Return a share of the training images of each class."""
+def pretrained_once(found: LearningSet, objective: str, output: Path) -> Checkpoint:
+    """Return the encoder that an objective trained on all images of a set, as fine-tuning begins with it."""
+    asked, recipe = PRETRAINING[found.name], RECIPES[found.name]
+    if not output.exists():
+        recipe = replace(recipe, batch_size=asked.batch_size, crop_scale=asked.crop_scale)
+        recipe = replace(recipe, epochs=epochs_of(found, asked.batch_size, asked.steps))
+        config = masked_config(found, objective)
+        beta2 = BETA2.get(objective, 0.999)
+        ours(found, recipe, 0, output, objective=objective, config=config, decoder=DECODER, beta2=beta2)
+    return load_folder(output)
+
+
+def masked_config(found: LearningSet, objective: str) -> ViTConfig:
+    """Return the architecture that `wordsworth pretrain` gives an objective."""
+    return replace(our_config(found, RECIPES[found.name]), position=DEFAULT_POSITION[objective])
+
+
+@cache
+def independently_pretrained(found: LearningSet) -> tuple[Pixels, State]:
+    pixels = load(found)
+    state, _ = pretrained(replace(INDEPENDENT.pre, steps=PRETRAINING[found.name].steps), pixels)
+    return pixels, state
+
+
+def independent(found: LearningSet, shots: int, seed: int) -> dict[str, Any]:
+    """Fine-tune timm's model after an independent pre-training, and return its accuracy and seconds."""
+    pixels, state = independently_pretrained(found)
+    begin = time.perf_counter()
+    fine = replace(INDEPENDENT.fine, steps=PRETRAINING[found.name].fine_steps)
+    said = fine_tuned(replace(INDEPENDENT, fine=fine), state, pixels, shots, seed)
+    seconds = time.perf_counter() - begin
+    return {"accuracy": said, "training_seconds": seconds, "seconds": seconds, "steps": fine.steps}
+
+
+def labelled(found: LearningSet, shots: int, seed: int, folder: Path) -> LearningSet:
+    """Return a few training images of each class, as often as makes about COPIES images."""
     images, classes = read(found.train)
-    places = stratified(classes, share, rng := np.random.default_rng([seed, 1]))
-    write_shards(folder, images, classes, rng.permutation(places))
+    places = draw(classes, shots, seed)
+    places = np.tile(places, max(1, COPIES // len(places)))
+    order = np.random.default_rng([seed, 1]).permutation(len(places))
+    write_shards(folder, images[places], classes[places], order)
     return replace(found, train=folder, counts=(len(places), found.counts[1]))
+
+
+def epochs_of(found: LearningSet, batch_size: int, steps: int) -> int:
+    return round(steps / (found.counts[0] // batch_size))
 
 
 PARTS = {"supervised": supervised, "pretraining": pretraining}
@@ -304,13 +361,16 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
     for name in options.sets:
         found = write(name, folder / name, photographs=options.data)
         val = read(found.val, found.image_size)
-        for part, seed in product(options.parts, range(options.seeds or SEEDS[name])):
+        for part, seed in product(options.parts, range(options.seeds or MOST_SEEDS)):
             if part == "pretraining" and name not in PRETRAINING:
                 continue
-            baseline = None
+            if part == "supervised" and not options.seeds and seed >= SEEDS[name]:
+                continue
+            baseline = 0.0
             for row in PARTS[part](found, seed, folder / name / f"{part}-{seed}", val):
-                baseline = row["accuracy"] if baseline is None else baseline
-                row["difference"] = "" if row["arm"] == BASELINES[part] else row["accuracy"] - baseline
+                is_baseline = row["arm"] == BASELINES[part]
+                baseline = row["accuracy"] if is_baseline else baseline
+                row["difference"] = "" if is_baseline else row["accuracy"] - baseline
                 row = {
                     key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()
                 }
@@ -320,14 +380,18 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Return the mean of each arm, and the mean of its difference from the baseline."""
-    for part, name, arm in dict.fromkeys((row["part"], row["set"], row["arm"]) for row in rows):
-        of_it = [row for row in rows if (row["part"], row["set"], row["arm"]) == (part, name, arm)]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        group = row["part"], row["set"], row["arm"], str(row.get("shots") or "")
+        groups.setdefault(group, []).append(row)
+    for (part, name, arm, shots), of_it in groups.items():
         mean = {
             key: statistics.mean(float(row[key]) for row in of_it)
             for key in ("accuracy", "training_seconds", "seconds")
         }
         seconds = f"{mean['training_seconds']:.0f} s of {mean['seconds']:.0f} s"
-        line = f"{part}, {name}: {arm} {mean['accuracy']:.2f}%, {seconds}"
+        few = f", {shots} a class" if shots else ""
+        line = f"{part}, {name}{few}: {arm} {mean['accuracy']:.2f}%, {seconds}"
         if arm != BASELINES[part]:
             differences = [float(row["difference"]) for row in of_it]
             middle, half = statistics.mean(differences), interval(differences)
@@ -352,13 +416,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", type=int, help="five, of photographs three")
+    parser.add_argument("--seeds", type=int, help="five; three with all classes of photographs")
+    parser.add_argument("--arms", nargs="+", choices=Pretraining.arms, default=Pretraining.arms)
+    parser.add_argument("--shots", nargs="+", type=int, help="labelled images of each class")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=CSV)
     options = parser.parse_args()
     if options.data is None and (left_out := [name for name in options.sets if name in PHOTOGRAPHS]):
         print(f"left out without --data: {', '.join(left_out)}", flush=True)
         options.sets = [name for name in options.sets if name not in left_out]
+    for name, asked in PRETRAINING.items():
+        shots = tuple(options.shots or asked.shots)
+        PRETRAINING[name] = replace(asked, arms=tuple(options.arms), shots=shots)
     rows = kept(options)
     with tempfile.TemporaryDirectory(prefix="learning-") as folder, ray_session():
         for row in measured(options, Path(folder)):

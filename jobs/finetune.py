@@ -52,6 +52,10 @@ def finetune(
     image_size: Annotated[
         int | None, Parameter(help="Pixels a side, such as 384: positions are resampled.")
     ] = None,
+    pool: Annotated[
+        Literal["token", "avg"] | None,
+        Parameter(help="What the head looks at: [class], or the mean of the patches; else as the model."),
+    ] = None,
     data: DataOptions | None = None,
     recipe: FinetuneOptions | None = None,
     source: SourceOptions | None = None,
@@ -72,6 +76,8 @@ def finetune(
     run = run or RunOptions()
     loaded = ModelOptions(model).load(Terminal(stderr=True).say, source.storage)
     start = own_model(loaded, "wordsworth finetune")
+    if pool:
+        start = start.pooled(pool)
     size = start.config.image_size if image_size is None else (image_size, image_size)
     config = replace(start.config.with_head(0), image_size=size)
     asked = {"output": output, "config": config, "preprocessing": start.preprocessing, "start": start}

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from wordsworth.vit_model.config import ViTConfig
 
 ARCHITECTURE = Group("Architecture")
+# By objective. A masked patch is told from another by its position alone, and learned positions begin so
+# small that the patches drown them.
+DEFAULT_POSITION = {"masked-patch": "sincos-2d-mae", "mae": "sincos-2d-mae"}
 
 
 @Parameter(name="*", group=ARCHITECTURE)
@@ -43,7 +46,8 @@ class ArchitectureOptions:
     patch_size: int | None = None
     image_size: int = 224
     "Pixels a side."
-    position: Literal["learned-1d", "learned-2d", "sincos-2d", "sincos-2d-mae", "none"] = "learned-1d"
+    position: Literal["learned-1d", "learned-2d", "sincos-2d", "sincos-2d-mae", "none"] | None = None
+    "learned-1d, if not given; without classes sincos-2d-mae."
     pool: Literal["token", "avg"] = "token"
     "What the head looks at: the [class] token, or the mean of the patches."
 
@@ -114,7 +118,7 @@ def pretrain_request(
     decoder = decoder or DecoderOptions()
     asked = {
         "output": output,
-        "config": _config(architecture or ArchitectureOptions()),
+        "config": _config(architecture or ArchitectureOptions(), objective),
         "preprocessing": Preprocessing(crop_pct=1.0),
         "objective": objective,
         "decoder": (decoder.decoder_width, decoder.decoder_depth, decoder.decoder_heads),
@@ -129,7 +133,7 @@ def pretrain_request(
     return train_request(sources, asked, options)
 
 
-def _config(options: ArchitectureOptions) -> "ViTConfig":
+def _config(options: ArchitectureOptions, objective: str) -> "ViTConfig":
     """Return the architecture without a head: the data says how many classes there are."""
     from wordsworth.vit_model.variants import variant
 
@@ -143,7 +147,8 @@ def _config(options: ArchitectureOptions) -> "ViTConfig":
         config = variant(options.variant, image_size=options.image_size)
     else:
         config = _own_size(options)
-    return replace(config, num_classes=0, position=options.position, pool=options.pool)
+    position = options.position or DEFAULT_POSITION.get(objective, config.position)
+    return replace(config, num_classes=0, position=position, pool=options.pool)
 
 
 def _own_size(options: ArchitectureOptions) -> "ViTConfig":

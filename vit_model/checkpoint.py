@@ -11,7 +11,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wordsworth.vit_model.config import ModelConfig, ModelError, Preprocessing, ViTConfig, as_size
+from wordsworth.vit_model.config import (
+    ModelConfig,
+    ModelError,
+    Preprocessing,
+    ViTConfig,
+    as_size,
+    check_choice,
+)
 from wordsworth.vit_model.cost import macs
 from wordsworth.vit_model.head import Head
 from wordsworth.vit_model.inference import prepare
@@ -22,6 +29,7 @@ from wordsworth.vit_model.weights import State
 
 # The modules behind the encoder: the first part of the names of their tensors.
 HEAD_PARTS = ("head", "pre_logits")
+POOLINGS = ("token", "avg")  # that have no tensors of their own
 MAX_LABEL = 4096  # characters of the name of a class, which stands in every row
 
 
@@ -182,6 +190,20 @@ class Checkpoint(BaseCheckpoint):
         """Return the same model for another image size: only the position table is resampled."""
         config = replace(self.config, image_size=as_size(image_size))
         return replace(self, config=config, state=self.state | resampled(self.state, self.config, config))
+
+    def pooled(self, pool: str) -> Self:
+        """Return the model with another pooling and without a head: every tensor of the encoder stays.
+
+        Args:
+            pool: "token" for the [class] token, "avg" for the mean of the patches.
+
+        Raises:
+            ModelError: the model pools by other parts than these, which have tensors.
+        """
+        for name in (self.config.pool, pool):
+            check_choice("pool", name, POOLINGS)
+        without = self.with_head(0)
+        return replace(without, config=replace(without.config, pool=pool))
 
     def with_head(self, num_classes: int) -> Self:
         """Return the model with a new head of zeros and without labels, as fine-tuning begins (section 3.2).

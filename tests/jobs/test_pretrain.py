@@ -67,6 +67,22 @@ def test_every_recipe_is_one_that_pretrain_takes(tmp_path, requests, recipe, cap
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "position"),
+    [
+        ([], "learned-1d"),
+        (["--objective", "masked-patch"], "sincos-2d-mae"),
+        (["--objective", "mae"], "sincos-2d-mae"),
+        (["--objective", "mae", "--position", "learned-1d"], "learned-1d"),
+    ],
+)
+def test_without_classes_positions_are_fixed_unless_others_are_asked_for(
+    tmp_path, requests, arguments, position
+):
+    assert run(["pretrain", "SHARDS", "--output", str(tmp_path / "model"), *SIZE, *arguments]) == 0
+    assert requests[0].config.position == position
+
+
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("finetune*.toml")))
 def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(
     tmp_path, requests, small_model, recipe, capsys

@@ -38,7 +38,7 @@ TIMM = Masked(model="timm", position="sincos-2d-mae")
 COLOURS = Masked(objective="masked-patch", share=0.5, steps=600, beta2=0.999)
 FIXED_COLOURS = replace(COLOURS, position="sincos-2d-mae")
 CLASS = Fine()  # the settings that all arms share: the head looks at [class]
-INDEPENDENT = Arm(pre=TIMM)
+INDEPENDENT = Arm(pre=TIMM, fine=replace(CLASS, pool="avg"))  # the hand-over of MAE's paper
 ARMS = {
     "scratch": Arm(pre=None, fine=Fine(head=0.02)),
     "scratch, head of zeros": Arm(pre=None),

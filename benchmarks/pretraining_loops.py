@@ -205,8 +205,7 @@ def timm_model(size: Size, position: str, classes: int = 0, pool: str = "token")
         depth=size.depth,
         num_heads=size.heads,
         num_classes=classes,
-        global_pool=pool,
-        fc_norm=False,
+        global_pool=pool,  # "avg" has a new norm behind the mean
     )
     if position == "sincos-2d-mae":
         grid = sincos_2d(model.patch_embed.grid_size, size.width, mae=True)
@@ -411,5 +410,7 @@ def classifier(arm: Arm, state: State | None, pixels: Pixels) -> nn.Module:
         tensor = kept.pop(f"norm.{name}") if fine.new_norm or fine.pool == "avg-norm" else None
         if fine.pool == "avg-norm" and not fine.new_norm:
             kept[f"fc_norm.{name}"] = tensor
-    model.load_state_dict(kept, strict=False)
+    _, unexpected = model.load_state_dict(kept, strict=False)
+    if not set(unexpected) <= {"norm.weight", "norm.bias"}:
+        raise ValueError(f"no place for {', '.join(unexpected)}")
     return model

@@ -33,7 +33,7 @@ from benchmarks.pretraining_loops import Arm, Fine, Masked, Pixels, State, fine_
 
 CSV = Path(__file__).with_suffix(".csv")
 LEARNED = Masked()
-FIXED = Masked(start="xavier", position="sincos-2d-mae")
+FIXED = Masked(start="mae", position="sincos-2d-mae")
 TIMM = Masked(model="timm", position="sincos-2d-mae")
 COLOURS = Masked(objective="masked-patch", share=0.5, steps=600, beta2=0.999)
 FIXED_COLOURS = replace(COLOURS, position="sincos-2d-mae")

@@ -21,7 +21,7 @@ from benchmarks.learning_data import LearningSet, read
 from wordsworth.pipeline.training.optimizer import learning_rate, parameter_groups
 from wordsworth.vit_model.config import ViTConfig
 from wordsworth.vit_model.few_shot import draw, fit_probe
-from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
+from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder, init_as_published
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.objectives import MaskedPatchPrediction, Outcome, regression_loss, take
 from wordsworth.vit_model.patches import patchify
@@ -56,7 +56,7 @@ class Masked:
     Attributes:
         model: "ours", or "timm" for the independent masked autoencoder.
         start: initial weights of our encoder: "jax", "patches" (as "jax", but patches smaller by sqrt(3), as
-            timm's), "xavier" (MAE's), "timm" (matrices of 0.02).
+            timm's), "mae" (MAE's own), "timm" (matrices of 0.02).
         share: masked share of the patches.
         standardised: MAE's target is each patch less its mean, by its deviation; else the normalised pixels.
         crop_scale: smallest share of the area that a random crop has.
@@ -216,19 +216,14 @@ def timm_model(size: Size, position: str, classes: int = 0, pool: str = "token")
 @torch.no_grad()
 def begin(model: VisionTransformer, start: str) -> None:
     """Change the initial weights of a model of ours from the JAX code's to another's."""
-    kernel = model.patch_embed.proj.weight
+    if start == "mae":
+        init_as_published(model)
     if start in ("patches", "timm"):
-        kernel.div_(math.sqrt(3))
-    if start == "xavier":
-        nn.init.xavier_uniform_(kernel.view(len(kernel), -1))
-        nn.init.normal_(model.cls_token, std=0.02)
-    for name, linear in model.blocks.named_modules():
-        if isinstance(linear, nn.Linear) and start in ("xavier", "timm"):
+        model.patch_embed.proj.weight.div_(math.sqrt(3))
+    for linear in model.blocks.modules():
+        if isinstance(linear, nn.Linear) and start == "timm":
+            nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-            if start == "timm":
-                nn.init.normal_(linear.weight, std=0.02)
-            elif name.endswith("qkv"):
-                nn.init.xavier_uniform_(linear.weight)  # of q, k and v together, as MAE's code
 
 
 class IndependentMAE(nn.Module):

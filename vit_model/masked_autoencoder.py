@@ -147,6 +147,20 @@ class Decoder(nn.Module):
         return self.predict(self.norm(self.blocks(x))[:, self.prefix :])
 
 
+@torch.no_grad()
+def init_as_published(encoder: VisionTransformer) -> None:
+    """Fill an encoder as the MAE code does: Xavier-uniform matrices (q, k and v are one), a small [class]."""
+    kernel = encoder.patch_embed.proj.weight  # (D, 3, P, P)
+    nn.init.xavier_uniform_(kernel.view(len(kernel), -1))
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=0.02)
+    for module in encoder.blocks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def standardised(patches: torch.Tensor) -> torch.Tensor:
     """Return MAE's target, (patch - mean) / sqrt(unbiased variance + 1e-6), for patches (..., P*P*3)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)

@@ -15,7 +15,7 @@ from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.head import Head
-from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
+from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder, init_as_published
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.objectives import MaskedPatchPrediction, Supervised
 
@@ -184,9 +184,12 @@ def _from_scratch(request: TrainRequest) -> Checkpoint:
 
     A head of zeros gives the encoder no gradient at first, and the JAX code's patches drown the positions.
     Both begin as timm's, which learns in fewer steps (docs/training.md). With a sigmoid loss the head's bias
-    makes every class as rare as one of them is (big_vision's init_head_bias).
+    makes every class as rare as one of them is (big_vision's init_head_bias). MAE has the weights of its own
+    code.
     """
     start = random_checkpoint(request.config, request.preprocessing, request.seed)
+    if request.objective == "mae":
+        return _published(start, request.seed)
     if not request.classified or not start.config.num_classes:
         return start
     state = dict(start.state)
@@ -197,6 +200,15 @@ def _from_scratch(request: TrainRequest) -> Checkpoint:
     if request.loss == "sigmoid" and "head.bias" in state:
         state["head.bias"] = torch.full_like(state["head.bias"], -math.log(start.config.num_classes))
     return replace(start, state=state)
+
+
+def _published(start: Checkpoint, seed: int) -> Checkpoint:
+    """Return a checkpoint with new random weights, as the MAE code draws them."""
+    encoder = start.model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        init_as_published(encoder)
+    return replace(start, state=encoder.state_dict())
 
 
 def build_objective(request: TrainRequest) -> nn.Module:

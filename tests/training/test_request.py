@@ -127,8 +127,25 @@ def test_from_scratch_the_head_and_small_patches_let_the_encoder_learn(tmp_path)
     assert all(torch.equal(begun.state[name], jax.state[name]) for name in others)
     rare = initial_checkpoint(replace(asked, loss="sigmoid")).state["head.bias"]
     assert rare.tolist() == pytest.approx([-math.log(4)] * 4), "each class as likely as it is"
-    without = initial_checkpoint(replace(asked, objective="mae", config=SIZE))
+    without = initial_checkpoint(replace(asked, objective="masked-patch", config=SIZE))
     assert without.fingerprint() == random_checkpoint(SIZE, asked.preprocessing, asked.seed).fingerprint()
+
+
+def test_a_masked_autoencoder_begins_with_the_matrices_of_its_own_code(tmp_path):
+    config = replace(SIZE, width=96, heads=3, mlp_dim=384)
+    asked = request(tmp_path, objective="mae", config=config)
+    found = initial_checkpoint(asked).state
+    again = initial_checkpoint(asked).state
+    assert all(torch.equal(found[name], again[name]) for name in found), "the seed decides"
+    for name, shape in (("patch_embed.proj", (96, 192)), ("blocks.1.attn.qkv", (288, 96))):
+        bound = math.sqrt(6 / sum(shape))  # of Xavier's uniform numbers
+        matrix = found[f"{name}.weight"].reshape(shape)
+        assert 0.98 * bound < matrix.abs().max() <= bound, name
+        assert matrix.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03), name
+        assert not found[f"{name}.bias"].any()
+    assert found["cls_token"].std().item() == pytest.approx(0.02, rel=0.3)
+    other = initial_checkpoint(replace(asked, seed=1)).state
+    assert not torch.equal(found["blocks.0.mlp.fc1.weight"], other["blocks.0.mlp.fc1.weight"])
 
 
 def test_a_hybrids_stem_is_the_lowest_layer_and_no_table_of_positions_decays():

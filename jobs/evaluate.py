@@ -140,6 +140,7 @@ def _print(found: dict[str, Any]) -> None:
         "images": images,
         "top-1": f"{found['top1']:.2%} (95% interval {low:.2%} to {high:.2%})",
         "top-5": f"{found['top5']:.2%}",
+        "balanced": f"{found['balanced_accuracy']:.2%}, the mean recall of {len(found['recall']):,} classes",
         "calibration": f"expected error {found['calibration_error']:.4f}",
     }
     for k, values in found.get("few_shot", {}).items():
@@ -155,7 +156,7 @@ def _print(found: dict[str, Any]) -> None:
         console.say(f"classes of --train: {found['train_classes']}")
     console.print()
     worst = Table(
-        "worst classes", "images", "right", "taken for", box=None, header_style="bold", pad_edge=False
+        "worst classes", "images", "recall", "taken for", box=None, header_style="bold", pad_edge=False
     )
     for row in found["worst"]:
         others = ", ".join(f"{name} ({count:,})" for name, count in row["taken_for"].items())

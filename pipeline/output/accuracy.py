@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from wordsworth.pipeline.output.intervals import wilson_interval
-from wordsworth.pipeline.output.pair_counts import PairCounts
+from wordsworth.pipeline.output.pair_counts import PairCounts, split_pairs
+from wordsworth.vit_model.recall import ClassRecall
 
 NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 NUM_WORST = 10  # classes that are named as the worst
@@ -56,6 +57,10 @@ class AccuracyCounter:
 
         Args:
             labels: class names by number, or None.
+
+        Returns:
+            `recall` has a row for each class that has an image, in the order of the classes; their mean is
+            `balanced_accuracy`.
         """
         images, confidences, right = self.bins.T
         calibration_error = np.abs(confidences - right).sum() / max(1, images.sum())
@@ -65,9 +70,37 @@ class AccuracyCounter:
             "top1": self.num_right / self.num_images,
             "top1_interval": wilson_interval(self.num_right, self.num_images),
             "top5": self.num_in_top / self.num_images,
+            "balanced_accuracy": self.recall.balanced_accuracy,
             "calibration_error": float(calibration_error),
             "worst": self._worst_classes(labels),
+            "recall": self._recall_rows(labels),
         }
+
+    @property
+    def recall(self) -> ClassRecall:
+        """Return how often each class is found, up to the highest number of a class that has an image."""
+        pairs, counts = self.confused.all()
+        true, said = split_pairs(pairs)
+        num_classes = 1 + int(true.max(initial=-1))
+        is_right = true == said
+        images = np.zeros(num_classes, np.int64)
+        right = np.zeros(num_classes, np.int64)
+        np.add.at(images, true, counts)
+        np.add.at(right, true[is_right], counts[is_right])
+        return ClassRecall(images, right)
+
+    def _recall_rows(self, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:
+        recall = self.recall
+        rows = []
+        for number in recall.met.tolist():
+            rows.append(
+                {
+                    "class": _class_name(number, labels),
+                    "images": int(recall.images[number]),
+                    "recall": float(recall.recall[number]),
+                }
+            )
+        return rows
 
     def _worst_classes(self, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:
         """Return the classes with the smallest share of right predictions, and what they are taken for."""
@@ -84,16 +117,17 @@ class AccuracyCounter:
 
 
 def _describe_class(number: int, predicted: Counter[int], labels: tuple[str, ...] | None) -> dict[str, Any]:
-    def name(number: int) -> str:
-        return labels[number] if labels else str(number)
-
     taken_for = {}
     for other, count in predicted.most_common(NUM_CONFUSED):
         if other != number:
-            taken_for[name(other)] = count
+            taken_for[_class_name(other, labels)] = count
     return {
-        "class": name(number),
+        "class": _class_name(number, labels),
         "images": predicted.total(),
         "accuracy": predicted[number] / predicted.total(),
         "taken_for": taken_for,
     }
+
+
+def _class_name(number: int, labels: tuple[str, ...] | None) -> str:
+    return labels[number] if labels else str(number)

@@ -43,9 +43,8 @@ def test_figures_are_those_of_their_definitions_whatever_the_pieces_they_come_in
     for at in range(0, len(true), 37):
         pieces.add(true[at : at + 37], ids[at : at + 37], scores[at : at + 37])
     found, of_pieces = whole.figures(None), pieces.figures(None)
-    assert found.pop("worst") == of_pieces.pop("worst") and found.pop("top1_interval") == of_pieces.pop(
-        "top1_interval"
-    )
+    for name in ("worst", "top1_interval", "recall"):
+        assert found.pop(name) == of_pieces.pop(name)
     assert found == pytest.approx(of_pieces)
     assert found["top1"] == np.mean(ids[:, 0] == true)
     assert found["top5"] == np.mean([one in some for one, some in zip(true, ids, strict=True)])
@@ -73,6 +72,30 @@ def test_the_worst_classes_come_first_with_what_they_are_taken_for():
     worst, *rest = tally.figures(("ant", "bee", "cat"))["worst"]
     assert worst == {"class": "cat", "images": 3, "accuracy": pytest.approx(1 / 3), "taken_for": {"ant": 2}}
     assert [row["accuracy"] for row in rest] == [1.0, 1.0]
+
+
+def test_a_rare_class_that_is_never_found_halves_the_balanced_accuracy_and_hardly_top_1():
+    tally = AccuracyCounter()
+    tally.add(np.array([1] * 95 + [3] * 5), np.full((100, 1), 1), np.full(100, 0.9))
+    found = tally.figures(("no", "often", "matter", "rare"))
+    assert (found["top1"], found["balanced_accuracy"]) == (0.95, 0.5)
+    assert found["recall"] == [
+        {"class": "often", "images": 95, "recall": 1.0},
+        {"class": "rare", "images": 5, "recall": 0.0},
+    ]
+
+
+def test_recall_and_balanced_accuracy_are_those_of_scikit_learn():
+    from sklearn.metrics import balanced_accuracy_score, recall_score
+
+    true, ids, scores = answers(3)
+    tally = AccuracyCounter()
+    tally.add(true, ids, scores)
+    found = tally.figures(None)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, ids[:, 0]))
+    expected = recall_score(true, ids[:, 0], average=None, labels=np.unique(true))
+    assert [row["recall"] for row in found["recall"]] == pytest.approx(expected.tolist())
+    assert [row["class"] for row in found["recall"]] == [str(number) for number in np.unique(true)]
 
 
 def test_an_interval_is_wilsons():
@@ -220,6 +243,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
         "of the model's 5 classes occur; 2 images without a class are left out",
         "top-1",
         "75.00% (95% interval 40.93% to 92.85%)",
+        "balanced",
         "calibration",
         "worst classes",
     ):

@@ -1,18 +1,20 @@
 """wordsworth finetune SOURCE... --model MODEL --output MODEL_DIR: fit a trained model to your own classes."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from wordsworth.jobs.cluster_options import WorkersOptions
-from wordsworth.jobs.options import ModelOptions, SourceOptions, Sources
+from wordsworth.jobs.options import Flag, ModelOptions, SourceOptions, Sources, WeightsOptions
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
+    NOT_ASKED,
     RECIPE,
     Count,
     DataOptions,
     ModelFolder,
+    Natural,
     NotNegative,
     Positive,
     RecipeOptions,
@@ -22,6 +24,10 @@ from wordsworth.jobs.train_options import (
     train_request,
 )
 from wordsworth.pipeline.cluster.joining import reach
+from wordsworth.pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from wordsworth.vit_model.checkpoint import Checkpoint
 
 
 @Parameter(name="*", group=RECIPE)
@@ -39,15 +45,28 @@ class FinetuneOptions(RecipeOptions):
     weight_decay: NotNegative = 0.0
     warmup: NotNegative = 0.05
     "The share of the steps in which the learning rate rises; from 1 on, their number."
+    freeze: Annotated[bool, Flag] = field(default=False, metadata=NOT_ASKED)
+    "Train the head alone (a linear probe): all other weights stay as they are."
+    unfreeze_last: Natural | None = None
+    "Train the head, the final norm and the last N blocks alone."
+
+    def asked(self) -> dict[str, Any]:
+        """Return the recipe as fields of a TrainRequest.
+
+        Raises:
+            UserError: as for every recipe.
+        """
+        asked = super().asked()
+        if self.freeze and self.unfreeze_last is None:
+            asked["unfreeze_last"] = 0
+        return asked
 
 
 def finetune(
     sources: Sources,
     /,
     *,
-    model: Annotated[
-        str, Parameter(help="What is fine-tuned: a model folder or file of weights, timm:NAME or hf:NAME.")
-    ],
+    model: WeightsOptions,
     output: ModelFolder,
     image_size: Annotated[
         int | None, Parameter(help="Pixels a side, such as 384: positions are resampled.")
@@ -70,12 +89,9 @@ def finetune(
     data = data or DataOptions()
     cluster = cluster or WorkersOptions()
     reach(cluster.request, Terminal(stderr=True).say)
-    source.check(*sources, *(data.val or ()), model, output=output)
-    from wordsworth.vit_model.checkpoint import own_model
-
+    source.check(*sources, *(data.val or ()), model.model, model.weights, output=output)
     run = run or RunOptions()
-    loaded = ModelOptions(model).load(Terminal(stderr=True).say, source.storage)
-    start = own_model(loaded, "wordsworth finetune")
+    start = _start(model, source)
     if pool:
         start = start.pooled(pool)
     size = start.config.image_size if image_size is None else (image_size, image_size)
@@ -89,3 +105,24 @@ def finetune(
         cluster=cluster,
     )
     return run_training(train_request(sources, asked, options), run.json)
+
+
+def _start(model: WeightsOptions, source: SourceOptions) -> "Checkpoint":
+    """Return the model that is fine-tuned.
+
+    Raises:
+        UserError: an architecture is named and no weights.
+        ModelError: another library's module computes the model.
+    """
+    from wordsworth.pipeline.prediction.model_names import is_variant
+    from wordsworth.vit_model.checkpoint import own_model
+
+    if is_variant(model.model) and model.weights is None:
+        raise UserError(
+            f"--model {model.model} names an architecture but no weights: add --weights FILE, or train from "
+            f"random weights: wordsworth pretrain --variant {model.model}",
+            exit_code=2,
+        )
+    options = ModelOptions(**{option.name: getattr(model, option.name) for option in fields(model)})
+    loaded = options.load(Terminal(stderr=True).say, source.storage)
+    return own_model(loaded, "wordsworth finetune")

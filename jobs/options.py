@@ -56,7 +56,7 @@ def split_list(text: str, separator: str) -> tuple[str, ...]:
 
 @Parameter(name="*", group=MODEL)
 @dataclass
-class ModelOptions:
+class WeightsOptions:
     """Choose the weights and the preprocessing."""
 
     model: Annotated[str, Parameter(alias="-m", group=USUAL)]
@@ -67,19 +67,6 @@ class ModelOptions:
     weights_key: str | None = None
     """The set of tensors to take from a file with several, such as state_dict or teacher. Without it: the
     averaged weights where there are any."""
-    labels: str | None = None
-    "A file with the class names, one a line."
-    head: Literal["softmax", "sigmoid", "value"] | None = None
-    """Say what the head's outputs are, where the model's files do not say it: softmax for one class an image,
-    sigmoid for any number of classes, value for a number (docs/models.md)."""
-    classes: str | None = None
-    """Classes of your own, without training, for a CLIP, OpenCLIP or SigLIP: "cat,dog,car"; @FILE with one a
-    line; or imagenet (docs/models.md)."""
-    prompt: str | None = None
-    """With --classes: a text with {} in place of the class, as "a photo of a {}" (the default); @FILE with
-    one a line, whose mean counts; or imagenet or imagenet-simple."""
-    allow_random_weights: Annotated[bool, Flag] = False
-    "Let a bare variant run with random weights: to try the pipeline, the labels mean nothing."
     interpolation: str | None = None
     "Override the model's resampling filter: bicubic, bilinear, lanczos, ..."
     crop_pct: float | None = None
@@ -93,14 +80,34 @@ class ModelOptions:
     exif: Literal["apply", "ignore"] | None = None
     """Turn images upright by their EXIF orientation (the default), or leave them as they are stored, like
     timm."""
-    seed: int = 0
-    "Seed of random weights."
 
     def overrides(self) -> dict[str, Any]:
         """Return the preprocessing that was given, by its field in Preprocessing."""
         names = ("interpolation", "crop_pct", "crop_mode", "mean", "std", "exif")
         named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None}
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass
+class ModelOptions(WeightsOptions):
+    """Choose the weights, the preprocessing and the head."""
+
+    labels: str | None = None
+    "A file with the class names, one a line."
+    head: Literal["softmax", "sigmoid", "value"] | None = None
+    """Say what the head's outputs are, where the model's files do not say it: softmax for one class an image,
+    sigmoid for any number of classes, value for a number (docs/models.md)."""
+    classes: str | None = None
+    """Classes of your own, without training, for a CLIP, OpenCLIP or SigLIP: "cat,dog,car"; @FILE with one a
+    line; or imagenet (docs/models.md)."""
+    prompt: str | None = None
+    """With --classes: a text with {} in place of the class, as "a photo of a {}" (the default); @FILE with
+    one a line, whose mean counts; or imagenet or imagenet-simple."""
+    allow_random_weights: Annotated[bool, Flag] = False
+    "Let a bare variant run with random weights: to try the pipeline, the labels mean nothing."
+    seed: int = 0
+    "Seed of random weights."
 
     def load(self, note: Callable[[str], None], storage: dict[str, Any]) -> "BaseCheckpoint":
         """Return the model. `note` gets what the user should know of the model."""

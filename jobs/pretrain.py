@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 
 from wordsworth.jobs.cluster_options import WorkersOptions
 from wordsworth.jobs.options import SourceOptions, Sources
@@ -50,6 +50,8 @@ class ArchitectureOptions:
     "learned-1d, if not given; without classes sincos-2d-mae."
     pool: Literal["token", "avg"] = "token"
     "What the head looks at: the [class] token, or the mean of the patches."
+    representation_size: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0
+    "Width of a hidden layer with tanh in the head, as in the paper's pre-training; 0 for a linear head."
 
 
 @Parameter(name="*", group=RECIPE)
@@ -116,9 +118,14 @@ def pretrain_request(
     from wordsworth.vit_model.config import Preprocessing
 
     decoder = decoder or DecoderOptions()
+    architecture = architecture or ArchitectureOptions()
+    if architecture.representation_size and objective != "supervised":
+        raise UserError(
+            f"--representation-size has no meaning with --objective {objective}: leave it out", exit_code=2
+        )
     asked = {
         "output": output,
-        "config": _config(architecture or ArchitectureOptions(), objective),
+        "config": _config(architecture, objective),
         "preprocessing": Preprocessing(crop_pct=1.0),
         "objective": objective,
         "decoder": (decoder.decoder_width, decoder.decoder_depth, decoder.decoder_heads),
@@ -147,8 +154,13 @@ def _config(options: ArchitectureOptions, objective: str) -> "ViTConfig":
         config = variant(options.variant, image_size=options.image_size)
     else:
         config = _own_size(options)
-    position = options.position or DEFAULT_POSITION.get(objective, config.position)
-    return replace(config, num_classes=0, position=position, pool=options.pool)
+    return replace(
+        config,
+        num_classes=0,
+        position=options.position or DEFAULT_POSITION.get(objective, config.position),
+        pool=options.pool,
+        representation_size=options.representation_size,
+    )
 
 
 def _own_size(options: ArchitectureOptions) -> "ViTConfig":

@@ -27,7 +27,8 @@ PLACES = (
     "train",
     "val",
 )  # arguments: names of what is read and written
-FILES = ("model", "weights", "labels")  # arguments: a file or folder that the driver reads
+FILES = ("model", "weights", "labels", "class_weights")  # arguments: a file or folder that the driver reads
+CHOICES = ("model", "class_weights")  # of these, those that may be a name instead
 LISTS = ("sources", "classes", "prompt")  # arguments: @FILE is a file that the driver reads
 
 
@@ -216,7 +217,7 @@ def _carry_files(command: SubmittedCommand, arguments: dict[str, Any]) -> None:
     for prefix, value in _named_files(arguments):
         path = Path(value)
         if not path.exists():
-            if prefix != "model" and not path.is_absolute():
+            if prefix not in CHOICES and not path.is_absolute():
                 raise UserError(f"{value}: no such file here, and none of a store or of the nodes", 2)
             continue
         if path.is_absolute() and _size(path) > MAX_CARRIED:

@@ -71,7 +71,7 @@ class RecipeOptions:
     "Of AdamW."
     warmup: NotNegative = 0.1
     "The share of the steps in which the learning rate rises; from 1 on, their number."
-    decay: Literal["cosine", "linear", "rsqrt"] = "cosine"
+    decay: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
     "How the learning rate falls afterwards."
     clip: NotNegative = 1.0
     "The largest norm of a gradient; 0 for any."
@@ -84,6 +84,11 @@ class RecipeOptions:
     "The share of the last block's branches that is left out; it grows over the depth."
     label_smoothing: Share = field(default=0.0, metadata=NEEDS_CLASSES)
     loss: Literal["softmax", "sigmoid"] = field(default="softmax", metadata=NEEDS_CLASSES)
+    class_weights: str = field(default="none", metadata=NEEDS_CLASSES)
+    """Weights of the classes in the loss: none for all the same, balanced for each as much as any other, or
+    FILE with a line CLASS,WEIGHT for each class."""
+    balance: Annotated[bool, Flag] = field(default=False, metadata=NEEDS_CLASSES)
+    "Draw images of rare classes several times in an epoch, so that all classes come equally often."
     crop_scale: Share = field(default=0.35, metadata=AUGMENTATION)
     "The smallest share of an image's area that a random crop covers."
     aspect: float = field(default=4 / 3, metadata=AUGMENTATION)
@@ -100,6 +105,10 @@ class RecipeOptions:
     "The share of the batches that is mixed."
     erase: Share = field(default=0.0, metadata=MIXING)
     "The share of the images of which a rectangle becomes noise."
+    keep_best: Annotated[bool, Flag] = False
+    "Take the model of the epoch that is best on --val, not of the last one."
+    patience: Natural = 0
+    "Stop after so many epochs that are no better on --val than the best one; 0 to make all epochs."
     seed: Natural = 0
 
     def asked(self) -> dict[str, Any]:
@@ -111,11 +120,18 @@ class RecipeOptions:
         from wordsworth.pipeline.training.augment import Augmentation, rand_augment
         from wordsworth.pipeline.training.request import Mixing
 
+        if self.balance and self.class_weights == "balanced":
+            raise UserError(
+                "--balance and --class-weights balanced both make up for rare classes: choose one",
+                exit_code=2,
+            )
         if self.rand_augment:
             rand_augment(self.rand_augment, (128, 128, 128))
         asked: dict[str, Any] = {}
         parts: dict[str, dict[str, Any]] = {"augmentation": {}, "mixing": {}}
         for option in fields(self):
+            if not option.metadata.get("asked", True):
+                continue
             part = parts.get(option.metadata.get("part", ""), asked)
             part[option.metadata.get("name", option.name)] = getattr(self, option.name)
         asked["augmentation"] = Augmentation(**parts["augmentation"])
@@ -137,6 +153,16 @@ class RecipeOptions:
                 raise UserError(
                     f"{flag} has no meaning with --objective {objective}: leave it out", exit_code=2
                 )
+
+    def check_val(self, val: list[str] | None) -> None:
+        """Check that an option that compares epochs has images to compare them on.
+
+        Raises:
+            UserError: there is no --val.
+        """
+        for flag, is_given in (("--keep-best", self.keep_best), ("--patience", self.patience > 0)):
+            if is_given and not val:
+                raise UserError(f"{flag} compares epochs on --val SOURCE: give one", exit_code=2)
 
 
 @Parameter(name="*", group=RUN)
@@ -207,13 +233,17 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         options: all other fields.
     """
     options.source.check(*sources, *(options.data.val or ()), output=asked["output"])
+    from wordsworth.pipeline.training.class_balance import read_class_weights
     from wordsworth.pipeline.training.classes import class_names
     from wordsworth.pipeline.training.request import TrainRequest
 
     objective = asked.get("objective", "supervised")
     options.recipe.check_needed(objective)
     data = options.data
+    options.recipe.check_val(data.val)
     labels = None
+    recipe = options.recipe.asked()
+    recipe["class_weights"] = read_class_weights(options.recipe.class_weights, options.source.storage)
     if objective == "supervised":
         labels = class_names(data.labels, sources, options.source.storage)
     return TrainRequest(
@@ -223,7 +253,7 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         max_error_rate=data.max_error_rate,
         labels=labels,
         **asked,
-        **options.recipe.asked(),
+        **recipe,
         **options.run.asked(),
         **options.source.asked(),
         cluster=options.cluster.request,
@@ -259,7 +289,11 @@ def run_training(request: "TrainRequest", as_json: bool) -> int:
 def _summary(last: EpochNews) -> str:
     text = f"loss {last.means['loss']}, training {_quality(last.means)}"
     if last.validation:
-        text += f", validation {_quality(last.validation.means)} ({last.validation.images:,} images)"
+        means = last.validation.means
+        balanced = ""
+        if "balanced_accuracy" in means:
+            balanced = f", balanced {means['balanced_accuracy']:.4f}"
+        text += f", validation {_quality(means)}{balanced} ({last.validation.images:,} images)"
     return text
 
 

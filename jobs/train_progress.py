@@ -120,6 +120,8 @@ class TrainProgress:
         if news.validation:
             means = news.validation.means
             tried = f"  validation loss {means['loss']:.3f} {_quality(means)}"
+            if "balanced_accuracy" in means:
+                tried += f" balanced {means['balanced_accuracy']:.3f}"
         errors = f"  {news.errors:,} images could not be decoded" if news.errors else ""
         self._say(f"epoch {news.epoch:>3}/{self.epochs}  {_figures(news)}{tried}{errors}", news)
 

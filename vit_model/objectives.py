@@ -74,20 +74,42 @@ class Supervised(nn.Module):
         classes: torch.Tensor,
         pixels: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        weights: torch.Tensor | None = None,
     ) -> Outcome:
-        """Return the loss, and the metric accuracy. Images (B, 3, H, W) do as well as patches."""
+        """Return the loss, and the metric accuracy. Images (B, 3, H, W) do as well as patches.
+
+        Outside of training there is the metric `right` too: which images are right, (B,) bool.
+
+        Args:
+            patches: as above.
+            classes: as above.
+            pixels: not used.
+            generator: not used.
+            weights: (B,) factor of the loss of each image; None for 1. The loss is the mean of the products.
+        """
         logits = self.encoder(patches)  # (B, K)
         best = classes if classes.ndim == 1 else classes.argmax(-1)  # (B,)
-        return self.cross_entropy(logits, classes), {"accuracy": _accuracy(logits, best)}
+        right = logits.detach().argmax(-1) == best  # (B,)
+        metrics = {"accuracy": right.float().mean()}
+        if not self.training:
+            metrics["right"] = right
+        return self.cross_entropy(logits, classes, weights), metrics
 
-    def cross_entropy(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Return the mean over the images, for logits (B, K) and classes (B,) or (B, K)."""
+    def cross_entropy(
+        self, logits: torch.Tensor, classes: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the mean over the images, for logits (B, K), classes (B,) or (B, K) and weights (B,)."""
+        smoothing = self.label_smoothing
         if self.loss == "softmax":
-            return F.cross_entropy(logits, classes, label_smoothing=self.label_smoothing)
-        K = logits.shape[-1]
-        targets = F.one_hot(classes, K).to(logits.dtype) if classes.ndim == 1 else classes  # (B, K)
-        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / K
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean()
+            if weights is None:
+                return F.cross_entropy(logits, classes, label_smoothing=smoothing)
+            losses = F.cross_entropy(logits, classes, label_smoothing=smoothing, reduction="none")  # (B,)
+        else:
+            K = logits.shape[-1]
+            targets = F.one_hot(classes, K).to(logits.dtype) if classes.ndim == 1 else classes  # (B, K)
+            targets = (1 - smoothing) * targets + smoothing / K
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+        return (losses if weights is None else losses * weights).mean()
 
 
 class MaskedPatchPrediction(nn.Module):

@@ -20,6 +20,17 @@ class ClassRecall:
     images: np.ndarray
     right: np.ndarray
 
+    def add(self, classes: np.ndarray, is_right: np.ndarray) -> None:
+        """Count images.
+
+        Args:
+            classes: (M,) the right classes.
+            is_right: (M,) whether the best predicted class is the right one.
+        """
+        num_classes = len(self.images)
+        self.images[:] += np.bincount(classes, minlength=num_classes)
+        self.right[:] += np.bincount(classes[is_right], minlength=num_classes)
+
     @property
     def met(self) -> np.ndarray:
         """Return the numbers of the classes that have an image, in order: (M,) int64."""
@@ -29,6 +40,12 @@ class ClassRecall:
     def recall(self) -> np.ndarray:
         """Return the share of the images of each class that was found: (K,), 0 where a class has none."""
         return self.right / np.maximum(self.images, 1)
+
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """Return `recall` with four digits, for a file; None where a class has no image."""
+        rounded = self.recall.round(4).tolist()
+        return tuple(share if count else None for share, count in zip(rounded, self.images, strict=True))
 
     @property
     def balanced_accuracy(self) -> float:

@@ -87,12 +87,15 @@ class MetricsLog:
                 continue
         return found
 
+    def epochs(self) -> list[EpochNews]:
+        """Return the epochs so far, in order."""
+        return [EpochNews.from_json(line) for line in self.lines() if line["kind"] == EpochNews.kind]
+
     def draw(self) -> str | None:
         """Write curves.png. Where matplotlib is not installed, return a note for the user instead."""
         if not can_draw():
             return NO_CURVES
-        epochs = [EpochNews.from_json(line) for line in self.lines() if line["kind"] == EpochNews.kind]
-        draw_curves(epochs, self.folder / CURVES)
+        draw_curves(self.epochs(), self.folder / CURVES)
         self._copy_out()
         return None
 

@@ -1,6 +1,8 @@
 """Write the model folders of a training: the output itself, and beside it the model of the best epoch."""
 
 import contextlib
+import json
+import math
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -13,13 +15,32 @@ from wordsworth.pipeline.prediction.model_files import publish
 from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.training.checkpoints import Best, TrainingState
-from wordsworth.pipeline.training.news import EpochNews
+from wordsworth.pipeline.training.class_balance import NONE
+from wordsworth.pipeline.training.news import EpochNews, Validation
+from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 from wordsworth.vit_model.checkpoint import Checkpoint
-from wordsworth.vit_model.model_folder import save_folder
+from wordsworth.vit_model.model_folder import load_folder, save_folder
 from wordsworth.vit_model.parallel import gathered_state_dict
 
 BEST = "best-epoch-"  # and the number of an epoch: a model folder in the output
+
+
+def score(request: TrainRequest, validation: Validation | None) -> float:
+    """Return by what epochs are compared: the higher the better, and the lowest number without --val."""
+    if validation is None:
+        return -math.inf
+    if not request.classified:
+        return -validation.means["loss"]
+    if request.balance or request.class_weights != NONE:
+        return validation.means["balanced_accuracy"]  # accuracy would take a model that forgets rare classes
+    return validation.means["accuracy"]
+
+
+def epoch_of_model(request: TrainRequest) -> int:
+    """Return the number of the epoch, from 1, whose model a finished training wrote into its output."""
+    fs, path = open_filesystem(request.output, request.storage_options)
+    return json.loads(fs.cat_file(f"{path.rstrip('/')}/config.json"))["extra"]["metrics"]["epoch"]
 
 
 class ModelFolders:
@@ -30,9 +51,39 @@ class ModelFolders:
         self.state = state
         self.rank = rank
 
-    def write_last(self, metrics: dict[str, Any]) -> None:
-        """Write the model of the last epoch into the output, which makes the training complete."""
-        self._write(self.setup.request.output, metrics)
+    def write_last(self, metrics: dict[str, Any], best: Best | None) -> None:
+        """Write the model into the output, which makes the training complete.
+
+        Args:
+            metrics: of the last epoch.
+            best: the best score on --val and its epoch; None without --val.
+        """
+        if self.setup.request.keep_best and best:
+            self._copy_best(best[1])
+        else:
+            self._write(self.setup.request.output, metrics)
+
+    def _copy_best(self, epoch: int) -> None:
+        """Make the model of an epoch the one of the output, with the settings of the whole training."""
+        if self.rank:
+            return
+        request = self.setup.request
+        fs, path = open_filesystem(request.output, request.storage_options)
+        best = f"{path.rstrip('/')}/{BEST}{epoch}"
+        if is_local(fs):
+            checkpoint = load_folder(best)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                for file in fs.ls(best, detail=False):
+                    with_retries(partial(fs.get_file, file, f"{folder}/{file.rpartition('/')[2]}"))
+                checkpoint = load_folder(folder)
+        checkpoint.extra["settings"] = self.setup.settings
+        self._save(request.output, checkpoint)
+
+    def has_best(self, epoch: int) -> bool:
+        """Tell whether the model of an epoch is there."""
+        fs, path = open_filesystem(self.setup.request.output, self.setup.request.storage_options)
+        return fs.exists(f"{path.rstrip('/')}/{BEST}{epoch}/config.json")
 
     def write_if_best(self, best: Best | None, news: EpochNews) -> Best | None:
         """Write the model of an epoch if it is the best so far on --val, and return the best score and epoch.
@@ -43,14 +94,11 @@ class ModelFolders:
         """
         if news.validation is None:
             return None
-        if self.setup.request.classified:
-            score = news.validation.means["accuracy"]
-        else:
-            score = -news.validation.means["loss"]
-        if best and score <= best[0]:
+        reached = score(self.setup.request, news.validation)
+        if best and reached <= best[0]:
             return best
         self._write(f"{self.setup.request.output}/{BEST}{news.epoch}", news.figures())
-        return score, news.epoch
+        return reached, news.epoch
 
     def remove_others(self, kept: set[int]) -> None:
         """Remove the models of all epochs but those that are kept."""
@@ -88,13 +136,17 @@ class ModelFolders:
             state=weights,
             extra=extra,
         )
-        fs, path = open_filesystem(uri, request.storage_options)
+        self._save(uri, checkpoint)
+
+    def _save(self, uri: str, checkpoint: Checkpoint) -> None:
+        options = self.setup.request.storage_options
+        fs, path = open_filesystem(uri, options)
         if is_local(fs):
             save_folder(path, checkpoint)
             return
         with tempfile.TemporaryDirectory() as folder:
             save_folder(folder, checkpoint)
-            with_retries(partial(publish, Path(folder), uri, request.storage_options))
+            with_retries(partial(publish, Path(folder), uri, options))
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Return the weights of the whole objective, or their average. With FSDP only rank 0 gets them."""

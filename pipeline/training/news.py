@@ -49,14 +49,17 @@ class Validation:
     """Hold what the images of --val gave after an epoch.
 
     Attributes:
-        means: loss and quality, over all images.
+        means: loss and quality, over all images; with classes the balanced accuracy too.
         images: images that were tried.
         errors: images that could not be decoded.
+        recall: share of the images of each class that was found, in the order of the classes; None for a
+            class without an image. None for an objective without classes.
     """
 
     means: Means
     images: int
     errors: int
+    recall: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,8 @@ class EpochNews(_Record):
                 values[f"val_{name}"] = mean
             values["val_images"] = self.validation.images
             values["val_errors"] = self.validation.errors
+            if self.validation.recall is not None:
+                values["val_recall"] = list(self.validation.recall)
         return values
 
     @classmethod
@@ -224,9 +229,15 @@ class EpochNews(_Record):
         if "val_images" in left:
             images = left.pop("val_images")
             errors = left.pop("val_errors")
+            recall = left.pop("val_recall", None)
             names = [name for name in left if name.startswith("val_")]
             means = {name.removeprefix("val_"): left.pop(name) for name in names}
-            validation = Validation(means=means, images=images, errors=errors)
+            validation = Validation(
+                means=means,
+                images=images,
+                errors=errors,
+                recall=None if recall is None else tuple(recall),
+            )
         fields = {name: left.pop(name) for name in ("epoch", "step", "lr", "errors")}
         return cls(**fields, means=left, rates=rates, validation=validation)
 

@@ -12,7 +12,8 @@ from wordsworth.pipeline.training.request import TrainRequest
 EMBEDDING = re.compile(r"(^|\.)(patch_embed|cls_token|reg_token|pos_embed)")
 BLOCK = re.compile(r"(?<!decoder\.)blocks\.(\d+)\.")
 NO_DECAY = {"cls_token", "pos_embed", "mask_token"}  # and every bias and LayerNorm
-DECAYS = ("cosine", "linear", "rsqrt")
+DECAYS = ("cosine", "linear", "rsqrt")  # those whose rate goes to zero at the last step
+CONSTANT = "constant"  # the rate stays at its peak
 COOLDOWN = 0.1  # last share of the steps, in which a rate that falls as an inverse root goes to zero
 MOMENTUM = 0.9  # of SGD, as the paper fine-tunes
 
@@ -26,7 +27,7 @@ def build_optimizer(objective: nn.Module, request: TrainRequest) -> torch.optim.
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Return the parameters in groups for an optimizer.
+    """Return the parameters that are trained, in groups for an optimizer.
 
     Matrices decay; biases, LayerNorms, the [class] and [mask] tokens and positions do not.
 
@@ -42,6 +43,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
     depth = 1 + max((_block(name) for name, _ in model.named_parameters()), default=0)
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decays = parameter.ndim > 1 and not NO_DECAY.intersection(name.split("."))
         scale = layer_decay ** (depth + 1 - _layer(name, depth))
         groups.setdefault((weight_decay if decays else 0.0, scale), []).append(parameter)
@@ -78,12 +81,14 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: str 
         warmup: share of the steps in which the rate rises along a line; from 1 on, their number.
         decay: how the rate falls afterwards. "cosine" and "linear" go to zero at the last step (the paper
             uses both). "rsqrt" falls as the inverse root of the step, which needs no end (arXiv:2106.04560);
-            in the last COOLDOWN of the steps it goes to zero along a line.
+            in the last COOLDOWN of the steps it goes to zero along a line. "constant" stays at the peak.
     """
     rising = max(1, round(warmup * steps if warmup < 1 else warmup))
     if step < rising:
         return peak * (step + 1) / rising
     done = (step - rising) / max(1, steps - rising)  # 0 to 1
+    if decay == CONSTANT:
+        return peak
     if decay == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * done))
     if decay == "linear":

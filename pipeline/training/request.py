@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wordsworth.pipeline.cluster.request import ClusterRequest
+from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE
 from wordsworth.pipeline.storage.filesystem import StorageOptions
@@ -29,6 +30,8 @@ MAE_SHARE = 0.75  # share of the patches that a masked autoencoder does not see
 
 # Metadata of a field that may change when a training is continued; settings.py checks the others.
 FREE_ON_RESUME = {"resume": False}
+# Metadata of a field that earlier versions did not have: the settings have it only if it is not the default.
+ADDED = {"added": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,13 @@ class TrainRequest:
         lr: peak of the learning rate.
         weight_decay: weight decay of matrices; nothing else decays.
         warmup: share of the steps in which the learning rate rises; from 1 on, their number.
-        decay: how the learning rate falls afterwards, one of `optimizer.DECAYS`.
+        decay: how the learning rate falls afterwards: one of `optimizer.DECAYS`, or "constant" for not at
+            all.
         label_smoothing: share of a target that is spread over all classes.
         loss: "softmax" or "sigmoid".
+        class_weights: weights of the classes in the loss: "none", "balanced", or a number by the name of the
+            class.
+        balance: draw samples so that all classes come equally often in an epoch.
         clip: largest norm of a gradient; 0 for any.
         objective: one of OBJECTIVES; "supervised" alone needs classes.
         decoder: width, depth and heads of MAE's decoder, which no model folder keeps.
@@ -88,6 +95,10 @@ class TrainRequest:
         augmentation: random changes of single images.
         mixing: random changes of batches.
         max_error_rate: share of an epoch's images that may be impossible to decode.
+        keep_best: write the model of the epoch that was best on `val`, not of the last one.
+        patience: epochs without a better one on `val` after which a training ends; 0 for none.
+        unfreeze_last: train the head, the final norm and so many last blocks; with 0 the head alone; None
+            trains all.
         seed: decides all that is random.
         workers: number of Ray Train workers, or the least and the most.
         precision: "auto", "fp32" or "bf16".
@@ -124,6 +135,8 @@ class TrainRequest:
     decay: str = "cosine"
     label_smoothing: float = 0.0
     loss: str = "softmax"
+    class_weights: str | dict[str, float] = field(default="none", metadata=ADDED)
+    balance: bool = field(default=False, metadata=ADDED)
     clip: float = 1.0
     objective: str = "supervised"
     decoder: tuple[int, int, int] = (512, 8, 16)
@@ -137,6 +150,9 @@ class TrainRequest:
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixing: Mixing = field(default_factory=Mixing)
     max_error_rate: float = field(default=0.05, metadata=FREE_ON_RESUME)
+    keep_best: bool = field(default=False, metadata=ADDED)
+    patience: int = field(default=0, metadata=ADDED)
+    unfreeze_last: int | None = field(default=None, metadata=ADDED)
     seed: int = 0
     workers: int | tuple[int, int] = field(default=1, metadata=FREE_ON_RESUME)
     precision: str = "auto"
@@ -218,6 +234,7 @@ def build_objective(request: TrainRequest) -> nn.Module:
 
     Raises:
         ModelError: the objective cannot train this architecture.
+        UserError: more blocks are to be trained than there are.
     """
     start = request.start
     if start is None or start.config != request.config:
@@ -226,7 +243,33 @@ def build_objective(request: TrainRequest) -> nn.Module:
     encoder = replace(start, config=config).model().train().requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        return OBJECTIVES[request.objective](encoder, request)
+        objective = OBJECTIVES[request.objective](encoder, request)
+    if request.unfreeze_last is not None:
+        freeze(encoder, request.unfreeze_last)
+    return objective
+
+
+def freeze(encoder: VisionTransformer, unfreeze_last: int) -> None:
+    """Let no gradient reach the parameters that stay as they are.
+
+    Args:
+        encoder: a model with a head.
+        unfreeze_last: number of the last blocks that are trained, with all behind them; with 0 the head is
+            trained alone.
+
+    Raises:
+        UserError: the model has fewer blocks.
+    """
+    depth = len(encoder.blocks)
+    if unfreeze_last > depth:
+        raise UserError(f"--unfreeze-last {unfreeze_last}: the model has {depth} blocks")
+    trained: list[nn.Module] = [encoder.head]
+    if unfreeze_last:
+        parts = (*encoder.blocks[depth - unfreeze_last :], encoder.norm, encoder.attn_pool, encoder.fc_norm)
+        trained += [part for part in parts if part is not None]
+    encoder.requires_grad_(False)
+    for part in trained:
+        part.requires_grad_(True)
 
 
 def _masked_autoencoder(encoder: VisionTransformer, decoder: tuple[int, int, int]) -> MaskedAutoencoder:

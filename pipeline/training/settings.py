@@ -15,16 +15,22 @@ SNAPSHOT = (
     "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints: there is something to continue
 )
 SHOWN = 3  # settings that a message names
+MAX_SHOWN = 60  # characters of a value in it
 
 Settings = dict[str, Any]  # JSON of the request's fields that decide what is learnt, by name
 
 
 def frozen_settings(request: TrainRequest, train_data: Survey, val_data: Survey | None) -> Settings:
-    """Return all that decides what is learnt: most fields of the request, and digests of model and data."""
+    """Return all that decides what is learnt: most fields of the request, and digests of model and data.
+
+    A field that earlier versions did not have stands there only if it is not the default.
+    """
     settings: Settings = {}
     for field in fields(request):
-        if field.metadata.get("resume", True):
-            settings[field.name] = _as_json(getattr(request, field.name))
+        value = getattr(request, field.name)
+        is_unsaid = field.metadata.get("added") and value == field.default
+        if field.metadata.get("resume", True) and not is_unsaid:
+            settings[field.name] = _as_json(value)
     settings["start"] = request.start.fingerprint() if request.start else None
     settings["data"] = train_data.digest
     settings["val_data"] = val_data.digest if val_data else None
@@ -45,10 +51,16 @@ def _as_dict(record: Any) -> dict[str, Any]:
 def begun_settings(request: TrainRequest) -> Settings | None:
     """Return the settings of the unfinished training that the output holds; None if it holds none."""
     fs, path = open_filesystem(request.output, request.storage_options)
-    folder = f"{path.rstrip('/')}/{RUN}"
-    if not fs.exists(f"{folder}/{SNAPSHOT}"):
+    if not fs.exists(f"{path.rstrip('/')}/{RUN}/{SNAPSHOT}"):
         return None
-    return json.loads(fs.cat_file(f"{folder}/{SETTINGS}"))
+    return written_settings(request)
+
+
+def written_settings(request: TrainRequest) -> Settings | None:
+    """Return the settings of the training that the output holds, finished or not; None if it holds none."""
+    fs, path = open_filesystem(request.output, request.storage_options)
+    file = f"{path.rstrip('/')}/{RUN}/{SETTINGS}"
+    return json.loads(fs.cat_file(file)) if fs.exists(file) else None
 
 
 def write_settings(request: TrainRequest, settings: Settings) -> None:
@@ -59,15 +71,44 @@ def write_settings(request: TrainRequest, settings: Settings) -> None:
     """
     before = begun_settings(request)
     if before is None:
-        fs, path = open_filesystem(request.output, request.storage_options)
-        folder = f"{path.rstrip('/')}/{RUN}"
-        fs.makedirs(folder, exist_ok=True)
-        fs.pipe_file(f"{folder}/{SETTINGS}", json.dumps(settings, indent=1).encode())
-        return
-    different = [name for name in settings if settings[name] != before.get(name)]
+        put_settings(request, settings)
+    else:
+        check_same(request, settings, before, "an unfinished training")
+
+
+def put_settings(request: TrainRequest, settings: Settings) -> None:
+    """Write the settings into the output, whatever is there."""
+    fs, path = open_filesystem(request.output, request.storage_options)
+    folder = f"{path.rstrip('/')}/{RUN}"
+    fs.makedirs(folder, exist_ok=True)
+    fs.pipe_file(f"{folder}/{SETTINGS}", json.dumps(settings, indent=1).encode())
+
+
+def check_same(request: TrainRequest, settings: Settings, before: Settings, what: str) -> None:
+    """Check that a training is continued with the settings that it was begun with.
+
+    Args:
+        request: names the output.
+        settings: of the request.
+        before: of the training that the output holds.
+        what: that training, in the message.
+
+    Raises:
+        UserError: names the settings that differ.
+    """
+    names = list(dict.fromkeys([*settings, *before]))
+    different = [name for name in names if settings.get(name) != before.get(name)]
     if different:
-        parts = [f"{name} {before.get(name)!r} there, {settings[name]!r} here" for name in different[:SHOWN]]
+        parts = [f"{name} {_shown(before, name)} there, {_shown(settings, name)} here" for name in different]
         raise UserError(
-            f"{request.output} holds an unfinished training with other settings ({', '.join(parts)}): "
+            f"{request.output} holds {what} with other settings ({', '.join(parts[:SHOWN])}): "
             "give the same to continue it, or choose another --output"
         )
+
+
+def _shown(settings: Settings, name: str) -> str:
+    """Return a setting as a message shows it; one that is not written is the default."""
+    if name not in settings:
+        return "not given"
+    text = repr(settings[name])
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from wordsworth.pipeline.training.request import Mixing, TrainRequest
@@ -32,6 +33,7 @@ class Step:
         request: TrainRequest,
         device: torch.device,
         rank: int = 0,
+        class_weights: tuple[float, ...] | None = None,
     ):
         """Prepare steps.
 
@@ -41,6 +43,8 @@ class Step:
             request: what the user asked for.
             device: where the objective lies.
             rank: number of this worker, from 0.
+            class_weights: K weights; the loss of a batch is the mean over its images, weighted by their
+                classes. None: all weigh the same.
         """
         self.objective: Any = objective
         self.optimizer = optimizer
@@ -53,6 +57,7 @@ class Step:
         self.std = torch.tensor(request.preprocessing.std, device=device).repeat(num_pixels)
         self.sharded = hasattr(objective, "set_requires_gradient_sync")  # by FSDP
         self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=device)
         self.mixer = None
         if request.classified:
             self.mixer = Mixer(request.mixing, request.config.num_classes, device)
@@ -75,11 +80,12 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         self.optimizer.zero_grad()
+        mean_weight = self._mean_weight(parts)
         metrics: list[dict[str, torch.Tensor]] = []
         for patches, classes in parts:
             is_last = len(metrics) + 1 == len(parts)
             with self._synchronised(is_last):
-                loss, others = self.forward(patches, classes)
+                loss, others = self.forward(patches, classes, mean_weight)
                 (loss / len(parts)).backward()
             metrics.append({"loss": loss.detach(), **others})
         norm: Any = nn.utils.clip_grad_norm_(self.objective.parameters(), self.request.clip or math.inf)
@@ -91,15 +97,49 @@ class Step:
         means["gradient_norm"] = norm.full_tensor() if self.sharded else norm
         return loss, means
 
-    def forward(self, patches: np.ndarray, classes: np.ndarray) -> Outcome:
-        """Return loss and metrics as training sees them, mixing included."""
+    def forward(
+        self, patches: np.ndarray, classes: np.ndarray, mean_weight: torch.Tensor | None = None
+    ) -> Outcome:
+        """Return loss and metrics as training sees them, mixing included.
+
+        Args:
+            patches: uint8 (B, N, P*P*3).
+            classes: int64 (B,).
+            mean_weight: as `_mean_weight` gives it for the batch that these images are a part of.
+        """
         inputs, pixels, targets = self._inputs(patches, classes)
         if self.mixer and self.mixer.changes:
             images = unpatchify(inputs, self.request.config.grid, self.request.config.patch_size)
             # The model takes patches or images; mixing needs images.
             inputs, targets = self.mixer(images.permute(0, 3, 1, 2), targets)
+        weighted = {}
+        if self.class_weights is not None and mean_weight is not None:
+            weighted["weights"] = self._weights(targets) / mean_weight
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.objective(inputs, pixels=pixels, classes=targets, generator=self.generator)
+            return self.objective(
+                inputs, pixels=pixels, classes=targets, generator=self.generator, **weighted
+            )
+
+    def _mean_weight(self, parts: list[Part]) -> torch.Tensor | None:
+        """Return the mean weight of the images of a whole batch, over all parts and workers; None without.
+
+        Divided by it, the weighted means of equal parts have the mean of the whole batch as their mean.
+        Mixing keeps it, because it shares out every class of a part.
+        """
+        if self.class_weights is None:
+            return None
+        targets = self._to_device(np.concatenate([classes for _, classes in parts]))
+        mean = self._weights(targets).mean()
+        if dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        return mean
+
+    def _weights(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the weights (B,) of images with classes (B,) or targets (B, K)."""
+        weights = self.class_weights
+        assert weights is not None
+        return weights[targets] if targets.ndim == 1 else targets.to(weights.dtype) @ weights
 
     @torch.no_grad()
     def score(self, patches: np.ndarray, classes: np.ndarray, number: int) -> Outcome:

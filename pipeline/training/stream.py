@@ -21,6 +21,7 @@ from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
 from wordsworth.pipeline.storage.patience import hearing_trouble
 from wordsworth.pipeline.training.augment import Augmentation, augment
 from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
+from wordsworth.pipeline.training.class_balance import Balance
 from wordsworth.pipeline.training.indexed import NOTHING_INDEXED, ContentCheck
 from wordsworth.pipeline.unit import Unit
 
@@ -44,6 +45,7 @@ class StreamSettings:
         reading: how shards are read.
         augmentation: random changes of the images; None shows a model the images as the labeler does.
         check: what indexes said of shards, which reading confirms.
+        balance: draws samples of rare classes several times; None draws each once.
     """
 
     seed: int
@@ -51,6 +53,7 @@ class StreamSettings:
     reading: ReadSettings
     augmentation: Augmentation | None
     check: ContentCheck = NOTHING_INDEXED
+    balance: Balance | None = None
 
 
 class TaskLimits(NamedTuple):
@@ -143,7 +146,11 @@ def training_dataset(
         )
         .map_batches(
             _read_stage,
-            fn_kwargs={"settings": settings.reading, "check": settings.check},
+            fn_kwargs={
+                "settings": settings.reading,
+                "check": settings.check,
+                "balance": settings.balance,
+            },
             num_cpus=READ_CPUS,
             compute=TaskPoolStrategy(limits.readers),
             **one_row,
@@ -176,7 +183,10 @@ def _single_rows(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _read_stage(
-    table: pa.Table, settings: ReadSettings, check: ContentCheck = NOTHING_INDEXED
+    table: pa.Table,
+    settings: ReadSettings,
+    check: ContentCheck = NOTHING_INDEXED,
+    balance: Balance | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the units of a shard, without those that the row of STREAM skips.
 
@@ -185,13 +195,17 @@ def _read_stage(
             samples than an index says.
         OSError: the store failed. Ray Train then starts the workers again.
     """
-    with hearing_trouble(hear_store):
-        yield from _units_of(table, settings, check)
-
-
-def _units_of(table: pa.Table, settings: ReadSettings, check: ContentCheck) -> Iterator[pa.Table]:
     (row,) = table.to_pylist()
-    shard = Shard.from_row(row)
+    with hearing_trouble(hear_store):
+        units = _units_of(Shard.from_row(row), settings, check)
+        if balance:
+            units = balance.drawn(units, row["epoch"])
+        for unit in units:
+            if unit.number >= row["skip"]:
+                yield unit.to_arrow().append_column("epoch", table["epoch"])
+
+
+def _units_of(shard: Shard, settings: ReadSettings, check: ContentCheck) -> Iterator[Unit]:
     counter = check.of(shard)
     for unit in read_units(shard, settings):
         if unit.fault:
@@ -204,8 +218,7 @@ def _units_of(table: pa.Table, settings: ReadSettings, check: ContentCheck) -> I
             raise OSError(message)
         if counter:
             counter.add(unit)
-        if unit.number >= row["skip"]:
-            yield unit.to_arrow().append_column("epoch", table["epoch"])
+        yield unit
 
 
 def _decode_stage(

@@ -36,12 +36,14 @@ class Survey:
         classes: samples by the name of their class; empty where no class is needed.
         indexed: what an index says of a shard, as `ShardCount.digest`, by the name of each shard that was not
             read.
+        classes_by_shard: the same for each shard, by its name; empty where nobody asked for it.
     """
 
     shards: tuple[Shard, ...]
     rows: dict[str, int]
     classes: Counter[str]
     indexed: dict[str, str] = field(default_factory=dict)
+    classes_by_shard: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -111,13 +113,18 @@ def _bytes_to_read(shard: Shard, reading: ReadSettings) -> int:
 
 
 def survey(
-    shards: list[Shard], reading: ReadSettings, target: str | None, known: Mapping[str, ShardCount]
+    shards: list[Shard],
+    reading: ReadSettings,
+    target: str | None,
+    known: Mapping[str, ShardCount],
+    by_shard: bool = False,
 ) -> Survey:
     """Count samples and classes of all shards: what is not known yet, in Ray tasks.
 
     Args:
         shards, reading, target: as for `count_quickly`.
         known: what it returned.
+        by_shard: keep the classes of each shard too.
 
     Raises:
         UserError: as there.
@@ -131,6 +138,7 @@ def survey(
         shards=tuple(shards),
         rows={shard.name: counts[shard.name].samples for shard in shards},
         classes=classes,
+        classes_by_shard={name: count.classes for name, count in counts.items()} if by_shard else {},
         indexed={name: count.digest for name, count in counts.items() if count.is_indexed},
     )
 

@@ -28,11 +28,13 @@ from wordsworth.pipeline.storage.filesystem import (
     open_filesystem,
     without_credentials,
 )
-from wordsworth.pipeline.storage.refusals import naming
+from wordsworth.pipeline.training.class_balance import use_classes
 from wordsworth.pipeline.training.classes import check_classes, train_target
 from wordsworth.pipeline.training.ending import training_end
 from wordsworth.pipeline.training.failure_policy import FailureJudge, error_for_user, worker_errors
 from wordsworth.pipeline.training.metrics_log import MetricsLog
+from wordsworth.pipeline.training.model_folder import epoch_of_model
+from wordsworth.pipeline.training.more_epochs import FinishedTraining, find_finished, go_on
 from wordsworth.pipeline.training.news import (
     BeginNews,
     DataNews,
@@ -81,14 +83,14 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     # A worker runs in a folder of its own, where a relative path would mean another place.
     output = absolute_uri(*open_filesystem(request.output, request.storage_options))
     request = replace(request, output=output)
-    _check_output(request)
+    finished = find_finished(request)
     request = _with_begun_image_keys(_with_expanded_sources(request))
     found = _begin(lambda: find_training_data(request, lambda line: on_news(NoteNews(message=line))))
     is_cluster = request.cluster.address or os.environ.get("RAY_ADDRESS")
     on_news(WaitNews(what="joining the Ray cluster" if is_cluster else "starting Ray"))
     with ray_session(request.cluster, lambda line: on_news(NoteNews(message=line))):
         on_news(WaitNews(what="counting the images"))
-        setup = _prepare(request, found.result(), on_news)
+        setup = _prepare(request, found.result(), finished, on_news)
         on_news(WaitNews(what="starting the workers"))
         return _run(setup, on_news)
 
@@ -129,15 +131,9 @@ def _with_begun_image_keys(request: TrainRequest) -> TrainRequest:
     return replace(request, image_keys=keys)
 
 
-def _check_output(request: TrainRequest) -> None:
-    fs, path = open_filesystem(request.output, request.storage_options)
-    with naming(request.output):
-        is_there = fs.exists(f"{path.rstrip('/')}/config.json")
-    if is_there:
-        raise UserError(f"{request.output} holds a model already: choose a new --output")
-
-
-def _prepare(request: TrainRequest, data: TrainingData, on_news: OnNews) -> WorkerSetup:
+def _prepare(
+    request: TrainRequest, data: TrainingData, finished: FinishedTraining | None, on_news: OnNews
+) -> WorkerSetup:
     """Count the data, check that all fits together, and write the settings down."""
     import ray
 
@@ -148,10 +144,11 @@ def _prepare(request: TrainRequest, data: TrainingData, on_news: OnNews) -> Work
         request.storage_options,
         lambda line: on_news(NoteNews(message=line)),
     )
-    train_data = data.survey_train()
+    train_data = data.survey_train(by_shard=request.balance)
     val_data = data.survey_val()
     request, target, notes = _with_classes(request, train_data, val_data, data.named_by_table)
     build_objective(request)  # raises, before any worker starts, what does not fit together
+    class_use, more_notes = use_classes(request, train_data, target, data.reading.unit_rows)
     placement = place_when_there(request, train_data, lambda line: on_news(NoteNews(message=line)))
     request = replace(request, workers=placement.workers)
     on_news(
@@ -162,20 +159,26 @@ def _prepare(request: TrainRequest, data: TrainingData, on_news: OnNews) -> Work
             val_samples=val_data.total if val_data else 0,
         )
     )
-    for note in notes:
+    for note in [*notes, *more_notes]:
         on_news(NoteNews(message=note))
     settings = frozen_settings(request, train_data, val_data)
-    write_settings(request, settings)
+    open_end = None
+    if finished:
+        open_end = go_on(request, settings, finished)
+    else:
+        write_settings(request, settings)
     return WorkerSetup(
         request=replace(request, start=None),
         decode=data.decode,
         reading=data.reading,
-        train=train_data,
+        train=replace(train_data, classes_by_shard={}),
         val=val_data,
         target=target,
+        class_use=class_use,
         device=placement.device,
         weights=ray.put(initial_checkpoint(request).to_bytes()),  # every node reads the weights once
         settings=settings,
+        open_end=open_end,
         is_local=_is_local_ray(request),
     )
 
@@ -216,12 +219,11 @@ def _with_classes(
 
 
 def _run(setup: WorkerSetup, on_news: OnNews) -> EpochNews:
-    """Run the workers, log their news, and return the news of the last epoch.
+    """Run the workers, log their news, and return the news of the epoch whose model is written.
 
     Raises:
         KeyboardInterrupt: the training was told to end, and its workers have saved a checkpoint.
     """
-    epochs: list[EpochNews] = []
     request = setup.request
     watch = TrainWatch(without_credentials(request.output), request.objective, on_news)
     with (
@@ -233,20 +235,20 @@ def _run(setup: WorkerSetup, on_news: OnNews) -> EpochNews:
         def receive(news: TrainNews) -> None:
             if isinstance(news, BeginNews):
                 end.has_begun = True
-            if isinstance(news, EpochNews):
-                epochs.append(news)
             on_news(news)
             watch.on_news(news)
             log.add(news)
 
         with open_news_channel(receive, end.is_told) as channel:
             _fit(setup, channel)
+        epochs = log.epochs()
         if not epochs or epochs[-1].epoch < request.epochs:
             end.finish()
         note = log.draw()
     if note:
         on_news(NoteNews(message=note))
-    return epochs[-1]
+    written = epoch_of_model(request)
+    return next((news for news in epochs if news.epoch == written), epochs[-1])
 
 
 def _fit(setup: WorkerSetup, channel: NewsChannel) -> None:

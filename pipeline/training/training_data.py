@@ -38,9 +38,13 @@ class TrainingData:
     val: list[Shard]
     known: Mapping[str, ShardCount]
 
-    def survey_train(self) -> Survey:
-        """Count the shards to learn from; what is not known yet, in Ray tasks."""
-        return survey(self.train, self.reading, self.target, self._known_of(self.train))
+    def survey_train(self, by_shard: bool = False) -> Survey:
+        """Count the shards to learn from; what is not known yet, in Ray tasks.
+
+        Args:
+            by_shard: keep the classes of each shard too.
+        """
+        return survey(self.train, self.reading, self.target, self._known_of(self.train), by_shard)
 
     def survey_val(self) -> Survey | None:
         """Count the shards of --val likewise; None without --val."""

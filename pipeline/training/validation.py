@@ -13,6 +13,7 @@ from wordsworth.pipeline.training.step import Part, Step
 from wordsworth.pipeline.training.survey import Survey, assign
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 from wordsworth.pipeline.unit import Unit
+from wordsworth.vit_model.recall import ClassRecall
 
 
 def shards_of_worker(val: Survey, collectives: Collectives) -> list[Shard]:
@@ -45,10 +46,15 @@ class Validator:
         self.rows = 0
         images = 0
         sums: dict[str, float] = {}
+        num_classes = self.setup.request.config.num_classes
+        recall = ClassRecall(np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64))
         for number, (patches, classes, is_own) in enumerate(self._in_step(self._batches(units))):
             loss, metrics = self.step.score(patches, classes, number)
             count = len(classes) if is_own else 0
             images += count
+            right = metrics.pop("right", None)
+            if right is not None and is_own:
+                recall.add(classes, right.cpu().numpy())
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + count * float(value)
         names = ["loss", "explained" if self.setup.request.objective == "mae" else "accuracy"]
@@ -57,7 +63,19 @@ class Validator:
         if not all_images:
             raise UserError("no image of --val could be decoded: wordsworth lint says why")
         means = {name: round(total / all_images, 6) for name, total in zip(names, totals, strict=True)}
-        return Validation(means=means, images=int(all_images), errors=int(all_rows - all_images))
+        shares = None
+        if num_classes:
+            recall = self._of_all_workers(recall)
+            means["balanced_accuracy"] = round(recall.balanced_accuracy, 6)
+            shares = recall.shares
+        return Validation(
+            means=means, images=int(all_images), errors=int(all_rows - all_images), recall=shares
+        )
+
+    def _of_all_workers(self, recall: ClassRecall) -> ClassRecall:
+        images = self.collectives.sums(recall.images.tolist())
+        right = self.collectives.sums(recall.right.tolist())
+        return ClassRecall(np.array(images, np.int64), np.array(right, np.int64))
 
     def _batches(self, units: Iterator[Unit]) -> Iterator[Part]:
         """Yield the decoded samples in batches, and count all samples."""

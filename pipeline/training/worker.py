@@ -1,10 +1,8 @@
 """Train on one Ray Train worker: epochs of steps, validation, checkpoints. Rank 0 sends the news."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +11,6 @@ import torch
 from wordsworth.pipeline.cluster.ray_internals import without_cluster_actors
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.pipeline.training.batches import (
     Batch,
     BatchSettings,
@@ -26,6 +23,7 @@ from wordsworth.pipeline.training.collectives import Collectives
 from wordsworth.pipeline.training.ending import EndWatch
 from wordsworth.pipeline.training.indexed import ContentCheck
 from wordsworth.pipeline.training.model_folder import ModelFolders
+from wordsworth.pipeline.training.more_epochs import shared_steps
 from wordsworth.pipeline.training.news import (
     BeginNews,
     EpochNews,
@@ -36,6 +34,7 @@ from wordsworth.pipeline.training.news import (
     Validation,
 )
 from wordsworth.pipeline.training.optimizer import learning_rate
+from wordsworth.pipeline.training.saving import Checkpoints
 from wordsworth.pipeline.training.step import Part
 from wordsworth.pipeline.training.step_metrics import StepMetrics, StepReporter
 from wordsworth.pipeline.training.stream import StreamSettings, remaining_rows, stream_units
@@ -45,9 +44,6 @@ from wordsworth.pipeline.training.worker_model import build_worker_model, find_d
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.checkpoint import Checkpoint
-
-SAVE_AFTER_S = 10.0  # seconds since the last checkpoint, from which on the end of an epoch makes one
-UPLOAD_POLL_S = 0.05  # seconds between two looks whether a checkpoint has reached the output
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -97,33 +93,33 @@ class _Worker:
         )
         self.rank = self.collectives.rank
         self.request = replace(setup.request, start=Checkpoint.from_bytes(ray.get(setup.weights)))
-        self.model = build_worker_model(self.request, self.collectives, context.get_local_world_size())
+        self.model = build_worker_model(
+            self.request, self.collectives, context.get_local_world_size(), setup.class_use.weights
+        )
         self.state = self.model.state
         self.step = self.model.step
         self.folders = ModelFolders(setup, self.state, self.rank)
         self.planner = EpochPlanner(
             shards=setup.train.shards,
-            rows=setup.train.rows,
+            rows=setup.class_use.drawn,
             num_workers=self.collectives.num_workers,
             local_batch=self.model.local_batch,
             seed=self.request.seed,
         )
         self.whole_epoch = self.planner.whole_epoch()
         self.end = EndWatch(self.collectives, news.is_ending)
-        self.saved = time.monotonic()  # when the last checkpoint was begun
-        self.uploading: Path | None = None  # the checkpoint that is on its way to the output
-        self.kept: set[int] = set()  # epochs whose models the last checkpoint calls the best
+        self.checkpoints = Checkpoints(setup, self.state, self.folders, self.collectives)
 
     # ---- epochs ----
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the beginning, to the end, or until told to end."""
-        progress, plan = self.planner.resume(self._restored())
+        progress, plan = self.planner.resume(self.checkpoints.restored())
         total_steps = self._total_steps(progress, plan)
         self._announce(progress, total_steps)
         units = self._training_units(progress, plan)
         metrics: dict[str, Any] = {}
-        while progress.epoch < self.request.epochs:
+        while not self._has_ended(progress):
             epoch = self._train_epoch(progress, plan, units, total_steps)
             if epoch.is_cut:
                 return
@@ -132,14 +128,30 @@ class _Worker:
             best = self.folders.write_if_best(epoch.progress.best, news)
             progress = TrainingProgress(epoch=news.epoch, number=epoch.progress.number, best=best)
             self._send(news)
-            is_late = time.monotonic() - self.saved > SAVE_AFTER_S
-            if progress.epoch < self.request.epochs and (self.end.look() or self.collectives.any(is_late)):
-                self._save(progress, metrics)
+            if progress.number == shared_steps(self.request, total_steps):
+                self.checkpoints.save_open_end(progress)
+            if not self._has_ended(progress) and (self.end.look() or self.checkpoints.is_late()):
+                self.checkpoints.save(progress, metrics)
                 if self.end.is_told:
                     return
             progress, plan = self.planner.resume(progress)
-        self.folders.write_last(metrics)
+        self._note_early_end(progress)
+        self.folders.write_last(metrics, progress.best)
         self.folders.remove_others({progress.best[1]} if progress.best else set())
+
+    def _has_ended(self, progress: TrainingProgress) -> bool:
+        """Tell whether all epochs are made, or so many without a better one that the training stops early."""
+        if progress.epoch >= self.request.epochs:
+            return True
+        if not self.request.patience or not progress.best:
+            return False
+        return progress.epoch - progress.best[1] >= self.request.patience
+
+    def _note_early_end(self, progress: TrainingProgress) -> None:
+        if progress.best and progress.epoch < self.request.epochs:
+            since = f"on --val none is better since epoch {progress.best[1]}"
+            patience = f"--patience {self.request.patience}"
+            self._send(NoteNews(message=f"stops after epoch {progress.epoch}: {since} ({patience})"))
 
     def _total_steps(self, progress: TrainingProgress, plan: EpochPlan) -> int:
         """Count the steps of the whole training: those done, those left of this epoch, and whole epochs."""
@@ -194,8 +206,9 @@ class _Worker:
             progress = replace(progress, number=progress.number + 1, step=step + 1)
             reporter.step(metrics, progress.number, epoch.lr)
             is_due = request.save_every and progress.number % request.save_every == 0
-            if (self.end.step() or is_due) and step + 1 < plan.steps:
-                progress = self._save_within_epoch(_summed(progress, metrics, reporter), cursor)
+            is_open_end = progress.number == shared_steps(request, total_steps)
+            if (self.end.step() or is_due or is_open_end) and step + 1 < plan.steps:
+                progress = self._save_within_epoch(_summed(progress, metrics, reporter), cursor, is_open_end)
                 metrics = []
                 if self.end.is_told:
                     epoch.is_cut = True
@@ -207,7 +220,9 @@ class _Worker:
         epoch.progress = _summed(progress, metrics, reporter)
         return epoch
 
-    def _save_within_epoch(self, progress: TrainingProgress, cursor: ShardCursor) -> TrainingProgress:
+    def _save_within_epoch(
+        self, progress: TrainingProgress, cursor: ShardCursor, is_open_end: bool
+    ) -> TrainingProgress:
         """Save a checkpoint with the places of all workers, and return the progress that they share."""
         totals = self.collectives.sums(list(progress.sums.values()))
         # Each worker that continues reads the same sums, so each gets the mean over the workers.
@@ -215,7 +230,10 @@ class _Worker:
         for name, total in zip(progress.sums, totals, strict=True):
             means[name] = total / self.collectives.num_workers
         progress = replace(progress, sums=means)
-        self._save(replace(progress, places=self.collectives.gather(cursor)), {})
+        with_places = replace(progress, places=self.collectives.gather(cursor))
+        self.checkpoints.save(with_places, {})
+        if is_open_end:
+            self.checkpoints.save_open_end(with_places)
         return progress
 
     def _epoch_news(self, epoch: _Epoch) -> EpochNews:
@@ -244,7 +262,9 @@ class _Worker:
         shards = shards_of_worker(self.setup.val, self.collectives)
         units: Iterator[Unit] = iter(())
         if shards:
-            units = self._units(remaining_rows(shards, 0, ShardCursor()), shards, range(0), None)
+            units = self._units(
+                remaining_rows(shards, 0, ShardCursor()), shards, range(0), for_training=False
+            )
         validator = Validator(self.setup, self.step, self.collectives, self.model.part_batch)
         average = self.state.average
         with average.applied() if average else contextlib.nullcontext():
@@ -263,16 +283,15 @@ class _Worker:
             first = remaining_rows(list(plan.parts[self.rank]), progress.epoch, progress.places[self.rank])
         part = assign(list(self.planner.shards), self.planner.rows, self.planner.num_workers)[self.rank]
         later_epochs = range(progress.epoch + 1, self.request.epochs)
-        return self._units(first, part, later_epochs, self.request.augmentation)
+        return self._units(first, part, later_epochs, for_training=True)
 
-    def _units(
-        self, first: pa.Table, part: list[Shard], epochs: range, augmentation: Augmentation | None
-    ) -> Iterator[Unit]:
+    def _units(self, first: pa.Table, part: list[Shard], epochs: range, for_training: bool) -> Iterator[Unit]:
         settings = StreamSettings(
             seed=self.request.seed,
             decode=self.setup.decode,
             reading=self.setup.reading,
-            augmentation=augmentation,
+            augmentation=self.request.augmentation if for_training else None,
+            balance=self.setup.class_use.balance if for_training else None,
             check=self._check(),
         )
         device_type = self.collectives.device.type
@@ -286,7 +305,7 @@ class _Worker:
     def _batches(self, progress: TrainingProgress, plan: EpochPlan, units: Iterator[Unit]) -> Iterator[Batch]:
         """Yield this worker's batches of the rest of an epoch."""
         part = plan.parts[self.rank]
-        samples = sum(self.setup.train.rows[shard.name] for shard in part)
+        samples = sum(self.setup.class_use.drawn[shard.name] for shard in part)
         settings = BatchSettings(
             decode=self.setup.decode,
             target=self.setup.target,
@@ -303,39 +322,6 @@ class _Worker:
     def _send(self, news: TrainNews) -> None:
         if self.rank == 0:
             self.news.send(news)
-
-    def _restored(self) -> TrainingProgress:
-        """Load the last checkpoint, if there is one, and return its progress."""
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return TrainingProgress()
-        with checkpoint.as_directory() as folder:
-            return self.state.load(folder)
-
-    def _save(self, progress: TrainingProgress, metrics: dict[str, Any]) -> None:
-        """Save a checkpoint, which Ray Train copies to the output while training continues; one at a time."""
-        import ray.train
-        from ray.train import Checkpoint as RayCheckpoint
-        from ray.train import CheckpointUploadMode
-
-        # Ray gives nothing to wait on: the folder disappears when the copy is whole; a failed copy ends this
-        # worker.
-        while self.uploading and self.uploading.exists():
-            time.sleep(UPLOAD_POLL_S)
-        self.saved = time.monotonic()
-        self.uploading = self.state.save(progress, self.rank)
-        ray.train.report(
-            metrics,
-            checkpoint=RayCheckpoint.from_directory(self.uploading),
-            checkpoint_dir_name=f"step-{progress.number:09d}-epoch-{progress.epoch}",
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-        )
-        best = {progress.best[1]} if progress.best else set()
-        self.folders.remove_others(self.kept | best)  # a training may continue from the checkpoint before
-        self.kept = best
 
 
 def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Part], ShardCursor]:

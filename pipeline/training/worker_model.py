@@ -85,13 +85,19 @@ def memory_errors_for_user(request: TrainRequest, device: str) -> Iterator[None]
         ) from error
 
 
-def build_worker_model(request: TrainRequest, collectives: Collectives, workers_on_node: int) -> WorkerModel:
+def build_worker_model(
+    request: TrainRequest,
+    collectives: Collectives,
+    workers_on_node: int,
+    class_weights: tuple[float, ...] | None = None,
+) -> WorkerModel:
     """Build the objective of a request, and all that makes its steps.
 
     Args:
         request: with the initial checkpoint as `start`.
         collectives: the workers, and the device of this one.
         workers_on_node: workers that share the cores of this machine.
+        class_weights: weight of each class in the loss; None where all weigh the same.
     """
     device = collectives.device
     compute_in(resolve_precision(request.precision, device), device)
@@ -107,7 +113,7 @@ def build_worker_model(request: TrainRequest, collectives: Collectives, workers_
     wrapped = _distribute(model, request, collectives, compiled=request.compile and not not_compiled)
     optimizer = build_optimizer(wrapped, request)
     average = WeightAverage(wrapped, request.ema) if request.ema else None
-    step = Step(wrapped, optimizer, request, device, collectives.rank)
+    step = Step(wrapped, optimizer, request, device, collectives.rank, class_weights)
     peak = measure_peak(device, torch.bfloat16 if step.bf16 else torch.float32)
     return WorkerModel(
         state=TrainingState(wrapped, optimizer, average),

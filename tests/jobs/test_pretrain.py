@@ -6,16 +6,25 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from tests.jobs.test_resume import kill
+from tests.support.npz_files import original
 from tests.support.trainings import write_classes
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.training.news import EpochNews
+from wordsworth.pipeline.training.request import build_objective
+from wordsworth.vit_model.checkpoint import random_checkpoint
+from wordsworth.vit_model.config import Preprocessing
+from wordsworth.vit_model.model import PreLogits
 from wordsworth.vit_model.model_folder import load_folder
+from wordsworth.vit_model.variants import variant
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE = [
@@ -107,6 +116,20 @@ def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(
         ("width = 32", ["--epochs", "0"], "--epochs"),
         ("width = 32", ["--variant", "B/16"], "--variant fixes the size"),
         ("mixup = 0.2", ["--objective", "mae"], "--mixup has no meaning with --objective mae: leave it out"),
+        (
+            "representation-size = 8",
+            ["--objective", "mae"],
+            "--representation-size has no meaning with --objective mae",
+        ),
+        ("balance = true", ["--objective", "mae"], "--balance has no meaning with --objective mae: leave it"),
+        ("balance = true", ["--class-weights", "balanced"], "both make up for rare classes: choose one"),
+        (
+            "width = 32",
+            ["--class-weights", "none.csv"],
+            "--class-weights none.csv: no such file, nor none or",
+        ),
+        ("keep-best = true", [], "--keep-best compares epochs on --val SOURCE: give one"),
+        ("patience = 3", [], "--patience compares epochs on --val SOURCE: give one"),
         ("width = 32", ["--rand-augment", "cubism"], "--rand-augment cubism: timm knows no such one"),
     ],
 )
@@ -126,6 +149,76 @@ def test_a_typo_in_a_recipe_is_one_line_with_the_nearest_name(
     assert run([*command, *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line and not requests
+
+
+def test_the_head_of_the_papers_pre_training_has_a_hidden_layer_that_fine_tuning_leaves(tmp_path, requests):
+    output = str(tmp_path / "model")
+    assert run(["pretrain", "SHARDS", "--output", output, *SIZE, "--representation-size", "24"]) == 0
+    (asked,) = requests
+    assert asked.config.representation_size == 24
+    built = build_objective(replace(asked, config=replace(asked.config, num_classes=3))).encoder
+    assert isinstance(built.pre_logits, PreLogits) and isinstance(built.pre_logits.act, torch.nn.Tanh)
+    assert built.head.weight.shape == (3, 24) and built.pre_logits.weight.abs().max() > 0
+    assert built.config.with_head(5).representation_size == 0
+
+
+def finetune(tmp_path, *arguments: str) -> int:
+    return run(["finetune", "SHARDS", "--output", str(tmp_path / "tuned"), *arguments])
+
+
+def test_finetune_begins_with_the_weights_of_a_file_in_the_model_that_is_named(
+    tmp_path, requests, small_model
+):
+    """A folder, a file, and a file of weights for the model of a folder; the preprocessing can be another."""
+    folder = load_folder(small_model)
+    state = {name: tensor + 0.5 for name, tensor in folder.state.items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    torch.save({"model": state}, tmp_path / "w.pth")
+    for number, file in enumerate(("w.safetensors", "w.pth")):
+        weights = ("--weights", str(tmp_path / file))
+        assert (
+            finetune(tmp_path / str(number), "--model", str(small_model), *weights, "--crop-pct", "0.5") == 0
+        )
+    assert finetune(tmp_path / "2", "--model", str(small_model)) == 0
+    with_safetensors, with_pth, plain = requests
+    for asked in (with_safetensors, with_pth):
+        assert torch.equal(asked.start.state["norm.weight"], plain.start.state["norm.weight"] + 0.5)
+        assert asked.preprocessing == replace(folder.preprocessing, crop_pct=0.5)
+        assert asked.config == plain.config
+
+
+def test_finetune_takes_a_variant_with_a_file_of_weights_and_googles_files(tmp_path, requests, capsys):
+    start = random_checkpoint(variant("Ti/16"), Preprocessing(), 5)
+    safetensors.torch.save_file(start.state, tmp_path / "ti.safetensors")
+    np.savez(tmp_path / "google.npz", **original())
+    weights = ("--weights", str(tmp_path / "ti.safetensors"))
+    assert finetune(tmp_path / "a", "--model", "Ti/16", *weights) == 0, capsys.readouterr().err
+    assert finetune(tmp_path / "b", "--model", str(tmp_path / "google.npz")) == 0, capsys.readouterr().err
+    assert torch.equal(requests[0].start.state["pos_embed"], start.state["pos_embed"])
+    assert requests[1].config.gelu == "tanh" and requests[1].start.state["cls_token"].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unfrozen"),
+    [
+        ((), None),
+        (("--freeze",), 0),
+        (("--unfreeze-last", "1"), 1),
+        (("--freeze", "--unfreeze-last", "2"), 2),
+    ],
+)
+def test_freeze_trains_the_head_and_unfreeze_last_some_blocks_too(
+    tmp_path, requests, small_model, arguments, unfrozen
+):
+    assert finetune(tmp_path, "--model", str(small_model), *arguments) == 0
+    assert requests[0].unfreeze_last == unfrozen
+
+
+def test_an_architecture_without_weights_is_nothing_to_fine_tune(tmp_path, requests, capsys):
+    assert finetune(tmp_path, "--model", "S/16") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--model S/16 names an architecture but no weights: add --weights FILE" in line
+    assert "wordsworth pretrain --variant S/16" in line and not requests
 
 
 EPOCHS, STEPS = 8, 12

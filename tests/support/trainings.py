@@ -29,13 +29,21 @@ def request(tmp_path, **changes) -> TrainRequest:
     return TrainRequest(**(given | changes))
 
 
-def write_classes(folder, shards: int, images: int, classes: int = 2) -> None:
-    """Write images whose class is their brightness."""
+def write_classes(folder, shards: int, images: int, classes: int = 2, rare: int = 0) -> None:
+    """Write images whose class is their brightness.
+
+    Args:
+        folder: gets the shards.
+        shards: number of shards.
+        images: images of a shard.
+        classes: number of classes, which come in turn.
+        rare: if given, one image of so many is of class 1, and all others are of class 0.
+    """
     rng = np.random.default_rng(0)
     for shard in range(shards):
         members = {}
         for number in range(images):
-            label = (shard + number) % classes
+            label = int(number % rare == 0) if rare else (shard + number) % classes
             buffer = BytesIO()
             pixels = rng.integers(0, 100, (24, 24, 3)) + 150 * label
             Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")

@@ -44,7 +44,18 @@ def test_an_epoch_is_one_flat_line_of_json():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("news", [epoch(1), epoch(2, rates=None), epoch(3, validation=None)])
+CLASSED = Validation(
+    means={"loss": 0.25, "accuracy": 0.5, "balanced_accuracy": 0.25},
+    images=7,
+    errors=1,
+    recall=(0.5, None, 0.0),
+)
+
+
+@pytest.mark.parametrize(
+    "news",
+    [epoch(1), epoch(2, rates=None), epoch(3, validation=None), epoch(4, validation=CLASSED)],
+)
 def test_an_epoch_is_read_back_from_its_line(news):
     assert EpochNews.from_json(json.loads(json.dumps(news.to_json() | {"time": 1.5}))) == news
 

@@ -36,9 +36,9 @@ def batch(seed: int, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
     return patchify(rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8), 8), rng.integers(0, 3, size)
 
 
-def step_of(asked: TrainRequest, rank: int = 0, wrap=lambda objective: objective) -> Step:
+def step_of(asked: TrainRequest, rank: int = 0, wrap=lambda objective: objective, weights=None) -> Step:
     objective = wrap(build_objective(asked))
-    return Step(objective, build_optimizer(objective, asked), asked, CPU, rank)
+    return Step(objective, build_optimizer(objective, asked), asked, CPU, rank, weights)
 
 
 @pytest.mark.slow
@@ -103,7 +103,13 @@ PATHS = {
     "ddp in parts": {"accumulate": 2},
     "fsdp": {},
     "fsdp in parts": {"accumulate": 2},
+    "ddp with weights": {},
+    "ddp with weights in parts": {"accumulate": 2},
+    "fsdp with weights in parts": {"accumulate": 2},
+    "ddp of the last block": {"unfreeze_last": 1},
+    "fsdp of the last block in parts": {"unfreeze_last": 1, "accumulate": 2},
 }
+WEIGHTS = (0.25, 1.0, 6.0)  # of the classes: those of two halves of a batch have other sums
 SGD = {
     "optimizer": "sgd",
     "lr": 0.5,
@@ -117,15 +123,18 @@ def halves(number: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(zip(np.split(patches, parts), np.split(classes, parts), strict=True))
 
 
-def plain_loop(tmp_path, clip: float) -> dict[str, torch.Tensor]:
+def plain_loop(
+    tmp_path, clip: float, weights: tuple[float, ...] | None = None, unfreeze_last: int | None = None
+) -> dict[str, torch.Tensor]:
     """Three steps on whole batches as textbook PyTorch takes them."""
-    asked = request(tmp_path, **SGD)
+    asked = request(tmp_path, **SGD, unfreeze_last=unfreeze_last)
     model = build_objective(asked).encoder
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    by_class = None if weights is None else torch.tensor(weights)
     for number in range(3):
         patches, classes = (torch.from_numpy(values) for values in batch(number))
         optimizer.zero_grad()
-        F.cross_entropy(model((patches.float() / 255 - 0.5) / 0.5), classes).backward()
+        F.cross_entropy(model((patches.float() / 255 - 0.5) / 0.5), classes, by_class).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
     return {f"encoder.{name}": value for name, value in model.state_dict().items()}
@@ -149,7 +158,10 @@ def worker(rank: int, folder: Path) -> None:
             mesh = init_device_mesh("cpu", (2,))
             sharded = name.startswith("fsdp")
             step = step_of(
-                asked, rank, partial(parallelize, mesh=mesh) if sharded else DistributedDataParallel
+                asked,
+                rank,
+                partial(parallelize, mesh=mesh) if sharded else DistributedDataParallel,
+                WEIGHTS if "weights" in name else None,
             )
             norms = []
             for number in range(3):
@@ -183,12 +195,38 @@ def workers(tmp_path_factory) -> dict[str, dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_three_steps_of_two_workers_are_those_of_one_plain_loop(workers, tmp_path, name):
-    expected = plain_loop(tmp_path, 0.5)
+    weights = WEIGHTS if "weights" in name else None
+    unfreeze_last = PATHS[name].get("unfreeze_last")
+    expected = plain_loop(tmp_path, 0.5, weights, unfreeze_last)
     assert max(workers[name]["norms"]) > 0.5, "a gradient was clipped"
     torch.testing.assert_close(workers[name]["state"], expected, atol=2e-6, rtol=1e-5)
-    assert not torch.allclose(
-        expected["encoder.head.weight"], plain_loop(tmp_path, 9.0)["encoder.head.weight"], atol=2e-6
-    )
+    unclipped = plain_loop(tmp_path, 9.0, weights, unfreeze_last)
+    assert not torch.allclose(expected["encoder.head.weight"], unclipped["encoder.head.weight"], atol=2e-6)
+
+
+def test_weighted_parts_make_the_step_of_torchs_weighted_mean_over_the_whole_batch(tmp_path):
+    step = step_of(request(tmp_path, **SGD, clip=0.5, accumulate=4), weights=WEIGHTS)
+    for number in range(3):
+        step(halves(number, 4), 0.5, number)
+    expected = plain_loop(tmp_path, 0.5, WEIGHTS)
+    torch.testing.assert_close(step.objective.state_dict(), expected, atol=2e-6, rtol=1e-5)
+    unweighted = plain_loop(tmp_path, 0.5)
+    assert not torch.allclose(expected["encoder.head.weight"], unweighted["encoder.head.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_mixed_images_weigh_as_much_as_their_shares_of_the_classes(tmp_path, loss):
+    """Mixing keeps the sum of a batch's weights, so its mean weight is known before."""
+    asked = request(tmp_path, config=CLASSED, mixing=Mixing(mixup=0.5, cutmix=0.5), loss=loss)
+    step, seen = step_of(asked, weights=WEIGHTS), []
+    step.objective.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    for number in range(5):
+        loss_of_step, _ = step([batch(number)], 0.0, number)
+        targets, weights = seen[-1]["classes"], seen[-1]["weights"]
+        assert targets.ndim == 2 and weights.mean() == pytest.approx(1.0, abs=1e-5)
+        by_class = torch.tensor(WEIGHTS)
+        torch.testing.assert_close(weights, targets @ by_class / by_class[batch(number)[1]].mean())
+        assert torch.isfinite(loss_of_step)
 
 
 # ---- what is random ----

@@ -61,6 +61,7 @@ def label(python: str | Path, cwd: Path, shards: Path, out: Path, model: Path, *
     return ds.dataset(out / "predictions").count_rows()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_projects_own_pipeline_jobs_and_vit_model_hide_nothing(tmp_path, shards, small_model):
     cwd = users_folder(tmp_path / "project")

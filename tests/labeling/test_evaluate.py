@@ -250,6 +250,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
         assert words in said.stdout, said.stdout
 
 
+@pytest.mark.long
 def test_a_sample_is_of_all_classes_and_the_same_command_without_it_takes_all(
     tmp_path, local_ray, small_model
 ):

@@ -315,10 +315,11 @@ REFUSED = [
         "cannot use the GPU that Ray has here (AcceleratorError: standin error: unspecified launch failure)",
         marks=pytest.mark.long,
     ),
-    (
+    pytest.param(
         {"lost_at": 2},
         "is lost: AcceleratorError: standin error: unspecified launch failure "
         "with --gpu-mode plain: look at that GPU",
+        marks=pytest.mark.long,
     ),
 ]
 
@@ -337,6 +338,7 @@ def test_a_gpu_that_cannot_be_used_is_named_and_the_output_stays_as_it_was(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_an_actor_that_cannot_start_says_why_in_one_line(tmp_path, small_model, two_gpus, labelled):
     """After a trial that went well: another process took the GPU in between."""
     two_gpus.set_faults(to_actors=False, why_absent="no CUDA-capable device is detected")

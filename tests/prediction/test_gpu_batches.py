@@ -204,6 +204,7 @@ def test_larger_buffers_are_given_back_before_smaller_ones_are_made(late):
     assert same(ladder(unit(70)), unit(70)) and ladder.batch_size == 32
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_model_that_fits_with_no_batch_says_what_to_do(late):
     said = (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from tests.support.samples import write_tar
@@ -26,11 +27,14 @@ from wordsworth.pipeline.training.batches import (
     shuffled_shards,
 )
 from wordsworth.pipeline.training.class_balance import ClassUse, read_class_weights, use_classes
-from wordsworth.pipeline.training.request import TrainRequest
+from wordsworth.pipeline.training.optimizer import build_optimizer
+from wordsworth.pipeline.training.request import TrainRequest, build_objective
+from wordsworth.pipeline.training.step import Step
 from wordsworth.pipeline.training.stream import _decode_stage, _epochs_stage, _read_stage, remaining_rows
 from wordsworth.pipeline.training.survey import Survey, survey_shard
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.config import Preprocessing
+from wordsworth.vit_model.recall import ClassRecall
 
 UNIT_ROWS = 8
 READING = ReadSettings(unit_rows=UNIT_ROWS, keep=("cls",))
@@ -250,3 +254,51 @@ def test_a_sample_that_cannot_be_read_has_no_class_and_stays_one_error(tmp_path)
     errors = [error for unit in stream(shards, range(1), use) for error in unit.samples["error"].to_pylist()]
     assert Counter(errors)["shard_truncated"] == 1
     assert use.drawn[shards[0].name] == 6 and abs(len(errors) - 6) <= 1, "each class rounds"
+
+
+# ---- what it is for ----
+
+
+def overlapping(images: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return patches (M, N, P*P*3) whose brightness hints at the class, and the classes (M,)."""
+    rng = np.random.default_rng(seed)
+    classes = (np.arange(images) % round(1 / share) == 0).astype(np.int64)
+    levels = 110 + 26 * classes + rng.normal(0, 22, images)
+    noise = rng.normal(0, 10, (images, SIZE.num_patches, SIZE.patch_dim))
+    return (levels[:, None, None] + noise).clip(0, 255).astype(np.uint8), classes
+
+
+def recall_after(weights: tuple[float, ...] | None = None, drawn: np.ndarray | None = None) -> ClassRecall:
+    """Train on 95 to 5 images, and return the recall on as many of each class.
+
+    Args:
+        weights: of the classes in the loss.
+        drawn: chance of each image to be drawn; None for the same.
+    """
+    patches, classes = overlapping(400, 0.05, 0)
+    settings = replace(asked(lr=1e-2), config=replace(SIZE, width=16, depth=1, mlp_dim=32, num_classes=2))
+    objective = build_objective(settings)
+    optimizer = build_optimizer(objective, settings)
+    step = Step(objective, optimizer, settings, torch.device("cpu"), class_weights=weights)
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        rows = rng.choice(len(classes), 32, p=drawn)
+        step([(patches[rows], classes[rows])], 1e-2 * (1 - number / 80), number)
+    tried, truth = overlapping(400, 0.5, 1)
+    recall = ClassRecall(np.zeros(2, np.int64), np.zeros(2, np.int64))
+    recall.add(truth, step.score(tried, truth, 0)[1]["right"].numpy())
+    return recall
+
+
+def test_with_95_to_5_weights_or_balanced_draws_find_the_rare_class_that_is_lost_without():
+    plain = recall_after()
+    assert 0.95 * plain.recall[0] + 0.05 * plain.recall[1] > 0.93, (
+        "right, by hardly ever saying the rare class"
+    )
+    assert plain.recall[1] < 0.25 and plain.balanced_accuracy < 0.62
+    _, classes = overlapping(400, 0.05, 0)
+    weighted = recall_after(weights=(100 / 190, 10.0))
+    drawn = recall_after(drawn=np.where(classes == 1, 0.5 / 20, 0.5 / 380))
+    for better in (weighted, drawn):
+        assert better.recall[1] > plain.recall[1] + 0.25
+        assert better.balanced_accuracy > plain.balanced_accuracy + 0.05

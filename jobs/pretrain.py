@@ -1,7 +1,7 @@
 """wordsworth pretrain SOURCE... --output MODEL_DIR --variant S/16: train a Vision Transformer anew."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
 
@@ -9,7 +9,9 @@ from wordsworth.jobs.cluster_options import WorkersOptions
 from wordsworth.jobs.options import SourceOptions, Sources
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
+    DATA,
     RECIPE,
+    Count,
     DataOptions,
     ModelFolder,
     RecipeOptions,
@@ -54,6 +56,33 @@ class ArchitectureOptions:
     "Width of a hidden layer with tanh in the head, as in the paper's pre-training; 0 for a linear head."
 
 
+@Parameter(name="*", group=DATA)
+@dataclass
+class ProbeOptions:
+    """Say with what a training without classes is probed."""
+
+    probe: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    "Sources with classes (--target) that show what a model without classes sees so far."
+    probe_every: Count = 1
+    "Epochs from one probe to the next; the last epoch is probed too."
+
+    def asked(self, objective: str) -> dict[str, Any]:
+        """Return the options as fields of a TrainRequest.
+
+        Raises:
+            UserError: an option means nothing here.
+        """
+        if self.probe_every > 1 and not self.probe:
+            raise UserError("--probe-every has no meaning without --probe SOURCE", exit_code=2)
+        if self.probe and objective == "supervised":
+            raise UserError(
+                "--probe is for --objective mae and masked-patch: with classes --val SOURCE says how the "
+                "model does",
+                exit_code=2,
+            )
+        return {"probe": tuple(self.probe or ()), "probe_every": self.probe_every}
+
+
 @Parameter(name="*", group=RECIPE)
 @dataclass
 class DecoderOptions:
@@ -76,6 +105,7 @@ def pretrain(
     ] = "supervised",
     architecture: ArchitectureOptions | None = None,
     data: DataOptions | None = None,
+    probe: ProbeOptions | None = None,
     recipe: RecipeOptions | None = None,
     decoder: DecoderOptions | None = None,
     source: SourceOptions | None = None,
@@ -92,6 +122,7 @@ def pretrain(
         objective=objective,
         architecture=architecture,
         data=data,
+        probe=probe,
         recipe=recipe,
         decoder=decoder,
         source=source,
@@ -108,6 +139,7 @@ def pretrain_request(
     objective: str,
     architecture: ArchitectureOptions | None,
     data: DataOptions | None,
+    probe: ProbeOptions | None,
     recipe: RecipeOptions | None,
     decoder: DecoderOptions | None,
     source: SourceOptions | None,
@@ -129,6 +161,7 @@ def pretrain_request(
         "preprocessing": Preprocessing(crop_pct=1.0),
         "objective": objective,
         "decoder": (decoder.decoder_width, decoder.decoder_depth, decoder.decoder_heads),
+        **(probe or ProbeOptions()).asked(objective),
     }
     options = TrainOptions(
         data=data or DataOptions(),

@@ -26,6 +26,7 @@ PLACES = (
     "folder",
     "train",
     "val",
+    "probe",
 )  # arguments: names of what is read and written
 FILES = ("model", "weights", "labels", "class_weights")  # arguments: a file or folder that the driver reads
 CHOICES = ("model", "class_weights")  # of these, those that may be a name instead

@@ -232,7 +232,8 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         asked: the fields of a TrainRequest that the command itself decides.
         options: all other fields.
     """
-    options.source.check(*sources, *(options.data.val or ()), output=asked["output"])
+    places = [*sources, *(options.data.val or ()), *asked.get("probe", ())]
+    options.source.check(*places, output=asked["output"])
     from wordsworth.pipeline.training.class_balance import read_class_weights
     from wordsworth.pipeline.training.classes import class_names
     from wordsworth.pipeline.training.request import TrainRequest
@@ -294,6 +295,8 @@ def _summary(last: EpochNews) -> str:
         if "balanced_accuracy" in means:
             balanced = f", balanced {means['balanced_accuracy']:.4f}"
         text += f", validation {_quality(means)}{balanced} ({last.validation.images:,} images)"
+    if last.probe:
+        text += f", probe linear {last.probe.linear:.4f}, k-NN {last.probe.knn:.4f}"
     return text
 
 

@@ -14,6 +14,8 @@ from wordsworth.pipeline.training.news import (
     EpochNews,
     Means,
     NoteNews,
+    Probe,
+    ProbeNews,
     Rates,
     StepNews,
     TrainNews,
@@ -76,6 +78,8 @@ class TrainProgress:
                     self._show_step(news)
                 case EpochNews():
                     self._show_epoch(news)
+                case ProbeNews():
+                    self._show_probe(news)
 
     def _say(self, line: str, news: TrainNews) -> None:
         """Print a line, and beside it the figures of the news where the log is JSON."""
@@ -113,6 +117,11 @@ class TrainProgress:
             self.printed = time.monotonic()
             self._say(f"{news.step / self.steps:4.0%}  {line}", news)
 
+    def _show_probe(self, news: ProbeNews) -> None:
+        tried = f"({news.probe.images:,} images tried)"
+        self._say(f"before the first step: {_probe(news.probe)} {tried}: what random weights see", news)
+        self.started = time.monotonic()
+
     def _show_epoch(self, news: EpochNews) -> None:
         self.printed = time.monotonic()
         self._line(news)
@@ -122,6 +131,8 @@ class TrainProgress:
             tried = f"  validation loss {means['loss']:.3f} {_quality(means)}"
             if "balanced_accuracy" in means:
                 tried += f" balanced {means['balanced_accuracy']:.3f}"
+        if news.probe:
+            tried += f"  {_probe(news.probe)}"
         errors = f"  {news.errors:,} images could not be decoded" if news.errors else ""
         self._say(f"epoch {news.epoch:>3}/{self.epochs}  {_figures(news)}{tried}{errors}", news)
 
@@ -139,6 +150,10 @@ def _figures(news: StepNews | EpochNews) -> str:
     if news.rates:
         parts.append(_rates(news.rates))
     return "  ".join(parts)
+
+
+def _probe(probe: Probe) -> str:
+    return f"probe linear {probe.linear:.3f} k-NN {probe.knn:.3f}"
 
 
 def _rates(rates: Rates) -> str:

@@ -15,6 +15,6 @@ This package knows no Ray, no storage and no command line. Nothing is imported h
     inference.py            the fast path: folded normalisation, bf16
     parallel.py             activation checkpointing, compilation, sharding
     objectives.py masked_autoencoder.py     the losses that an encoder is trained for
-    analysis.py few_shot.py recall.py       measures of a trained encoder
+    analysis.py few_shot.py neighbours.py recall.py     measures of a trained encoder
     foreign/                other people's weights; load.py is the door
 """

@@ -85,6 +85,10 @@ class MaskedAutoencoder(nn.Module):
         painted = self.decoder(latent, restore=order.argsort(dim=1))  # (B, N, P*P*3)
         return self.score(painted, patches, masked)
 
+    def embedding(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return what the encoder alone makes of whole images: (B, N, P*P*3) -> (B, D)."""
+        return self.encoder.embedding(patches)
+
     def encode_visible(self, patches: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Return the latents of prefix and visible patches: (B, N, P*P*3), (B, V) -> (B, prefix+V, D)."""
         prefix = self.encoder.num_prefix

@@ -171,6 +171,10 @@ class VisionTransformer(nn.Module):
             y = F.normalize(y, dim=-1)
         return y if pre_logits else self.head(y)
 
+    def embedding(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (B, 3, H, W) or patches (B, N, P*P*3) to the input of the last layer, (B, D)."""
+        return self.forward_head(self.forward_features(x), pre_logits=True)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, 3, H, W) or patches (B, N, P*P*3) to logits (B, K), without a head to (B, D)."""
         return self.forward_head(self.forward_features(x))

@@ -175,6 +175,10 @@ class MaskedPatchPrediction(nn.Module):
         predicted = self.predict(take(tokens, corrupted))  # (B, M, outputs)
         return self.score(predicted, take(pixels, corrupted))
 
+    def embedding(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return what the encoder alone makes of whole images: (B, N, P*P*3) -> (B, D)."""
+        return self.encoder.embedding(patches)
+
     def corrupt(
         self, embedded: torch.Tensor, corrupted: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:

@@ -41,6 +41,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "batch_size": ("Images in one forward pass.", ()),
     "train_loss": ("Loss over the last steps.", ()),
     "train_validation_loss": ("Loss on the images of --val after the last epoch.", ()),
+    "train_probe_linear": ("Accuracy of a linear probe of the encoder on the images of --probe.", ()),
+    "train_probe_knn": ("Accuracy of the nearest neighbours on the images of --probe.", ()),
     "train_gradient_norm": ("Norm of the gradient over the last steps.", ()),
     "train_learning_rate": ("Learning rate of the last step.", ()),
     "train_images_per_second": ("Images a second over all workers.", ()),

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 from wordsworth.pipeline.report.figure_frame import framed
 
-COLOURS = {"training": "#2a6f97", "validation": "#c8553d"}
+COLOURS = {
+    "training": "#2a6f97",
+    "validation": "#c8553d",
+    "linear probe": "#2a6f97",
+    "nearest neighbours": "#588157",
+}
 MOST_DOTS = 30  # epochs; of more, only the line is drawn
 
 
@@ -14,7 +19,7 @@ class Curve:
 
     Attributes:
         name: of the figure.
-        lines: (epoch, value) by "training" or "validation"; no point where an epoch has no value.
+        lines: (epoch, value) by the name of a line in COLOURS; no point where an epoch has no value.
     """
 
     name: str
@@ -53,5 +58,6 @@ def curves_figure(curves: list[Curve], title: str, note: str = "") -> bytes:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].legend(frameon=False, fontsize=8)
+            if curve is curves[0] or not curve.lines.keys() <= curves[0].lines.keys():
+                axis.legend(frameon=False, fontsize=8)
     return saved.getvalue()

@@ -26,7 +26,7 @@ from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.pipeline.storage.small_files import read_small_text
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.training.metrics_log import LINES
-from wordsworth.pipeline.training.news import EpochNews, quality
+from wordsworth.pipeline.training.news import EpochNews, Probe, ProbeNews, quality
 from wordsworth.pipeline.training.settings import RUN, SETTINGS
 from wordsworth.vit_model.attended import layout_of
 from wordsworth.vit_model.config import ModelError
@@ -34,6 +34,7 @@ from wordsworth.vit_model.config import ModelError
 PAGE = "report.html"  # name of the file in the training's folder
 WEIGHTS = "model.safetensors"  # written last: then the training is complete
 MOST_EPOCHS = 400  # rows of the table
+RANDOM_WEIGHTS = " Epoch 0 is before the first step: what random weights see."
 # Settings that say nothing to a reader, or stand elsewhere in the page.
 NOT_TOLD = ("config", "labels", "image_keys", "preprocessing")
 
@@ -47,6 +48,7 @@ class Training:
         path: its path there.
         uri: its address.
         epochs: the epochs that are done, at least one.
+        probe_before: what --probe gave before the first step; None without --probe.
         settings: of the training, by name.
         is_complete: whether the model is there.
         notes: what the page does not show, and why.
@@ -56,6 +58,7 @@ class Training:
     path: str
     uri: str
     epochs: list[EpochNews]
+    probe_before: Probe | None
     settings: dict[str, Any]
     is_complete: bool
     notes: list[str] = field(default_factory=list)
@@ -69,6 +72,12 @@ class Training:
     def quality(self) -> str:
         """Return the name of the figure beside the loss."""
         return quality(self.last.means)[0]
+
+    @property
+    def probes(self) -> list[tuple[int, Probe]]:
+        """Return the epochs that were probed, and what each gave; epoch 0 is before the first step."""
+        found = [(0, self.probe_before)] if self.probe_before else []
+        return found + [(news.epoch, news.probe) for news in self.epochs if news.probe]
 
     @property
     def best(self) -> EpochNews | None:
@@ -128,7 +137,7 @@ def read_training(folder: str, options: StorageOptions) -> Training:
             text = with_retries(partial(read_small_text, fs, join(path, LINES), f"{name}/{LINES}"))
         except FileNotFoundError as error:
             raise UserError(f"{name} holds no training: {LINES} is missing") from error
-        epochs = _epochs(text, f"{name}/{LINES}")
+        epochs, probe_before = _epochs(text, f"{name}/{LINES}")
         if not epochs:
             raise UserError(f"{name}: no epoch is done yet, so there is nothing to show")
         return Training(
@@ -136,26 +145,33 @@ def read_training(folder: str, options: StorageOptions) -> Training:
             path=path,
             uri=name,
             epochs=epochs,
+            probe_before=probe_before,
             settings=_settings(fs, path, name),
             is_complete=with_retries(lambda: fs.exists(join(path, WEIGHTS))),
         )
 
 
-def _epochs(text: str, called: str) -> list[EpochNews]:
-    """Return the epochs of metrics.jsonl; half a line at its end is of a command that was killed.
+def _epochs(text: str, called: str) -> tuple[list[EpochNews], Probe | None]:
+    """Return the epochs of metrics.jsonl, and what the probe before them gave.
+
+    Half a line at its end is of a command that was killed.
 
     Raises:
         UserError: a line is no record of a training.
     """
     epochs = []
+    probe_before = None
     for place, line in enumerate(text.splitlines(), 1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if not isinstance(record, dict) or record.get("kind") != EpochNews.kind:
+        if not isinstance(record, dict) or record.get("kind") not in (EpochNews.kind, ProbeNews.kind):
             continue
         try:
+            if record["kind"] == ProbeNews.kind:
+                probe_before = ProbeNews.from_json(record).probe
+                continue
             news = EpochNews.from_json(record)
             means = {**news.means, **(news.validation.means if news.validation else {})}
             if not all(isinstance(value, int | float) for value in [news.epoch, news.lr, *means.values()]):
@@ -164,7 +180,7 @@ def _epochs(text: str, called: str) -> list[EpochNews]:
         except (KeyError, TypeError) as error:
             raise UserError(f"{called}: line {place} is no record of a training ({error})") from error
         epochs.append(news)
-    return epochs
+    return epochs, probe_before
 
 
 def _settings(fs: fsspec.AbstractFileSystem, path: str, name: str) -> dict[str, Any]:
@@ -240,6 +256,11 @@ def _headlines(training: Training) -> list[dict[str, str]]:
     if best and best.validation:
         value = percent(best.validation.means[name])
         found.append({"name": f"best {name} on --val", "value": value, "note": f"epoch {best.epoch}"})
+    if training.probes:
+        epoch, probe = training.probes[-1]
+        note = f"of --probe, epoch {epoch}; {number(probe.images)} images tried"
+        for called, accuracy in (("linear probe", probe.linear), ("nearest neighbours", probe.knn)):
+            found.append({"name": called, "value": percent(accuracy), "note": note})
     found.append({"name": "epochs", "value": number(last.epoch), "note": f"{number(last.step)} steps"})
     if last.rates:
         waits = f"{percent(last.rates.data_wait)} waiting for data"
@@ -281,13 +302,20 @@ def _curves(training: Training) -> Figure:
             if news.validation and name in news.validation.means:
                 lines["validation"].append((news.epoch, news.validation.means[name]))
         curves.append(Curve(name=name, lines=lines))
+    if training.probes:
+        lines = {
+            "linear probe": [(epoch, probe.linear) for epoch, probe in training.probes],
+            "nearest neighbours": [(epoch, probe.knn) for epoch, probe in training.probes],
+        }
+        curves.append(Curve(name="accuracy on --probe", lines=lines))
     rates = [(news.epoch, news.lr) for news in training.epochs]
     curves.append(Curve(name="learning rate", lines={"training": rates}))
     names = ", ".join(curve.name for curve in curves)
     return Figure(
         file="curves.png",
         png=curves_figure(curves, f"{names} by epoch"),
-        caption=f"{names.capitalize()} by epoch. Those of training are means over augmented images.",
+        caption=f"{names.capitalize()} by epoch. Those of training are means over augmented images."
+        + (RANDOM_WEIGHTS if training.probe_before else ""),
         alt=f"Curves of {names} over {training.last.epoch} epochs",
     )
 
@@ -296,6 +324,8 @@ def _columns(training: Training) -> list[str]:
     columns = ["epoch", "loss", training.quality]
     if training.best:
         columns += ["val loss", f"val {training.quality}"]
+    if training.probes:
+        columns += ["probe, linear", "probe, neighbours"]
     return [*columns, "learning rate", "images/s"]
 
 
@@ -307,6 +337,8 @@ def _rows(training: Training) -> list[list[tuple[str, float]]]:
         if training.best:
             means = news.validation.means if news.validation else {}
             values += [means.get("loss"), means.get(training.quality)]
+        if training.probes:
+            values += [news.probe.linear, news.probe.knn] if news.probe else [None, None]
         cells = [(str(news.epoch), float(news.epoch))]
         cells += [("–", -math.inf) if value is None else (f"{value:.4f}", float(value)) for value in values]
         rate = news.rates.images_per_second if news.rates else 0.0

@@ -5,9 +5,10 @@ too, with `progress.json` beside. Ray Train copies the folder into the output an
 whole.
 """
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
@@ -163,6 +165,15 @@ class TrainingState:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the objective the average as parameters, if there is one, for the length of a block."""
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            yield
+            if isinstance(self.objective, FSDPModule):
+                # FSDP's root keeps its weights after a forward pass: here those of the average.
+                self.objective.reshard()
 
     def save(self, progress: TrainingProgress, rank: int) -> Path:
         """Write this worker's part of a checkpoint into a new folder on its disk. All workers must call this.

@@ -27,6 +27,11 @@ class Collectives:
             dist.all_reduce(total)
         return total.cpu().tolist()
 
+    def add_up(self, numbers: torch.Tensor) -> None:
+        """Replace a tensor by its sum over all workers; it has one shape on all of them, and their device."""
+        if self.num_workers > 1:
+            dist.all_reduce(numbers)
+
     def any(self, value: bool) -> bool:
         """Tell whether a condition holds on any worker."""
         return self.maxima([float(value)])[0] > 0

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from wordsworth.pipeline.cluster.ray_internals import error_of_worker, is_without_room
 from wordsworth.pipeline.errors import UserError, root_cause, shown
-from wordsworth.pipeline.training.news import NewsChannel, NoteNews
+from wordsworth.pipeline.training.news import NoteNews
+from wordsworth.pipeline.training.news_channel import NewsChannel
 from wordsworth.vit_model.config import ModelError
 
 REASON_LENGTH = 160  # characters of an error that a note shows

@@ -10,12 +10,21 @@ from typing import Any, Self
 
 from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, open_filesystem
 from wordsworth.pipeline.storage.streams import with_retries
-from wordsworth.pipeline.training.news import BeginNews, EpochNews, StepNews, TrainNews, quality
+from wordsworth.pipeline.training.news import (
+    BeginNews,
+    EpochNews,
+    ProbeNews,
+    StepNews,
+    TrainNews,
+    quality,
+)
 
 LINES = "metrics.jsonl"
 CURVES = "curves.png"
 NO_CURVES = f"no {CURVES} without matplotlib: pip install 'wordsworth[plots]' has the curves drawn"
 NOT_DRAWN = ("step", "steps", "epoch")  # numbers of a record that are no figures for TensorBoard
+
+_Lines = dict[str, list[tuple[int, float]]]  # (epoch, value) by the name of a line
 
 
 class MetricsLog:
@@ -52,14 +61,16 @@ class MetricsLog:
         """Write one record, if it has figures."""
         if isinstance(news, BeginNews):
             self._begin(news.step)
-        if not isinstance(news, StepNews | EpochNews):
+        if not isinstance(news, StepNews | EpochNews | ProbeNews):
             return
         line = news.to_json()
         with open(self.folder / LINES, "a") as file:
             file.write(json.dumps(line | {"time": round(time.time(), 3)}) + "\n")
+        # The probe before the first step is the first point of the epochs' curves.
+        group = EpochNews.kind if isinstance(news, ProbeNews) else news.kind
         for name, value in line.items():
             if isinstance(value, int | float) and name not in NOT_DRAWN:
-                self.board.add_scalar(f"{news.kind}/{name}", value, news.step)
+                self.board.add_scalar(f"{group}/{name}", value, news.step)
         if isinstance(news, EpochNews):
             self.board.flush()
             self._copy_out()
@@ -68,7 +79,7 @@ class MetricsLog:
         """Remove what was logged after `step`, and open TensorBoard's file."""
         from tensorboardX import SummaryWriter
 
-        kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in self.lines() if step and line["step"] <= step]
         (self.folder / LINES).write_text("".join(kept))
         if self.board:
             self.board.close()
@@ -95,7 +106,8 @@ class MetricsLog:
         """Write curves.png. Where matplotlib is not installed, return a note for the user instead."""
         if not can_draw():
             return NO_CURVES
-        draw_curves(self.epochs(), self.folder / CURVES)
+        before = [ProbeNews.from_json(line) for line in self.lines() if line["kind"] == ProbeNews.kind]
+        draw_curves(self.epochs(), before, self.folder / CURVES)
         self._copy_out()
         return None
 
@@ -110,20 +122,36 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw_curves(epochs: list[EpochNews], path: Path) -> None:
-    """Draw loss and quality by epoch, of training and of --val, into a PNG file."""
+def draw_curves(epochs: list[EpochNews], before: list[ProbeNews], path: Path) -> None:
+    """Draw loss and quality by epoch into a PNG file: of training, of --val, and what --probe gave.
+
+    Args:
+        epochs: at least one.
+        before: the probe before the first step, if there was one.
+        path: of the file.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
-    quality_name, _ = quality(epochs[0].means)
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name in zip(axes, ("loss", quality_name), strict=True):
-        training = [(news.epoch, news.means[name]) for news in epochs if name in news.means]
-        tried = [(news.epoch, news.validation.means[name]) for news in epochs if news.validation]
-        for label, points in (("training", training), ("validation", tried)):
+    drawn: dict[str, _Lines] = {}
+    for name in ("loss", quality(epochs[0].means)[0]):
+        drawn[name] = {
+            "training": [(news.epoch, news.means[name]) for news in epochs if name in news.means],
+            "validation": [(news.epoch, news.validation.means[name]) for news in epochs if news.validation],
+        }
+    probes = [(news.epoch, news.probe) for news in before]
+    probes += [(news.epoch, news.probe) for news in epochs if news.probe]
+    if probes:
+        drawn["accuracy on --probe"] = {
+            "linear probe": [(epoch, probe.linear) for epoch, probe in probes],
+            "nearest neighbours": [(epoch, probe.knn) for epoch, probe in probes],
+        }
+    figure, axes = pyplot.subplots(1, len(drawn), figsize=(5 * len(drawn), 4), layout="constrained")
+    for axis, (name, lines) in zip(axes, drawn.items(), strict=True):
+        for label, points in lines.items():
             if points:
                 _draw_line(axis, points, label)
         axis.set(xlabel="epoch", ylabel=name)

@@ -1,21 +1,14 @@
-"""Tell the command how a training goes: typed records that workers send, and the channel that brings them.
-
-The channel also tells the workers that the command is told to end.
+"""Tell the command how a training goes: typed records that workers send by `news_channel`.
 
 Importing this imports nothing heavy, because the command and the actor behind the channel start with it.
 """
 
-import contextlib
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from wordsworth.pipeline.errors import shown
-
-POLL_S = 0.5  # seconds between two looks at what workers have sent
 NOT_A_NUMBER = "is not a number"  # part of the message about the loss that ends a training
+PROBE = "probe_"  # what the names of a probe's figures begin with
 
 Means = dict[str, float]  # figures of an objective: loss, accuracy or explained, gradient_norm
 
@@ -60,6 +53,37 @@ class Validation:
     images: int
     errors: int
     recall: tuple[float | None, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Hold what the images of --probe tell of the encoder. Accuracies are shares of the images tried.
+
+    Attributes:
+        linear: accuracy of a linear classifier of the embeddings.
+        knn: accuracy of the vote of the nearest neighbours.
+        images: images that were tried.
+        errors: images of the probe that could not be decoded, tried or not.
+    """
+
+    linear: float
+    knn: float
+    images: int
+    errors: int
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures by the names that they have in metrics.jsonl."""
+        return {f"{PROBE}{name}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> Self | None:
+        """Take the figures out of a record; None where it has none."""
+        if f"{PROBE}linear" not in values:
+            return None
+        figures = {field.name: values.pop(f"{PROBE}{field.name}") for field in fields(cls)}
+        if not all(isinstance(value, int | float) for value in figures.values()):
+            raise TypeError("a figure is no number")
+        return cls(**figures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +214,7 @@ class EpochNews(_Record):
         rates: how fast the steps were; None where these workers made no step.
         errors: images of the epoch that could not be decoded.
         validation: what --val gave; None without --val.
+        probe: what --probe gave; None where the epoch has no probe.
     """
 
     kind: ClassVar[str] = "epoch"
@@ -200,6 +225,7 @@ class EpochNews(_Record):
     rates: Rates | None
     errors: int
     validation: Validation | None
+    probe: Probe | None = None
 
     def figures(self) -> dict[str, Any]:
         """Return the fields by name, without nesting: the metrics of a model folder and a checkpoint."""
@@ -214,6 +240,8 @@ class EpochNews(_Record):
             values["val_errors"] = self.validation.errors
             if self.validation.recall is not None:
                 values["val_recall"] = list(self.validation.recall)
+        if self.probe:
+            values |= self.probe.figures()
         return values
 
     @classmethod
@@ -238,106 +266,40 @@ class EpochNews(_Record):
                 errors=errors,
                 recall=None if recall is None else tuple(recall),
             )
-        fields = {name: left.pop(name) for name in ("epoch", "step", "lr", "errors")}
-        return cls(**fields, means=left, rates=rates, validation=validation)
+        probe = Probe.take(left)
+        known = {name: left.pop(name) for name in ("epoch", "step", "lr", "errors")}
+        return cls(**known, means=left, rates=rates, validation=validation, probe=probe)
 
 
-TrainNews = DataNews | BeginNews | NoteNews | WaitNews | StepNews | EpochNews
-OnNews = Callable[[TrainNews], None]
+@dataclass(frozen=True, kw_only=True)
+class ProbeNews(_Record):
+    """Tell what --probe gives before the first step: of random weights, the line to beat.
 
-
-# ---- the channel ----
-
-
-class _NewsBox:
-    """Hold news until the command takes them: an actor."""
-
-    def __init__(self) -> None:
-        self.news: list[TrainNews] = []
-        self.is_ending = False
-
-    def put(self, news: TrainNews) -> None:
-        self.news.append(news)
-
-    def take(self, is_ending: bool) -> list[TrainNews]:
-        """Return the news since the last call, and keep whether the command is told to end."""
-        self.is_ending = is_ending
-        news = self.news
-        self.news = []
-        return news
-
-    def tell_ending(self) -> bool:
-        """Return whether the command is told to end."""
-        return self.is_ending
-
-
-class NewsChannel:
-    """Send news from any process of the cluster to the command that opened the channel."""
-
-    def __init__(self, box: Any):
-        self.box = box
-
-    def send(self, news: TrainNews) -> None:
-        """Send a record. Where the command is gone nothing is sent: Ray ends this worker soon."""
-        import ray
-
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(self.box.put.remote(news))
-
-    def is_ending(self) -> bool:
-        """Tell whether the command is told to end."""
-        import ray
-
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            return ray.get(self.box.tell_ending.remote())
-        return False
-
-    def post(self, news: TrainNews) -> None:
-        """Send a record and do not wait: for a process that must not wait, such as Ray Train's controller."""
-        self.box.put.remote(news)
-
-
-@contextlib.contextmanager
-def open_news_channel(
-    on_news: OnNews, is_ending: Callable[[], bool] = lambda: False
-) -> Iterator[NewsChannel]:
-    """Open a channel for the length of a block: an actor on this machine, and a thread that asks for news.
-
-    Args:
-        on_news: called in this process with each record, in order. If a call fails, a warning says so and the
-            training continues.
-        is_ending: tells whether the command is told to end, for the workers.
+    Attributes:
+        probe: the figures.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    lasting = {"max_restarts": -1, "max_task_retries": 3}  # a killed box loses half a second of news
-    box = ray.remote(num_cpus=0, scheduling_strategy=here, **lasting)(_NewsBox).remote()
-    stop = threading.Event()
+    kind: ClassVar[str] = "probe"
+    probe: Probe
+    epoch: int = 0
+    step: int = 0
 
-    def take() -> None:
-        """Hand on what was sent. Where the actor is not there, or Ray is gone, there is no news: the training
-        itself ends with what happened."""
-        try:
-            sent = ray.get(box.take.remote(is_ending()))
-        except (ray.exceptions.RayError, ConnectionError):
-            return
-        for news in sent:
-            try:
-                on_news(news)
-            except Exception as error:
-                warnings.warn(shown(f"news of the training could not be kept: {error}"), stacklevel=1)
+    def figures(self) -> dict[str, Any]:
+        """Return the fields by name, without nesting."""
+        return {"epoch": self.epoch, "step": self.step, **self.probe.figures()}
 
-    def listen() -> None:
-        while not stop.wait(POLL_S):
-            take()
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return the record of a line of metrics.jsonl.
 
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield NewsChannel(box)
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-    take()
+        Raises:
+            KeyError, TypeError: it is no such record.
+        """
+        probe = Probe.take(dict(values))
+        if probe is None:
+            raise KeyError(f"{PROBE}linear")
+        return cls(probe=probe)
+
+
+TrainNews = DataNews | BeginNews | NoteNews | WaitNews | StepNews | EpochNews | ProbeNews
+OnNews = Callable[[TrainNews], None]

@@ -68,6 +68,8 @@ class TrainRequest:
         preprocessing: how images become pixels.
         epochs: how often every sample is drawn.
         val: sources that the model is tried on after every epoch.
+        probe: sources with classes that an objective without classes is probed with.
+        probe_every: epochs from one probe to the next.
         target: where a class stands, as in `class_target.Target.where`.
         batch_size: images in one step, over all workers.
         accumulate: parts in which a worker computes its share of a batch.
@@ -126,6 +128,8 @@ class TrainRequest:
     preprocessing: Preprocessing
     epochs: int
     val: tuple[str, ...] = field(default=(), metadata=FREE_ON_RESUME)
+    probe: tuple[str, ...] = field(default=(), metadata=FREE_ON_RESUME)
+    probe_every: int = field(default=1, metadata=FREE_ON_RESUME)
     target: str = "cls"
     batch_size: int = 256
     accumulate: int = 1

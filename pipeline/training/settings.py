@@ -6,6 +6,7 @@ from typing import Any
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.filesystem import open_filesystem
+from wordsworth.pipeline.training.probe_images import ProbeImages
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.survey import Survey
 
@@ -20,10 +21,13 @@ MAX_SHOWN = 60  # characters of a value in it
 Settings = dict[str, Any]  # JSON of the request's fields that decide what is learnt, by name
 
 
-def frozen_settings(request: TrainRequest, train_data: Survey, val_data: Survey | None) -> Settings:
+def frozen_settings(
+    request: TrainRequest, train_data: Survey, val_data: Survey | None, probe: ProbeImages | None = None
+) -> Settings:
     """Return all that decides what is learnt: most fields of the request, and digests of model and data.
 
-    A field that earlier versions did not have stands there only if it is not the default.
+    A field that earlier versions did not have stands there only if it is not the default, and the images of
+    --probe only where there are some.
     """
     settings: Settings = {}
     for field in fields(request):
@@ -34,6 +38,8 @@ def frozen_settings(request: TrainRequest, train_data: Survey, val_data: Survey 
     settings["start"] = request.start.fingerprint() if request.start else None
     settings["data"] = train_data.digest
     settings["val_data"] = val_data.digest if val_data else None
+    if probe:
+        settings["probe_data"] = probe.digest
     return settings
 
 

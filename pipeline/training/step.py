@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from wordsworth.pipeline.training.request import Mixing, TrainRequest
 from wordsworth.vit_model.inference import resolve_precision
@@ -56,6 +57,9 @@ class Step:
         self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(num_pixels)
         self.std = torch.tensor(request.preprocessing.std, device=device).repeat(num_pixels)
         self.sharded = hasattr(objective, "set_requires_gradient_sync")  # by FSDP
+        if self.sharded:
+            # FSDP then gathers the weights for this method as it does for forward.
+            register_fsdp_forward_method(objective, "embedding")
         self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=device)
         self.mixer = None
@@ -162,13 +166,30 @@ class Step:
         objective.train()
         return outcome
 
+    @torch.no_grad()
+    def embed(self, patches: np.ndarray) -> torch.Tensor:
+        """Return the embeddings of whole images as the labeler gets them: (B, N, P*P*3) uint8 -> (B, D).
+
+        The same holds for DDP and FSDP as for `score`.
+        """
+        objective = getattr(self.objective, "module", self.objective)
+        inputs = self._normalised(self._to_device(patches))
+        objective.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            embeddings = objective.embedding(inputs)
+        objective.train()
+        return embeddings.float()
+
     def _inputs(
         self, patches: np.ndarray, classes: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return normalised floats (B, N, P*P*3), the uint8 patches and the classes, on the device."""
         pixels = self._to_device(patches)
         targets = self._to_device(classes)
-        return (pixels.float() / 255 - self.mean) / self.std, pixels, targets
+        return self._normalised(pixels), pixels, targets
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels.float() / 255 - self.mean) / self.std
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(values)

@@ -17,7 +17,7 @@ from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
 from wordsworth.pipeline.sources.lost_objects import LOSSES
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.sources.samples import ReadSettings, ShardChanged
-from wordsworth.pipeline.sources.shards import LISTING, Shard, listing_table
+from wordsworth.pipeline.sources.shards import LISTING, PICKS, Shard, listing_table
 from wordsworth.pipeline.storage.patience import hearing_trouble
 from wordsworth.pipeline.training.augment import Augmentation, augment
 from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
@@ -32,7 +32,8 @@ UNIT_ROWS = 512  # samples in a unit, at most
 UNIT_BYTES = 64 << 20  # bytes of their patches, at most
 READERS = 4  # shards that a worker of a GPU reads at the same time
 PREFETCHED_UNITS = 2  # units that Ray brings to the worker before they are asked for
-STREAM = pa.schema([*LISTING, ("epoch", pa.int32()), ("skip", pa.int32())])  # a shard to read, of an epoch
+# A shard to read, of an epoch.
+STREAM = pa.schema([*LISTING, PICKS, ("epoch", pa.int32()), ("skip", pa.int32())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,8 @@ def remaining_rows(shards: list[Shard], epoch: int, cursor: ShardCursor) -> pa.T
     left = listing_table(shards[turn:])
     skip = np.zeros(left.num_rows, np.int32)
     skip[:1] = unit
+    if PICKS.name not in left.column_names:
+        left = left.append_column(PICKS, pa.nulls(left.num_rows, PICKS.type))
     left = left.append_column("epoch", pa.array([epoch] * left.num_rows, pa.int32()))
     return left.append_column("skip", pa.array(skip))
 

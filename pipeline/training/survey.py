@@ -98,14 +98,14 @@ def count_quickly(
     """
     counts = counts_of_indexes(shards, reading, target, note)
     unknown = [shard for shard in shards if shard.name not in counts]
-    if sum(_bytes_to_read(shard, reading) for shard in unknown) <= BYTES_READ_HERE:
+    if sum(bytes_to_read(shard, reading) for shard in unknown) <= BYTES_READ_HERE:
         for shard in unknown:
             samples, classes = survey_shard(shard, reading, target)
             counts[shard.name] = ShardCount(samples=samples, classes=classes)
     return counts
 
 
-def _bytes_to_read(shard: Shard, reading: ReadSettings) -> int:
+def bytes_to_read(shard: Shard, reading: ReadSettings) -> int:
     """Return how many bytes counting a shard reads, at most; what lies beside loose images is not known."""
     if not shard.is_page:
         return shard.size
@@ -170,25 +170,31 @@ def survey_shard(shard: Shard, reading: ReadSettings, target: str | None) -> tup
     rows = 0
     classes: Counter[str] = Counter()
     try:
-        for sample in _samples(shard, reading):
+        for sample in shard_samples(shard, reading):
             rows += 1
             if sample.error is None and target:
                 text = class_text(target, sample.key, sample.sidecars)
                 classes[class_name(target, text, f"{shard.uri}: sample {sample.key}")] += 1
-                _check_few(classes, shard, target)
+                check_few(len(classes), shard, target)
     except (OSError, StoreFault) as error:
         raise UserError(f"{shard.uri} could not be read: {error}") from error
     return rows, classes
 
 
-def _check_few(classes: Counter[str], shard: Shard, target: str) -> None:
-    if len(classes) > MOST_CLASSES:
+def check_few(num_classes: int, shard: Shard, target: str) -> None:
+    """Check that a shard has no more classes than a target that names classes gives.
+
+    Raises:
+        UserError: it has more.
+    """
+    if num_classes > MOST_CLASSES:
         raise UserError(
             f"{shard.uri} alone has over {MOST_CLASSES:,} classes: does --target {target} name one?"
         )
 
 
-def _samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
+def shard_samples(shard: Shard, reading: ReadSettings) -> Iterator[EncodedSample]:
+    """Yield the samples of a shard in order; those of a page without their bytes."""
     if shard.kind == "tar":
         yield from tar_samples(shard, reading, 0)
     elif shard.kind == "zip":

@@ -16,6 +16,8 @@ from wordsworth.pipeline.training.news import (
     EpochNews,
     NoteNews,
     OnNews,
+    Probe,
+    ProbeNews,
     StepNews,
     TrainNews,
 )
@@ -77,6 +79,9 @@ class TrainWatch:
                     self._take(news)
                     if news.validation:
                         self._gauges["train_validation_loss"] = news.validation.means.get("loss")
+                    self._take_probe(news.probe)
+                case ProbeNews():
+                    self._take_probe(news.probe)
 
     def _take(self, news: StepNews | EpochNews) -> None:
         self._gauges["train_loss"] = news.means.get("loss")
@@ -86,6 +91,11 @@ class TrainWatch:
             self._gauges["train_images_per_second"] = news.rates.images_per_second
             self._gauges["train_data_wait"] = news.rates.data_wait
             self._gauges["train_mfu"] = news.rates.mfu
+
+    def _take_probe(self, probe: Probe | None) -> None:
+        if probe:
+            self._gauges["train_probe_linear"] = probe.linear
+            self._gauges["train_probe_knn"] = probe.knn
 
     def _count_steps(self, step: int) -> None:
         num_steps = step - (self._step or 0)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from wordsworth.pipeline.cluster.ray_internals import (
@@ -39,13 +39,12 @@ from wordsworth.pipeline.training.news import (
     BeginNews,
     DataNews,
     EpochNews,
-    NewsChannel,
     NoteNews,
     OnNews,
     TrainNews,
     WaitNews,
-    open_news_channel,
 )
+from wordsworth.pipeline.training.news_channel import NewsChannel, open_news_channel
 from wordsworth.pipeline.training.placement import SPARE_CPUS, place_when_there
 from wordsworth.pipeline.training.request import TrainRequest, build_objective, initial_checkpoint
 from wordsworth.pipeline.training.settings import (
@@ -115,11 +114,11 @@ def _begin(call: Callable[[], T]) -> "Future[T]":
 def _with_expanded_sources(request: TrainRequest) -> TrainRequest:
     """Return the request with the sources that its lists and patterns stand for, all without queries."""
     options = request.storage_options
-    named = [expand_sources(sources, options) for sources in (request.sources, request.val)]
+    named = [expand_sources(names, options) for names in (request.sources, request.val, request.probe)]
     all_names, options = take_queries(SourceNames(chain(*named)), options)
-    names = tuple(all_names)
-    num_sources = len(named[0])
-    return replace(request, sources=names[:num_sources], val=names[num_sources:], storage_options=options)
+    names = iter(all_names)
+    sources, val, probe = (tuple(islice(names, len(part))) for part in named)
+    return replace(request, sources=sources, val=val, probe=probe, storage_options=options)
 
 
 def _with_begun_image_keys(request: TrainRequest) -> TrainRequest:
@@ -138,7 +137,7 @@ def _prepare(
     import ray
 
     check_places(
-        lambda: some_objects([*data.train[:1], *data.val[:1]]),
+        lambda: some_objects([*data.train[:1], *data.val[:1], *data.probe[:1]]),
         request.output,
         f"{RUN}/{SETTINGS}",
         request.storage_options,
@@ -146,6 +145,7 @@ def _prepare(
     )
     train_data = data.survey_train(by_shard=request.balance)
     val_data = data.survey_val()
+    probe = data.choose_probe()
     request, target, notes = _with_classes(request, train_data, val_data, data.named_by_table)
     build_objective(request)  # raises, before any worker starts, what does not fit together
     class_use, more_notes = use_classes(request, train_data, target, data.reading.unit_rows)
@@ -159,9 +159,9 @@ def _prepare(
             val_samples=val_data.total if val_data else 0,
         )
     )
-    for note in [*notes, *more_notes]:
+    for note in [*notes, *more_notes, *([probe.describe()] if probe else [])]:
         on_news(NoteNews(message=note))
-    settings = frozen_settings(request, train_data, val_data)
+    settings = frozen_settings(request, train_data, val_data, probe)
     open_end = None
     if finished:
         open_end = go_on(request, settings, finished)
@@ -175,6 +175,7 @@ def _prepare(
         val=val_data,
         target=target,
         class_use=class_use,
+        probe=probe,
         device=placement.device,
         weights=ray.put(initial_checkpoint(request).to_bytes()),  # every node reads the weights once
         settings=settings,

@@ -10,6 +10,7 @@ from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.indexed import ShardCount
+from wordsworth.pipeline.training.probe_images import ProbeImages, choose_images
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.stream import unit_rows
 from wordsworth.pipeline.training.survey import Survey, count_quickly, cut_pages, survey
@@ -27,6 +28,8 @@ class TrainingData:
         named_by_table: labels that a table has for its numbers of classes; None where there are none.
         train: the shards to learn from.
         val: the shards of --val; none without --val.
+        probe: the shards of --probe; none without --probe.
+        probe_target: where the class of a sample of --probe stands.
         known: what is known of shards, by their names.
     """
 
@@ -36,6 +39,8 @@ class TrainingData:
     named_by_table: tuple[str, ...] | None
     train: list[Shard]
     val: list[Shard]
+    probe: list[Shard]
+    probe_target: str
     known: Mapping[str, ShardCount]
 
     def survey_train(self, by_shard: bool = False) -> Survey:
@@ -49,6 +54,10 @@ class TrainingData:
     def survey_val(self) -> Survey | None:
         """Count the shards of --val likewise; None without --val."""
         return survey(self.val, self.reading, self.target, self._known_of(self.val)) if self.val else None
+
+    def choose_probe(self) -> ProbeImages | None:
+        """Choose the images of --probe; None without --probe."""
+        return choose_images(self.probe, self.reading, self.probe_target) if self.probe else None
 
     def _known_of(self, shards: list[Shard]) -> dict[str, ShardCount]:
         return {shard.name: self.known[shard.name] for shard in shards if shard.name in self.known}
@@ -81,6 +90,8 @@ def find_training_data(request: TrainRequest, note: Callable[[str], None]) -> Tr
         named_by_table=named_by_table,
         train=train,
         val=val,
+        probe=_shards(request.probe, request, note) if request.probe else [],
+        probe_target=request.target,
         known=count_quickly(train, reading, target, note) | count_quickly(val, reading, target, note),
     )
 

@@ -1,6 +1,7 @@
 """Try the model on the images of --val: every image is counted once, whatever the number of workers."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from wordsworth.pipeline.training.survey import Survey, assign
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.recall import ClassRecall
+
+Item = TypeVar("Item")
 
 
 def shards_of_worker(val: Survey, collectives: Collectives) -> list[Shard]:
@@ -48,12 +51,14 @@ class Validator:
         sums: dict[str, float] = {}
         num_classes = self.setup.request.config.num_classes
         recall = ClassRecall(np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64))
-        for number, (patches, classes, is_own) in enumerate(self._in_step(self._batches(units))):
+        empty = np.zeros((1, *self.setup.decode.patches_shape), np.uint8), np.zeros(1, np.int64)
+        for number, batch in enumerate(in_step(self._batches(units), self.collectives, self.step.sharded)):
+            patches, classes = batch or empty
             loss, metrics = self.step.score(patches, classes, number)
-            count = len(classes) if is_own else 0
+            count = len(classes) if batch else 0
             images += count
             right = metrics.pop("right", None)
-            if right is not None and is_own:
+            if right is not None and batch:
                 recall.add(classes, right.cpu().numpy())
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + count * float(value)
@@ -86,18 +91,17 @@ class Validator:
                 end = begin + self.batch_size
                 yield patches[begin:end], classes[begin:end]
 
-    def _in_step(self, batches: Iterator[Part]) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-        """Yield the batches, and whether they are this worker's own.
 
-        FSDP gathers weights in every pass. With it all workers make as many passes as the one with the most
-        batches; a worker that has no batch left passes an empty image.
-        """
-        empty = np.zeros((1, *self.setup.decode.patches_shape), np.uint8)
-        while True:
-            batch = next(batches, None)
-            is_own = batch is not None
-            goes_on = self.collectives.any(is_own) if self.step.sharded else is_own
-            if not goes_on:
-                return
-            patches, classes = batch or (empty, np.zeros(1, np.int64))
-            yield patches, classes, is_own
+def in_step(batches: Iterator[Item], collectives: Collectives, sharded: bool) -> Iterator[Item | None]:
+    """Yield a worker's batches; where FSDP gathers weights in every pass, as often as the other workers.
+
+    With FSDP all workers make as many passes as the one with the most batches. A worker that has no batch
+    left gets None, and passes an empty image.
+    """
+    while True:
+        batch = next(batches, None)
+        is_own = batch is not None
+        goes_on = collectives.any(is_own) if sharded else is_own
+        if not goes_on:
+            return
+        yield batch

@@ -27,13 +27,16 @@ from wordsworth.pipeline.training.more_epochs import shared_steps
 from wordsworth.pipeline.training.news import (
     BeginNews,
     EpochNews,
-    NewsChannel,
     NoteNews,
+    Probe,
+    ProbeNews,
     Rates,
     TrainNews,
     Validation,
 )
+from wordsworth.pipeline.training.news_channel import NewsChannel
 from wordsworth.pipeline.training.optimizer import learning_rate
+from wordsworth.pipeline.training.probe import Prober
 from wordsworth.pipeline.training.saving import Checkpoints
 from wordsworth.pipeline.training.step import Part
 from wordsworth.pipeline.training.step_metrics import StepMetrics, StepReporter
@@ -109,6 +112,9 @@ class _Worker:
         self.whole_epoch = self.planner.whole_epoch()
         self.end = EndWatch(self.collectives, news.is_ending)
         self.checkpoints = Checkpoints(setup, self.state, self.folders, self.collectives)
+        self.prober = None
+        if setup.probe:
+            self.prober = Prober(setup.probe, setup.decode, self.step, self.collectives)
 
     # ---- epochs ----
 
@@ -117,6 +123,8 @@ class _Worker:
         progress, plan = self.planner.resume(self.checkpoints.restored())
         total_steps = self._total_steps(progress, plan)
         self._announce(progress, total_steps)
+        if not progress.number:
+            self._probe_before()
         units = self._training_units(progress, plan)
         metrics: dict[str, Any] = {}
         while not self._has_ended(progress):
@@ -253,6 +261,7 @@ class _Worker:
             rates=epoch.rates,
             errors=int(errors),
             validation=self._validate(),
+            probe=self._probe(progress.epoch + 1),
         )
 
     def _validate(self) -> Validation | None:
@@ -260,19 +269,25 @@ class _Worker:
         if not self.setup.val:
             return None
         shards = shards_of_worker(self.setup.val, self.collectives)
-        units: Iterator[Unit] = iter(())
-        if shards:
-            units = self._units(
-                remaining_rows(shards, 0, ShardCursor()), shards, range(0), for_training=False
-            )
         validator = Validator(self.setup, self.step, self.collectives, self.model.part_batch)
-        average = self.state.average
-        with average.applied() if average else contextlib.nullcontext():
-            validation = validator.validate(units)
-            if self.step.sharded:
-                # FSDP's root keeps its weights after a forward pass: here those of the average.
-                self.step.objective.reshard()
-        return validation
+        with self.state.averaged():
+            return validator.validate(self._units_once(shards))
+
+    def _probe(self, epoch: int) -> Probe | None:
+        """Probe the encoder after an epoch whose turn it is; the average of the weights, if there is one.
+
+        Args:
+            epoch: from 1; 0 is before the first step.
+        """
+        if not self.prober or not self.prober.is_due(epoch):
+            return None
+        with self.state.averaged():
+            return self.prober.probe(self._units_once(self.prober.shards()), self.model.part_batch)
+
+    def _probe_before(self) -> None:
+        probe = self._probe(0)
+        if probe:
+            self._send(ProbeNews(probe=probe))
 
     # ---- data ----
 
@@ -284,6 +299,12 @@ class _Worker:
         part = assign(list(self.planner.shards), self.planner.rows, self.planner.num_workers)[self.rank]
         later_epochs = range(progress.epoch + 1, self.request.epochs)
         return self._units(first, part, later_epochs, for_training=True)
+
+    def _units_once(self, shards: list[Shard]) -> Iterator[Unit]:
+        """Yield the units of shards once, as the labeler would see their images."""
+        if not shards:
+            return iter(())
+        return self._units(remaining_rows(shards, 0, ShardCursor()), shards, range(0), for_training=False)
 
     def _units(self, first: pa.Table, part: list[Shard], epochs: range, for_training: bool) -> Iterator[Unit]:
         settings = StreamSettings(

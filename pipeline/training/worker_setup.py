@@ -7,6 +7,7 @@ from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.training.class_balance import ClassUse
+from wordsworth.pipeline.training.probe_images import ProbeImages
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.settings import Settings
 from wordsworth.pipeline.training.survey import Survey
@@ -24,6 +25,7 @@ class WorkerSetup:
         val: what --val holds; None without --val.
         target: finds the class of a sample; None for an objective without classes.
         class_use: how much the classes weigh, and how often their samples are drawn.
+        probe: the images of --probe; None without --probe.
         device: "cpu" or "cuda".
         weights: bytes of the initial checkpoint, as a reference into Ray's store.
         settings: what the model folder keeps of the request.
@@ -38,6 +40,7 @@ class WorkerSetup:
     val: Survey | None
     target: Target | None
     class_use: ClassUse
+    probe: ProbeImages | None
     device: str
     weights: Any
     settings: Settings

@@ -32,7 +32,8 @@ from wordsworth.pipeline.cluster.session import is_local, ray_session
 from wordsworth.pipeline.cluster.signs import find_signs, place_on_cluster
 from wordsworth.pipeline.errors import UserError, worker_of
 from wordsworth.pipeline.training import train_watch
-from wordsworth.pipeline.training.news import BeginNews, EpochNews, Rates, StepNews, Validation
+from wordsworth.pipeline.training.news import BeginNews, EpochNews, Probe, ProbeNews, Rates
+from wordsworth.pipeline.training.news import StepNews, Validation
 
 def fail():
     raise ZeroDivisionError("in a worker")
@@ -49,6 +50,7 @@ with ray_session(ClusterRequest(address=sys.argv[1], insecure=True)):
         size = {"steps": 50, "epochs": 2, "images": 64, "workers": 2, "device": "cpu", "batch": 32}
         watch.on_news(BeginNews(step=10, epoch=0, **size))
         figures = {"epoch": 1, "lr": 1e-3, "means": means, "rates": rates}
+        watch.on_news(ProbeNews(probe=Probe(linear=0.5, knn=0.25, images=8, errors=0)))
         watch.on_news(StepNews(step=15, steps=50, **figures))
         watch.on_news(EpochNews(step=20, errors=0, validation=tried, **figures))
         metrics.add("shard_faults", 1)

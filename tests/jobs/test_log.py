@@ -15,7 +15,16 @@ from wordsworth.jobs.terminal import Terminal, asked_log_format, logging_as
 from wordsworth.jobs.train_progress import TrainProgress
 from wordsworth.pipeline.labeling.pace import RunFigures
 from wordsworth.pipeline.storage.patience import tell_trouble
-from wordsworth.pipeline.training.news import BeginNews, DataNews, EpochNews, Rates, StepNews, WaitNews
+from wordsworth.pipeline.training.news import (
+    BeginNews,
+    DataNews,
+    EpochNews,
+    Probe,
+    ProbeNews,
+    Rates,
+    StepNews,
+    WaitNews,
+)
 
 FIGURES = RunFigures(
     images=1234,
@@ -118,6 +127,36 @@ def test_a_training_says_its_figures_as_json(monkeypatch):
     assert list(found) == ["plan", "wait", "data", "begin", "step", "epoch"]
     assert found["step"]["loss"] == 2.5 and found["step"]["mfu"] == 0.41
     assert found["epoch"]["errors"] == 1 and found["begin"]["workers"] == 2
+
+
+def test_what_a_probe_gives_is_in_the_lines_of_its_epochs_and_in_their_json(monkeypatch):
+    before = ProbeNews(probe=Probe(linear=0.125, knn=0.0625, images=1600, errors=0))
+    means = {"loss": 0.5, "explained": 0.25}
+    end = EpochNews(
+        epoch=1,
+        step=3,
+        means=means,
+        lr=1e-3,
+        rates=None,
+        errors=0,
+        validation=None,
+        probe=Probe(linear=0.5, knn=0.375, images=1600, errors=0),
+    )
+    logs = {}
+    for form in ("json", "text"):
+        monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+        with logging_as(form), TrainProgress("training", 3) as progress:
+            progress.on_news(before)
+            progress.steps = 9
+            progress.on_news(end)
+        logs[form] = log.getvalue()
+    found = {one["event"]: one for one in objects(logs["json"])}
+    assert (found["probe"]["probe_linear"], found["epoch"]["probe_knn"]) == (0.125, 0.375)
+    assert (
+        "before the first step: probe linear 0.125 k-NN 0.062 (1,600 images tried): what random weights see"
+        in logs["text"]
+    )
+    assert "explained 0.250  lr 0.001  probe linear 0.500 k-NN 0.375" in logs["text"]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(
         ),
         ("keep-best = true", [], "--keep-best compares epochs on --val SOURCE: give one"),
         ("patience = 3", [], "--patience compares epochs on --val SOURCE: give one"),
+        (
+            "width = 32",
+            ["--probe", "S"],
+            "--probe is for --objective mae and masked-patch: with classes --val",
+        ),
+        ("objective = 'mae'", ["--probe-every", "2"], "--probe-every has no meaning without --probe SOURCE"),
+        ("probe = ['S']", ["--probe-every", "0", "--objective", "mae"], "--probe-every"),
         ("width = 32", ["--rand-augment", "cubism"], "--rand-augment cubism: timm knows no such one"),
     ],
 )

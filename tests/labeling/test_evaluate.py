@@ -13,13 +13,13 @@ from tests.support.builders import photo, write_tar
 from tests.support.labelling import Watcher, label_of
 from tests.support.tables import write_hugging_face, write_parquet
 from wordsworth.pipeline.errors import UserError
-from wordsworth.pipeline.labeling import probes as probing
 from wordsworth.pipeline.labeling.evaluate import evaluate
 from wordsworth.pipeline.labeling.probes import EmbeddingProbes
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.accuracy import NUM_BINS, AccuracyCounter
 from wordsworth.pipeline.output.intervals import wilson_interval
 from wordsworth.pipeline.verification.verifier import verify
+from wordsworth.vit_model import neighbours
 from wordsworth.vit_model.few_shot import SEEDS, draw, fit_probe
 from wordsworth.vit_model.model_folder import load_folder
 
@@ -117,7 +117,7 @@ def clouds(seed: int, images: int, classes: int = 4, width: int = 12):
 
 def test_probes_and_neighbours_in_pieces_are_those_of_the_whole(monkeypatch):
     (x, classes), (x_test, true) = clouds(1, 200), clouds(2, 300)
-    monkeypatch.setattr(probing, "BLOCK", 64)
+    monkeypatch.setattr(neighbours, "BLOCK", 64)
     probes = EmbeddingProbes(x, classes, (1, 5, 10**6), 4)
     for at in range(0, 300, 77):
         probes.add(x_test[at : at + 77], true[at : at + 77])
@@ -130,8 +130,8 @@ def test_probes_and_neighbours_in_pieces_are_those_of_the_whole(monkeypatch):
     votes = np.zeros((300, 4))
     for row, one in enumerate(x_test):
         cosines = x @ one / np.linalg.norm(x, axis=1) / np.linalg.norm(one)
-        for place in np.argsort(cosines)[-probing.NEIGHBOURS :]:
-            votes[row, classes[place]] += np.exp(cosines[place] / probing.TEMPERATURE)
+        for place in np.argsort(cosines)[-neighbours.NEIGHBOURS :]:
+            votes[row, classes[place]] += np.exp(cosines[place] / neighbours.TEMPERATURE)
     assert found["neighbours"] == np.mean(votes.argmax(1) == true) > 0.6
     assert found["train_images"] == 200
 

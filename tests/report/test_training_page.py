@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from wordsworth.jobs.cli import run
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.report import training_page
 from wordsworth.pipeline.report.training_page import is_training, read_training, write_training_report
-from wordsworth.pipeline.training.news import EpochNews, Rates, Validation
+from wordsworth.pipeline.training.news import EpochNews, Probe, ProbeNews, Rates, Validation
 
 HOSTILE = "</dd><script>alert(1)</script>\x1b[31m\u202e"
 
@@ -112,6 +113,32 @@ def test_the_best_epoch_of_an_objective_without_classes_has_the_least_loss(tmp_p
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     best = read_training(str(tmp_path), {}).best
     assert best is not None and best.epoch == 2
+
+
+def test_what_a_probe_gave_is_a_curve_from_the_random_weights_on(tmp_path):
+    before = ProbeNews(probe=Probe(linear=0.2, knn=0.1, images=1234, errors=0))
+    lines = [json.dumps(before.to_json())]
+    for number in range(1, 5):
+        probe = Probe(linear=number / 8, knn=number / 8, images=1234, errors=0)
+        means = {"loss": 0.5, "explained": 0.5}
+        news = replace(epoch(number, 0.0, None), means=means, probe=probe if number % 2 == 0 else None)
+        lines.append(json.dumps(news.to_json()))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    training = read_training(str(tmp_path), {})
+    assert [(number, probe.linear) for number, probe in training.probes] == [(0, 0.2), (2, 0.25), (4, 0.5)]
+    write_training_report(str(tmp_path), {})
+    page = (tmp_path / "report.html").read_text()
+    for text in (
+        "linear probe",
+        "50.0%",
+        "of --probe, epoch 4; 1,234 images tried",
+        "what random weights see",
+    ):
+        assert text in page, text
+    assert "probe, linear" in page and page.count("0.2500") == 2 and "accuracy on --probe" in page
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "probe", "probe_linear": "x"}')
+    with pytest.raises(UserError, match="line 1 is no record of a training"):
+        read_training(str(tmp_path), {})
 
 
 WRONG = {

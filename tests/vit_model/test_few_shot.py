@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from wordsworth.vit_model.few_shot import draw, dual, fit_probe, primal, ridge
+from wordsworth.vit_model.few_shot import L2S, best_l2, draw, dual, fit_probe, primal, ridge
 
 D, K = 12, 4
 
@@ -101,3 +101,22 @@ def test_what_cannot_be_evaluated_is_refused(features):
     x[7, 3] = np.nan
     with pytest.raises(ValueError, match="row 7 are not finite"):
         fit_probe(x, labels)
+
+
+@pytest.mark.parametrize("shots", [2, 3, 12])  # fewer rows than columns, and more
+def test_the_best_regularisation_is_right_most_often_when_each_example_is_left_out(features, shots):
+    """Against as many fits as there are examples. They are whitened by all examples, as `best_l2` does it."""
+    x, labels = features
+    rows = draw(labels, shots, seed=2)
+    x, y = torch.from_numpy(x[rows]).double(), torch.from_numpy(labels[rows])
+    x = (x - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
+    x = torch.cat([x, torch.full((len(x), 1), 100.0, dtype=torch.float64)], dim=1)
+    targets = 2 * torch.nn.functional.one_hot(y, K).double() - 1
+    right = dict.fromkeys(L2S, 0)
+    for l2 in L2S:
+        for row in range(len(x)):
+            others = torch.arange(len(x)) != row
+            weights = ridge(x[others], targets[others], l2)
+            right[l2] += int((x[row] @ weights).argmax() == y[row])
+    assert len(set(right.values())) > 1 and list(L2S) == sorted(L2S, reverse=True)
+    assert best_l2(features[0][rows], labels[rows]) == max(L2S, key=lambda l2: (right[l2], l2))

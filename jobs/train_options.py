@@ -266,7 +266,8 @@ def run_training(request: "TrainRequest", as_json: bool) -> int:
     from wordsworth.vit_model.cost import num_params
 
     size = f"{num_params(request.config) / 1e6:.2f} M parameters"
-    title = f"training {size} for {request.epochs} epochs ({request.objective})"
+    epochs = "1 epoch" if request.epochs == 1 else f"{request.epochs:,} epochs"
+    title = f"training {size} for {epochs} ({request.objective})"
     with TrainProgress(title, request.epochs) as progress:
         # Ray Train takes seconds to import: the title stands there before.
         from wordsworth.pipeline.training.metrics_log import can_draw

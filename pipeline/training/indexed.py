@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, without_secrets
 from wordsworth.pipeline.sources.class_target import class_text, name_in
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shard_index import INDEX, BadIndex, IndexedShard, ShardIndex, read_index
@@ -87,7 +87,7 @@ def _read(folder: str, reading: ReadSettings, target: str | None) -> ShardIndex 
     except BadIndex as error:
         return str(error)
     except OSError as error:
-        return f"it cannot be read ({error})"
+        return f"it cannot be read ({without_secrets(' '.join(str(error).split()))})"
     if index is None:
         return None
     if not set(index.extensions) <= set(reading.image_keys):

@@ -203,6 +203,24 @@ class StepNews(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationNews(_Record):
+    """Tell how far the validation after an epoch is.
+
+    Attributes:
+        epoch: the epoch that was validated, from 1.
+        images: images that this worker has tried.
+        of_images: images that it tries in all.
+        all_images: images that all workers try.
+    """
+
+    kind: ClassVar[str] = "validation"
+    epoch: int
+    images: int
+    of_images: int
+    all_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochNews(_Record):
     """Tell how an epoch ended.
 
@@ -301,5 +319,5 @@ class ProbeNews(_Record):
         return cls(probe=probe)
 
 
-TrainNews = DataNews | BeginNews | NoteNews | WaitNews | StepNews | EpochNews | ProbeNews
+TrainNews = DataNews | BeginNews | NoteNews | WaitNews | StepNews | ValidationNews | EpochNews | ProbeNews
 OnNews = Callable[[TrainNews], None]

@@ -1,11 +1,8 @@
 """Hold what a training is asked to do, and build what it begins with: weights and the objective's module."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.errors import UserError
@@ -13,19 +10,17 @@ from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 from wordsworth.pipeline.training.augment import Augmentation
-from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig
 from wordsworth.vit_model.head import Head
-from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder, init_as_published
-from wordsworth.vit_model.model import VisionTransformer
-from wordsworth.vit_model.objectives import MaskedPatchPrediction, Supervised
 
-OBJECTIVES: dict[str, Callable[[VisionTransformer, "TrainRequest"], nn.Module]] = {
-    "supervised": lambda encoder, request: Supervised(encoder, request.loss, request.label_smoothing),
-    "masked-patch": lambda encoder, request: MaskedPatchPrediction(encoder),
-    "mae": lambda encoder, request: _masked_autoencoder(encoder, request.decoder),
-}
+# Torch takes seconds to import, and a command has much to do before it needs it.
+if TYPE_CHECKING:
+    from torch import nn
 
+    from wordsworth.vit_model.checkpoint import Checkpoint
+    from wordsworth.vit_model.model import VisionTransformer
+
+OBJECTIVES = ("supervised", "masked-patch", "mae")
 MAE_SHARE = 0.75  # share of the patches that a masked autoencoder does not see
 
 # Metadata of a field that may change when a training is continued; settings.py checks the others.
@@ -144,7 +139,7 @@ class TrainRequest:
     clip: float = 1.0
     objective: str = "supervised"
     decoder: tuple[int, int, int] = (512, 8, 16)
-    start: Checkpoint | None = field(default=None, metadata=FREE_ON_RESUME)
+    start: "Checkpoint | None" = field(default=None, metadata=FREE_ON_RESUME)
     optimizer: str = "adamw"
     beta2: float = 0.999
     layer_decay: float = 1.0
@@ -188,7 +183,7 @@ class TrainRequest:
         return Head(kind="sigmoid" if self.classified and self.loss == "sigmoid" else "softmax")
 
 
-def initial_checkpoint(request: TrainRequest) -> Checkpoint:
+def initial_checkpoint(request: TrainRequest) -> "Checkpoint":
     """Return the weights that a training begins with.
 
     These are random weights of the seed; or the model to fine-tune, at the size of the request's images,
@@ -199,7 +194,7 @@ def initial_checkpoint(request: TrainRequest) -> Checkpoint:
     return request.start.resized(request.config.image_size).with_head(request.config.num_classes)
 
 
-def _from_scratch(request: TrainRequest) -> Checkpoint:
+def _from_scratch(request: TrainRequest) -> "Checkpoint":
     """Return random weights as in the original JAX code, but for the head and the patch embedding.
 
     A head of zeros gives the encoder no gradient at first, and the JAX code's patches drown the positions.
@@ -207,6 +202,10 @@ def _from_scratch(request: TrainRequest) -> Checkpoint:
     makes every class as rare as one of them is (big_vision's init_head_bias). MAE has the weights of its own
     code.
     """
+    import torch
+
+    from wordsworth.vit_model.checkpoint import random_checkpoint
+
     start = random_checkpoint(request.config, request.preprocessing, request.seed)
     if request.objective == "mae":
         return _published(start, request.seed)
@@ -222,8 +221,12 @@ def _from_scratch(request: TrainRequest) -> Checkpoint:
     return replace(start, state=state)
 
 
-def _published(start: Checkpoint, seed: int) -> Checkpoint:
+def _published(start: "Checkpoint", seed: int) -> "Checkpoint":
     """Return a checkpoint with new random weights, as the MAE code draws them."""
+    import torch
+
+    from wordsworth.vit_model.masked_autoencoder import init_as_published
+
     encoder = start.model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -231,7 +234,7 @@ def _published(start: Checkpoint, seed: int) -> Checkpoint:
     return replace(start, state=encoder.state_dict())
 
 
-def build_objective(request: TrainRequest) -> nn.Module:
+def build_objective(request: TrainRequest) -> "nn.Module":
     """Return the objective's module around a model.
 
     The seed decides what is random, so that all workers get the same module.
@@ -240,6 +243,8 @@ def build_objective(request: TrainRequest) -> nn.Module:
         ModelError: the objective cannot train this architecture.
         UserError: more blocks are to be trained than there are.
     """
+    import torch
+
     start = request.start
     if start is None or start.config != request.config:
         start = initial_checkpoint(request)  # a worker's request has the initial checkpoint already
@@ -247,13 +252,25 @@ def build_objective(request: TrainRequest) -> nn.Module:
     encoder = replace(start, config=config).model().train().requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        objective = OBJECTIVES[request.objective](encoder, request)
+        objective = _objective(encoder, request)
     if request.unfreeze_last is not None:
         freeze(encoder, request.unfreeze_last)
     return objective
 
 
-def freeze(encoder: VisionTransformer, unfreeze_last: int) -> None:
+def _objective(encoder: "VisionTransformer", request: TrainRequest) -> "nn.Module":
+    from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
+    from wordsworth.vit_model.objectives import MaskedPatchPrediction, Supervised
+
+    if request.objective == "mae":
+        width, depth, heads = request.decoder
+        return MaskedAutoencoder(encoder, share=MAE_SHARE, width=width, depth=depth, heads=heads)
+    if request.objective == "masked-patch":
+        return MaskedPatchPrediction(encoder)
+    return Supervised(encoder, request.loss, request.label_smoothing)
+
+
+def freeze(encoder: "VisionTransformer", unfreeze_last: int) -> None:
     """Let no gradient reach the parameters that stay as they are.
 
     Args:
@@ -274,8 +291,3 @@ def freeze(encoder: VisionTransformer, unfreeze_last: int) -> None:
     encoder.requires_grad_(False)
     for part in trained:
         part.requires_grad_(True)
-
-
-def _masked_autoencoder(encoder: VisionTransformer, decoder: tuple[int, int, int]) -> MaskedAutoencoder:
-    width, depth, heads = decoder
-    return MaskedAutoencoder(encoder, share=MAE_SHARE, width=width, depth=depth, heads=heads)

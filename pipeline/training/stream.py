@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 UNIT_ROWS = 512  # samples in a unit, at most
 UNIT_BYTES = 64 << 20  # bytes of their patches, at most
+STREAM_PROCESSES = 2  # processes that are started ahead: one reads, and one decodes
 READERS = 4  # shards that a worker of a GPU reads at the same time
 PREFETCHED_UNITS = 2  # units that Ray brings to the worker before they are asked for
 # A shard to read, of an epoch.
@@ -67,6 +68,24 @@ class TaskLimits(NamedTuple):
 
     readers: int
     decoders: int | None
+
+
+def start_stream_processes() -> None:
+    """Start the processes that read and decode for this worker, while it still builds its model.
+
+    A process of a local Ray takes two seconds to import what it needs. Ray gives it the stream's tasks, and
+    starts others where it gives it something else.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=0)(_import_ray_data)
+    for _ in range(STREAM_PROCESSES):
+        task.remote()
+
+
+def _import_ray_data() -> None:
+    """Import what a task of the stream imports; this module is imported to find this function."""
+    import ray.data  # noqa: F401 (Python keeps the module)
 
 
 def unit_rows(decode: DecodeSettings) -> int:

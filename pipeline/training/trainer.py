@@ -57,8 +57,7 @@ from wordsworth.pipeline.training.settings import (
 from wordsworth.pipeline.training.survey import Survey
 from wordsworth.pipeline.training.train_watch import TrainWatch
 from wordsworth.pipeline.training.training_data import TrainingData, find_training_data
-from wordsworth.pipeline.training.worker import train_worker
-from wordsworth.pipeline.training.worker_setup import WorkerSetup
+from wordsworth.pipeline.training.worker_setup import WorkerSetup, train_worker
 
 T = TypeVar("T")
 
@@ -84,7 +83,7 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     request = replace(request, output=output)
     finished = find_finished(request)
     request = _with_begun_image_keys(_with_expanded_sources(request))
-    found = _begin(lambda: find_training_data(request, lambda line: on_news(NoteNews(message=line))))
+    found = _begin(lambda: _find_data(request, on_news))
     is_cluster = request.cluster.address or os.environ.get("RAY_ADDRESS")
     on_news(WaitNews(what="joining the Ray cluster" if is_cluster else "starting Ray"))
     with ray_session(request.cluster, lambda line: on_news(NoteNews(message=line))):
@@ -92,6 +91,14 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
         setup = _prepare(request, found.result(), finished, on_news)
         on_news(WaitNews(what="starting the workers"))
         return _run(setup, on_news)
+
+
+def _find_data(request: TrainRequest, on_news: OnNews) -> TrainingData:
+    """List and count the sources, and import what is needed next."""
+    data = find_training_data(request, lambda line: on_news(NoteNews(message=line)))
+    import wordsworth.vit_model.objectives  # noqa: F401 (torch takes seconds; Ray's processes start meanwhile)
+
+    return data
 
 
 def _begin(call: Callable[[], T]) -> "Future[T]":
@@ -147,7 +154,8 @@ def _prepare(
     val_data = data.survey_val()
     probe = data.choose_probe()
     request, target, notes = _with_classes(request, train_data, val_data, data.named_by_table)
-    build_objective(request)  # raises, before any worker starts, what does not fit together
+    start = initial_checkpoint(request)
+    build_objective(replace(request, start=start))  # raises now what does not fit together
     class_use, more_notes = use_classes(request, train_data, target, data.reading.unit_rows)
     placement = place_when_there(request, train_data, lambda line: on_news(NoteNews(message=line)))
     request = replace(request, workers=placement.workers)
@@ -177,7 +185,7 @@ def _prepare(
         class_use=class_use,
         probe=probe,
         device=placement.device,
-        weights=ray.put(initial_checkpoint(request).to_bytes()),  # every node reads the weights once
+        weights=ray.put(start.to_bytes()),  # every node reads the weights once
         settings=settings,
         open_end=open_end,
         is_local=_is_local_ray(request),

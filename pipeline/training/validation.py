@@ -1,6 +1,7 @@
 """Try the model on the images of --val: every image is counted once, whatever the number of workers."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -9,8 +10,9 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.batches import decoded
 from wordsworth.pipeline.training.collectives import Collectives
-from wordsworth.pipeline.training.news import Validation
+from wordsworth.pipeline.training.news import TrainNews, Validation, ValidationNews
 from wordsworth.pipeline.training.step import Part, Step
+from wordsworth.pipeline.training.step_metrics import REPORT_EVERY_S
 from wordsworth.pipeline.training.survey import Survey, assign
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 from wordsworth.pipeline.unit import Unit
@@ -27,10 +29,51 @@ def shards_of_worker(val: Survey, collectives: Collectives) -> list[Shard]:
     return shards[collectives.rank : collectives.rank + 1]
 
 
+def validation_report(
+    send: Callable[[TrainNews], None], val: Survey, shards: list[Shard], epoch: int
+) -> Callable[[int], None]:
+    """Return what tells, every few seconds, how far a worker's part of a validation is.
+
+    Args:
+        send: takes the news.
+        val: what --val holds.
+        shards: of it, those of this worker.
+        epoch: the epoch that is validated, from 1.
+
+    Returns:
+        A function of the number of images that the worker has tried.
+    """
+    of_images = sum(val.rows[shard.name] for shard in shards)
+    sent = -REPORT_EVERY_S
+
+    def report(images: int) -> None:
+        nonlocal sent
+        if time.monotonic() - sent >= REPORT_EVERY_S:
+            sent = time.monotonic()
+            send(ValidationNews(epoch=epoch, images=images, of_images=of_images, all_images=val.total))
+
+    return report
+
+
 class Validator:
     """Score the validation images of one worker, and add up the scores of all workers."""
 
-    def __init__(self, setup: WorkerSetup, step: Step, collectives: Collectives, batch_size: int):
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        step: Step,
+        collectives: Collectives,
+        batch_size: int,
+        on_images: Callable[[int], None],
+    ):
+        """Keep the arguments.
+
+        Args:
+            setup, step, collectives: of the worker.
+            batch_size: images in one pass.
+            on_images: told after each pass how many images this worker has tried.
+        """
+        self.on_images = on_images
         self.setup = setup
         self.step = step
         self.collectives = collectives
@@ -57,6 +100,7 @@ class Validator:
             loss, metrics = self.step.score(patches, classes, number)
             count = len(classes) if batch else 0
             images += count
+            self.on_images(images)
             right = metrics.pop("right", None)
             if right is not None and batch:
                 recall.add(classes, right.cpu().numpy())

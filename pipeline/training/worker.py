@@ -33,6 +33,7 @@ from wordsworth.pipeline.training.news import (
     Rates,
     TrainNews,
     Validation,
+    WaitNews,
 )
 from wordsworth.pipeline.training.news_channel import NewsChannel
 from wordsworth.pipeline.training.optimizer import learning_rate
@@ -42,24 +43,24 @@ from wordsworth.pipeline.training.step import Part
 from wordsworth.pipeline.training.step_metrics import StepMetrics, StepReporter
 from wordsworth.pipeline.training.stream import StreamSettings, remaining_rows, stream_units
 from wordsworth.pipeline.training.survey import assign
-from wordsworth.pipeline.training.validation import Validator, shards_of_worker
+from wordsworth.pipeline.training.validation import Validator, shards_of_worker, validation_report
 from wordsworth.pipeline.training.worker_model import build_worker_model, find_device, memory_errors_for_user
 from wordsworth.pipeline.training.worker_setup import WorkerSetup
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.checkpoint import Checkpoint
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Train on one worker: the function that Ray Train runs.
+def run_worker(setup: WorkerSetup, news: NewsChannel) -> None:
+    """Train on one worker, from the last checkpoint or from the beginning to the end.
 
     Args:
-        config: "setup", a WorkerSetup, and "news", a NewsChannel.
+        setup: what the command sends.
+        news: brings what happens to the command.
     """
-    setup: WorkerSetup = config["setup"]
     # The workers drive Ray Data plans of their own.
     ray_data = without_cluster_actors() if setup.is_local else contextlib.nullcontext()
     with memory_errors_for_user(setup.request, setup.device), ray_data:
-        _Worker(setup, config["news"]).run()
+        _Worker(setup, news).run()
 
 
 @dataclass
@@ -190,6 +191,7 @@ class _Worker:
                 batch=batch,
             )
         )
+        self._send(WaitNews(what="waiting for the first batch"))
 
     def _train_epoch(
         self, progress: TrainingProgress, plan: EpochPlan, units: Iterator[Unit], total_steps: int
@@ -260,16 +262,17 @@ class _Worker:
             lr=epoch.lr,
             rates=epoch.rates,
             errors=int(errors),
-            validation=self._validate(),
+            validation=self._validate(progress.epoch + 1),
             probe=self._probe(progress.epoch + 1),
         )
 
-    def _validate(self) -> Validation | None:
-        """Try the model on --val; the average of the weights, if there is one."""
+    def _validate(self, epoch: int) -> Validation | None:
+        """Try the model on --val after an epoch, from 1; the average of the weights, if there is one."""
         if not self.setup.val:
             return None
         shards = shards_of_worker(self.setup.val, self.collectives)
-        validator = Validator(self.setup, self.step, self.collectives, self.model.part_batch)
+        report = validation_report(self._send, self.setup.val, shards, epoch)
+        validator = Validator(self.setup, self.step, self.collectives, self.model.part_batch, report)
         with self.state.averaged():
             return validator.validate(self._units_once(shards))
 

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from wordsworth.jobs import progress as display
+from wordsworth.jobs import live as display
 from wordsworth.jobs.cli import run
 from wordsworth.jobs.progress import RunProgress
 from wordsworth.jobs.terminal import Terminal, asked_log_format, logging_as
-from wordsworth.jobs.train_progress import TrainProgress
+from wordsworth.jobs.train_progress import BESIDE_BAR, Forecast, TrainProgress
 from wordsworth.pipeline.labeling.pace import RunFigures
 from wordsworth.pipeline.storage.patience import tell_trouble
 from wordsworth.pipeline.training.news import (
@@ -23,6 +23,8 @@ from wordsworth.pipeline.training.news import (
     ProbeNews,
     Rates,
     StepNews,
+    Validation,
+    ValidationNews,
     WaitNews,
 )
 
@@ -157,6 +159,54 @@ def test_what_a_probe_gives_is_in_the_lines_of_its_epochs_and_in_their_json(monk
         in logs["text"]
     )
     assert "explained 0.250  lr 0.001  probe linear 0.500 k-NN 0.375" in logs["text"]
+
+
+def test_the_time_that_is_left_is_foretold_from_steps_and_not_from_the_start():
+    forecast = Forecast(steps=100)
+    assert forecast.seconds_left(1, now=1040.0) is None  # 40 seconds of start and one step
+    assert forecast.seconds_left(3, now=1042.0) == 97
+    assert forecast.seconds_left(51, now=1090.0) == 49
+    resumed = Forecast(steps=100)
+    assert resumed.seconds_left(60, now=5.0) is None and resumed.seconds_left(70, now=25.0) == 60
+
+
+@pytest.mark.parametrize(("width", "has"), [(80, "accuracy 0.250"), (140, "MFU 41%")])
+def test_a_trainings_lines_fit_the_terminal_and_leave_out_what_matters_least(monkeypatch, width, has):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    monkeypatch.setenv("COLUMNS", str(width))
+    means = {"loss": 2.5, "accuracy": 0.25, "gradient_norm": 1.0}
+    tried = Validation(means={"loss": 2.25, "accuracy": 0.5}, images=64, errors=0)
+    begin = BeginNews(step=0, steps=900, epoch=0, epochs=90, images=64, workers=2, device="cpu", batch=32)
+    steps = [StepNews(step=n, steps=900, epoch=1, lr=1e-3, means=means, rates=RATES) for n in (1, 400)]
+    end = EpochNews(epoch=1, step=500, means=means, lr=1e-3, rates=RATES, errors=0, validation=tried)
+    with TrainProgress("training 5.00 M parameters", 90) as progress:
+        progress.console = Terminal(file=log, force_terminal=True, width=width)
+        for news in (begin, *steps):
+            progress.on_news(news)
+        line = progress.line()
+        assert len(line) + BESIDE_BAR <= width and has in line and progress.share == 400 / 900
+        assert "left" in line and "epoch 1/90  loss 2.500  accuracy 0.250" in line
+        progress.on_news(end)
+    shown = log.getvalue().splitlines()[-1]
+    assert shown.startswith("epoch   1/90  loss 2.500  accuracy 0.250") and len(shown) <= width
+    assert "validation loss 2.250 accuracy 0.500" in shown and ("MFU" in shown) == (width == 140)
+
+
+def test_a_validation_has_a_bar_of_its_own(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with TrainProgress("training 5.00 M parameters", 3) as progress:
+        progress.on_news(ValidationNews(epoch=2, images=50, of_images=200, all_images=400))
+        assert progress.line() == "epoch 2/3  validation of 400 images" and progress.share == 0.25
+    assert " 25%  epoch 2/3  validation of 400 images" in log.getvalue()
+
+
+def test_what_a_training_waits_for_is_said_with_its_seconds_also_after_a_step(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    means = {"loss": 2.5, "accuracy": 0.25, "gradient_norm": 1.0}
+    with TrainProgress("training 5.00 M parameters", 3) as progress:
+        progress.on_news(StepNews(step=3, steps=9, epoch=1, lr=1e-3, means=means, rates=RATES))
+        progress.on_news(WaitNews(what="building the model"))
+        assert progress.line() == "building the model (0 s)" and progress.share is None
 
 
 @pytest.mark.parametrize(

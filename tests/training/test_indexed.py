@@ -1,6 +1,7 @@
 """An index beside packed shards: what it saves, when it counts, and that it never makes a count wrong."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -183,6 +184,14 @@ def test_an_index_larger_than_any_is_not_read_whole(copied, monkeypatch):
     monkeypatch.setattr(shard_index, "MAX_BYTES", 100)
     found, notes, _ = counts(copied)
     assert found.rows == truth(copied)[0] and "it has more than 100 bytes" in notes[0]
+
+
+def test_an_index_that_cannot_be_read_is_one_line_and_all_shards_are_read(copied):
+    (copied / INDEX).unlink()
+    os.mkfifo(copied / INDEX)
+    found, notes, read = counts(copied)
+    assert found.rows == truth(copied)[0] and len(read) == 3
+    assert "all shards beside it are read: it cannot be read (" in notes[0] and "\n" not in notes[0]
 
 
 def test_an_index_counts_for_no_other_target_and_no_fewer_images(copied):

@@ -87,7 +87,9 @@ def test_what_the_sources_hold_is_told_before_anything_is_trained(trained):
     told = [news for news in trained.news if not isinstance(news, WaitNews)]
     assert told[0] == DataNews(samples=192, shards=3, classes=2, val_samples=34)
     waits = [news.what for news in trained.told(WaitNews)]
-    assert waits == ["starting Ray", "counting the images", "starting the workers"]
+    before = ["starting Ray", "counting the images", "starting the workers"]
+    each_start = ["building the model", "waiting for the first batch"]
+    assert waits == [*before, *each_start, *each_start]
 
 
 def test_a_killed_worker_makes_no_epoch_come_twice_and_loses_none(trained):

@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOPBACK_INTERFACES = ("lo", "lo0")  # on Linux, on macOS
 SIOCGIFADDR = 0x8915  # of Linux's ioctl: the address of an interface
 CONNECT_S = 20.0  # seconds in which a worker must reach another one
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # environment variable of Ray Train's
 START_TIMEOUT_S = 60.0  # seconds that Ray Train waits for workers to start, before it counts a failure
 
 
@@ -45,16 +46,17 @@ def make_trainer(
     """Make Ray Train's trainer, which does not start workers again after a final error.
 
     Gives an end at the first error that would come again; saves an actor that hands out data sets, which the
-    workers make themselves; saves on a local Ray an actor that tidies up after a controller that died, since
-    that Ray ends with the command; lets the workers of a local Ray talk over loopback alone, and those of a
-    cluster over the interface of their node's address, after each has reached the first; leaves CPUs to the
-    tasks that read and decode where the number of workers may change, and gives up where there is no room
-    for the fewest; and lets Ctrl-C end the command as everywhere else. Fails with AttributeError or
-    ImportError where Ray has renamed what is extended. Stock Ray starts the workers again after every error,
-    as often as `max_failures` says, lets the workers meet at a port that listens on every interface, lets
-    Gloo take the interface that the host's name leads to, which on many machines is loopback, waits for hours
-    where a firewall divides the nodes, gives all CPUs that are left after a loss to workers, waits for ever
-    for room for the fewest, and handles Ctrl-C itself.
+    workers make themselves; saves on a local Ray three actors, of which one tidies up after a controller that
+    died (that Ray ends with the command), one hears of nodes that are taken away, and one asks for more; lets
+    the workers of a local Ray talk over loopback alone, and those of a cluster over the interface of their
+    node's address, after each has reached the first; leaves CPUs to the tasks that read and decode where the
+    number of workers may change, and gives up where there is no room for the fewest; and lets Ctrl-C end the
+    command as everywhere else. Fails with AttributeError or ImportError where Ray has renamed what is
+    extended. Stock Ray starts the workers again after every error, as often as `max_failures` says, lets the
+    workers meet at a port that listens on every interface, lets Gloo take the interface that the host's name
+    leads to, which on many machines is loopback, waits for hours where a firewall divides the nodes, gives
+    all CPUs that are left after a loss to workers, waits for ever for room for the fewest, and handles Ctrl-C
+    itself.
 
     Args:
         train_loop: function that every worker runs.
@@ -93,7 +95,10 @@ def make_trainer(
             settings["failure_policy"] = FailurePolicy(self.run_config.failure_config)
             if self.scaling_config.elasticity_enabled:
                 settings["scaling_policy"] = _elastic_policy(self.scaling_config, room)
-            return super()._initialize_and_run_controller(**settings)
+            elif is_local:
+                settings["scaling_policy"] = _fixed_policy(self.scaling_config)
+            with _without_preemption_watcher() if is_local else contextlib.nullcontext():
+                return super()._initialize_and_run_controller(**settings)
 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Ctrl-C as it is: the last checkpoint is what remains."""
@@ -101,6 +106,36 @@ def make_trainer(
     over = _over_loopback if is_local else _over_node_addresses
     options["torch_config"] = over(options["torch_config"])
     return Trainer(train_loop, **options)
+
+
+@contextlib.contextmanager
+def _without_preemption_watcher() -> Iterator[None]:
+    """Let Ray Train start no actor that hears of nodes that are taken away, unless the user asks for it."""
+    if PREEMPTION_WATCHER in os.environ:
+        yield
+        return
+    os.environ[PREEMPTION_WATCHER] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[PREEMPTION_WATCHER]
+
+
+def _fixed_policy(scaling_config: "ScalingConfig") -> Any:
+    """Return what starts a fixed number of workers on one machine, and asks nobody for more machines."""
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class FixedPolicy(FixedScalingPolicy):
+        def _maybe_send_resource_request(self) -> None:
+            """Ask for nothing."""
+
+        def _send_resource_request(self) -> None:
+            """Ask for nothing."""
+
+        def _cancel_resource_request(self) -> None:
+            """Take nothing back."""
+
+    return FixedPolicy(scaling_config)
 
 
 def _elastic_policy(scaling_config: "ScalingConfig", room: WorkerRoom) -> Any:

@@ -140,7 +140,8 @@ def _write_index(out: fsspec.AbstractFileSystem, target: str, index: ShardIndex)
     """Write the index of the shards, and return whether it is small enough to be read."""
     if not is_local(out):
         out.invalidate_cache()  # a listing from before the shards were written
-        found = {base_name(info["name"]): version_of(info) for info in with_retries(partial(out.ls, target))}
+        listed = with_retries(partial(out.ls, target, detail=True))
+        found = {base_name(info["name"]): version_of(info) for info in listed}
         index = index.with_versions(found)
     content = index.to_json()
     if len(content) > MAX_BYTES:

@@ -57,8 +57,8 @@ class Step:
         self.mean = torch.tensor(request.preprocessing.mean, device=device).repeat(num_pixels)
         self.std = torch.tensor(request.preprocessing.std, device=device).repeat(num_pixels)
         self.sharded = hasattr(objective, "set_requires_gradient_sync")  # by FSDP
-        if self.sharded:
-            # FSDP then gathers the weights for this method as it does for forward.
+        if self.sharded and not request.classified:
+            # --probe calls this method: FSDP then gathers the weights for it as it does for forward.
             register_fsdp_forward_method(objective, "embedding")
         self.bf16 = resolve_precision(request.precision, device.type) == "bf16"
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=device)

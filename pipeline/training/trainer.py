@@ -57,7 +57,8 @@ from wordsworth.pipeline.training.settings import (
 from wordsworth.pipeline.training.survey import Survey
 from wordsworth.pipeline.training.train_watch import TrainWatch
 from wordsworth.pipeline.training.training_data import TrainingData, find_training_data
-from wordsworth.pipeline.training.worker_setup import WorkerSetup, train_worker
+from wordsworth.pipeline.training.worker_begin import train_worker
+from wordsworth.pipeline.training.worker_setup import WorkerSetup
 
 T = TypeVar("T")
 

@@ -1,7 +1,4 @@
-"""Hold what the command sends to the workers of a training, and begin a worker.
-
-The command and Ray Train's controller import this module too, and need none of what a worker imports.
-"""
+"""Hold what the command sends to the workers of a training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +7,9 @@ from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.training.class_balance import ClassUse
-from wordsworth.pipeline.training.news import WaitNews
-from wordsworth.pipeline.training.news_channel import NewsChannel
 from wordsworth.pipeline.training.probe_images import ProbeImages
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.settings import Settings
-from wordsworth.pipeline.training.stream import start_stream_processes
 from wordsworth.pipeline.training.survey import Survey
 
 
@@ -52,22 +46,3 @@ class WorkerSetup:
     settings: Settings
     open_end: str | None
     is_local: bool
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """Train on one worker: the function that Ray Train runs.
-
-    Args:
-        config: "setup", a WorkerSetup, and "news", a NewsChannel.
-    """
-    import ray.train
-
-    setup: WorkerSetup = config["setup"]
-    news: NewsChannel = config["news"]
-    if ray.train.get_context().get_world_rank() == 0:
-        news.send(WaitNews(what="building the model"))
-    if setup.is_local:
-        start_stream_processes()
-    from wordsworth.pipeline.training.worker import run_worker
-
-    run_worker(setup, news)

@@ -74,6 +74,7 @@ def device_of(out: Path) -> str:
     return json.loads((out / "_run" / "plan.json").read_text())["resolved"]["device"]
 
 
+@pytest.mark.long
 def test_two_jobs_begin_at_once_on_a_cluster_that_is_scaled_to_zero(tmp_path, small_model, begin):
     """One takes the CPUs that it asks for, the other waits for the GPU that --device auto means where the
     autoscaler has one to add. Both are exact."""

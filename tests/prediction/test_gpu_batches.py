@@ -215,6 +215,7 @@ def test_a_model_that_fits_with_no_batch_says_what_to_do(late):
         GpuBatches(small(most=0)[0], SHAPE, late, 8)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_that_others_hold_is_named():
     with (

@@ -165,6 +165,7 @@ def test_a_training_that_ended_by_itself_is_not_interrupted():
         end.finish()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_a_training_that_is_told_to_end_saves_every_step_that_it_told_of(tmp_path):
     """Without --save-every, and within an epoch: where the same command continues is below."""

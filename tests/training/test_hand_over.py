@@ -11,6 +11,7 @@ from torch import nn
 from tests.support.trainings import SIZE, request
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.training.checkpoints import TrainingState
+from wordsworth.pipeline.training.class_balance import ClassUse
 from wordsworth.pipeline.training.model_folder import ModelFolders
 from wordsworth.pipeline.training.news import EpochNews
 from wordsworth.pipeline.training.optimizer import build_optimizer
@@ -33,7 +34,7 @@ def write_trained(tmp_path: Path, objective: str, **changes) -> tuple[Path, dict
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     state = TrainingState(module, build_optimizer(module, asked), average=None)
-    ModelFolders(setup_of(asked), state, rank=0).write_last({})
+    ModelFolders(setup_of(asked), state, rank=0).write_last({}, best=None)
     kept = {name: tensor.clone() for name, tensor in module.encoder.state_dict().items() if name not in HEAD}
     return Path(asked.output), kept
 
@@ -47,9 +48,12 @@ def setup_of(asked: TrainRequest) -> WorkerSetup:
         train=nothing,
         val=None,
         target=None,
+        class_use=ClassUse(weights=None, balance=None, drawn={}),
+        probe=None,
         device="cpu",
         weights=None,
         settings={},
+        open_end=None,
         is_local=True,
     )
 

@@ -342,6 +342,7 @@ def test_a_training_is_the_same_with_a_probe_and_a_killed_one_gives_the_same_fig
         trained(tmp_path, "plain", **probe)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_a_training_tells_what_a_probe_of_its_model_gives(tmp_path):
     """Through Ray: shards, centre crops, the average of the weights; against the model that was written."""

@@ -32,6 +32,14 @@ def report(
             show_default=False,
         ),
     ] = None,
+    labelled: Annotated[
+        str | None,
+        Parameter(
+            help="For the page of a training: a run of its model over images whose class is known. The "
+            "page then has the accuracy, the worst pairs and the mistakes of this run.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, Parameter(help="Of the images, examples and points that are drawn.")] = 0,
     storage: StoreOptions | None = None,
     json_: JsonFlag = False,
@@ -41,23 +49,30 @@ def report(
     It is one file, and opens without a network.
     """
     storage = storage or StoreOptions()
-    storage.check(run, output=output)
+    storage.check(run, labelled, output=output)
     errors = Terminal(stderr=True)
     from wordsworth.pipeline.errors import UserError, shown
 
     with errors.status("reading the folder"):
         from wordsworth.pipeline.report.training_page import is_training, write_training_report
+        from wordsworth.pipeline.report.validation_section import LabelledRun
 
         if is_training(run, storage.storage):
-            if truth is not None:
+            if truth is not None and labelled is None:
                 raise UserError(
                     f"--truth {truth}: {run} is the folder of a training, which holds no rows to compare: "
-                    "`wordsworth evaluate SOURCE --model` compares a model with classes",
+                    "add --labelled RUN, a run of its model over images whose class is known",
                     exit_code=2,
                 )
-            path = write_training_report(run, storage.storage, output)
+            of_run = None if labelled is None else LabelledRun(output=labelled, truth=truth or "cls")
+            path = write_training_report(run, storage.storage, output, of_run)
             print(json.dumps({"path": path}, indent=1) if json_ else shown(path))
             return 0
+        if labelled is not None:
+            raise UserError(
+                f"--labelled {labelled}: {run} is a run and not the folder of a training: leave it out",
+                exit_code=2,
+            )
         from wordsworth.pipeline.report.page import write_report
 
         written = write_report(run, file=output, seed=seed, truth=truth, storage_options=storage.storage)

@@ -229,12 +229,11 @@ def make_plan(
         gpu: what the GPUs of the cluster can do; None plans for CPUs.
     """
     resolved = _resolve(request, checkpoint, cluster, gpu)
-    comparable = [checkpoint.fingerprint(), resolved.device, resolved.precision, resolved.decoder]
     plan = RunPlan(
         schema_version=SCHEMA_VERSION,
         package_version=package_version(),
         model=request.model,
-        fingerprint=_sha256("|".join(comparable)),
+        fingerprint=resolved.fingerprint(checkpoint.fingerprint()),
         asked=asked,
         resolved=resolved,
         run_id="",

@@ -7,6 +7,7 @@ ManifestRow  a row of _run/manifest.parquet: one file of the run
 Summary      _run/summary.json: totals of the run, written last
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -39,6 +40,15 @@ class ResolvedSettings:
     batch_size: int
     unit_rows: int
     decoder: str
+
+    def fingerprint(self, checkpoint: str) -> str:
+        """Return the fingerprint of a run with these settings.
+
+        Args:
+            checkpoint: fingerprint of the model.
+        """
+        comparable = [checkpoint, self.device, self.precision, self.decoder]
+        return hashlib.sha256("|".join(comparable).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

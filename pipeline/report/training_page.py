@@ -10,10 +10,12 @@ import fsspec
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction.load_model import load_model
+from wordsworth.pipeline.report.charts import bar
 from wordsworth.pipeline.report.explained_figures import Figure, filters, positions
 from wordsworth.pipeline.report.figure_frame import NEEDED, can_draw
 from wordsworth.pipeline.report.html import data_uri, number, percent, render
 from wordsworth.pipeline.report.training_figures import Curve, curves_figure
+from wordsworth.pipeline.report.validation_section import LabelledRun, mistakes_section, worst_classes
 from wordsworth.pipeline.storage.atomic import overwrite
 from wordsworth.pipeline.storage.filesystem import (
     StorageOptions,
@@ -99,19 +101,22 @@ def is_training(folder: str, options: StorageOptions) -> bool:
         return with_retries(lambda: fs.exists(join(path.rstrip("/"), LINES)))
 
 
-def write_training_report(folder: str, options: StorageOptions, file: str | None = None) -> str:
+def write_training_report(
+    folder: str, options: StorageOptions, file: str | None = None, labelled: LabelledRun | None = None
+) -> str:
     """Write the page of a training, and return the file's address.
 
     Args:
         folder: of the training.
         options: of the stores.
         file: where the page goes; None is report.html in the folder.
+        labelled: a run of its model over images whose class is known: then their mistakes are on the page.
 
     Raises:
-        UserError: the folder holds no training, or no epoch of it is done.
+        UserError: the folder holds no training, no epoch of it is done, or the run cannot be shown.
     """
     training = read_training(folder, options)
-    page = training_page(training, options).encode()
+    page = training_page(training, options, labelled).encode()
     fs, path = training.fs, join(training.path, PAGE)
     if file is not None:
         fs, path = open_filesystem(file, options)
@@ -202,25 +207,42 @@ def _settings(fs: fsspec.AbstractFileSystem, path: str, name: str) -> dict[str, 
 # ---- the page ----------------------------------------------------------------------------------------------
 
 
-def training_page(training: Training, options: StorageOptions) -> str:
+def training_page(training: Training, options: StorageOptions, labelled: LabelledRun | None = None) -> str:
     """Return the page of a training as HTML."""
     figures = _figures(training, options)
-    training.notes.append(
-        "worst classes and mistakes: the folder does not hold the images. "
-        f"wordsworth evaluate SOURCE --model {training.uri} names the worst classes"
-    )
+    labels = [label for label in training.settings.get("labels") or [] if isinstance(label, str)]
+    classes = worst_classes(training.epochs, labels)
+    truth = None
+    if labelled:
+        model = load_model(
+            absolute_uri(training.fs, training.path), note=lambda text: None, storage_options=options
+        )
+        truth = mistakes_section(labelled, model, options)
+    else:
+        training.notes.append(
+            "mistakes: the folder does not hold the images. Label some whose class is known, and name the "
+            f"run: wordsworth label SOURCE --model {training.uri} --output RUN --keep cls; "
+            f"wordsworth report {training.uri} --labelled RUN --truth cls"
+        )
+    sections = {
+        "overview": "Overview",
+        "curves": "Curves",
+        "epochs": "Epochs",
+        "classes": "Classes",
+        "truth": "Accuracy",
+        "model": "The model",
+        "recipe": "Recipe",
+    }
+    left_out = {name for name, there in (("classes", classes), ("truth", truth)) if not there}
     told = [{"uri": data_uri(one.png), "caption": one.caption, "alt": one.alt} for one in figures]
     return render(
         "training.html.j2",
         name=training.uri,
         lead=_lead(training),
-        sections=[
-            ("overview", "Overview"),
-            ("curves", "Curves"),
-            ("epochs", "Epochs"),
-            ("model", "The model"),
-            ("recipe", "Recipe"),
-        ],
+        sections=[entry for entry in sections.items() if entry[0] not in left_out],
+        classes=classes,
+        truth=truth,
+        bar=bar,
         headlines=_headlines(training),
         curves=told[:1] if figures and figures[0].file == "curves.png" else [],
         model_figures=[one for one, figure in zip(told, figures, strict=True) if figure.file != "curves.png"],
@@ -228,7 +250,7 @@ def training_page(training: Training, options: StorageOptions) -> str:
         rows=_rows(training),
         left_out=max(0, len(training.epochs) - MOST_EPOCHS),
         recipe=_recipe(training.settings),
-        labels=[label for label in training.settings.get("labels") or [] if isinstance(label, str)],
+        labels=labels,
         notes=training.notes,
     )
 

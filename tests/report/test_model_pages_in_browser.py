@@ -42,6 +42,7 @@ def trained(tmp_path_factory) -> Path:
     for epoch in range(1, 13):
         figures = {"loss": 2 / epoch, "accuracy": 1 - 1 / (epoch + 1), "val_loss": 3 / epoch}
         figures |= {"val_accuracy": 1 - 1 / epoch, "val_images": 10, "val_errors": 0}
+        figures |= {"val_recall": [0.5, None, 1 - 1 / epoch]}
         about = {"kind": "epoch", "epoch": epoch, "step": 7 * epoch, "lr": 0.01 / epoch, "errors": 0}
         lines.append(json.dumps(about | figures))
     (folder / "metrics.jsonl").write_text("\n".join(lines))

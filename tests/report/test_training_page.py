@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.builders import photo, write_tar
+from tests.support.labelling import rows
+from tests.support.labelling import run as label
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.prediction.load_model import load_model
 from wordsworth.pipeline.report import training_page
 from wordsworth.pipeline.report.training_page import is_training, read_training, write_training_report
 from wordsworth.pipeline.training.news import EpochNews, Probe, ProbeNews, Rates, Validation
@@ -67,7 +71,7 @@ def test_the_page_has_the_figures_of_the_training(finished):
     images = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
     assert len(images) == 3 and all(image.startswith(b"\x89PNG") for image in images)
     assert re.findall(r'<tr><td class="num" data-value="([\d.]+)">', page) == ["1.0", "2.0", "3.0"]
-    assert "wordsworth evaluate SOURCE --model" in page  # what is missing is said
+    assert "--labelled RUN --truth cls" in page  # what is missing is said
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
@@ -157,3 +161,57 @@ def test_a_folder_that_is_no_training_is_one_line(text, line, tmp_path):
         write_training_report(str(tmp_path), {})
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_classes_that_are_found_least_come_first(tmp_path):
+    means = {"loss": 1.0, "accuracy": 0.5, "balanced_accuracy": 0.5}
+    validation = Validation(means=means, images=50, errors=0, recall=(0.9, None, 0.125, 0.5))
+    news = replace(epoch(1, 0.5, None), validation=validation)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(news.to_json()))
+    (tmp_path / "_train").mkdir()
+    (tmp_path / "_train" / "settings.json").write_text(json.dumps({"labels": ["ant", "bee", HOSTILE]}))
+    write_training_report(str(tmp_path), {})
+    page = (tmp_path / "report.html").read_text()
+    table = page.partition('id="classes"')[2].partition("</table>")[0]
+    names = re.findall(r'<th scope="row"><bdi>(.*?)</bdi></th><td class="num" data-value="([\d.]+)"', table)
+    assert [float(recall) for _, recall in names] == [0.125, 0.5, 0.9]
+    assert [name for name, _ in names][1:] == ["class 3", "ant"] and "&lt;script&gt;" in names[0][0]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_mistakes_of_a_labelled_run_stand_on_the_page_of_its_training(finished, tmp_path, capsys):
+    members = {}
+    for number in range(6):
+        members |= {f"{number}.jpg": photo(number), f"{number}.cls": b"4"}
+    write_tar(tmp_path / "in" / "a.tar", members)
+    model = load_model(str(finished))
+    label(tmp_path, model, tmp_path / "in", keep=("cls",))
+    wrong = [row for row in rows(tmp_path) if row["label_id"] != 4]
+    assert wrong, "the random model is not right on all"
+    assert (
+        run(
+            [
+                "report",
+                str(finished),
+                "--labelled",
+                str(tmp_path / "out"),
+                "--output",
+                str(tmp_path / "p.html"),
+            ]
+        )
+        == 0
+    )
+    page = (tmp_path / "p.html").read_text()
+    mistakes = page.partition('id="mistakes-title"')[2].partition("<h3>")[0]
+    assert mistakes.count('class="thumb"') == len(wrong) and mistakes.count("data:image/") == len(wrong)
+    assert "--labelled RUN" not in page and page.count("<script") == 1
+    capsys.readouterr()
+
+    other = load_model(str(finished), overrides={"crop_pct": 0.5})
+    label(tmp_path, other, tmp_path / "in", keep=("cls",), output=str(tmp_path / "other"))
+    assert run(["report", str(finished), "--labelled", str(tmp_path / "other")]) == 1
+    assert "another model labelled this run" in capsys.readouterr().err
+    assert run(["report", str(tmp_path / "out"), "--labelled", str(tmp_path / "other")]) == 2
+    assert "not the folder of a training" in capsys.readouterr().err
+    assert run(["report", str(finished), "--truth", "cls"]) == 2
+    assert "add --labelled RUN" in capsys.readouterr().err

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.filesize import decimal
-from rich.table import Table
 
 from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import JsonFlag, StoreOptions
-from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.joining import reach
 from wordsworth.pipeline.errors import UserError
 
@@ -80,7 +79,4 @@ def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
         rows["merged"] = f"{did['units']:,} units into {did['files']:,} files in {did['seconds']:,} s"
     rows["read"] = f"{output}/{ROW_FILES} from now on"
     rows["next"] = f"wordsworth verify {output}; once it is clean, {run} can be deleted"
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, data_text(value))
-    Terminal().print(table)
+    Terminal().print_facts(rows)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.filesize import decimal
-from rich.table import Table
 
 from wordsworth.jobs.cluster_options import PoolOptions
 from wordsworth.jobs.options import (
@@ -21,7 +20,7 @@ from wordsworth.jobs.options import (
     Sources,
     Threshold,
 )
-from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.joining import reach
 
 if TYPE_CHECKING:
@@ -169,7 +168,6 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
         return
     from wordsworth.pipeline.output.run_folder import ROW_FILES
 
-    table = Table(show_header=False, box=None)
     errors = ", ".join(f"{count:,} {code}" for code, count in summary.errors.items()) or "none"
     command = summary.last_command
     shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
@@ -196,9 +194,7 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     rows["predictions"] = f"{output.rstrip('/')}/{ROW_FILES}"
     rows["next"] = f"wordsworth verify {output} --source"
     rows["see it"] = f"wordsworth report {output}"
-    for name, value in rows.items():
-        table.add_row(name, data_text(value))
-    Terminal().print(table)
+    Terminal().print_facts(rows)
 
 
 def foretold(images: list[int], images_per_second: list[Any], bytes_written: list[int]) -> str:

@@ -74,6 +74,12 @@ class Terminal(Console):
             objects = (f"{datetime.now():%H:%M:%S}", *objects)
         super().print(*objects, **options)
 
+    def print_facts(self, facts: dict[str, str]) -> None:
+        """Print a line for each name and its value. A long path is never cut, so that it can be copied."""
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self.print(f" {name:<{width}}  {data_text(value)}")
+
     def say(self, text: str, level: str = "info", event: str = "note", **fields: Any) -> None:
         """Print one line that may hold names from data.
 

@@ -66,6 +66,14 @@ def test_cells_and_lines_of_a_forgetful_author_send_no_command_either(terminal):
     assert all(char.isprintable() or char == "\n" for char in text)
 
 
+def test_a_long_path_among_facts_is_not_cut_and_is_only_text(terminal):
+    path = "/data/" + "a" * 300
+    terminal.print_facts({"rows": "3", "predictions": f"{path} {EVIL}"})
+    first, second = written(terminal).rstrip("\n").split("\n")
+    assert first == " rows         3" and second.startswith(f" predictions  {path} ")
+    assert second.isprintable()
+
+
 def test_no_command_prints_past_the_terminal():
     for path in JOBS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

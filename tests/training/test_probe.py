@@ -190,7 +190,7 @@ def test_embeddings_that_are_no_numbers_and_images_that_are_lost_are_one_line(tm
 
 
 def worker(rank: int, folder: Path) -> None:
-    """What each of two processes does: probe, make a step of its half of a batch, probe again."""
+    """Probe, make a step of half of a batch and probe again, in each of two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {}

@@ -149,7 +149,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole(tmp_path, parts):
 
 
 def worker(rank: int, folder: Path) -> None:
-    """What each of two processes does: its half of every batch, along every path."""
+    """Train on half of every batch along every path, in each of two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pyarrow.compute
@@ -11,6 +12,9 @@ import pytest
 import wordsworth
 from tests.support.builders import photo, write_shards, write_tar
 from tests.support.report_runs import make_run
+from wordsworth.jobs.evaluate import evaluate
+from wordsworth.jobs.label import label
+from wordsworth.jobs.pretrain import pretrain
 from wordsworth.pipeline.errors import UserError
 
 
@@ -75,6 +79,26 @@ def test_an_option_that_is_not_there_is_named(tmp_path, small_model):
         wordsworth.label("shards", output=tmp_path, model=small_model, json=True)
     with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'model'"):
         wordsworth.label("shards", output=tmp_path)
+
+
+LISTS = [(evaluate, "train"), (pretrain, "val"), (pretrain, "probe"), (label, "allow_uris")]
+
+
+@pytest.mark.parametrize("given", ["train", Path("train"), ["train"], (Path("train"),)])
+@pytest.mark.parametrize(("command", "option"), LISTS)
+def test_a_text_in_place_of_a_list_is_its_only_element(command, option, given):
+    named = {"output": "out"} if command is pretrain else {"output": "out", "model": "m"}
+    arguments = wordsworth._arguments(command, **named, **{option: given})
+    found = arguments.get(option)
+    for group in arguments.values():
+        if is_dataclass(group) and hasattr(group, option):
+            found = getattr(group, option)
+    assert found == ["train"]
+
+
+def test_a_text_in_place_of_numbers_is_refused():
+    with pytest.raises(TypeError, match=r"^mean takes numbers, such as \(0.5, 0.5, 0.5\), and not the text"):
+        wordsworth._arguments(label, output="out", model="m", mean="0.5")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -321,7 +321,8 @@ def _arguments(command: Callable[..., int], **options: Any) -> dict[str, Any]:
     """Return the arguments of a command: its groups of options are made from the options that they declare.
 
     Raises:
-        TypeError: the command has no option of that name, or needs one that is not given.
+        TypeError: the command has no option of that name, needs one that is not given, or a text stands
+            where an option takes numbers.
     """
     if "json" in options:
         raise TypeError(f"{command.__name__}() has no option 'json': it prints nothing")
@@ -334,10 +335,10 @@ def _arguments(command: Callable[..., int], **options: Any) -> dict[str, Any]:
         if group is not None:
             own = typing.get_type_hints(group)
             arguments[name] = group(
-                **{key: _as_text(own[key], options.pop(key)) for key in own.keys() & options}
+                **{key: _as_option(key, own[key], options.pop(key)) for key in own.keys() & options}
             )
         elif name in options:
-            arguments[name] = _as_text(hints[name], options.pop(name))
+            arguments[name] = _as_option(name, hints[name], options.pop(name))
         elif parameter.default is not parameter.empty:
             arguments[name] = parameter.default
         else:
@@ -355,9 +356,16 @@ def _group_of(hint: Any) -> Any:
     return None
 
 
-def _as_text(hint: Any, value: Any) -> Any:
-    """Return the value of an option that is text on the command line as that text: names are joined by
-    commas."""
+def _as_option(name: str, hint: Any, value: Any) -> Any:
+    """Return the value of an option as the command line would give it.
+
+    Where the option is text, names are joined by commas. Where it is a list, a text is its only element.
+    """
+    kinds = {typing.get_origin(one) for one in (hint, *typing.get_args(hint))}
+    if list in kinds and value is not None:
+        return _as_list(value)
+    if tuple in kinds and isinstance(value, str):
+        raise TypeError(f"{name} takes numbers, such as (0.5, 0.5, 0.5), and not the text {value!r}")
     if isinstance(value, Path):
         return str(value)
     if hint is not str or isinstance(value, str):

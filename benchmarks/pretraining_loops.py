@@ -18,7 +18,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import nn
 
 from benchmarks.learning_data import LearningSet, read
-from wordsworth.pipeline.training.optimizer import learning_rate, parameter_groups
+from wordsworth.pipeline.training.learning_rate import learning_rate
+from wordsworth.pipeline.training.optimizer import parameter_groups
 from wordsworth.vit_model.config import ViTConfig
 from wordsworth.vit_model.few_shot import draw, fit_probe
 from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder, init_as_published

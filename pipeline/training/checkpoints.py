@@ -21,10 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.batches import ShardCursor, shuffled_shards
+from wordsworth.pipeline.training.settings import PROGRESS
 from wordsworth.pipeline.training.step import WeightAverage
 from wordsworth.pipeline.training.survey import assign
-
-PROGRESS = "progress.json"
 
 Best = tuple[float, int]  # the best score on --val, and the number of its epoch, from 1
 

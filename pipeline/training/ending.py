@@ -10,9 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from wordsworth.pipeline.cluster.grace import EndingSignals
-from wordsworth.pipeline.training.collectives import Collectives
+
+# The command takes signals before it has loaded torch.
+if TYPE_CHECKING:
+    from wordsworth.pipeline.training.collectives import Collectives
 
 LOOK_S = 1.0  # seconds between two looks of the workers
 
@@ -87,7 +91,7 @@ class EndWatch:
         is_told: whether the workers know.
     """
 
-    def __init__(self, collectives: Collectives, ask: Callable[[], bool]):
+    def __init__(self, collectives: "Collectives", ask: Callable[[], bool]):
         """Keep the arguments.
 
         Args:

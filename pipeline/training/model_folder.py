@@ -1,7 +1,6 @@
 """Write the model folders of a training: the output itself, and beside it the model of the best epoch."""
 
 import contextlib
-import json
 import math
 import tempfile
 from functools import partial
@@ -37,10 +36,21 @@ def score(request: TrainRequest, validation: Validation | None) -> float:
     return validation.means["accuracy"]
 
 
-def epoch_of_model(request: TrainRequest) -> int:
-    """Return the number of the epoch, from 1, whose model a finished training wrote into its output."""
-    fs, path = open_filesystem(request.output, request.storage_options)
-    return json.loads(fs.cat_file(f"{path.rstrip('/')}/config.json"))["extra"]["metrics"]["epoch"]
+def best_after(
+    request: TrainRequest, best: Best | None, epoch: int, validation: Validation | None
+) -> Best | None:
+    """Return the best score on --val and its epoch after one more epoch; None without --val.
+
+    Args:
+        request: says by what epochs are compared.
+        best: before the epoch; None for none.
+        epoch: its number, from 1.
+        validation: what --val gave.
+    """
+    if validation is None:
+        return None
+    reached = score(request, validation)
+    return best if best and reached <= best[0] else (reached, epoch)
 
 
 class ModelFolders:
@@ -92,13 +102,10 @@ class ModelFolders:
             best: score and epoch so far; None for none.
             news: how the epoch ended.
         """
-        if news.validation is None:
-            return None
-        reached = score(self.setup.request, news.validation)
-        if best and reached <= best[0]:
-            return best
-        self._write(f"{self.setup.request.output}/{BEST}{news.epoch}", news.figures())
-        return reached, news.epoch
+        after = best_after(self.setup.request, best, news.epoch, news.validation)
+        if after and after[1] == news.epoch:
+            self._write(f"{self.setup.request.output}/{BEST}{news.epoch}", news.figures())
+        return after
 
     def remove_others(self, kept: set[int]) -> None:
         """Remove the models of all epochs but those that are kept."""

@@ -18,10 +18,10 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem, without_credentials
 from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.pipeline.storage.streams import with_retries
-from wordsworth.pipeline.training.checkpoints import PROGRESS
-from wordsworth.pipeline.training.optimizer import CONSTANT, COOLDOWN
+from wordsworth.pipeline.training.learning_rate import CONSTANT, COOLDOWN
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.settings import (
+    PROGRESS,
     RUN,
     SNAPSHOT,
     Settings,
@@ -133,6 +133,12 @@ def find_finished(request: TrainRequest) -> FinishedTraining | None:
         raise UserError(f"{shown} holds a model already: choose a new --output")
     open_end = open_ends[-1].rpartition("/")[2] if open_ends else None
     return FinishedTraining(epochs=epochs, open_end=open_end)
+
+
+def epoch_of_model(request: TrainRequest) -> int:
+    """Return the number of the epoch, from 1, whose model a finished training wrote into its output."""
+    fs, path = open_filesystem(request.output, request.storage_options)
+    return json.loads(fs.cat_file(f"{path.rstrip('/')}/config.json"))["extra"]["metrics"]["epoch"]
 
 
 def go_on(request: TrainRequest, settings: Settings, finished: FinishedTraining) -> str:

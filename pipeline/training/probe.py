@@ -45,10 +45,9 @@ class Prober:
         self.step = step
         self.collectives = collectives
 
-    def is_due(self, epoch: int) -> bool:
+    def is_due(self, epoch: int, is_last: bool) -> bool:
         """Return whether an epoch, from 1, is probed: every N-th and the last; 0 is before the first step."""
-        request = self.step.request
-        return epoch % request.probe_every == 0 or epoch == request.epochs
+        return is_last or epoch % self.step.request.probe_every == 0
 
     def shards(self) -> list[Shard]:
         """Return the shards that this worker embeds; none where there are fewer shards than workers."""

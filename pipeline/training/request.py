@@ -71,7 +71,7 @@ class TrainRequest:
         lr: peak of the learning rate.
         weight_decay: weight decay of matrices; nothing else decays.
         warmup: share of the steps in which the learning rate rises; from 1 on, their number.
-        decay: how the learning rate falls afterwards: one of `optimizer.DECAYS`, or "constant" for not at
+        decay: how the learning rate falls afterwards: one of `learning_rate.DECAYS`, or "constant" for not at
             all.
         label_smoothing: share of a target that is spread over all classes.
         loss: "softmax" or "sigmoid".

@@ -15,6 +15,7 @@ SETTINGS = "settings.json"
 SNAPSHOT = (
     "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints: there is something to continue
 )
+PROGRESS = "progress.json"  # in a checkpoint: how far the training was; it makes the checkpoint whole
 SHOWN = 3  # settings that a message names
 MAX_SHOWN = 60  # characters of a value in it
 

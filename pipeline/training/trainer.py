@@ -1,11 +1,13 @@
 """Train a model with Ray Train: count and check before the workers start, hear from them while they run."""
 
+import contextlib
 import math
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -33,8 +35,7 @@ from wordsworth.pipeline.training.classes import check_classes, train_target
 from wordsworth.pipeline.training.ending import training_end
 from wordsworth.pipeline.training.failure_policy import FailureJudge, error_for_user, worker_errors
 from wordsworth.pipeline.training.metrics_log import MetricsLog
-from wordsworth.pipeline.training.model_folder import epoch_of_model
-from wordsworth.pipeline.training.more_epochs import FinishedTraining, find_finished, go_on
+from wordsworth.pipeline.training.more_epochs import FinishedTraining, epoch_of_model, find_finished, go_on
 from wordsworth.pipeline.training.news import (
     BeginNews,
     DataNews,
@@ -62,6 +63,7 @@ from wordsworth.pipeline.training.worker_setup import WorkerSetup
 
 T = TypeVar("T")
 
+REFUSED_WITHIN_S = 0.3  # seconds that a source has to be refused in, before Ray starts
 MAX_FAILURES = 5  # failures of a worker or its machine, after which a training gives up
 COLLECTIVE_TIMEOUT_S = 7200  # workers wait this long for each other: one may have all of --val
 
@@ -84,26 +86,37 @@ def train(request: TrainRequest, on_news: OnNews) -> EpochNews:
     request = replace(request, output=output)
     finished = find_finished(request)
     request = _with_begun_image_keys(_with_expanded_sources(request))
-    found = _begin(lambda: _find_data(request, on_news))
+    note = partial(_note, on_news)
+    found = _begin(lambda: find_training_data(request, note), then=_import_for_training)
+    with contextlib.suppress(TimeoutError):
+        found.result(timeout=REFUSED_WITHIN_S)
     is_cluster = request.cluster.address or os.environ.get("RAY_ADDRESS")
     on_news(WaitNews(what="joining the Ray cluster" if is_cluster else "starting Ray"))
-    with ray_session(request.cluster, lambda line: on_news(NoteNews(message=line))):
+    with ray_session(request.cluster, note):
         on_news(WaitNews(what="counting the images"))
         setup = _prepare(request, found.result(), finished, on_news)
         on_news(WaitNews(what="starting the workers"))
         return _run(setup, on_news)
 
 
-def _find_data(request: TrainRequest, on_news: OnNews) -> TrainingData:
-    """List and count the sources, and import what is needed next."""
-    data = find_training_data(request, lambda line: on_news(NoteNews(message=line)))
-    import wordsworth.vit_model.objectives  # noqa: F401 (torch takes seconds; Ray's processes start meanwhile)
-
-    return data
+def _note(on_news: OnNews, line: str) -> None:
+    on_news(NoteNews(message=line))
 
 
-def _begin(call: Callable[[], T]) -> "Future[T]":
-    """Begin a call in a thread of its own, which does not hold up a command that ends before."""
+def _import_for_training() -> None:
+    """Import torch and Ray Train, which takes seconds, while Ray's processes start."""
+    import ray.train.torch  # noqa: F401 (Python keeps the modules)
+
+    import wordsworth.vit_model.objectives  # noqa: F401
+
+
+def _begin(call: Callable[[], T], then: Callable[[], None]) -> "Future[T]":
+    """Begin a call in a thread of its own, which does not hold up a command that ends before.
+
+    Args:
+        call: gives the result.
+        then: called behind it, in the same thread.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
@@ -111,6 +124,8 @@ def _begin(call: Callable[[], T]) -> "Future[T]":
             future.set_result(call())
         except BaseException as error:
             future.set_exception(error)
+        else:
+            then()
 
     threading.Thread(target=run, daemon=True, name="sources").start()
     return future
@@ -149,7 +164,7 @@ def _prepare(
         request.output,
         f"{RUN}/{SETTINGS}",
         request.storage_options,
-        lambda line: on_news(NoteNews(message=line)),
+        partial(_note, on_news),
     )
     train_data = data.survey_train(by_shard=request.balance)
     val_data = data.survey_val()
@@ -158,7 +173,7 @@ def _prepare(
     start = initial_checkpoint(request)
     build_objective(replace(request, start=start))  # raises now what does not fit together
     class_use, more_notes = use_classes(request, train_data, target, data.reading.unit_rows)
-    placement = place_when_there(request, train_data, lambda line: on_news(NoteNews(message=line)))
+    placement = place_when_there(request, train_data, partial(_note, on_news))
     request = replace(request, workers=placement.workers)
     on_news(
         DataNews(
@@ -239,7 +254,7 @@ def _run(setup: WorkerSetup, on_news: OnNews) -> EpochNews:
     with (
         MetricsLog(request.output, request.storage_options) as log,
         watch,
-        training_end(request.cluster.grace, lambda line: on_news(NoteNews(message=line))) as end,
+        training_end(request.cluster.grace, partial(_note, on_news)) as end,
     ):
 
         def receive(news: TrainNews) -> None:

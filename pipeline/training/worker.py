@@ -22,7 +22,8 @@ from wordsworth.pipeline.training.checkpoints import EpochPlan, EpochPlanner, Tr
 from wordsworth.pipeline.training.collectives import Collectives
 from wordsworth.pipeline.training.ending import EndWatch
 from wordsworth.pipeline.training.indexed import ContentCheck
-from wordsworth.pipeline.training.model_folder import ModelFolders
+from wordsworth.pipeline.training.learning_rate import learning_rate
+from wordsworth.pipeline.training.model_folder import ModelFolders, best_after
 from wordsworth.pipeline.training.more_epochs import shared_steps
 from wordsworth.pipeline.training.news import (
     BeginNews,
@@ -36,7 +37,6 @@ from wordsworth.pipeline.training.news import (
     WaitNews,
 )
 from wordsworth.pipeline.training.news_channel import NewsChannel
-from wordsworth.pipeline.training.optimizer import learning_rate
 from wordsworth.pipeline.training.probe import Prober
 from wordsworth.pipeline.training.saving import Checkpoints
 from wordsworth.pipeline.training.step import Part
@@ -178,6 +178,11 @@ class _Worker:
         if self.model.not_compiled:
             why = self.model.not_compiled
             self._send(NoteNews(message=f"--compile does not work here ({why}): goes on without"))
+        if self.request.warmup > total_steps:
+            steps = f"--warmup {self.request.warmup:,.0f} steps, and the training has {total_steps:,}"
+            self._send(
+                NoteNews(message=f"{steps}: the learning rate does not reach --lr {self.request.lr:g}")
+            )
         batch = self.model.local_batch * self.collectives.num_workers
         self._send(
             BeginNews(
@@ -255,15 +260,19 @@ class _Worker:
         means = {}
         for name, total in zip(progress.sums, totals, strict=True):
             means[name] = round(total / max(1.0, count), 4)
+        number = progress.epoch + 1
+        validation = self._validate(number)
+        best = best_after(self.request, progress.best, number, validation)
+        is_last = self._has_ended(replace(progress, epoch=number, best=best))
         return EpochNews(
-            epoch=progress.epoch + 1,
+            epoch=number,
             step=progress.number,
             means=means,
             lr=epoch.lr,
             rates=epoch.rates,
             errors=int(errors),
-            validation=self._validate(progress.epoch + 1),
-            probe=self._probe(progress.epoch + 1),
+            validation=validation,
+            probe=self._probe(number, is_last),
         )
 
     def _validate(self, epoch: int) -> Validation | None:
@@ -276,13 +285,14 @@ class _Worker:
         with self.state.averaged():
             return validator.validate(self._units_once(shards))
 
-    def _probe(self, epoch: int) -> Probe | None:
+    def _probe(self, epoch: int, is_last: bool = False) -> Probe | None:
         """Probe the encoder after an epoch whose turn it is; the average of the weights, if there is one.
 
         Args:
             epoch: from 1; 0 is before the first step.
+            is_last: whether no epoch follows.
         """
-        if not self.prober or not self.prober.is_due(epoch):
+        if not self.prober or not self.prober.is_due(epoch, is_last):
             return None
         with self.state.averaged():
             return self.prober.probe(self._units_once(self.prober.shards()), self.model.part_batch)

@@ -8,7 +8,8 @@ from torch import nn
 from tests.support.published_objectives import PublishedMAE, PublishedMaskedPatches
 from tests.support.random_images import SMALL_DECODER
 from tests.support.trainings import SIZE, request
-from wordsworth.pipeline.training.optimizer import build_optimizer, learning_rate
+from wordsworth.pipeline.training.learning_rate import learning_rate
+from wordsworth.pipeline.training.optimizer import build_optimizer
 from wordsworth.pipeline.training.request import TrainRequest, build_objective
 from wordsworth.pipeline.training.step import Step
 from wordsworth.vit_model.patches import patchify

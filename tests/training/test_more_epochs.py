@@ -9,9 +9,9 @@ import torch
 
 from tests.support.trainings import request, write_classes
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.training.learning_rate import learning_rate
 from wordsworth.pipeline.training.more_epochs import OPEN_END, find_finished, go_on, shared_steps
 from wordsworth.pipeline.training.news import BeginNews
-from wordsworth.pipeline.training.optimizer import learning_rate
 from wordsworth.pipeline.training.request import TrainRequest
 from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.model_folder import load_folder

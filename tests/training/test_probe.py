@@ -173,7 +173,7 @@ def test_a_probe_changes_no_bit_of_the_steps_behind_it(tmp_path, objective):
 
 def test_every_nth_epoch_is_probed_and_the_first_and_the_last(tmp_path):
     prober = prober_of(step_of(asked_for(tmp_path, epochs=7, probe_every=3)))
-    assert [epoch for epoch in range(8) if prober.is_due(epoch)] == [0, 3, 6, 7]
+    assert [epoch for epoch in range(8) if prober.is_due(epoch, is_last=epoch == 7)] == [0, 3, 6, 7]
 
 
 def test_embeddings_that_are_no_numbers_and_images_that_are_lost_are_one_line(tmp_path):
@@ -340,6 +340,17 @@ def test_a_training_is_the_same_with_a_probe_and_a_killed_one_gives_the_same_fig
     assert len(config["settings"]["probe_data"]) == 64
     with pytest.raises(UserError, match="holds a model already"):
         trained(tmp_path, "plain", **probe)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("local_ray")
+def test_the_last_epoch_of_a_training_that_stops_early_is_probed_too(tmp_path):
+    write_classes(tmp_path / "shards", shards=2, images=40)
+    write_classes(tmp_path / "labelled", shards=3, images=20)
+    places = {"probe": (str(tmp_path / "labelled"),), "val": (str(tmp_path / "labelled"),)}
+    _, news = trained(tmp_path, "model", epochs=9, lr=1e-12, patience=1, probe_every=5, **places)
+    probed = {one.epoch: one.probe is not None for one in news if isinstance(one, EpochNews)}
+    assert probed == {1: False, 2: True}
 
 
 @pytest.mark.long

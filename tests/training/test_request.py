@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.support.trainings import SIZE, request
-from wordsworth.pipeline.training.optimizer import DECAYS, build_optimizer, learning_rate, parameter_groups
+from wordsworth.pipeline.training.learning_rate import DECAYS, learning_rate
+from wordsworth.pipeline.training.optimizer import build_optimizer, parameter_groups
 from wordsworth.pipeline.training.request import build_objective, initial_checkpoint
 from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing, ViTConfig

@@ -1,13 +1,14 @@
 """wordsworth finetune SOURCE... --model MODEL --output MODEL_DIR: fit a trained model to your own classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from wordsworth.jobs.cluster_options import WorkersOptions
+from wordsworth.jobs.live import LiveDisplay
 from wordsworth.jobs.options import Flag, ModelOptions, SourceOptions, Sources, WeightsOptions
-from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
     NOT_ASKED,
     RECIPE,
@@ -88,15 +89,7 @@ def finetune(
     source = source or SourceOptions()
     data = data or DataOptions()
     cluster = cluster or WorkersOptions()
-    reach(cluster.request, Terminal(stderr=True).say)
-    source.check(*sources, *(data.val or ()), model.model, model.weights, output=output)
     run = run or RunOptions()
-    start = _start(model, source)
-    if pool:
-        start = start.pooled(pool)
-    size = start.config.image_size if image_size is None else (image_size, image_size)
-    config = replace(start.config.with_head(0), image_size=size)
-    asked = {"output": output, "config": config, "preprocessing": start.preprocessing, "start": start}
     options = TrainOptions(
         data=data,
         recipe=recipe or FinetuneOptions(),
@@ -104,18 +97,30 @@ def finetune(
         run=run,
         cluster=cluster,
     )
-    return run_training(train_request(sources, asked, options), run.json)
+    with LiveDisplay() as display:
+        reach(cluster.request, display.note)
+        source.check(*sources, *(data.val or ()), model.model, model.weights, output=output)
+        display.wait_for("loading the model")
+        start = _start(model, source, display.note)
+        if pool:
+            start = start.pooled(pool)
+        size = start.config.image_size if image_size is None else (image_size, image_size)
+        config = replace(start.config.with_head(0), image_size=size)
+        asked = {"output": output, "config": config, "preprocessing": start.preprocessing, "start": start}
+        request = train_request(sources, asked, options)
+    return run_training(request, run.json)
 
 
-def _start(model: WeightsOptions, source: SourceOptions) -> "Checkpoint":
-    """Return the model that is fine-tuned.
+def _start(model: WeightsOptions, source: SourceOptions, note: Callable[[str], None]) -> "Checkpoint":
+    """Return the model that is fine-tuned. `note` gets what the user should know of it.
 
     Raises:
         UserError: an architecture is named and no weights.
         ModelError: another library's module computes the model.
     """
     from wordsworth.pipeline.prediction.model_names import is_variant
-    from wordsworth.vit_model.checkpoint import own_model
+    from wordsworth.vit_model.checkpoint import Checkpoint
+    from wordsworth.vit_model.config import ModelError
 
     if is_variant(model.model) and model.weights is None:
         raise UserError(
@@ -124,5 +129,13 @@ def _start(model: WeightsOptions, source: SourceOptions) -> "Checkpoint":
             exit_code=2,
         )
     options = ModelOptions(**{option.name: getattr(model, option.name) for option in fields(model)})
-    loaded = options.load(Terminal(stderr=True).say, source.storage)
-    return own_model(loaded, "wordsworth finetune")
+    loaded = options.load(note, source.storage)
+    if isinstance(loaded, Checkpoint):
+        return loaded
+    library, _, architecture = (loaded.variant or "").partition(":")
+    raise ModelError(
+        f"--model {model.model}: finetune trains our own Vision Transformer, which computes plain ViTs and "
+        "DeiTs of timm: and hf:, Google's files, and models of pretrain and finetune; "
+        f"{architecture} is a module of {library}. Train it with {library}, and give label the file by "
+        "--weights; or see by evaluate --train what a linear classifier of its embeddings would reach"
+    )

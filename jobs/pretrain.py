@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter, validators
 
 from wordsworth.jobs.cluster_options import WorkersOptions
+from wordsworth.jobs.live import LiveDisplay
 from wordsworth.jobs.options import SourceOptions, Sources
-from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_options import (
     DATA,
     RECIPE,
@@ -115,20 +115,21 @@ def pretrain(
     """Train a Vision Transformer from scratch; `label` and `embed` load what it writes."""
     run = run or RunOptions()
     cluster = cluster or WorkersOptions()
-    reach(cluster.request, Terminal(stderr=True).say)
-    request = pretrain_request(
-        sources,
-        output=output,
-        objective=objective,
-        architecture=architecture,
-        data=data,
-        probe=probe,
-        recipe=recipe,
-        decoder=decoder,
-        source=source,
-        run=run,
-        cluster=cluster,
-    )
+    with LiveDisplay() as display:
+        reach(cluster.request, display.note)
+        request = pretrain_request(
+            sources,
+            output=output,
+            objective=objective,
+            architecture=architecture,
+            data=data,
+            probe=probe,
+            recipe=recipe,
+            decoder=decoder,
+            source=source,
+            run=run,
+            cluster=cluster,
+        )
     return run_training(request, run.json)
 
 

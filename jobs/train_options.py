@@ -1,6 +1,7 @@
 """Declare the options that `pretrain` and `finetune` share, and run a training for them."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,9 +23,13 @@ RUN = Group("Run")
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Natural = Annotated[int, Parameter(validator=validators.Number(gte=0))]
-Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]
-NotNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+Positive = Annotated[float, Parameter(validator=validators.Number(gt=0, lt=math.inf))]
+NotNegative = Annotated[float, Parameter(validator=validators.Number(gte=0, lt=math.inf))]
 Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
+BelowOne = Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))]
+PositiveShare = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
+Factor = Annotated[float, Parameter(validator=validators.Number(gte=1, lt=math.inf))]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**63))]
 ModelFolder = Annotated[
     str,
     Parameter(alias="-o", help="The model folder. The same command again continues an unfinished training."),
@@ -67,7 +72,7 @@ class RecipeOptions:
     lr: Positive = 1e-3
     "The peak of the learning rate."
     weight_decay: NotNegative = 0.1
-    beta2: Share = 0.999
+    beta2: BelowOne = 0.999
     "Of AdamW."
     warmup: NotNegative = 0.1
     "The share of the steps in which the learning rate rises; from 1 on, their number."
@@ -77,21 +82,21 @@ class RecipeOptions:
     "The largest norm of a gradient; 0 for any."
     layer_decay: Positive = 1.0
     "The learning rate of a layer, as a share of that of the layer above it."
-    ema: Share = 0.0
+    ema: BelowOne = 0.0
     "Average the weights: the share that a step keeps, such as 0.9999. The average is tried and saved."
-    dropout: Share = 0.0
-    drop_path: Share = 0.0
+    dropout: BelowOne = 0.0
+    drop_path: BelowOne = 0.0
     "The share of the last block's branches that is left out; it grows over the depth."
-    label_smoothing: Share = field(default=0.0, metadata=NEEDS_CLASSES)
+    label_smoothing: BelowOne = field(default=0.0, metadata=NEEDS_CLASSES)
     loss: Literal["softmax", "sigmoid"] = field(default="softmax", metadata=NEEDS_CLASSES)
     class_weights: str = field(default="none", metadata=NEEDS_CLASSES)
     """Weights of the classes in the loss: none for all the same, balanced for each as much as any other, or
     FILE with a line CLASS,WEIGHT for each class."""
     balance: Annotated[bool, Flag] = field(default=False, metadata=NEEDS_CLASSES)
     "Draw images of rare classes several times in an epoch, so that all classes come equally often."
-    crop_scale: Share = field(default=0.35, metadata=AUGMENTATION)
+    crop_scale: PositiveShare = field(default=0.35, metadata=AUGMENTATION)
     "The smallest share of an image's area that a random crop covers."
-    aspect: float = field(default=4 / 3, metadata=AUGMENTATION)
+    aspect: Factor = field(default=4 / 3, metadata=AUGMENTATION)
     "The largest change of a crop's aspect ratio."
     flip: bool = field(default=True, metadata=AUGMENTATION)
     "Mirror every second image."
@@ -109,7 +114,7 @@ class RecipeOptions:
     "Take the model of the epoch that is best on --val, not of the last one."
     patience: Natural = 0
     "Stop after so many epochs that are no better on --val than the best one; 0 to make all epochs."
-    seed: Natural = 0
+    seed: Seed = 0
 
     def asked(self) -> dict[str, Any]:
         """Return the recipe as fields of a TrainRequest.

@@ -21,7 +21,10 @@ from wordsworth.pipeline.training.news import (
     quality,
 )
 
+INDENT = " " * 14  # of a second line of an epoch: below what follows its number
 BESIDE_BAR = 20  # characters of a live line in front of its text: spinner, bar, percent
+SHORT = {"accuracy": "acc"}  # by the name of a figure
+PAUSE_COST = 1 / 3  # of what training on an image takes: trying the model on it
 # What a line leaves out where a terminal is too narrow, the highest first; metrics.jsonl has all of it.
 ALWAYS, RATE, DATA_WAIT, MFU, LEARNING_RATE = range(5)
 
@@ -39,25 +42,59 @@ class Part(NamedTuple):
 
 
 class Forecast:
-    """Foretell the end from the steps behind the first report. The first step has to wait for the start."""
+    """Foretell the end from the steps behind the first report, and from the pauses behind the epochs.
 
-    def __init__(self, steps: int):
+    The first step has to wait for the start. A pause is what --val and --probe take. Before the first one it
+    is taken for a third of what training on the images of --val would take: it has no backward pass.
+
+    Attributes:
+        steps: steps of the whole training.
+        pauses: pauses that are left.
+        pause_steps: steps that take as long as one pause.
+    """
+
+    def __init__(self, steps: int, pauses: int = 0, pause_steps: float = 0.0):
         self.steps = steps
-        self.first: tuple[float, int] | None = None  # time of the first report, and steps that were done
+        self.pauses = pauses
+        self.pause_steps = pause_steps
+        self.last: tuple[float, int] | None = None  # time of the last report, and steps that were done
+        self.seconds = 0.0  # that steps took
+        self.counted = 0  # these steps
 
-    def seconds_left(self, step: int, now: float) -> float | None:
-        """Return how long the steps that are left take; None while that cannot be told.
+    def step(self, step: int, now: float) -> None:
+        """Take a report of steps.
 
         Args:
             step: steps that are done.
             now: time in seconds, of a clock that never goes back.
         """
-        if self.first is None:
-            self.first = (now, step)
-        begin, first_step = self.first
-        if step <= first_step:
+        if self.last:
+            self.seconds += now - self.last[0]
+            self.counted += step - self.last[1]
+        self.last = now, step
+
+    def epoch(self, step: int, now: float) -> None:
+        """Take the report of an epoch, which comes behind its pause. The arguments are those of `step`."""
+        self.pauses -= 1
+        if self.last:
+            seconds = now - self.last[0]
+            steps = step - self.last[1]
+            if self.counted:
+                self.pause_steps = max(0.0, seconds / self._step_s - steps)
+            elif steps:
+                self.counted = steps
+                self.seconds = seconds * steps / (steps + self.pause_steps)
+        self.last = now, step
+
+    def seconds_left(self, step: int) -> float | None:
+        """Return how long the steps and the pauses that are left take; None while that cannot be told."""
+        if not self.counted:
             return None
-        return (now - begin) / (step - first_step) * (self.steps - step)
+        return self._step_s * (self.steps - step + max(0, self.pauses) * self.pause_steps)
+
+    @property
+    def _step_s(self) -> float:
+        return max(self.seconds / self.counted, 1e-9)
 
 
 class TrainProgress(LiveDisplay):
@@ -74,6 +111,7 @@ class TrainProgress(LiveDisplay):
         self.epochs = epochs
         self.doing = "starting"
         self.steps = 0  # of the whole training; 0 before the workers start
+        self.val_samples = 0
         self.forecast = Forecast(0)
         self.shown: tuple[float, list[Part]] | None = None  # the share that is done, and figures of the bar
         self.printed = 0.0  # when a line was printed last
@@ -96,7 +134,7 @@ class TrainProgress(LiveDisplay):
     def line(self) -> str:
         """Return the text of the live line."""
         shown = self.shown
-        return self._fitting(shown[1], self.console.width - BESIDE_BAR) if shown else self.waited
+        return _joined(self._fitting(shown[1], self.console.width - BESIDE_BAR)) if shown else self.waited
 
     def on_news(self, news: TrainNews) -> None:
         """Show one record."""
@@ -132,6 +170,7 @@ class TrainProgress(LiveDisplay):
             self.console.say(f"{news.what} ...", event="wait")
 
     def _show_data(self, news: DataNews) -> None:
+        self.val_samples = news.val_samples
         classes = f" of {news.classes:,} classes" if news.classes else ""
         tried = f", tried on {news.val_samples:,}" if news.val_samples else ""
         shards = "1 shard" if news.shards == 1 else f"{news.shards:,} shards"
@@ -148,9 +187,11 @@ class TrainProgress(LiveDisplay):
             workers = "worker goes" if news.workers == 1 else "workers go"
             self._say(f"{news.workers} {workers} on{where}", news)
         self.steps = news.steps
-        self.forecast = Forecast(news.steps)
+        pauses = news.epochs - news.epoch
+        self.forecast = Forecast(news.steps, pauses, PAUSE_COST * self.val_samples / max(1, news.batch))
 
     def _show_step(self, news: StepNews) -> None:
+        self.forecast.step(news.step, time.monotonic())
         parts = [*self._left(news), Part(f"epoch {news.epoch}/{self.epochs}"), *_figures(news)]
         self._show(news, news.step / news.steps, parts)
 
@@ -167,11 +208,11 @@ class TrainProgress(LiveDisplay):
             self._say(f"{share:4.0%}  {_joined(parts)}", news)
 
     def _show_probe(self, news: ProbeNews) -> None:
-        tried = f"({news.probe.images:,} images tried)"
-        self._say(f"before the first step: {_probe(news.probe)} {tried}: what random weights see", news)
+        self._say(f"random weights: {_probe(news.probe)} ({news.probe.images:,} images tried)", news)
 
     def _show_epoch(self, news: EpochNews) -> None:
         self.printed = time.monotonic()
+        self.forecast.epoch(news.step, self.printed)
         left = self._left(news)
         figures = _figures(news)
         self.shown = (
@@ -181,7 +222,7 @@ class TrainProgress(LiveDisplay):
         parts = [Part(f"epoch {news.epoch:>3}/{self.epochs}"), *figures]
         if news.validation:
             means = news.validation.means
-            tried = f"validation loss {means['loss']:.3f} {_quality(means)}"
+            tried = f"val loss {means['loss']:.3f} {_quality(means)}"
             if "balanced_accuracy" in means:
                 tried += f" balanced {means['balanced_accuracy']:.3f}"
             parts.append(Part(tried))
@@ -189,25 +230,41 @@ class TrainProgress(LiveDisplay):
             parts.append(Part(_probe(news.probe)))
         if news.errors:
             parts.append(Part(f"{news.errors:,} images could not be decoded"))
-        width = self.console.width if self.console.is_terminal else None
-        self._say(self._fitting(parts, width), news)
+        if not self.console.is_terminal:
+            self._say(_joined(parts), news)
+            return
+        width = self.console.width
+        for line in _wrapped(self._fitting(parts, width), width):
+            self._say(line, news)
 
     def _left(self, news: StepNews | EpochNews) -> list[Part]:
         """Return the time that is left, if it can be told."""
-        seconds = self.forecast.seconds_left(news.step, time.monotonic())
+        seconds = self.forecast.seconds_left(news.step)
         return [] if seconds is None else [Part(f"{duration(seconds)} left")]
 
-    def _fitting(self, parts: list[Part], width: int | None) -> str:
-        """Return a line of parts, without those that are too much for a width."""
+    def _fitting(self, parts: list[Part], width: int) -> list[Part]:
+        """Return the parts of a line, without those that are too much for a width."""
         for rank in range(LEARNING_RATE, ALWAYS, -1):
-            if width is None or len(_joined(parts)) <= width:
+            if len(_joined(parts)) <= width:
                 break
             parts = [part for part in parts if part.rank != rank]
-        return _joined(parts)
+        return parts
 
 
 def _joined(parts: list[Part]) -> str:
     return "  ".join(part.text for part in parts)
+
+
+def _wrapped(parts: list[Part], width: int) -> list[str]:
+    """Return parts in as many lines as a width makes necessary. The first line is not indented."""
+    lines = [parts[0].text]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}  {part.text}"
+        if len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(INDENT + part.text)
+    return lines
 
 
 def _figures(news: StepNews | EpochNews) -> list[Part]:
@@ -230,4 +287,4 @@ def _probe(probe: Probe) -> str:
 
 def _quality(means: Means) -> str:
     name, value = quality(means)
-    return f"{name} {value:.3f}"
+    return f"{SHORT.get(name, name)} {value:.3f}"

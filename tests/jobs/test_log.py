@@ -154,28 +154,51 @@ def test_what_a_probe_gives_is_in_the_lines_of_its_epochs_and_in_their_json(monk
         logs[form] = log.getvalue()
     found = {one["event"]: one for one in objects(logs["json"])}
     assert (found["probe"]["probe_linear"], found["epoch"]["probe_knn"]) == (0.125, 0.375)
-    assert (
-        "before the first step: probe linear 0.125 k-NN 0.062 (1,600 images tried): what random weights see"
-        in logs["text"]
-    )
+    assert "random weights: probe linear 0.125 k-NN 0.062 (1,600 images tried)" in logs["text"]
     assert "explained 0.250  lr 0.001  probe linear 0.500 k-NN 0.375" in logs["text"]
 
 
 def test_the_time_that_is_left_is_foretold_from_steps_and_not_from_the_start():
     forecast = Forecast(steps=100)
-    assert forecast.seconds_left(1, now=1040.0) is None  # 40 seconds of start and one step
-    assert forecast.seconds_left(3, now=1042.0) == 97
-    assert forecast.seconds_left(51, now=1090.0) == 49
+    left = []
+    for step, now in ((1, 1040.0), (3, 1042.0), (51, 1090.0)):  # 40 seconds of start and one step
+        forecast.step(step, now)
+        left.append(forecast.seconds_left(step))
+    assert left == [None, 97, 49]
     resumed = Forecast(steps=100)
-    assert resumed.seconds_left(60, now=5.0) is None and resumed.seconds_left(70, now=25.0) == 60
+    resumed.step(60, 5.0)
+    assert resumed.seconds_left(60) is None
+    resumed.step(70, 25.0)
+    assert resumed.seconds_left(70) == 60
 
 
-@pytest.mark.parametrize(("width", "has"), [(80, "accuracy 0.250"), (140, "MFU 41%")])
+@pytest.mark.parametrize("every", [1, 2, 5, 10, 50], ids=lambda every: f"reports after {every} steps")
+@pytest.mark.parametrize("pause_s", [0.0, 5.0, 40.0])
+def test_the_time_that_is_left_counts_validations_too(every, pause_s):
+    """Epochs of 10 steps of a second behind 30 seconds of start; a first guess of 15 s for a validation."""
+    epochs, now = 5, 30.0
+    forecast = Forecast(steps=50, pauses=epochs, pause_steps=15)
+    for epoch in range(epochs):
+        for step in range(10 * epoch + 1, 10 * epoch + 11):
+            now += 1
+            if step % every == 0 and every <= 10:
+                forecast.step(step, now)
+            if epoch and forecast.seconds_left(step) is not None and every < 10:
+                left = epochs * 10 - step + (epochs - epoch) * pause_s
+                assert forecast.seconds_left(step) == pytest.approx(left, rel=0.05, abs=1)
+        now += pause_s
+        forecast.epoch(10 * epoch + 10, now)
+        if epoch or every < 10:
+            left = (epochs - epoch - 1) * (10 + pause_s)
+            assert forecast.seconds_left(10 * epoch + 10) == pytest.approx(left, rel=0.05)
+
+
+@pytest.mark.parametrize(("width", "has"), [(80, "acc 0.250"), (140, "MFU 41%")])
 def test_a_trainings_lines_fit_the_terminal_and_leave_out_what_matters_least(monkeypatch, width, has):
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     monkeypatch.setenv("COLUMNS", str(width))
     means = {"loss": 2.5, "accuracy": 0.25, "gradient_norm": 1.0}
-    tried = Validation(means={"loss": 2.25, "accuracy": 0.5}, images=64, errors=0)
+    tried = Validation(means={"loss": 2.25, "accuracy": 0.5, "balanced_accuracy": 0.25}, images=64, errors=0)
     begin = BeginNews(step=0, steps=900, epoch=0, epochs=90, images=64, workers=2, device="cpu", batch=32)
     steps = [StepNews(step=n, steps=900, epoch=1, lr=1e-3, means=means, rates=RATES) for n in (1, 400)]
     end = EpochNews(epoch=1, step=500, means=means, lr=1e-3, rates=RATES, errors=0, validation=tried)
@@ -185,11 +208,37 @@ def test_a_trainings_lines_fit_the_terminal_and_leave_out_what_matters_least(mon
             progress.on_news(news)
         line = progress.line()
         assert len(line) + BESIDE_BAR <= width and has in line and progress.share == 400 / 900
-        assert "left" in line and "epoch 1/90  loss 2.500  accuracy 0.250" in line
+        assert "left" in line and "epoch 1/90  loss 2.500  acc 0.250" in line
         progress.on_news(end)
     shown = log.getvalue().splitlines()[-1]
-    assert shown.startswith("epoch   1/90  loss 2.500  accuracy 0.250") and len(shown) <= width
-    assert "validation loss 2.250 accuracy 0.500" in shown and ("MFU" in shown) == (width == 140)
+    assert shown.startswith("epoch   1/90  loss 2.500  acc 0.250") and len(shown) <= width
+    assert "val loss 2.250 acc 0.500 balanced 0.250" in shown and ("MFU" in shown) == (width == 140)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_an_epoch_with_a_validation_a_probe_and_errors_takes_two_lines_before_one_is_too_long(
+    monkeypatch, width
+):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    end = EpochNews(
+        epoch=100,
+        step=500,
+        means={"loss": 12.5, "explained": 0.25},
+        lr=1e-3,
+        rates=RATES,
+        errors=12345,
+        validation=Validation(means={"loss": 12.25, "explained": 0.5}, images=64, errors=0),
+        probe=Probe(linear=0.5, knn=0.375, images=1600, errors=0),
+    )
+    with TrainProgress("training", 100) as progress:
+        progress.console = Terminal(file=log, force_terminal=True, width=width)
+        progress.on_news(end)
+    lines = log.getvalue().splitlines()[1:]
+    assert all(len(line) <= width for line in lines) and len(lines) > 1
+    words = " ".join(" ".join(lines).split())
+    for part in ("epoch 100/100 loss 12.500", "val loss 12.250", "k-NN 0.375", "12,345 images could not"):
+        assert part in words
+    assert lines[0].startswith("epoch 100/100  loss 12.500")
 
 
 def test_a_validation_has_a_bar_of_its_own(monkeypatch):

@@ -12,14 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
+import transformers
 
 from tests.jobs.test_resume import kill
+from tests.support.hub import hub, use_hub
 from tests.support.npz_files import original
+from tests.support.taggers import tagger
 from tests.support.trainings import write_classes
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.training.news import EpochNews
-from wordsworth.pipeline.training.request import build_objective
+from wordsworth.pipeline.training.request import build_objective, initial_checkpoint
 from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing
 from wordsworth.vit_model.model import PreLogits
@@ -114,6 +118,13 @@ def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(
         ("width = 32", ["--workers", "4,2"], "--workers 4,2: give a number"),
         ("width = 32", ["--clip", "-1"], "--clip"),
         ("width = 32", ["--epochs", "0"], "--epochs"),
+        ("width = 32", ["--lr", "inf"], "--lr. Must be < inf"),
+        ("width = 32", ["--beta2", "1"], "--beta2. Must be < 1"),
+        ("width = 32", ["--ema", "1"], "--ema. Must be < 1"),
+        ("width = 32", ["--crop-scale", "0"], "--crop-scale. Must be > 0"),
+        ("width = 32", ["--crop-scale", "1.5"], "--crop-scale. Must be <= 1"),
+        ("width = 32", ["--aspect", "0"], "--aspect. Must be >= 1"),
+        ("width = 32", ["--seed", "9" * 20], "--seed. Must be < 9223372036854775808"),
         ("width = 32", ["--variant", "B/16"], "--variant fixes the size"),
         ("mixup = 0.2", ["--objective", "mae"], "--mixup has no meaning with --objective mae: leave it out"),
         (
@@ -203,6 +214,45 @@ def test_finetune_takes_a_variant_with_a_file_of_weights_and_googles_files(tmp_p
     assert finetune(tmp_path / "b", "--model", str(tmp_path / "google.npz")) == 0, capsys.readouterr().err
     assert torch.equal(requests[0].start.state["pos_embed"], start.state["pos_embed"])
     assert requests[1].config.gelu == "tanh" and requests[1].start.state["cls_token"].any()
+
+
+def test_finetune_takes_plain_vits_of_timm_and_of_the_hub(tmp_path, requests, monkeypatch, capsys):
+    """By timm's name with a file, a repository as timm writes it, and one as transformers writes it."""
+    by_name = timm.create_model("vit_tiny_patch16_224", num_classes=5)
+    safetensors.torch.save_file(by_name.state_dict(), tmp_path / "timm.safetensors")
+    by_timm = tagger(tmp_path / "tagger", as_it_is)
+    size = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
+    config = transformers.ViTConfig(**size, num_attention_heads=2, intermediate_size=64, num_labels=3)
+    by_hf = transformers.ViTForImageClassification(config)
+    by_hf.save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    weights = ("--weights", str(tmp_path / "timm.safetensors"))
+    with hub({"tiny/vit": tmp_path / "vit", "tiny/tagger": tmp_path / "tagger"}) as (endpoint, _):
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
+        models = (("timm:vit_tiny_patch16_224", *weights), ("hf:tiny/tagger",), ("hf:tiny/vit",))
+        for number, given in enumerate(models):
+            code = finetune(tmp_path / str(number), "--model", *given)
+            assert code == 0, capsys.readouterr().err
+    theirs = [model.patch_embed.proj for model in (by_name, by_timm)]
+    theirs.append(by_hf.vit.embeddings.patch_embeddings.projection)
+    for asked, projection in zip(requests, theirs, strict=True):
+        start = initial_checkpoint(replace(asked, config=asked.config.with_head(7)))
+        assert start.state["head.weight"].shape[0] == 7 and not start.state["head.weight"].any()
+        assert torch.equal(start.state["patch_embed.proj.bias"], projection.bias)
+        weight = start.state["patch_embed.proj.weight"]
+        torch.testing.assert_close(weight.double().sum(), projection.weight.detach().double().sum())
+
+
+def test_finetune_says_which_models_it_takes_and_what_to_do_with_another(tmp_path, requests, capsys):
+    tagger(tmp_path / "tagger", as_it_is, "convnext_atto")
+    assert finetune(tmp_path, "--model", str(tmp_path / "tagger")) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "finetune trains our own Vision Transformer" in error
+    assert "convnext_atto is a module of timm. Train it with timm" in error and not requests
+
+
+def as_it_is(model: torch.nn.Module) -> torch.nn.Module:
+    return model
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Compare training with a plain loop around timm's model, and measure pre-training without classes.
 
     python -m benchmarks.learning [--parts supervised pretraining] [--sets digits shapes signs clothing]
-        [--seeds N] [--data FOLDER] [--arms masked-patch mae independent] [--shots 5 10]
+        [--seeds N] [--data FOLDER] [--arms scratch masked-patch mae independent] [--shots 5 10]
+        [--pretrained FOLDER]
 
 FOLDER holds the photographs of signs and clothing (learning_data.py says how). Without FOLDER these two sets
-are left out. Rows of parts and sets that are not measured now stay in the file.
+are left out. Rows of parts, sets, arms and shots that are not measured now stay in the file.
 
 supervised: `wordsworth.pipeline.training.trainer.train` on Ray Train, and a PyTorch loop around
 timm.models.vision_transformer of the same size, for each seed in turn. Both have the same recipe (AdamW and
@@ -16,7 +17,9 @@ pretraining: `masked-patch` and `mae` once on all training images without their 
 a few images of each class, drawn anew by each seed. "scratch" is training the same architecture from random
 weights on these images alone, for as many steps as the fine-tuning. "independent" is a masked autoencoder on
 timm's ViT and its fine-tuning in plain loops (pretraining_loops.py), for as many steps as ours. --arms and
---shots choose among the arms and the numbers of labelled images.
+--shots choose among the arms and the numbers of labelled images. "scratch" is measured without being named
+where the file has no row of it for the same draw. --pretrained keeps the pre-trained models for later calls,
+which have the same settings.
 
 training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself already runs.
 The two arms do not do the same work: ours reads and decodes every image in every epoch, and timm's loop holds
@@ -105,16 +108,14 @@ class Pretraining:
 
     Attributes:
         shots: labelled images of each class.
-        steps: of the pre-training.
         fine_steps: of the fine-tuning, and of the training from scratch.
     """
 
     shots: tuple[int, ...] = (5, 10)
-    steps: int = 1500
     fine_steps: int = 300
     crop_scale: float = 0.4
     batch_size: int = 64
-    arms: tuple[str, ...] = ("masked-patch", "mae", "independent")
+    arms: tuple[str, ...] = ("scratch", "masked-patch", "mae", "independent")
 
 
 RECIPES = {
@@ -128,7 +129,9 @@ RECIPES = {
 SEEDS = {"digits": 5, "shapes": 5, "signs": 3, "clothing": 3}  # of supervised
 MOST_SEEDS = 5
 PRETRAINING = {"signs": Pretraining(), "clothing": Pretraining(), "shapes": Pretraining(shots=(30,))}
+STEPS = {"masked-patch": 3000, "mae": 1500, "independent": 1500}  # of the pre-training
 BETA2 = {"mae": 0.95}  # of AdamW, as in MAE's paper
+POOL = {"masked-patch": "avg", "mae": "token"}  # what the head looks at in fine-tuning: the better of the two
 COPIES = 1000  # about as many images as the labelled ones are repeated to, so that an epoch has some steps
 
 
@@ -285,25 +288,34 @@ def supervised(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Iter
     yield {"arm": "ours", "accuracy": accuracy(saved.model(), *val), **trained}
 
 
-def pretraining(found: LearningSet, seed: int, folder: Path, val: Arrays) -> Iterator[dict[str, Any]]:
-    """Return a row for each arm and number of labelled images, the baseline first."""
+def pretraining(
+    found: LearningSet, seed: int, folder: Path, val: Arrays, before: Path, known: set[int]
+) -> Iterator[dict[str, Any]]:
+    """Return a row for each arm and number of labelled images, the baseline first.
+
+    Args:
+        before: folder of the pre-trained models.
+        known: numbers of labelled images of a class whose baseline is measured already.
+    """
     asked, recipe = PRETRAINING[found.name], RECIPES[found.name]
-    before = folder.parent / "pretrained"
     for shots in asked.shots:
         few = labelled(found, shots, seed, folder / f"few-{shots}")
         fine = replace(recipe, epochs=epochs_of(few, recipe.batch_size, asked.fine_steps))
-        config = masked_config(found, "mae")
-        saved, trained = ours(few, fine, seed, folder / f"scratch-{shots}", config=config)
         labels = {"shots": shots, "labelled": shots * found.classes}
-        yield {"arm": "scratch", **labels, "accuracy": accuracy(saved.model(), *val), **trained}
-        for objective in asked.arms:
-            if objective == "independent":
-                yield {"arm": objective, **labels, **independent(found, shots, seed)}
+        if shots not in known:
+            config = masked_config(found, "mae")
+            saved, trained = ours(few, fine, seed, folder / f"scratch-{shots}", config=config)
+            yield {"arm": "scratch", **labels, "accuracy": accuracy(saved.model(), *val), **trained}
+        for arm in asked.arms:
+            if arm == "scratch":
                 continue
-            start = pretrained_once(found, objective, before / objective)
-            output = folder / f"{objective}-{shots}"
+            if arm == "independent":
+                yield {"arm": arm, **labels, **independent(found, shots, seed)}
+                continue
+            start = pretrained_once(found, arm, before / arm).pooled(POOL[arm])
+            output = folder / f"{arm}-{shots}"
             saved, trained = ours(few, fine, seed, output, start=start, config=start.config)
-            yield {"arm": objective, **labels, "accuracy": accuracy(saved.model(), *val), **trained}
+            yield {"arm": arm, **labels, "accuracy": accuracy(saved.model(), *val), **trained}
 
 
 def pretrained_once(found: LearningSet, objective: str, output: Path) -> Checkpoint:
@@ -311,7 +323,7 @@ def pretrained_once(found: LearningSet, objective: str, output: Path) -> Checkpo
     asked, recipe = PRETRAINING[found.name], RECIPES[found.name]
     if not output.exists():
         recipe = replace(recipe, batch_size=asked.batch_size, crop_scale=asked.crop_scale)
-        recipe = replace(recipe, epochs=epochs_of(found, asked.batch_size, asked.steps))
+        recipe = replace(recipe, epochs=epochs_of(found, asked.batch_size, STEPS[objective]))
         config = masked_config(found, objective)
         beta2 = BETA2.get(objective, 0.999)
         ours(found, recipe, 0, output, objective=objective, config=config, decoder=DECODER, beta2=beta2)
@@ -326,7 +338,7 @@ def masked_config(found: LearningSet, objective: str) -> ViTConfig:
 @cache
 def independently_pretrained(found: LearningSet) -> tuple[Pixels, State]:
     pixels = load(found)
-    state, _ = pretrained(replace(INDEPENDENT.pre, steps=PRETRAINING[found.name].steps), pixels)
+    state, _ = pretrained(replace(INDEPENDENT.pre, steps=STEPS["independent"]), pixels)
     return pixels, state
 
 
@@ -354,10 +366,17 @@ def epochs_of(found: LearningSet, batch_size: int, steps: int) -> int:
     return round(steps / (found.counts[0] // batch_size))
 
 
-PARTS = {"supervised": supervised, "pretraining": pretraining}
+PARTS = ("supervised", "pretraining")
 
 
-def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+def measured(
+    options: argparse.Namespace, folder: Path, known: dict[tuple[str, ...], float]
+) -> Iterator[dict[str, Any]]:
+    """Return the rows that are asked for.
+
+    Args:
+        known: accuracy of the baselines that are not measured again, by `draw_of`.
+    """
     for name in options.sets:
         found = write(name, folder / name, photographs=options.data)
         val = read(found.val, found.image_size)
@@ -366,16 +385,32 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
                 continue
             if part == "supervised" and not options.seeds and seed >= SEEDS[name]:
                 continue
-            baseline = 0.0
-            for row in PARTS[part](found, seed, folder / name / f"{part}-{seed}", val):
-                is_baseline = row["arm"] == BASELINES[part]
-                baseline = row["accuracy"] if is_baseline else baseline
-                row["difference"] = "" if is_baseline else row["accuracy"] - baseline
+            told = {"part": part, "set": name, "seed": seed}
+            place = folder / name / f"{part}-{seed}"
+            if part == "supervised":
+                rows = supervised(found, seed, place, val)
+            else:
+                shots = PRETRAINING[name].shots
+                ready = {few for few in shots if draw_of({**told, "shots": few}) in known}
+                before = (options.pretrained or folder / "pretrained") / name
+                rows = pretraining(found, seed, place, val, before, ready)
+            for row in rows:
+                row = told | row
+                if row["arm"] == BASELINES[part]:
+                    known[draw_of(row)] = row["accuracy"]
+                    row["difference"] = ""
+                else:
+                    row["difference"] = row["accuracy"] - known[draw_of(row)]
                 row = {
                     key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()
                 }
                 images = {"train_images": found.counts[0], "val_images": found.counts[1]}
-                yield {"part": part, "set": name, "seed": seed, **row, **images, "classes": found.classes}
+                yield row | images | {"classes": found.classes}
+
+
+def draw_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return what rows that are compared with each other have in common."""
+    return tuple(str(row.get(key, "")) for key in ("part", "set", "seed", "shots"))
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -405,11 +440,15 @@ def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
     if not options.output.exists():
         return []
     with open(options.output, newline="") as file:
-        return [
-            row
-            for row in csv.DictReader(file)
-            if row["part"] not in options.parts or row["set"] not in options.sets
-        ]
+        return [row for row in csv.DictReader(file) if not is_measured_now(row, options)]
+
+
+def is_measured_now(row: dict[str, Any], options: argparse.Namespace) -> bool:
+    if row["part"] not in options.parts or row["set"] not in options.sets:
+        return False
+    if row["part"] == "supervised":
+        return True
+    return row["arm"] in options.arms and int(row["shots"]) in PRETRAINING[row["set"]].shots
 
 
 def main() -> None:
@@ -419,6 +458,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="five; three with all classes of photographs")
     parser.add_argument("--arms", nargs="+", choices=Pretraining.arms, default=Pretraining.arms)
     parser.add_argument("--shots", nargs="+", type=int, help="labelled images of each class")
+    parser.add_argument("--pretrained", type=Path, help="where pre-trained models stay")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=CSV)
     options = parser.parse_args()
@@ -429,8 +469,9 @@ def main() -> None:
         shots = tuple(options.shots or asked.shots)
         PRETRAINING[name] = replace(asked, arms=tuple(options.arms), shots=shots)
     rows = kept(options)
+    known = {draw_of(row): float(row["accuracy"]) for row in rows if row["arm"] == BASELINES[row["part"]]}
     with tempfile.TemporaryDirectory(prefix="learning-") as folder, ray_session():
-        for row in measured(options, Path(folder)):
+        for row in measured(options, Path(folder), known):
             rows.append(row | {"machine": machine()})
             print(row, flush=True)
             write_rows(options.output, rows)

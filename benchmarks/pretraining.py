@@ -37,12 +37,18 @@ FIXED = Masked(start="mae", position="sincos-2d-mae")
 TIMM = Masked(model="timm", position="sincos-2d-mae")
 COLOURS = Masked(objective="masked-patch", share=0.5, steps=600, beta2=0.999)
 FIXED_COLOURS = replace(COLOURS, position="sincos-2d-mae")
+MAE_COLOURS = replace(FIXED_COLOURS, start="mae")
+LONG_COLOURS = replace(MAE_COLOURS, steps=1500)
+CELLS = replace(MAE_COLOURS, target="colours_4x4")
+PIXELS = replace(MAE_COLOURS, target="pixels")
 CLASS = Fine()  # the settings that all arms share: the head looks at [class]
+SCRATCH_MEAN = Fine(head=0.02, pool="avg")
 INDEPENDENT = Arm(pre=TIMM, fine=replace(CLASS, pool="avg"))  # the hand-over of MAE's paper
 ARMS = {
     "scratch": Arm(pre=None, fine=Fine(head=0.02)),
     "scratch, head of zeros": Arm(pre=None),
     "scratch, fixed positions": Arm(pre=None, fine=Fine(head=0.02), position="sincos-2d-mae"),
+    "scratch, fixed positions, mean": Arm(pre=None, fine=SCRATCH_MEAN, position="sincos-2d-mae"),
     "mae": Arm(pre=FIXED),
     "mae, learned positions": Arm(pre=LEARNED),
     "mae, learned positions, mean": Arm(pre=LEARNED, fine=replace(CLASS, pool="avg")),
@@ -50,8 +56,26 @@ ARMS = {
     "mae, mean, layer decay": Arm(pre=FIXED, fine=replace(CLASS, pool="avg", layer_decay=0.75)),
     "mae, mean before the norm": Arm(pre=FIXED, fine=replace(CLASS, pool="avg-norm")),
     "mae, head of 0.02": Arm(pre=FIXED, fine=replace(CLASS, head=0.02)),
+    "mae, matrices of 0.02": Arm(pre=replace(FIXED, start="timm")),
+    "mae, weights of JAX": Arm(pre=replace(FIXED, start="jax")),
+    "mae, raw targets": Arm(pre=replace(FIXED, standardised=False)),
+    "mae, share of 0.5": Arm(pre=replace(FIXED, share=0.5)),
     "masked-patch": Arm(pre=FIXED_COLOURS),
     "masked-patch, learned positions": Arm(pre=COLOURS),
+    "masked-patch, weights of MAE": Arm(pre=MAE_COLOURS),
+    "masked-patch, weights of MAE, mean": Arm(pre=MAE_COLOURS, fine=replace(CLASS, pool="avg")),
+    "masked-patch, weights of MAE, layer decay": Arm(pre=MAE_COLOURS, fine=replace(CLASS, layer_decay=0.75)),
+    "masked-patch, long": Arm(pre=LONG_COLOURS),
+    "masked-patch, longer": Arm(pre=replace(LONG_COLOURS, steps=3000)),
+    "masked-patch, longer, mean": Arm(pre=replace(LONG_COLOURS, steps=3000), fine=replace(CLASS, pool="avg")),
+    "masked-patch, long, mean": Arm(pre=LONG_COLOURS, fine=replace(CLASS, pool="avg")),
+    "masked-patch, long, layer decay": Arm(pre=LONG_COLOURS, fine=replace(CLASS, layer_decay=0.75)),
+    "masked-patch, 4x4 colours": Arm(pre=CELLS),
+    "masked-patch, 4x4 colours, mean": Arm(pre=CELLS, fine=replace(CLASS, pool="avg")),
+    "masked-patch, pixels": Arm(pre=PIXELS),
+    "masked-patch, pixels, mean": Arm(pre=PIXELS, fine=replace(CLASS, pool="avg")),
+    "masked-patch, share of 0.75": Arm(pre=replace(MAE_COLOURS, share=0.75)),
+    "masked-patch, rate of 3e-3": Arm(pre=replace(MAE_COLOURS, lr=3e-3)),
     "independent": INDEPENDENT,
 }
 

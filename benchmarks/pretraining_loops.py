@@ -58,6 +58,7 @@ class Masked:
         model: "ours", or "timm" for the independent masked autoencoder.
         start: initial weights of our encoder: "jax", "patches" (as "jax", but patches smaller by sqrt(3), as
             timm's), "mae" (MAE's own), "timm" (matrices of 0.02).
+        target: of masked-patch, one of objectives.TARGETS.
         share: masked share of the patches.
         standardised: MAE's target is each patch less its mean, by its deviation; else the normalised pixels.
         crop_scale: smallest share of the area that a random crop has.
@@ -67,6 +68,7 @@ class Masked:
     model: str = "ours"
     start: str = "jax"
     position: str = "learned-1d"
+    target: str = "mean_colour"
     share: float = 0.75
     standardised: bool = True
     steps: int = 1500
@@ -297,7 +299,7 @@ def pretrained(asked: Masked, pixels: Pixels) -> tuple[State, dict[str, Any]]:
     torch.manual_seed(0)
     objective = build(asked, pixels.size).train()
     generator = torch.Generator().manual_seed(0)
-    loop, learned, start = Loop(objective, asked), [], time.perf_counter()
+    loop, learned, losses, start = Loop(objective, asked), [], [], time.perf_counter()
     places = batches(len(pixels.images), asked.batch_size, generator, drops=True)
     for _ in range(asked.steps):
         images = crops(pixels.images[next(places)], pixels, asked.crop_scale, generator)
@@ -310,10 +312,18 @@ def pretrained(asked: Masked, pixels: Pixels) -> tuple[State, dict[str, Any]]:
             known = next(iter(metrics.values())).item()
         loop.step(loss)
         learned.append(known)
+        losses.append(loss.item())
     seconds = time.perf_counter() - start
     explained = statistics.mean(learned[-asked.steps // 6 :])
     found = {"explained": explained, "pre_seconds": seconds, **probes(objective.encoder, pixels)}
-    return objective.encoder.state_dict(), found
+    return objective.encoder.state_dict(), found | curve(losses)
+
+
+def curve(losses: list[float]) -> dict[str, float]:
+    """Return the loss at a tenth, a half and the end of a training: means of a twentieth of the steps."""
+    span = max(1, len(losses) // 20)
+    ends = {"loss_10": len(losses) // 10, "loss_50": len(losses) // 2, "loss_100": len(losses)}
+    return {name: statistics.mean(losses[max(0, end - span) : end]) for name, end in ends.items()}
 
 
 def build(asked: Masked, size: Size) -> nn.Module:
@@ -322,7 +332,7 @@ def build(asked: Masked, size: Size) -> nn.Module:
     encoder = VisionTransformer(our_config(size, asked.position))
     begin(encoder, asked.start)
     if asked.objective == "masked-patch":
-        return MaskedPatchPrediction(encoder, share=asked.share)
+        return MaskedPatchPrediction(encoder, asked.target, asked.share)
     kind = MaskedAutoencoder if asked.standardised else RawPixels
     return kind(encoder, asked.share, *DECODER)
 

@@ -199,17 +199,17 @@ def _from_scratch(request: TrainRequest) -> "Checkpoint":
 
     A head of zeros gives the encoder no gradient at first, and the JAX code's patches drown the positions.
     Both begin as timm's, which learns in fewer steps (docs/training.md). With a sigmoid loss the head's bias
-    makes every class as rare as one of them is (big_vision's init_head_bias). MAE has the weights of its own
-    code.
+    makes every class as rare as one of them is (big_vision's init_head_bias). Objectives without classes have
+    the weights of MAE's code.
     """
     import torch
 
     from wordsworth.vit_model.checkpoint import random_checkpoint
 
     start = random_checkpoint(request.config, request.preprocessing, request.seed)
-    if request.objective == "mae":
+    if not request.classified:
         return _published(start, request.seed)
-    if not request.classified or not start.config.num_classes:
+    if not start.config.num_classes:
         return start
     state = dict(start.state)
     generator = torch.Generator().manual_seed(request.seed)

@@ -41,7 +41,7 @@ def explain(
 ) -> int:
     """Draw the paper's figures for a model and images: PNG files and one HTML page."""
     from wordsworth.pipeline.report.figure_frame import check_can_draw
-    from wordsworth.pipeline.report.model_inputs import find_images
+    from wordsworth.pipeline.sources.model_inputs import find_images
 
     if not images:
         raise UserError("explain needs an image: wordsworth explain IMAGE... --model M", exit_code=2)

@@ -1,7 +1,8 @@
 """Compute the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929) in PyTorch.
 
-This package knows no Ray, no storage and no command line. Nothing is imported here: light processes use
-`wordsworth.vit_model.config` and `wordsworth.vit_model.patches` without loading torch.
+This package knows no Ray, no storage and no command line. `from wordsworth.vit_model import VisionTransformer`
+imports the module of that name when it is asked for. So light processes use `wordsworth.vit_model.config` and
+`wordsworth.vit_model.patches` without loading torch.
 
     config.py               ViTConfig, Preprocessing
     variants.py cost.py     the named sizes; parameters and multiplications
@@ -18,3 +19,76 @@ This package knows no Ray, no storage and no command line. Nothing is imported h
     analysis.py few_shot.py neighbours.py recall.py     measures of a trained encoder
     foreign/                other people's weights; load.py is the door
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wordsworth.vit_model.analysis import (
+        attention_distances,
+        attention_maps,
+        attention_rollout,
+        position_similarity,
+        rgb_filters,
+    )
+    from wordsworth.vit_model.checkpoint import Checkpoint, random_checkpoint
+    from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
+    from wordsworth.vit_model.masked_autoencoder import MaskedAutoencoder
+    from wordsworth.vit_model.model import VisionTransformer
+    from wordsworth.vit_model.model_folder import load_folder, save_folder
+    from wordsworth.vit_model.patches import patchify, unpatchify
+    from wordsworth.vit_model.variants import VARIANTS, variant
+
+__all__ = [
+    "VARIANTS",
+    "Checkpoint",
+    "MaskedAutoencoder",
+    "ModelError",
+    "Preprocessing",
+    "ViTConfig",
+    "VisionTransformer",
+    "attention_distances",
+    "attention_maps",
+    "attention_rollout",
+    "load_folder",
+    "patchify",
+    "position_similarity",
+    "random_checkpoint",
+    "rgb_filters",
+    "save_folder",
+    "unpatchify",
+    "variant",
+]
+
+# The module of each public name.
+_MODULES = {
+    "VARIANTS": "variants",
+    "Checkpoint": "checkpoint",
+    "MaskedAutoencoder": "masked_autoencoder",
+    "ModelError": "config",
+    "Preprocessing": "config",
+    "ViTConfig": "config",
+    "VisionTransformer": "model",
+    "attention_distances": "analysis",
+    "attention_maps": "analysis",
+    "attention_rollout": "analysis",
+    "load_folder": "model_folder",
+    "patchify": "patches",
+    "position_similarity": "analysis",
+    "random_checkpoint": "checkpoint",
+    "rgb_filters": "analysis",
+    "save_folder": "model_folder",
+    "unpatchify": "patches",
+    "variant": "variants",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, and import its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

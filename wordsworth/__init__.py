@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     import pyarrow.compute
     import pyarrow.dataset
 
+    from wordsworth.pipeline.labeling.loaded_model import LoadedModel
     from wordsworth.pipeline.labeling.pace import RunFigures
     from wordsworth.pipeline.output.records import Receipt, RunPlan, Summary
     from wordsworth.pipeline.report.images import RowImage
     from wordsworth.pipeline.report.page import WrittenReport
     from wordsworth.pipeline.training.news import EpochNews
     from wordsworth.pipeline.verification.report import Report
-    from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 __all__ = ["Run", "embed", "evaluate", "label", "load_model", "open_run", "pretrain", "report", "verify"]
 
@@ -167,20 +167,43 @@ def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any
     return train(request, lambda news: _LOG.info("%s", news))
 
 
-def load_model(model: str | Path, **options: Any) -> BaseCheckpoint:
-    """Return a model: `.model()` is the torch module, `.config`, `.preprocessing` and `.labels` belong to it.
+def load_model(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    storage_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> LoadedModel:
+    """Return a model that labels, embeds and explains images in this process (docs/python.md).
+
+        model = wordsworth.load_model("timm:vit_base_patch16_224")
+        model.predict("cat.jpg")["label"]
+
+    `.model()` is the torch module; `.config`, `.preprocessing` and `.labels` belong to it.
 
     Args:
-        model: as for `label`.
-        options: the options of the group "Model" of `wordsworth label`, such as weights="w.safetensors".
+        model, device, precision: as for `label`.
+        storage_options: of the stores of the model and of images.
+        options: the other options of the group "Model" of `wordsworth label`, such as labels="names.txt".
 
     Raises:
         UserError: the model cannot be found or read.
         TypeError: there is no option of that name.
     """
     from wordsworth.jobs.options import ModelOptions
+    from wordsworth.pipeline.labeling.loaded_model import LoadedModel
 
-    return ModelOptions(model=str(model), **options).load(_note, {})
+    hints = typing.get_type_hints(ModelOptions)
+    given = {name: _as_text(hints.get(name), value) for name, value in options.items()}
+    storage = storage_options or {}
+    return LoadedModel(
+        name=str(model),
+        checkpoint=ModelOptions(model=str(model), **given).load(_note, storage),
+        precision=precision,
+        device=device,
+        storage_options=storage,
+    )
 
 
 def open_run(output: str | Path, *, storage_options: dict[str, Any] | None = None) -> Run:

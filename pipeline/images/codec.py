@@ -192,10 +192,29 @@ def decode(data: bytes, limits: Limits, allocate: Allocate) -> Decoded:
                 return Decoded(width, height, _orientation(image), TURBO, reduced)
         if image.format == "JPEG2000" and not _has_end_marker(data):
             raise DecodeError("truncated", "the JPEG 2000 codestream has no end marker")
-        orientation = _orientation(image)
-        stored = _load_as_stored(image, orientation)
-        _copy_rgb(stored, allocate(3 * stored.width * stored.height))
-        return Decoded(stored.width, stored.height, orientation, HEIF if image.format == "HEIF" else PILLOW)
+        return _decode_pillow(image, allocate)
+
+
+def decode_opened(image: Image.Image, limits: Limits, allocate: Allocate) -> Decoded:
+    """Copy the pixels of an image that Pillow has opened or made, as `decode` would have them from its bytes.
+
+    Args:
+        image: may still have to be decoded.
+        limits, allocate: as for `decode`.
+
+    Raises:
+        DecodeError: the image is refused. Nothing else is raised.
+    """
+    with _only_decode_errors(b""):
+        _judge(image, limits)
+        return _decode_pillow(image, allocate)
+
+
+def _decode_pillow(image: Image.Image, allocate: Allocate) -> Decoded:
+    orientation = _orientation(image)
+    stored = _load_as_stored(image, orientation)
+    _copy_rgb(stored, allocate(3 * stored.width * stored.height))
+    return Decoded(stored.width, stored.height, orientation, HEIF if image.format == "HEIF" else PILLOW)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from wordsworth.pipeline.images import codec
 from wordsworth.pipeline.images.budget import DecodeBudget
-from wordsworth.pipeline.images.codec import DecodeError, decode
+from wordsworth.pipeline.images.codec import DecodeError, decode, decode_opened
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.images.resize import resize_and_crop
 from wordsworth.pipeline.images.sandbox import Sandbox, SandboxSettings, header_limits, process_sandbox
@@ -179,8 +180,12 @@ def _with_columns(
     return samples.append_column("height", pa.array(images.heights, pa.int32()))
 
 
-def open_image(data: bytes, settings: DecodeSettings) -> np.ndarray:
+def open_image(data: bytes | Image.Image, settings: DecodeSettings) -> np.ndarray:
     """Decode an image in this process: for images that are trusted.
+
+    Args:
+        data: the encoded image, or an image of Pillow's.
+        settings: the limits, and whether EXIF orientation is applied.
 
     Returns:
         uint8 (h, w, 3), upright if the settings apply EXIF orientation.
@@ -195,7 +200,11 @@ def open_image(data: bytes, settings: DecodeSettings) -> np.ndarray:
         pixels = np.empty(num_bytes, np.uint8)
         return pixels.data
 
-    decoded = decode(data, header_limits(settings.limits), allocate)
+    limits = header_limits(settings.limits)
+    if isinstance(data, Image.Image):
+        decoded = decode_opened(data, limits, allocate)
+    else:
+        decoded = decode(data, limits, allocate)
     return turn_upright(pixels.reshape(decoded.shape), decoded.orientation, settings.preprocessing.exif)
 
 

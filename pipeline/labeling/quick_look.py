@@ -2,26 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pyarrow as pa
-import torch
 
-from wordsworth.pipeline.cluster.cores import cores
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import decode_unit
-from wordsworth.pipeline.labeling.estimate import plan_here
 from wordsworth.pipeline.labeling.listing import with_expanded_sources
+from wordsworth.pipeline.labeling.local_labeler import LocalLabeler
 from wordsworth.pipeline.labeling.request import LabelRequest
-from wordsworth.pipeline.output.prediction_rows import prediction_table
-from wordsworth.pipeline.prediction.actor import Predictor
-from wordsworth.pipeline.prediction.gpu import DeviceLost, own_gpus
 from wordsworth.pipeline.sources.reader import read_units
 from wordsworth.pipeline.unit import Unit
 from wordsworth.vit_model.checkpoint import BaseCheckpoint
 
 MAX_IMAGES = 512  # of one look: what a table on a screen can show, and minutes of one core
-UNIT_ROWS = 32  # images that are decoded and predicted together
 
 
 class QuickLook:
@@ -51,17 +44,7 @@ class QuickLook:
         self.seconds = 0.0
         self.is_cut = False
         self._note = note
-        device = "cuda" if request.device == "cuda" or (request.device == "auto" and own_gpus()) else "cpu"
-        # A GPU's fastest mode and batch would take longer to find than these images take.
-        here = replace(self.request, unit_rows=UNIT_ROWS, gpu_mode="plain")
-        if device == "cuda":
-            here = replace(here, batch_size=request.batch_size or UNIT_ROWS)
-        _, self.settings = plan_here(here, checkpoint, device)
-        try:
-            self._model = Predictor(checkpoint, self.settings.predict)
-        except DeviceLost as lost:
-            raise UserError(str(lost)) from lost
-        torch.set_num_threads(max(1, int(cores())))  # one model here, where a run has one for each core
+        self._labeler = LocalLabeler(self.request, checkpoint)
 
     def rows(self) -> Iterator[pa.Table]:
         """Yield the prediction rows, some at a time.
@@ -71,8 +54,7 @@ class QuickLook:
         """
         began = time.monotonic()
         for unit in self._units():
-            predicted = Unit.from_arrow(self._model(decode_unit(unit, self.settings.decode).to_arrow()))
-            rows = prediction_table(predicted, self.settings.write)
+            rows = self._labeler.rows(decode_unit(unit, self._labeler.settings.decode))
             left = self.limit - self.num_images
             self.is_cut = len(rows) > left
             self.num_images += min(left, len(rows))
@@ -83,10 +65,10 @@ class QuickLook:
 
     def _units(self) -> Iterator[Unit]:
         """Yield units of encoded images. A unit behind the limit tells that there are more."""
-        finder = self.settings.listing.finder()
+        finder = self._labeler.settings.listing.finder()
         finder.most_images = self.limit + 1
         for shard in finder.shards():
-            for unit in read_units(shard, self.settings.read):
+            for unit in read_units(shard, self._labeler.settings.read):
                 if unit.fault:
                     raise UserError(f"{unit.shard_uri} could not be read: {unit.fault}")
                 if not len(unit.samples):

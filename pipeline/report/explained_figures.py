@@ -9,7 +9,7 @@ from torch import nn
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.report import model_figures
-from wordsworth.pipeline.report.model_inputs import ModelInput
+from wordsworth.pipeline.sources.model_inputs import ModelInput
 from wordsworth.vit_model.analysis import patch_distances, rgb_filters
 from wordsworth.vit_model.attended import Attention, Layout, filters_of, positions_of
 from wordsworth.vit_model.checkpoint import BaseCheckpoint

@@ -10,7 +10,7 @@ from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.prediction.gpu import compute_in, find_gpu, own_gpus
 from wordsworth.pipeline.report import explained_figures
 from wordsworth.pipeline.report.explained_figures import Figure
-from wordsworth.pipeline.report.model_inputs import ImageFile, read_input
+from wordsworth.pipeline.sources.model_inputs import ImageFile, read_input
 from wordsworth.vit_model.attended import Attention, Layout, layout_of, see
 from wordsworth.vit_model.checkpoint import BaseCheckpoint, Checkpoint
 from wordsworth.vit_model.config import ModelError

@@ -17,9 +17,9 @@ from tests.support.builders import photo
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.images.decode import DecodeSettings, crop_for_evaluation, open_image
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
-from wordsworth.pipeline.report import model_inputs
+from wordsworth.pipeline.sources import model_inputs
 from wordsworth.pipeline.report.explained_figures import Figure, filters, positions
-from wordsworth.pipeline.report.model_inputs import find_images, read_input
+from wordsworth.pipeline.sources.model_inputs import find_images, read_input
 from wordsworth.vit_model.attended import layout_of
 from wordsworth.vit_model.model_folder import load_folder, save_folder
 from wordsworth.vit_model.patches import patchify
@@ -159,7 +159,7 @@ def test_a_refusal_is_one_line_and_writes_nothing(command, code, line, images, s
 
 
 def test_too_many_images_are_refused_before_any_is_read(monkeypatch):
-    monkeypatch.setattr(model_inputs, "_find", lambda *given: pytest.fail("an image was looked for"))
+    monkeypatch.setattr(model_inputs, "find_image", lambda *given: pytest.fail("an image was looked for"))
     with pytest.raises(model_inputs.UserError, match="65 images: one page takes 64"):
         find_images(["a.jpg"] * 65, {})
 

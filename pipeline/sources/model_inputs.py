@@ -1,8 +1,9 @@
 """Read images by name, and make of each what a model sees: decoded, cropped and resized as when it labels."""
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -60,18 +61,23 @@ class ModelInput:
 
 
 def find_images(given: Sequence[str], options: StorageOptions) -> list[ImageFile]:
-    """Return the images of these names, without reading any.
+    """Return the images of these names, for one page, without reading any.
 
     Raises:
         UserError: one of them is not there, is a folder, or they are too many.
     """
     if len(given) > MAX_IMAGES:
         raise UserError(f"{len(given)} images: one page takes {MAX_IMAGES} at most", exit_code=2)
-    names, options = take_queries(given, options)
-    return [_find(name, options) for name in names]
+    return [find_image(name, options) for name in given]
 
 
-def _find(given: str, options: StorageOptions) -> ImageFile:
+def find_image(given: str, options: StorageOptions) -> ImageFile:
+    """Return the image of a name, without reading it.
+
+    Raises:
+        UserError: it is not there, or is a folder.
+    """
+    (given,), options = take_queries([given], options)
     fs, path = open_filesystem(given, options)
     name = without_credentials(given)
     with naming(given):
@@ -99,22 +105,54 @@ def read_input(image: ImageFile, settings: DecodeSettings) -> ModelInput:
     Raises:
         UserError: it cannot be read or decoded.
     """
+    with naming_refusals(image.name):
+        return decode_input(image.name, read_image(image, settings.limits.max_bytes), settings)
+
+
+def read_image(image: ImageFile, max_bytes: int) -> bytes:
+    """Return the bytes of an image.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     with naming(image.name):
         try:
-            data = whole_object(image.fs, image.path, settings.limits.max_bytes, lambda num_bytes: True)
+            return whole_object(image.fs, image.path, max_bytes, lambda num_bytes: True)
         except (TooLarge, ValueError) as error:
             raise UserError(f"{image.name} cannot be read: {error}") from error
         except OSError as error:
             raise _refused(image.name, error) from error
 
-    def cropped(pixels: np.ndarray, orientation: int, size: tuple[int, int]) -> ModelInput:
-        upright = turn_upright(pixels, orientation, settings.preprocessing.exif)
-        height, width = upright.shape[:2]
-        seen = crop_for_evaluation(upright, settings.preprocessing, settings.image_size)
-        return ModelInput(name=image.name, pixels=np.array(seen), width=width, height=height)
 
+def decode_input(name: str, data: bytes, settings: DecodeSettings) -> ModelInput:
+    """Decode an image in the sandbox, and make of it what a model sees.
+
+    Raises:
+        DecodeError: the image is refused.
+    """
+
+    def cropped(pixels: np.ndarray, orientation: int, size: tuple[int, int]) -> ModelInput:
+        return crop_input(name, turn_upright(pixels, orientation, settings.preprocessing.exif), settings)
+
+    return process_sandbox(settings.sandbox_settings).decode(data, cropped)
+
+
+def crop_input(name: str, upright: np.ndarray, settings: DecodeSettings) -> ModelInput:
+    """Make of decoded pixels, uint8 (h, w, 3), what a model sees."""
+    height, width = upright.shape[:2]
+    seen = crop_for_evaluation(upright, settings.preprocessing, settings.image_size)
+    return ModelInput(name=name, pixels=np.array(seen), width=width, height=height)
+
+
+@contextlib.contextmanager
+def naming_refusals(name: str) -> Iterator[None]:
+    """Say of an image that is refused which one it is.
+
+    Raises:
+        UserError: in place of DecodeError.
+    """
     try:
-        return process_sandbox(settings.sandbox_settings).decode(data, cropped)
+        yield
     except DecodeError as refusal:
         detail = " ".join(str(refusal).split())
-        raise UserError(f"{image.name} cannot be decoded: {refusal.code}: {detail}") from refusal
+        raise UserError(f"{name} cannot be decoded: {refusal.code}: {detail}") from refusal

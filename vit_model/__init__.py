@@ -1,8 +1,8 @@
 """Compute the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929) in PyTorch.
 
-This package knows no Ray, no storage and no command line. `from wordsworth.vit_model import VisionTransformer`
-imports the module of that name when it is asked for. So light processes use `wordsworth.vit_model.config` and
-`wordsworth.vit_model.patches` without loading torch.
+This package knows no Ray, no storage and no command line. A name is imported from its module when it is asked
+for, as in `from wordsworth.vit_model import VisionTransformer`. So light processes use the config and patches
+without loading torch.
 
     config.py               ViTConfig, Preprocessing
     variants.py cost.py     the named sizes; parameters and multiplications

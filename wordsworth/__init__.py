@@ -19,15 +19,12 @@ installation, for example as the working directory of a Ray job.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 import logging
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import pyarrow.compute
     import pyarrow.dataset
@@ -50,6 +47,15 @@ if (_CHECKOUT / "pyproject.toml").is_file() and all(path.is_file() for path in _
 _LOG = logging.getLogger("wordsworth")
 
 
+def __getattr__(name: str) -> str:
+    """Return `__version__`: the one of pyproject.toml, as the installation or the checkout has it."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from wordsworth.pipeline.cluster.package import package_version
+
+    return package_version()
+
+
 def label(sources: str | Sequence[str], *, output: str | Path, model: str | Path, **options: Any) -> Run:
     """Label every image of the sources into `output`, each exactly once; continue the run if it is there.
 
@@ -65,8 +71,9 @@ def label(sources: str | Sequence[str], *, output: str | Path, model: str | Path
         TypeError: there is no option of that name.
     """
     from wordsworth.jobs import label as command
+    from wordsworth.jobs.arguments import command_arguments
 
-    given = _arguments(command.label, output=output, model=model, **options)
+    given = command_arguments(command.label, output=output, model=model, **options)
     asked = command.label_request(given["top_k"], given["embeddings"], given["threshold"])
     return _run_labeler("label", sources, given, asked)
 
@@ -82,8 +89,9 @@ def embed(sources: str | Sequence[str], *, output: str | Path, model: str | Path
         UserError, TypeError: as for `label`.
     """
     from wordsworth.jobs import embed as command
+    from wordsworth.jobs.arguments import command_arguments
 
-    given = _arguments(command.embed, output=output, model=model, **options)
+    given = command_arguments(command.embed, output=output, model=model, **options)
     return _run_labeler("embed", sources, given, command.embed_request(given["dtype"], given["normalize"]))
 
 
@@ -139,10 +147,11 @@ def evaluate(sources: str | Sequence[str], *, model: str | Path, **options: Any)
         UserError, TypeError: as for `label`.
     """
     from wordsworth.jobs import evaluate as command
+    from wordsworth.jobs.arguments import command_arguments
 
-    given = _arguments(command.evaluate, model=model, **options)
+    given = command_arguments(command.evaluate, model=model, **options)
     given.pop("json_")
-    return command.evaluate_sources(_as_list(sources), **given, progress_of=_QuietProgress)
+    return command.evaluate_sources(as_list(sources), **given, progress_of=_QuietProgress)
 
 
 def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any) -> EpochNews:
@@ -160,10 +169,11 @@ def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any
         UserError, TypeError: as for `label`.
     """
     from wordsworth.jobs import pretrain as command
+    from wordsworth.jobs.arguments import command_arguments
     from wordsworth.pipeline.training.trainer import train
 
-    given = _arguments(command.pretrain, output=output, **options)
-    request = command.pretrain_request(_as_list(sources), **given)
+    given = command_arguments(command.pretrain, output=output, **options)
+    request = command.pretrain_request(as_list(sources), **given)
     return train(request, lambda news: _LOG.info("%s", news))
 
 
@@ -191,15 +201,14 @@ def load_model(
         UserError: the model cannot be found or read.
         TypeError: there is no option of that name.
     """
+    from wordsworth.jobs.arguments import filled
     from wordsworth.jobs.options import ModelOptions
     from wordsworth.pipeline.labeling.loaded_model import LoadedModel
 
-    hints = typing.get_type_hints(ModelOptions)
-    given = {name: _as_text(hints.get(name), value) for name, value in options.items()}
     storage = storage_options or {}
     return LoadedModel(
         name=str(model),
-        checkpoint=ModelOptions(model=str(model), **given).load(_note, storage),
+        checkpoint=filled(ModelOptions, {"model": model, **options}).load(_note, storage),
         precision=precision,
         device=device,
         storage_options=storage,
@@ -330,7 +339,7 @@ def _run_labeler(
     output, source, options = given["output"], given["source"], given["run"]
     asked |= given["part"].asked() | {"cluster": given["cluster"].request}
     summary = run_labeler(
-        command, _as_list(sources), output, given["model"], source, options, asked, _QuietProgress()
+        command, as_list(sources), output, given["model"], source, options, asked, _QuietProgress()
     )
     if options.report:
         report(output, storage_options=source.storage)
@@ -338,69 +347,3 @@ def _run_labeler(
     if excess:
         raise UserError(excess, exit_code=3)
     return open_run(output, storage_options=source.storage)
-
-
-def _arguments(command: Callable[..., int], **options: Any) -> dict[str, Any]:
-    """Return the arguments of a command: its groups of options are made from the options that they declare.
-
-    Raises:
-        TypeError: the command has no option of that name, needs one that is not given, or a text stands
-            where an option takes numbers.
-    """
-    if "json" in options:
-        raise TypeError(f"{command.__name__}() has no option 'json': it prints nothing")
-    hints = typing.get_type_hints(command)
-    arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name == "sources":
-            continue
-        group = _group_of(hints[name])
-        if group is not None:
-            own = typing.get_type_hints(group)
-            arguments[name] = group(
-                **{key: _as_option(key, own[key], options.pop(key)) for key in own.keys() & options}
-            )
-        elif name in options:
-            arguments[name] = _as_option(name, hints[name], options.pop(name))
-        elif parameter.default is not parameter.empty:
-            arguments[name] = parameter.default
-        else:
-            raise TypeError(f"{command.__name__}() needs the option {name!r}")
-    if options:
-        raise TypeError(f"{command.__name__}() has no option {min(options)!r}")
-    return arguments
-
-
-def _group_of(hint: Any) -> Any:
-    """Return the dataclass of a group of options, or None for a single option."""
-    for one in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(one):
-            return one
-    return None
-
-
-def _as_option(name: str, hint: Any, value: Any) -> Any:
-    """Return the value of an option as the command line would give it.
-
-    Where the option is text, names are joined by commas. Where it is a list, a text is its only element.
-    """
-    kinds = {typing.get_origin(one) for one in (hint, *typing.get_args(hint))}
-    if list in kinds and value is not None:
-        return _as_list(value)
-    if tuple in kinds and isinstance(value, str):
-        raise TypeError(f"{name} takes numbers, such as (0.5, 0.5, 0.5), and not the text {value!r}")
-    if isinstance(value, Path):
-        return str(value)
-    if hint is not str or isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
-
-
-def _as_list(sources: str | Path | Sequence[str]) -> list[str]:
-    if isinstance(sources, str | Path):
-        return [str(sources)]
-    return [str(source) for source in sources]

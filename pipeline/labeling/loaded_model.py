@@ -1,4 +1,4 @@
-"""Hold a model for use from Python: label, embed and explain images one by one, with a run's own functions."""
+"""Hold a model for use from Python: label, embed and explain single images with a run's own functions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -17,8 +17,8 @@ from tests.support.builders import photo
 from wordsworth.jobs.cli import run
 from wordsworth.pipeline.images.decode import DecodeSettings, crop_for_evaluation, open_image
 from wordsworth.pipeline.prediction.actor import Predictor, PredictSettings
-from wordsworth.pipeline.sources import model_inputs
 from wordsworth.pipeline.report.explained_figures import Figure, filters, positions
+from wordsworth.pipeline.sources import model_inputs
 from wordsworth.pipeline.sources.model_inputs import find_images, read_input
 from wordsworth.vit_model.attended import layout_of
 from wordsworth.vit_model.model_folder import load_folder, save_folder

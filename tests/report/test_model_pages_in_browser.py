@@ -12,9 +12,9 @@ from tests.faults.servers import served
 from tests.support.browser import Browser, chromium
 from tests.support.builders import photo
 from wordsworth.pipeline.report.explanation import ExplainSettings, explain
-from wordsworth.pipeline.sources.model_inputs import find_images
 from wordsworth.pipeline.report.training_page import write_training_report
 from wordsworth.pipeline.report.write_figures import write_explanation
+from wordsworth.pipeline.sources.model_inputs import find_images
 from wordsworth.vit_model.model_folder import load_folder
 
 pytestmark = pytest.mark.server  # a browser is started

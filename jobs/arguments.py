@@ -1,0 +1,71 @@
+"""Make the arguments of a command from Python values, as the command line makes them from words."""
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+
+def command_arguments(command: Callable[..., int], **options: Any) -> dict[str, Any]:
+    """Return the arguments of a command: its groups of options are made from the options that they declare.
+
+    Raises:
+        TypeError: the command has no option of that name, or needs one that is not given.
+    """
+    if "json" in options:
+        raise TypeError(f"{command.__name__}() has no option 'json': it prints nothing")
+    hints = typing.get_type_hints(command)
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == "sources":
+            continue
+        group = _group_of(hints[name])
+        if group is not None:
+            own = typing.get_type_hints(group).keys() & options
+            arguments[name] = filled(group, {key: options.pop(key) for key in own})
+        elif name in options:
+            arguments[name] = _as_text(hints[name], options.pop(name))
+        elif parameter.default is not parameter.empty:
+            arguments[name] = parameter.default
+        else:
+            raise TypeError(f"{command.__name__}() needs the option {name!r}")
+    if options:
+        raise TypeError(f"{command.__name__}() has no option {min(options)!r}")
+    return arguments
+
+
+def filled(group: Callable[..., Options], options: dict[str, Any]) -> Options:
+    """Return a group of options with these values.
+
+    Raises:
+        TypeError: the group has no option of a name, or needs one that is not given.
+    """
+    hints = typing.get_type_hints(group)
+    return group(**{name: _as_text(hints.get(name), value) for name, value in options.items()})
+
+
+def _group_of(hint: Any) -> Any:
+    """Return the dataclass of a group of options, or None for a single option."""
+    for one in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(one):
+            return one
+    return None
+
+
+def _as_text(hint: Any, value: Any) -> Any:
+    """Return the value of an option that is text on the command line as that text: names are joined by
+    commas."""
+    if isinstance(value, Path):
+        return str(value)
+    if hint is not str or isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)

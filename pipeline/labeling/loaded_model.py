@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,7 @@ from wordsworth.vit_model.patches import patchify
 # A path or a URL, encoded bytes, an image of Pillow's, or uint8 (h, w), (h, w, 3) or (h, w, 4).
 GivenImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 Row: TypeAlias = dict[str, Any]
-Found = TypeVar("Found")
+Images: TypeAlias = GivenImage | Sequence[GivenImage]
 PLACE = ("key", "shard", "index", "offset", "size")  # columns of a run's row that these images do not have
 
 
@@ -99,11 +99,7 @@ class LoadedModel:
         """
         return self._input(image).pixels
 
-    @overload
-    def preprocess(self, image: GivenImage) -> torch.Tensor: ...
-    @overload
-    def preprocess(self, image: Sequence[GivenImage]) -> torch.Tensor: ...
-    def preprocess(self, image: Any) -> torch.Tensor:
+    def preprocess(self, image: Images) -> torch.Tensor:
         """Return what the torch module takes: float32 (3, H, W), or (N, 3, H, W) of a list.
 
         Raises:
@@ -112,13 +108,7 @@ class LoadedModel:
         none = torch.empty(0, 3, *self.config.image_size)
         return _one_or_all(image, lambda images: torch.cat([none, *map(self._normalised, images)]))
 
-    @overload
-    def predict(self, image: GivenImage, *, top_k: int = 5, threshold: float | None = None) -> Row: ...
-    @overload
-    def predict(
-        self, image: Sequence[GivenImage], *, top_k: int = 5, threshold: float | None = None
-    ) -> list[Row]: ...
-    def predict(self, image: Any, *, top_k: int = 5, threshold: float | None = None) -> Any:
+    def predict(self, image: Images, *, top_k: int = 5, threshold: float | None = None) -> Any:
         """Return what a run would say of an image, or of each image of a list: the columns of its row.
 
         These are "width", "height", "label_id", "label", "score" and "topk", for some models "labels" or
@@ -129,6 +119,9 @@ class LoadedModel:
             top_k: classes in "topk". Another number than before prepares the model again.
             threshold: score from which on a class stands in "labels".
 
+        Returns:
+            A row, or a list of rows.
+
         Raises:
             UserError: the model has no classes, or an image is not there or cannot be read.
         """
@@ -137,11 +130,7 @@ class LoadedModel:
         labeler = self._prepared(request)
         return _one_or_all(image, lambda images: self._rows(images, labeler))
 
-    @overload
-    def embed(self, image: GivenImage) -> np.ndarray: ...
-    @overload
-    def embed(self, image: Sequence[GivenImage]) -> np.ndarray: ...
-    def embed(self, image: Any) -> np.ndarray:
+    def embed(self, image: Images) -> np.ndarray:
         """Return the vector that enters the final linear head: float32 (D,), or (N, D) of a list.
 
         Raises:

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,8 @@ def command_arguments(command: Callable[..., int], **options: Any) -> dict[str, 
     """Return the arguments of a command: its groups of options are made from the options that they declare.
 
     Raises:
-        TypeError: the command has no option of that name, or needs one that is not given.
+        TypeError: the command has no option of that name, needs one that is not given, or a text stands
+            where an option takes numbers.
     """
     if "json" in options:
         raise TypeError(f"{command.__name__}() has no option 'json': it prints nothing")
@@ -29,7 +30,7 @@ def command_arguments(command: Callable[..., int], **options: Any) -> dict[str, 
             own = typing.get_type_hints(group).keys() & options
             arguments[name] = filled(group, {key: options.pop(key) for key in own})
         elif name in options:
-            arguments[name] = _as_text(hints[name], options.pop(name))
+            arguments[name] = _as_option(name, hints[name], options.pop(name))
         elif parameter.default is not parameter.empty:
             arguments[name] = parameter.default
         else:
@@ -46,7 +47,7 @@ def filled(group: Callable[..., Options], options: dict[str, Any]) -> Options:
         TypeError: the group has no option of a name, or needs one that is not given.
     """
     hints = typing.get_type_hints(group)
-    return group(**{name: _as_text(hints.get(name), value) for name, value in options.items()})
+    return group(**{name: _as_option(name, hints.get(name), value) for name, value in options.items()})
 
 
 def _group_of(hint: Any) -> Any:
@@ -57,9 +58,16 @@ def _group_of(hint: Any) -> Any:
     return None
 
 
-def _as_text(hint: Any, value: Any) -> Any:
-    """Return the value of an option that is text on the command line as that text: names are joined by
-    commas."""
+def _as_option(name: str, hint: Any, value: Any) -> Any:
+    """Return the value of an option as the command line would give it.
+
+    Where the option is text, names are joined by commas. Where it is a list, a text is its only element.
+    """
+    kinds = {typing.get_origin(one) for one in (hint, *typing.get_args(hint))}
+    if list in kinds and value is not None:
+        return as_list(value)
+    if tuple in kinds and isinstance(value, str):
+        raise TypeError(f"{name} takes numbers, such as (0.5, 0.5, 0.5), and not the text {value!r}")
     if isinstance(value, Path):
         return str(value)
     if hint is not str or isinstance(value, str):
@@ -69,3 +77,10 @@ def _as_text(hint: Any, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)
+
+
+def as_list(given: str | Path | Sequence[str]) -> list[str]:
+    """Return one text or several as a list of texts."""
+    if isinstance(given, str | Path):
+        return [str(given)]
+    return [str(one) for one in given]

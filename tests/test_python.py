@@ -12,6 +12,7 @@ import pytest
 import wordsworth
 from tests.support.builders import photo, write_shards, write_tar
 from tests.support.report_runs import make_run
+from wordsworth.jobs.arguments import command_arguments
 from wordsworth.jobs.evaluate import evaluate
 from wordsworth.jobs.label import label
 from wordsworth.jobs.pretrain import pretrain
@@ -88,7 +89,7 @@ LISTS = [(evaluate, "train"), (pretrain, "val"), (pretrain, "probe"), (label, "a
 @pytest.mark.parametrize(("command", "option"), LISTS)
 def test_a_text_in_place_of_a_list_is_its_only_element(command, option, given):
     named = {"output": "out"} if command is pretrain else {"output": "out", "model": "m"}
-    arguments = wordsworth._arguments(command, **named, **{option: given})
+    arguments = command_arguments(command, **named, **{option: given})
     found = arguments.get(option)
     for group in arguments.values():
         if is_dataclass(group) and hasattr(group, option):
@@ -98,7 +99,7 @@ def test_a_text_in_place_of_a_list_is_its_only_element(command, option, given):
 
 def test_a_text_in_place_of_numbers_is_refused():
     with pytest.raises(TypeError, match=r"^mean takes numbers, such as \(0.5, 0.5, 0.5\), and not the text"):
-        wordsworth._arguments(label, output="out", model="m", mean="0.5")
+        command_arguments(label, output="out", model="m", mean="0.5")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -123,10 +124,14 @@ def test_a_run_gives_its_images_again_as_they_are_in_the_source(tmp_path, capfd)
 
 
 def test_a_model_is_loaded_by_the_name_that_the_commands_take(small_model):
-    checkpoint = wordsworth.load_model(small_model)
-    assert checkpoint.labels == ("ant", "bee", "cat", "dog", "elk")
-    assert checkpoint.config.image_size == (32, 32)
-    assert inspect.signature(wordsworth.load_model).parameters.keys() == {"model", "options"}
+    model = wordsworth.load_model(small_model)
+    assert model.labels == ("ant", "bee", "cat", "dog", "elk")
+    assert model.config.image_size == (32, 32) and model.preprocessing.crop_pct == 0.9
+    assert model.model().config is model.config
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lables'"):
+        wordsworth.load_model(small_model, lables="names.txt")
+    named = inspect.signature(wordsworth.load_model).parameters
+    assert [named[name].default for name in ("device", "precision")] == ["auto", "auto"]
 
 
 def test_pretrain_asks_for_what_the_command_asks_for(monkeypatch, tmp_path):

@@ -77,7 +77,7 @@ def folder(tmp_path, small_model, monkeypatch) -> Path:
     (tmp_path / "photos" / "dog.png").write_bytes(photo(2, (60, 90), "PNG"))
     (tmp_path / "photos" / "notes.jpg").write_text("these are words")
     members = {f"{number}.jpg": photo(number) for number in range(6)}
-    write_tar(tmp_path / "shards" / "a.tar", {**members, "0.cls": b"1", "7.jpg": b"no image", "7.cls": b"1"})
+    write_tar(tmp_path / "shards" / "a.tar", {**members, "7.jpg": b"no image", "7.cls": b"1"})
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     close_process_sandbox()
@@ -129,7 +129,7 @@ def test_the_notebook_runs_and_its_model_reads_digits(tmp_path):
     (tmp_path / "cells.py").write_text("\n\n".join([*code_cells(), seen]))
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "cells.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500
+        [sys.executable, "cells.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-3000:]
     accuracy, num_rows, shape = json.loads(done.stdout.splitlines()[-1])

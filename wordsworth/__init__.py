@@ -147,7 +147,7 @@ def evaluate(sources: str | Sequence[str], *, model: str | Path, **options: Any)
         UserError, TypeError: as for `label`.
     """
     from wordsworth.jobs import evaluate as command
-    from wordsworth.jobs.arguments import command_arguments
+    from wordsworth.jobs.arguments import as_list, command_arguments
 
     given = command_arguments(command.evaluate, model=model, **options)
     given.pop("json_")
@@ -169,7 +169,7 @@ def pretrain(sources: str | Sequence[str], *, output: str | Path, **options: Any
         UserError, TypeError: as for `label`.
     """
     from wordsworth.jobs import pretrain as command
-    from wordsworth.jobs.arguments import command_arguments
+    from wordsworth.jobs.arguments import as_list, command_arguments
     from wordsworth.pipeline.training.trainer import train
 
     given = command_arguments(command.pretrain, output=output, **options)
@@ -333,6 +333,7 @@ def _note(message: str) -> None:
 def _run_labeler(
     command: str, sources: str | Sequence[str], given: dict[str, Any], asked: dict[str, Any]
 ) -> Run:
+    from wordsworth.jobs.arguments import as_list
     from wordsworth.jobs.label import run_labeler, too_many_errors
     from wordsworth.pipeline.errors import UserError
 

@@ -191,5 +191,5 @@ def test_attention_that_cannot_be_told_is_refused_and_the_labels_stay(tmp_path, 
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "w.pth")
     module = wordsworth.load_model("timm:test_convnext", weights=tmp_path / "w.pth", device="cpu")
     assert len(module.predict(folder / "a.jpg")["topk"]) == 5
-    with pytest.raises(UserError, match="no attention rollout: test_convnext does not cut the image"):
+    with pytest.raises(UserError, match="no attention rollout: it has no layers of attention"):
         module.attention_rollout(folder / "a.jpg")

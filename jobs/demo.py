@@ -114,7 +114,7 @@ def _show(console: Terminal, output: Path, seconds: float) -> float:
         "time": f"{seconds:.0f} s in all",
         "predictions": f"{output}/labels/predictions/*.parquet",
         "report": f"{output}/labels/report.html: the labels, the mistakes and the images",
-        "training": f"{output}/model/report.html: the curves, with the held-out images at every epoch",
+        "training": f"{output}/model/report.html: every epoch, with the held-out images",
         "model": f"{output}/model",
     }.items():
         table.add_row(name, value)

@@ -33,6 +33,24 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+def test_a_light_name_of_the_models_package_does_not_load_torch():
+    code = (
+        "import sys; from wordsworth.vit_model import ViTConfig, patchify, variant; print('torch' in sys.modules);"
+        "from wordsworth.vit_model import VisionTransformer; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\nTrue\n"
+
+
+def test_every_public_name_of_the_models_package_is_there():
+    import wordsworth.vit_model as package
+
+    assert all(getattr(package, name).__name__ == name for name in package.__all__ if name != "VARIANTS")
+    assert {*package.__all__} <= {*dir(package)} and package.VARIANTS["B"] == (768, 12, 3072, 12)
+    with pytest.raises(AttributeError, match="no attribute 'VisonTransformer'"):
+        package.VisonTransformer  # noqa: B018
+
+
 @pytest.mark.ray
 def test_label_gives_a_run_whose_predictions_are_a_dataset_and_prints_nothing(
     local_ray, tmp_path, shards, small_model, capfd

@@ -24,6 +24,7 @@ SHEETS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # fo
 OTHER_IMAGES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".pdf", ".svg", ".html")
 MAX_TILES = 1000  # of a sheet
 TILE = 224  # pixels of the longer side of an image in a sheet
+TINY = 4  # how often an image fits along a tile from which on it is enlarged
 GAP = 12  # pixels between tiles
 LETTERS = 13  # pixels of the letters
 KEY_LINES = 2  # lines for a key, at most
@@ -151,9 +152,12 @@ class _Sheet:
         return GAP + column * (TILE + GAP), self.top + row * self.step
 
     def paste(self, number: int, image: Image.Image) -> None:
-        """Put an image into a tile, in the middle."""
+        """Put an image into a tile, in the middle. A tiny one, which would be a dot, is enlarged."""
         left, top = self._corner(number)
         self._frame(left, top)
+        times = TILE // max(image.size)
+        if times >= TINY:
+            image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
         place = left + (TILE - image.width) // 2, top + (TILE - image.height) // 2
         self.image.paste(image, place)
 

@@ -66,6 +66,19 @@ def test_a_sheet_has_the_images_in_their_order_and_errors_as_tiles(run, tmp_path
     assert top.min() < 120  # the title
 
 
+def test_a_tiny_image_is_enlarged_until_it_can_be_seen(tmp_path):
+    dots = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    for name, image in {"digit.png": dots, "icon.png": dots.resize((TILE // 3, 8))}.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        image.save(tmp_path / "in" / name)
+    run = RunRows.open(str(make_run(tmp_path / "out", tmp_path / "in")))
+    write_sheet(run, choose_rows(run, Query()), "dots", str(tmp_path / "sheet.png"))
+    image = Image.open(tmp_path / "sheet.png").convert("RGB")
+    seen = tile(image, 0, 2)[:, :, 0]
+    np.testing.assert_allclose(seen[14::28, 14::28], np.asarray(dots), atol=12)  # 28 pixels for each of 8
+    assert (tile(image, 1, 2)[:100] == tile(image, 1, 2)[0, 0]).all()  # a third of the tile: as it is
+
+
 def test_every_odd_key_is_drawn_and_fits(run, tmp_path, monkeypatch):
     drawn = []
     real = Lettering.draw

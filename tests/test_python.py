@@ -35,7 +35,8 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_a_light_name_of_the_models_package_does_not_load_torch():
     code = (
-        "import sys; from wordsworth.vit_model import ViTConfig, patchify, variant; print('torch' in sys.modules);"
+        "import sys; from wordsworth.vit_model import ViTConfig, patchify, variant\n"
+        "print('torch' in sys.modules)\n"
         "from wordsworth.vit_model import VisionTransformer; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -39,10 +39,10 @@ def run(tmp_path_factory):
     close_process_sandbox()
 
 
-def tile(image: Image.Image, number: int, columns: int) -> np.ndarray:
+def tile(image: Image.Image, number: int, columns: int, num_tiles: int = 4) -> np.ndarray:
     """Return the pixels of a tile, by the height of the whole sheet."""
     row, column = divmod(number, columns)
-    rows = -(-4 // columns)
+    rows = -(-num_tiles // columns)
     lettering = Lettering(sheet.LETTERS)
     step = TILE + (sheet.KEY_LINES + 2) * lettering.height + GAP
     top = image.height - rows * step + row * step
@@ -74,9 +74,11 @@ def test_a_tiny_image_is_enlarged_until_it_can_be_seen(tmp_path):
     run = RunRows.open(str(make_run(tmp_path / "out", tmp_path / "in")))
     write_sheet(run, choose_rows(run, Query()), "dots", str(tmp_path / "sheet.png"))
     image = Image.open(tmp_path / "sheet.png").convert("RGB")
-    seen = tile(image, 0, 2)[:, :, 0]
+    seen = tile(image, 0, 2, 2)[:, :, 0]
     np.testing.assert_allclose(seen[14::28, 14::28], np.asarray(dots), atol=12)  # 28 pixels for each of 8
-    assert (tile(image, 1, 2)[:100] == tile(image, 1, 2)[0, 0]).all()  # a third of the tile: as it is
+    icon = tile(image, 1, 2, 2)
+    assert (icon[:100] == icon[0, 0]).all()  # it is a third of the tile wide, and stays as it is
+    assert (icon[100:124] != icon[0, 0]).any()
 
 
 def test_every_odd_key_is_drawn_and_fits(run, tmp_path, monkeypatch):

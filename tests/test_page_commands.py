@@ -27,6 +27,7 @@ ELSEWHERE = {"kubectl": "Kubernetes", "docker": "Docker", "sbatch": "Slurm"}
 HERE = ("wordsworth", "make", "pip", "python", "ray", "source", "export")
 PROGRAMS = (*HERE, *ELSEWHERE)
 COMMAND = re.compile(r"[a-z][a-z0-9_-]+ ")  # what a line begins with that is no file, figure or setting
+MODEL = ("--model", "-m")
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -128,9 +129,9 @@ def parse(words: Sequence[str]) -> None:
         cli.app.parse_args([name, *rest, "--", "label"], print_error=False, exit_on_error=False)
         return
     for at in [at for at, word in enumerate(rest) if word == "..."]:
-        rest[at] = "PLACE" if at == 0 or rest[at - 1] == "--model" else "..."
+        rest[at] = "PLACE" if at == 0 or rest[at - 1] in MODEL else "..."
     given = with_config([word.removesuffix("...") for word in rest if word != "..."])
-    if "..." in words and "--model" not in given:
+    if "..." in words and not {*MODEL} & {*given}:
         given += ["--model", "MODEL"]
     cli.app.parse_args([name, *given], print_error=False, exit_on_error=False)
     cli.app.config = ()

@@ -282,28 +282,27 @@ def run_training(request: "TrainRequest", as_json: bool) -> int:
     if as_json:
         print(json.dumps(last.to_json(), indent=1))
         return 0
-    lines = [f"model in {request.output}: {_summary(last)}"]
+    facts = {"model": request.output} | _summary(last)
     if can_draw():
-        lines.append(f"curves: {request.output}/curves.png")
+        facts["curves"] = f"{request.output}/curves.png"
     command = "label" if request.classified else "embed"
-    lines.append(f"next: wordsworth {command} SOURCE --output OUT --model {request.output}")
-    terminal = Terminal()
-    for line in lines:
-        terminal.say(line)
+    facts["next"] = f"wordsworth {command} SOURCE --output OUT --model {request.output}"
+    Terminal().print_facts(facts)
     return 0
 
 
-def _summary(last: EpochNews) -> str:
-    text = f"loss {last.means['loss']}, training {_quality(last.means)}"
+def _summary(last: EpochNews) -> dict[str, str]:
+    """Return how an epoch ended, by names."""
+    facts = {"training": f"epoch {last.epoch}, loss {last.means['loss']}, {_quality(last.means)}"}
     if last.validation:
         means = last.validation.means
         balanced = ""
         if "balanced_accuracy" in means:
             balanced = f", balanced {means['balanced_accuracy']:.4f}"
-        text += f", validation {_quality(means)}{balanced} ({last.validation.images:,} images)"
+        facts["validation"] = f"{_quality(means)}{balanced} ({last.validation.images:,} images)"
     if last.probe:
-        text += f", probe linear {last.probe.linear:.4f}, k-NN {last.probe.knn:.4f}"
-    return text
+        facts["probe"] = f"linear {last.probe.linear:.4f}, k-NN {last.probe.knn:.4f}"
+    return facts
 
 
 def _quality(means: Means) -> str:

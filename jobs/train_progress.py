@@ -51,6 +51,8 @@ class Forecast:
         steps: steps of the whole training.
         pauses: pauses that are left.
         pause_steps: steps that take as long as one pause.
+        tried: time of the first report of the validation under way, and the share of its images that were
+            tried.
     """
 
     def __init__(self, steps: int, pauses: int = 0, pause_steps: float = 0.0):
@@ -60,6 +62,8 @@ class Forecast:
         self.last: tuple[float, int] | None = None  # time of the last report, and steps that were done
         self.seconds = 0.0  # that steps took
         self.counted = 0  # these steps
+        self.tried: tuple[float, float] | None = None
+        self.has_paused = False
 
     def step(self, step: int, now: float) -> None:
         """Take a report of steps.
@@ -73,18 +77,29 @@ class Forecast:
             self.counted += step - self.last[1]
         self.last = now, step
 
+    def validation(self, share: float, now: float) -> None:
+        """Take a report of a validation: the share of its images that were tried."""
+        if self.tried is None and share:
+            self.tried = now, share
+
     def epoch(self, step: int, now: float) -> None:
         """Take the report of an epoch, which comes behind its pause. The arguments are those of `step`."""
         self.pauses -= 1
         if self.last:
             seconds = now - self.last[0]
             steps = step - self.last[1]
-            if self.counted:
+            if self.counted and self.tried and not self.has_paused:
+                # The first validation has to wait for processes that start, as the first step has.
+                begin, share = self.tried
+                self.pause_steps = (now - begin) / max(1 - share, 0.1) / self._step_s
+            elif self.counted:
                 self.pause_steps = max(0.0, seconds / self._step_s - steps)
             elif steps:
                 self.counted = steps
                 self.seconds = seconds * steps / (steps + self.pause_steps)
         self.last = now, step
+        self.has_paused = True
+        self.tried = None
 
     def seconds_left(self, step: int) -> float | None:
         """Return how long the steps and the pauses that are left take; None while that cannot be told."""
@@ -197,6 +212,7 @@ class TrainProgress(LiveDisplay):
 
     def _show_validation(self, news: ValidationNews) -> None:
         share = news.images / max(1, news.of_images)
+        self.forecast.validation(share, time.monotonic())
         parts = [Part(f"epoch {news.epoch}/{self.epochs}"), Part(f"validation of {news.all_images:,} images")]
         self._show(news, share, parts)
 

@@ -32,7 +32,7 @@ def shards_of_worker(val: Survey, collectives: Collectives) -> list[Shard]:
 def validation_report(
     send: Callable[[TrainNews], None], val: Survey, shards: list[Shard], epoch: int
 ) -> Callable[[int], None]:
-    """Return what tells, every few seconds, how far a worker's part of a validation is.
+    """Tell that a validation begins, and return what tells, every few seconds, how far a worker's part is.
 
     Args:
         send: takes the news.
@@ -50,8 +50,12 @@ def validation_report(
         nonlocal sent
         if time.monotonic() - sent >= REPORT_EVERY_S:
             sent = time.monotonic()
-            send(ValidationNews(epoch=epoch, images=images, of_images=of_images, all_images=val.total))
+            tell(images)
 
+    def tell(images: int) -> None:
+        send(ValidationNews(epoch=epoch, images=images, of_images=of_images, all_images=val.total))
+
+    tell(0)  # its first batch may take seconds to come
     return report
 
 

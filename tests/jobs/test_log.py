@@ -193,6 +193,20 @@ def test_the_time_that_is_left_counts_validations_too(every, pause_s):
             assert forecast.seconds_left(10 * epoch + 10) == pytest.approx(left, rel=0.05)
 
 
+def test_the_first_validation_starts_processes_and_the_others_are_foretold_without_that():
+    forecast = Forecast(steps=30, pauses=3)
+    for step in range(1, 11):
+        forecast.step(step, float(step))
+    for share, now in ((0.0, 10.0), (0.2, 41.0), (0.6, 43.0)):  # 30 seconds of start, then 5 of validation
+        forecast.validation(share, now)
+    forecast.epoch(10, 45.0)
+    assert forecast.seconds_left(10) == pytest.approx(20 + 2 * 5)
+    forecast.step(20, 55.0)
+    forecast.validation(0.5, 58.0)
+    forecast.epoch(20, 62.0)  # 7 seconds for the second one
+    assert forecast.seconds_left(20) == pytest.approx(10 + 7)
+
+
 @pytest.mark.parametrize(("width", "has"), [(80, "acc 0.250"), (140, "MFU 41%")])
 def test_a_trainings_lines_fit_the_terminal_and_leave_out_what_matters_least(monkeypatch, width, has):
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())

@@ -324,7 +324,7 @@ def test_a_command_whose_driver_was_killed_goes_on_where_it_was(tmp_path, wordsw
     assert re.search(
         r"epoch   8/8  loss \d\.\d+  accuracy .* images/s  MFU \d+%  data wait \d+%", again.stderr
     ), again.stderr
-    assert "model in" in again.stdout and "next: wordsworth label" in again.stdout
+    assert " model " in again.stdout and " next      wordsworth label" in again.stdout
     lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(1, EPOCHS + 1)), (
         "none twice, none lost"

@@ -4,9 +4,11 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from wordsworth.pipeline.errors import UserError
 
 Options = TypeVar("Options")
 
@@ -15,12 +17,13 @@ def command_arguments(command: Callable[..., int], **options: Any) -> dict[str, 
     """Return the arguments of a command: its groups of options are made from the options that they declare.
 
     Raises:
+        UserError: the command line would refuse a value.
         TypeError: the command has no option of that name, needs one that is not given, or a text stands
             where an option takes numbers.
     """
     if "json" in options:
         raise TypeError(f"{command.__name__}() has no option 'json': it prints nothing")
-    hints = typing.get_type_hints(command)
+    hints = typing.get_type_hints(command, include_extras=True)
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         if name == "sources":
@@ -44,18 +47,24 @@ def filled(group: Callable[..., Options], options: dict[str, Any]) -> Options:
     """Return a group of options with these values.
 
     Raises:
+        UserError: the command line would refuse a value.
         TypeError: the group has no option of a name, or needs one that is not given.
     """
-    hints = typing.get_type_hints(group)
+    hints = typing.get_type_hints(group, include_extras=True)
     return group(**{name: _as_option(name, hints.get(name), value) for name, value in options.items()})
 
 
 def _group_of(hint: Any) -> Any:
     """Return the dataclass of a group of options, or None for a single option."""
-    for one in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(one):
-            return one
-    return None
+    return next((one for one in _parts(hint) if dataclasses.is_dataclass(one)), None)
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """Yield a hint and all hints in it, such as those of a union."""
+    yield hint
+    if typing.get_origin(hint) is not typing.Literal:
+        for one in typing.get_args(hint):
+            yield from _parts(one)
 
 
 def _as_option(name: str, hint: Any, value: Any) -> Any:
@@ -63,20 +72,39 @@ def _as_option(name: str, hint: Any, value: Any) -> Any:
 
     Where the option is text, names are joined by commas. Where it is a list, a text is its only element.
     """
-    kinds = {typing.get_origin(one) for one in (hint, *typing.get_args(hint))}
+    _check(name, hint, value)
+    parts = list(_parts(hint))
+    kinds = {typing.get_origin(one) for one in parts}
     if list in kinds and value is not None:
         return as_list(value)
     if tuple in kinds and isinstance(value, str):
         raise TypeError(f"{name} takes numbers, such as (0.5, 0.5, 0.5), and not the text {value!r}")
     if isinstance(value, Path):
         return str(value)
-    if hint is not str or isinstance(value, str):
+    if str not in parts or value is None or isinstance(value, str):
         return value
     if isinstance(value, dict):
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)
+
+
+def _check(name: str, hint: Any, value: Any) -> None:
+    """Check the range of a number and the choice of a text, as the command line does.
+
+    Raises:
+        UserError: the value is out of range, or no choice.
+    """
+    for one in _parts(hint):
+        for validator in getattr(one, "validator", None) or ():
+            try:
+                validator(type(value), value)
+            except ValueError as error:
+                raise UserError(f"{name}={value!r}: {error}") from error
+        choices = typing.get_args(one) if typing.get_origin(one) is typing.Literal else ()
+        if choices and value is not None and value not in choices:
+            raise UserError(f"{name}={value!r}: choose one of {', '.join(map(str, choices))}")
 
 
 def as_list(given: str | Path | Sequence[str]) -> list[str]:

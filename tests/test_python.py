@@ -121,6 +121,25 @@ def test_a_text_in_place_of_numbers_is_refused():
         command_arguments(label, output="out", model="m", mean="0.5")
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        (pretrain, {"epochs": 0}, "epochs=0: Must be >= 1."),
+        (pretrain, {"lr": float("nan")}, "lr=nan: Must be < inf."),
+        (pretrain, {"ema": 1.0}, "ema=1.0: Must be < 1."),
+        (pretrain, {"objective": "dino"}, "objective='dino': choose one of supervised, masked-patch, mae"),
+        (pretrain, {"decay": "step"}, "decay='step': choose one of cosine, linear, rsqrt, constant"),
+        (pretrain, {"position": "rope"}, "position='rope': choose one of learned-1d, learned-2d"),
+        (label, {"model": "m", "threshold": 2}, "threshold=2: Must be <= 1."),
+        (label, {"model": "m", "precision": "fp16"}, "precision='fp16': choose one of auto, fp32, bf16"),
+    ],
+)
+def test_a_value_that_the_command_line_refuses_is_refused(command, given, said):
+    with pytest.raises(UserError) as refused:
+        command_arguments(command, output="out", **given)
+    assert str(refused.value).startswith(said)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         wordsworth.open_run(tmp_path)

@@ -22,17 +22,28 @@ def class_names(
     """Return the names of the classes: of a file, or of labels.txt beside the first source, or None.
 
     Raises:
-        UserError: `labels` is no file.
+        UserError: `labels` is no file, or a file names no class or has an empty line between names.
     """
     folder = sources[0].rpartition("/")[0] or "."
     candidates = [labels] if labels else [f"{sources[0].rstrip('/')}/labels.txt", f"{folder}/labels.txt"]
     for uri in candidates:
         fs, path = open_filesystem(uri, storage_options)
         if fs.isfile(path):
-            return tuple(read_small_text(fs, path, without_credentials(uri)).splitlines())
+            return _names_in(read_small_text(fs, path, without_credentials(uri)), without_credentials(uri))
     if labels:
         raise UserError(f"--labels {without_credentials(labels)}: no such file", exit_code=2)
     return None
+
+
+def _names_in(text: str, file: str) -> tuple[str, ...]:
+    """Return the lines of a file of labels. Empty lines at its end are no classes."""
+    names = text.rstrip().splitlines()
+    if not names:
+        raise UserError(f"{file} names no class: one name a line is needed")
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            raise UserError(f"{file}, line {number} is empty: a class needs a name, or remove the line")
+    return tuple(names)
 
 
 def train_target(
@@ -71,8 +82,13 @@ def train_target(
     return target, notes
 
 
-def check_classes(met: Counter[str], target: Target) -> None:
+def check_classes(met: Counter[str], target: Target, option: str = "") -> None:
     """Check that every class of the data is one of the known classes.
+
+    Args:
+        met: samples by the name of their class.
+        target: finds the number of a class.
+        option: that names the data, if it is not what the model learns from.
 
     Raises:
         UserError: a class is not known.
@@ -80,8 +96,10 @@ def check_classes(met: Counter[str], target: Target) -> None:
     for name in sorted(met):
         if target.number(name) is None:
             alike = (target.labels or ()).count(name)
-            what = f"{alike} labels have this name" if alike else f"there are only {target.classes} labels"
-            raise UserError(f"class {name} occurs, but {what}: mend the labels or the samples")
+            known = "is only 1 label" if target.classes == 1 else f"are only {target.classes} labels"
+            what = f"{alike} labels have this name" if alike else f"there {known}"
+            where = f" in {option}" if option else ""
+            raise UserError(f"class {name} occurs{where}, but {what}: mend the labels or the samples")
 
 
 def _count_numbers(names: set[str], where: str) -> int:

@@ -118,11 +118,14 @@ def find_finished(request: TrainRequest) -> FinishedTraining | None:
     """Return the finished training of the output with which the request can go on; None in an empty output.
 
     Raises:
-        UserError: the output holds a model, and the request does not ask for more epochs of its training.
+        UserError: the output holds a model, and the request does not ask for more epochs of its training; or
+            it is a file.
     """
     fs, path = open_filesystem(request.output, request.storage_options)
     about = f"{path.rstrip('/')}/config.json"
     with naming(request.output):
+        if fs.isfile(path):
+            raise UserError(f"--output {without_credentials(request.output)} is a file: give a folder")
         if not fs.exists(about):
             return None
         settings = json.loads(fs.cat_file(about)).get("extra", {}).get("settings") or {}

@@ -92,10 +92,14 @@ def _bounds(workers: int | tuple[int, int]) -> tuple[int, int]:
 def _check_batch(request: TrainRequest, data: Survey, least: int, most: int) -> None:
     batch = request.batch_size
     parts = least * request.accumulate
-    if batch < parts or data.total < batch:
+    if batch < parts:
         raise UserError(
-            f"--batch-size {batch} over {least} workers needs at least {max(batch, parts)} samples in a "
-            f"batch and there are {data.total}: use a smaller --batch-size or fewer --workers"
+            f"--batch-size {batch} is less than {parts}, an image for each worker and each of its parts "
+            "(--accumulate): use a larger --batch-size or fewer --workers"
+        )
+    if data.total < batch:
+        raise UserError(
+            f"--batch-size {batch} is more than there are images ({data.total:,}): use a smaller one"
         )
     if least == most and batch % parts:
         raise UserError(

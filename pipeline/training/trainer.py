@@ -235,7 +235,7 @@ def _with_classes(
         request.target, train_data.classes, labels, of_table=named_by_table is not None
     )
     if val_data:
-        check_classes(val_data.classes, target)
+        check_classes(val_data.classes, target, "--val")
     config = replace(request.config, num_classes=target.classes)
     return replace(request, labels=target.labels, config=config), target, notes
 

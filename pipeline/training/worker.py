@@ -178,11 +178,6 @@ class _Worker:
         if self.model.not_compiled:
             why = self.model.not_compiled
             self._send(NoteNews(message=f"--compile does not work here ({why}): goes on without"))
-        if self.request.warmup > total_steps:
-            steps = f"--warmup {self.request.warmup:,.0f} steps, and the training has {total_steps:,}"
-            self._send(
-                NoteNews(message=f"{steps}: the learning rate does not reach --lr {self.request.lr:g}")
-            )
         batch = self.model.local_batch * self.collectives.num_workers
         self._send(
             BeginNews(

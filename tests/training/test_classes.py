@@ -133,3 +133,26 @@ def test_class_names_come_from_the_option_or_from_beside_the_shards(tmp_path):
     with pytest.raises(UserError, match=r"--labels .*/missing.txt: no such file") as refusal:
         class_names(f"{tmp_path}/missing.txt", [source], {})
     assert refusal.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "labels.txt names no class"),
+        ("\n \n", "labels.txt names no class"),
+        ("cat\n\ndog\n", "labels.txt, line 2 is empty: a class needs a name"),
+    ],
+)
+def test_a_file_of_labels_with_a_gap_is_one_line(tmp_path, text, said):
+    """A gap would give every class behind it the number of another."""
+    (tmp_path / "labels.txt").write_text(text)
+    with pytest.raises(UserError, match=said):
+        class_names(str(tmp_path / "labels.txt"), ["in"], {})
+    (tmp_path / "labels.txt").write_text("cat\ndog\n\n\n")
+    assert class_names(str(tmp_path / "labels.txt"), ["in"], {}) == ("cat", "dog")
+
+
+def test_a_class_that_only_the_images_of_val_have_is_said_so():
+    target, _ = train_target("cls", Counter(["0", "1"]), None)
+    with pytest.raises(UserError, match="class 2 occurs in --val, but there are only 2 labels"):
+        check_classes(Counter(["0", "2"]), target, "--val")

@@ -19,6 +19,12 @@ from wordsworth.vit_model.model_folder import load_folder
 OPEN = {"decay": "constant", "warmup": 3}
 
 
+def test_an_output_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(UserError, match=r"^--output \S+/model is a file: give a folder$"):
+        find_finished(request(tmp_path))
+
+
 @pytest.mark.parametrize("decay", ["cosine", "linear", "rsqrt", "constant"])
 @pytest.mark.parametrize("warmup", [0, 0.1, 7])
 def test_the_steps_that_are_shared_have_the_same_rate_however_many_follow(tmp_path, decay, warmup):

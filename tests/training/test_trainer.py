@@ -181,10 +181,10 @@ def validation_images(folder):
         (
             {"labels": ("one",)},
             {"a.jpg": photo(1), "a.cls": b"1"},
-            "class 1 occurs, but there are only 1 labels",
+            "class 1 occurs, but there is only 1 label",
         ),
         ({}, {"a.jpg": photo(1), "a.cls": b"1"}, "1 of 2 classes have no sample, first class 0"),
-        ({}, {"a.jpg": photo(1), "a.cls": b"0"}, "needs at least 16 samples in a batch and there are 1"),
+        ({}, {"a.jpg": photo(1), "a.cls": b"0"}, "--batch-size 16 is more than there are images"),
         (
             {"warmup": 10, "batch_size": 1},
             {"a.jpg": photo(1), "a.cls": b"0"},
@@ -194,7 +194,7 @@ def validation_images(folder):
         (
             {"workers": 9, "batch_size": 1},
             {"a.jpg": photo(1), "a.cls": b"0"},
-            "over 9 workers needs at least 9 samples",
+            "--batch-size 1 is less than 9, an image for each worker",
         ),
         (
             {"workers": 3, "batch_size": 3},

@@ -246,6 +246,8 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
     objective = asked.get("objective", "supervised")
     options.recipe.check_needed(objective)
     data = options.data
+    if data.labels and objective != "supervised":
+        raise UserError(f"--labels has no meaning with --objective {objective}: leave it out", exit_code=2)
     options.recipe.check_val(data.val)
     labels = None
     recipe = options.recipe.asked()

@@ -132,6 +132,11 @@ def test_every_recipe_for_fine_tuning_is_one_that_finetune_takes(
             ["--objective", "mae"],
             "--representation-size has no meaning with --objective mae",
         ),
+        (
+            "width = 32",
+            ["--objective", "mae", "--labels", "x"],
+            "--labels has no meaning with --objective mae",
+        ),
         ("balance = true", ["--objective", "mae"], "--balance has no meaning with --objective mae: leave it"),
         ("balance = true", ["--class-weights", "balanced"], "both make up for rare classes: choose one"),
         (

@@ -82,7 +82,7 @@ class PoolOptions(ClusterOptions):
     predict_on: Annotated[str, Parameter(show_default=False)] = ""
     "Labels of the nodes that run the model, as for --decode-on."
     grace: Annotated[float, Parameter(validator=validators.Number(gte=0))] = ClusterRequest.grace
-    "Seconds in which a run that is told to end (SIGTERM, Ctrl-C) finishes its units in flight."
+    "Seconds in which a run that is told to end (SIGTERM, Ctrl-C) finishes the files under way."
 
     def _asked(self) -> dict[str, Any]:
         return super()._asked() | {

@@ -74,9 +74,9 @@ def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
     did = summary["last_command"]
     files = "1 file" if summary["files"] == 1 else f"{summary['files']:,} files"
     size = decimal(summary["bytes"])
-    rows = {"rows": f"{summary['rows']:,} of {summary['units']:,} units, in {files} ({size})"}
+    rows = {"rows": f"{summary['rows']:,} of {summary['units']:,} small files, in {files} ({size})"}
     if did["units"]:
-        rows["merged"] = f"{did['units']:,} units into {did['files']:,} files in {did['seconds']:,} s"
+        rows["merged"] = f"{did['units']:,} small files into {did['files']:,} in {did['seconds']:,} s"
     rows["read"] = f"{output}/{ROW_FILES} from now on"
     rows["next"] = f"wordsworth verify {output}; once it is clean, {run} can be deleted"
     Terminal().print_facts(rows)

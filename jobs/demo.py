@@ -110,7 +110,7 @@ def _show(console: Terminal, output: Path, seconds: float) -> float:
         "held-out accuracy": f"{accuracy:.4f}",
         "rows": f"{len(rows):,}",
         "errors": f"{sum(summary['errors'].values()):,}",
-        "images/s": f"{summary['last_command']['images_per_second']:,} (with the start of the workers)",
+        "images/s": f"{summary['last_command']['images_per_second']:,} (with the start)",
         "time": f"{seconds:.0f} s in all",
         "predictions": f"{output}/labels/predictions/*.parquet",
         "report": f"{output}/labels/report.html: the labels, the mistakes and the images",

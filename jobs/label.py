@@ -4,6 +4,7 @@ Without --output it prints the labels of a few images (jobs/quick_look.py).
 """
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.progress import Progress
     from wordsworth.pipeline.output.records import Summary
 
+WORK = {"decode": "decoding", "predict": "the model"}  # stages whose seconds are told, and their names
+MOST_OF_NAME = 42  # characters of a model's name beside the bar
 NOT_SKIPPED = ("dotted_key", "directory")  # kinds of skipped_members: rows of their own, and no loss
 
 
@@ -124,10 +127,10 @@ def run_labeler(
         **asked,
     )
     refuse_missing_sources(request)
-    progress.waiting("loading the program")
+    progress.waiting("loading PyTorch")
     from wordsworth.pipeline.labeling.labeler import label as label_sources
 
-    progress.waiting("loading the model")
+    progress.waiting(f"loading {_short_name(model.model)}")
     return label_sources(request, model.load(progress.note, source.storage), progress)
 
 
@@ -175,9 +178,7 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     skipped = {kind: count for kind, count in summary.skipped_members.items() if kind not in NOT_SKIPPED}
     if skipped:
         rows["skipped in tars"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
-    if command.images:
-        spent = f"{command.images:,} images in {command.seconds:,} s"
-        rows["speed"] = f"{command.images_per_second:,} images/s ({spent}, the start of the workers included)"
+    rows |= _speed(summary)
     if command.gpu:
         gpu = command.gpu
         sizes = " and ".join(gpu.batch_sizes)
@@ -195,6 +196,36 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     rows["next"] = f"wordsworth verify {output} --source"
     rows["see it"] = f"wordsworth report {output}"
     Terminal().print_facts(rows)
+
+
+def _speed(summary: "Summary") -> dict[str, str]:
+    """Return how fast the run was; of a run of several commands, its work, and what the last one did."""
+    from wordsworth.jobs.live import duration
+    from wordsworth.jobs.progress import rate
+
+    command = summary.last_command
+    rows = {}
+    if summary.finished:
+        finished = datetime.fromisoformat(summary.finished).astimezone()
+        rows["finished"] = f"{finished:%Y-%m-%d %H:%M:%S}"
+    if not command.images:
+        return rows
+    spent = f"{command.images:,} images in {duration(command.seconds)}"
+    steady = command.stages.steady_images_per_second if command.stages else None
+    if steady is not None and command.start_seconds is not None:
+        spent = f"start {duration(command.start_seconds)}, then {rate(steady)} ({spent})"
+    if command.images == summary.rows:
+        return rows | {"speed": spent}
+    work = {name: summary.stage_seconds.get(stage) for stage, name in WORK.items()}
+    told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in work.items() if seconds)
+    if told:
+        rows["work"] = f"of all commands, by one worker: {told}"
+    return rows | {"last command": spent}
+
+
+def _short_name(model: str) -> str:
+    """Return the end of a model's name, so that a line on a screen has room for it."""
+    return model if len(model) <= MOST_OF_NAME else f"...{model[3 - MOST_OF_NAME :]}"
 
 
 def foretold(images: list[int], images_per_second: list[Any], bytes_written: list[int]) -> str:

@@ -18,6 +18,7 @@ WAIT_EVERY = 60.0  # seconds between two plain lines while something is waited f
 WAIT_TOLD_AFTER = 2.0  # seconds that something is waited for before a plain line says so
 STORES_TOLD_AFTER = 8.0  # likewise, while stores are asked for the first time: a refusal is one line
 FRAME_S = 0.1  # seconds between two pictures of the bar
+BAR_COLUMNS = 18  # characters of the spinner, the shortest bar, the percentage and the spaces between
 BAR_AFTER_S = 0.3  # seconds before a bar is drawn: a command that is refused at once draws none
 TROUBLE_AFTER_S = 6.0  # seconds that this process waits for a store before the user hears of it
 TROUBLE_EVERY_S = 10.0  # seconds between two lines on one store
@@ -91,6 +92,10 @@ class LiveDisplay:
         """Return one line: the figures, or what is waited for."""
         return self.waited
 
+    def line_beside_bar(self, columns: int) -> str:
+        """Return the line in a form that has room beside the bar, where there is one."""
+        return self.line()
+
     def write_line(self) -> None:
         """Print the figures as a plain line."""
 
@@ -144,7 +149,8 @@ class LiveDisplay:
                 while self.is_shown:
                     share = self.share
                     percent = "" if share is None else f"{int(100 * share)}%"
-                    bar.update(task, completed=share or 0.0, description=self.line(), percent=percent)
+                    told = self.line_beside_bar(self.console.width - BAR_COLUMNS)
+                    bar.update(task, completed=share or 0.0, description=told, percent=percent)
                     if self._stop.wait(FRAME_S):
                         return
 

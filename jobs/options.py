@@ -256,7 +256,7 @@ class RunOptions:
     retry_errors: Annotated[bool, Flag] = False
     "Fetch, decode and predict the failed images again. Only their rows change."
     on_error: Literal["keep", "fail"] = "keep"
-    """keep: an image that fails becomes a row with an error. fail: stop at the first one; earlier units
+    """keep: an image that fails becomes a row with an error. fail: stop at the first one; earlier files
     are kept."""
     max_image_bytes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = DecodeLimits.max_bytes
     "Bytes of an encoded image. A larger one is refused before it is read."
@@ -270,7 +270,7 @@ class RunOptions:
     """Decode a large JPEG at a half, a quarter or an eighth of its size. It is faster; the pixels differ
     slightly from timm's."""
     stall_timeout: Annotated[float, Parameter(validator=validators.Number(gte=10))] = 1800.0
-    "Seconds without a written unit. After them the run says what every stage is doing, and exits with 1."
+    "Seconds without a written file. After them the run says what every stage is doing, and exits with 1."
     unit_rows: Annotated[int, Parameter(show=False)] = 0
     report: Annotated[bool, Flag] = False
     "Write report.html into the run folder at the end: wordsworth report makes it later too."

@@ -50,7 +50,7 @@ class RunProgress(LiveDisplay):
         self.figures = figures
 
     def receipt(self, receipt: "Receipt") -> None:
-        """Tell of a unit that the store did not give."""
+        """Tell of a file that the store did not give."""
         if receipt.fault:
             self.note(
                 f"{receipt.shard} could not be read on: {receipt.fault}",
@@ -73,17 +73,33 @@ class RunProgress(LiveDisplay):
 
     def line(self) -> str:
         """Return one line of figures, or what is waited for."""
+        return self._line()
+
+    def line_beside_bar(self, columns: int) -> str:
+        """Return the line without what counts least, where there are too few columns."""
+        has_errors = self.figures is not None and any(self.figures.errors.values())
+        forms = [self._line(), self._line(with_start=not has_errors, with_errors=has_errors)]
+        for form in forms:
+            if len(form) <= columns:
+                return form
+        return self._line(with_start=False, with_errors=False)
+
+    def _line(self, with_start: bool = True, with_errors: bool = True) -> str:
         figures = self.figures
         if figures is None:
             return self.waited
-        if figures.images_per_second is None and not figures.written:
-            decoded = "1 image is" if figures.decoded == 1 else f"{figures.decoded:,} images are"
-            return f"{decoded} decoded, the model begins"
+        if not figures.predicted and not figures.written:
+            decoded = "1 image" if figures.decoded == 1 else f"{figures.decoded:,} images"
+            return f"{decoded} decoded, the model starts"
         parts = [f"{figures.images:,} images"]
+        if with_start and figures.start_seconds is not None:
+            parts.append(f"start {duration(figures.start_seconds)}")
         if figures.images_per_second is not None:
-            parts.append(f"{figures.images_per_second:,.{_digits(figures.images_per_second)}f} images/s")
-        parts.append(f"{sum(figures.errors.values()):,} errors")
-        if figures.seconds_left is not None:
+            then = "then " if len(parts) > 1 else ""
+            parts.append(f"{then}{rate(figures.images_per_second)}")
+        if with_errors:
+            parts.append(f"{sum(figures.errors.values()):,} errors")
+        if figures.images_per_second is not None and figures.seconds_left is not None:
             parts.append(f"{duration(figures.seconds_left)} left")
         return ", ".join(parts)
 
@@ -100,6 +116,7 @@ class RunProgress(LiveDisplay):
             images=figures.images,
             images_written=figures.written,
             units=figures.units,
+            start_seconds=_rounded(figures.start_seconds),
             images_per_second=_rounded(figures.images_per_second),
             errors=figures.errors,
             seconds_left=_rounded(figures.seconds_left),
@@ -108,8 +125,10 @@ class RunProgress(LiveDisplay):
         )
 
 
-def _digits(rate: float) -> int:
-    return 0 if rate >= 10 else 1
+def rate(images_per_second: float) -> str:
+    """Return a rate as a person says it, such as "133 images/s"."""
+    digits = 0 if images_per_second >= 10 else 1
+    return f"{images_per_second:,.{digits}f} images/s"
 
 
 def _rounded(value: float | None) -> float | None:

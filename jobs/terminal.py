@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import IO, Any, ClassVar, Literal
@@ -19,6 +20,9 @@ from rich.text import Text
 from wordsworth.pipeline.errors import shown
 
 LogFormat = Literal["text", "json"]
+COPIED = ("predictions", "read", "next", "see it")  # names of facts that are a path or a command
+LEAST_COLUMNS = 20  # of a text on a screen, however narrow that is
+WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 TIME_OF_DAY = re.compile(r"^\d\d:\d\d:\d\d ")  # at the begin of a line, where JSON has a field for it
 
 
@@ -75,10 +79,17 @@ class Terminal(Console):
         super().print(*objects, **options)
 
     def print_facts(self, facts: dict[str, str]) -> None:
-        """Print a line for each name and its value. A long path is never cut, so that it can be copied."""
+        """Print a line for each name and its value; on a screen a long sentence goes on below itself.
+
+        A long path or command is never cut, so that it can be copied.
+        """
         width = max(map(len, facts))
         for name, value in facts.items():
-            self.print(f" {name:<{width}}  {data_text(value)}")
+            lines = [value]
+            if self.is_terminal and name not in COPIED:
+                lines = textwrap.wrap(value, max(LEAST_COLUMNS, self.width - width - 3), **WHOLE_WORDS)
+            for number, line in enumerate(lines or [""]):
+                self.print(f" {'' if number else name:<{width}}  {data_text(line)}")
 
     def say(self, text: str, level: str = "info", event: str = "note", **fields: Any) -> None:
         """Print one line that may hold names from data.
@@ -90,6 +101,9 @@ class Terminal(Console):
         """
         if self.is_json:
             self._write(shown(text), level, event, fields)
+        elif self.is_terminal and len(text) > self.width:
+            for line in textwrap.wrap(text, max(LEAST_COLUMNS, self.width), **WHOLE_WORDS):
+                self.print(data_text(line))
         else:
             self.print(data_text(text))
 

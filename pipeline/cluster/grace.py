@@ -103,9 +103,9 @@ class Grace(EndingSignals):
             self.end(self.signal)
         if not self.user_was_told:
             self.user_was_told = True
-            units = "1 unit" if num_units == 1 else f"{num_units} units"
+            files = "the file" if num_units == 1 else f"the {num_units} files"
             self.note(
-                f"told to end: finishes {units} in flight, for {self.seconds:g} s at most "
+                f"told to end: finishes {files} under way, for {self.seconds:g} s at most "
                 "(--grace); a second signal ends at once"
             )
 

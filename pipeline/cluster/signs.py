@@ -1,7 +1,7 @@
 """Hear from workers while units are under way: how far each is, and which stores do not answer.
 
-Receipts come only with whole units. A worker leaves a note in the cluster's own store, at most one in a few
-seconds, and each replaces the note before. The driver reads the notes of all workers with two requests.
+Receipts come only with whole units. A worker leaves a note in the cluster's own store, at most two a second,
+and each replaces the note before. The driver reads the notes of all workers with two requests.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from wordsworth.pipeline.cluster.nodes import CORES
 from wordsworth.pipeline.cluster.ray_internals import find_notes, leave_note, remove_notes
 
 KEY = "wordsworth-sign:"  # and the ids of a job and a node, and a process: the key of a worker's note
-LEAST_INTERVAL_S = 2.0  # seconds between two notes of a worker, at least
+LEAST_INTERVAL_S = 0.5  # seconds between two notes of a worker, at least
 CPUS_PER_SECOND = (
     50  # CPUs of a cluster for a second more between two notes: the store gets 50 notes a second
 )

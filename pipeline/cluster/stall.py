@@ -28,7 +28,7 @@ def with_stall_timeout(
     receipts: Iterator[T],
     timeout_s: float,
     note: Callable[[str], None],
-    what: str = "unit was written",
+    what: str = "file was written",
     grace: Grace | None = None,
 ) -> Iterator[T]:
     """Give the receipts on, as long as one comes within `timeout_s` seconds of the one before.

@@ -90,7 +90,7 @@ def compact(request: CompactRequest, progress: Notes) -> JsonObject:
         large.sweep()
         planned = freeze_plan(run, large, request.target_size)
         if large.exists("_run", "plan.json"):
-            progress.note("every unit is in a compacted file already: nothing to merge")
+            progress.note("every file is in a compacted file already: nothing to merge")
         else:
             if not large.exists(*COMMIT):
                 files = _merge_all(run, large, planned, request, progress)
@@ -129,8 +129,8 @@ def _merge_all(
     """Make all compacted files, commit the compaction, and return the number of files."""
     pieces = _pieces(run, planned)
     total = pc.sum(planned["bytes"]).as_py() / 1e6
-    progress.note(f"merging {planned.num_rows:,} units ({total:,.1f} MB) into {len(pieces):,} files")
-    progress.waiting("merging units")
+    progress.note(f"merging {planned.num_rows:,} files ({total:,.1f} MB) into {len(pieces):,}")
+    progress.waiting("merging files")
     made: dict[int, pa.Table] = {}
     noted = time.monotonic()
     for number, units in _merged(run, large, pieces, request, progress):

@@ -1,4 +1,4 @@
-"""Bound the time that the slow images of a unit may take together."""
+"""Bound the time that the slow images of one file may take together."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -51,4 +51,4 @@ class DecodeBudget:
     def told(self, detail: str) -> str:
         """Return the detail of an image that got the short time alone."""
         given = f"{self.limits.slow_images_s:g} seconds"
-        return f"{detail}: the {given} that slow images of a unit may take are used up"
+        return f"{detail}: the {given} that slow images of one file may take are used up"

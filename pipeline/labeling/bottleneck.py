@@ -11,6 +11,7 @@ from wordsworth.pipeline.unit import STAGES
 
 BUSY_SHARE = 0.85  # share of the time: a model that is busy for longer holds the run back
 MIN_UNITS_PER_ACTOR = 3  # units of each actor before anything is said
+MIN_UNITS = 3  # units before a steady rate is told
 MIN_SECONDS = 20.0  # seconds between the first and the last receipt before anything is said
 MIN_SHARE = (
     0.01  # share of the time that the model is taken to be busy at least, where something is divided by it
@@ -35,6 +36,7 @@ class BottleneckFinder:
         actor_seconds: seconds of all actors between the first and the last receipt.
         first_at: time of the first receipt.
         last_at: time of the last receipt.
+        model_began: when the model began on the first image.
     """
 
     num_actors: int
@@ -49,6 +51,7 @@ class BottleneckFinder:
     actor_seconds: float = 0.0
     first_at: float = 0.0
     last_at: float = 0.0
+    model_began: float = 0.0
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
@@ -59,6 +62,7 @@ class BottleneckFinder:
         self.most_actors = max(self.most_actors, num_actors)
         if self.num_units == 1:
             self.first_at = self.last_at = now
+            self.model_began = now - receipt.seconds.get("predict", 0.0) - receipt.seconds.get("write", 0.0)
             return
         self.actor_seconds += num_actors * (now - self.last_at)
         self.last_at = now
@@ -73,8 +77,10 @@ class BottleneckFinder:
 
     @property
     def images_per_second(self) -> float | None:
-        """Return images/s from the first receipt on; None for a single unit."""
-        return round(self.num_images / self.seconds, 1) if self.seconds > 0 else None
+        """Return images/s from the first receipt on; None for few units."""
+        if self.num_units < MIN_UNITS or self.seconds <= 0:
+            return None
+        return round(self.num_images / self.seconds, 1)
 
     @property
     def busy(self) -> dict[str, float]:

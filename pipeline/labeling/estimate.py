@@ -1,5 +1,6 @@
 """Estimate what a run would cost: put a few units through every stage on this machine, without Ray."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +63,8 @@ def measure(
     sample = _sample_shards(request)
     for said in sample.passed_over.notes():
         note(said)
-    plan, settings = plan_here(request, checkpoint, device, images_per_gpu_second)
+    source_bytes = math.inf if sample.is_cut else sample.num_bytes
+    plan, settings = plan_here(request, checkpoint, device, images_per_gpu_second, source_bytes)
     read = _measure_reading(sample.shards, settings, seconds)
     image_bytes = sum(unit.bytes_read for unit in read.units) / read.num_images
     num_bytes = sample.num_bytes
@@ -151,6 +153,7 @@ def plan_here(
     checkpoint: BaseCheckpoint,
     device: str,
     images_per_gpu_second: float | None = None,
+    source_bytes: float = math.inf,
 ) -> tuple[RunPlan, StageSettings]:
     """Return the plan of the run, and the settings of its stages on this machine."""
     precision = resolve_precision(request.precision, "cpu")
@@ -164,7 +167,8 @@ def plan_here(
             predict = predict_settings(request, checkpoint, device, precision, request.batch_size or None)
             predict = replace(predict, gpu_modes=modes)
         gpu = GpuWay(precision=precision, modes=modes, batch_size=request.batch_size or UNIT_ROWS)
-    plan = make_plan(asked_for(request, checkpoint), request, checkpoint, cluster={}, gpu=gpu)
+    asked = asked_for(request, checkpoint)
+    plan = make_plan(asked, request, checkpoint, cluster={}, gpu=gpu, source_bytes=source_bytes)
     folder = RunFolder(request.output, request.storage_options)
     settings = stage_settings(folder, plan, request, checkpoint)
     return plan, replace(settings, predict=predict)

@@ -124,7 +124,7 @@ def start(
     with _session(request, progress):
         model = _model_setup(request, checkpoint, lambda: first_page.shards, progress)
         folder = RunFolder(request.output, request.storage_options)
-        plan = folder.plan() or folder.create(model.plan_run(asked))
+        plan = folder.plan() or folder.create(model.plan_run(asked, first_page.source_bytes))
         # Another job may have planned the run a moment before.
         refuse_another_run(folder, plan, asked, checkpoint)
         remove_sample(folder, progress)
@@ -226,7 +226,7 @@ def _label_rest(run: LabelRun, model: ModelSetup) -> Summary:
     totals = ListingTotals(run.frozen, run.folder.committed())
     totals.refresh(every_s=0)
     listed = run.frozen.complete
-    counter = ReceiptCounter(run.progress)
+    counter = ReceiptCounter(run.progress, began=run.request.began)
     receipts = _receipts_of_rest(run, model, totals, counter, listed)
     run.progress.planned(
         shards=totals.shards,
@@ -295,7 +295,7 @@ def _nothing() -> Generator[Receipt]:
 def _label_failed(run: LabelRun, model: ModelSetup) -> Summary:
     """Fetch, decode and predict again the images that failed, and write the summary."""
     failed = list(failed_units(run.folder, run.frozen))
-    counter = ReceiptCounter(run.progress)
+    counter = ReceiptCounter(run.progress, began=run.request.began)
     if failed:
         run.progress.note(f"trying the errors of {len(failed)} files again")
         settings = model.settings(run.folder, run.plan)
@@ -316,7 +316,9 @@ def _label_failed(run: LabelRun, model: ModelSetup) -> Summary:
 def _watch(run: LabelRun) -> RunWatch:
     """Return what follows the run; a local Ray has nobody who would ask for metrics."""
     metrics = None if is_local() else RunMetrics(without_credentials(run.folder.uri), run.request.command)
-    return RunWatch(run.progress, metrics, run.plan.resolved.batch_size)
+    watch = RunWatch(run.progress, metrics, run.plan.resolved.batch_size)
+    watch.pace.command_began = run.request.began
+    return watch
 
 
 def _remove_remains(run: LabelRun) -> None:

@@ -73,10 +73,13 @@ class ModelSetup:
             None  # what the GPUs of the cluster can do, once the model was tried on them
         )
 
-    def plan_run(self, asked: JsonObject) -> RunPlan:
+    def plan_run(self, asked: JsonObject, source_bytes: float = math.inf) -> RunPlan:
         """Return the plan of a new run, once it is known that its actors can work.
 
         Waits for nodes that are to come. What the plan freezes is decided by the nodes that are there then.
+
+        Args:
+            source_bytes: bytes of all shards; infinite where nobody knows.
 
         Raises:
             UserError: the cluster has no GPU that can be used, or too little for a run.
@@ -88,7 +91,8 @@ class ModelSetup:
             self._try_gpus(self.request.precision, self.request.batch_size or None)
         else:
             self._wait_for_claims(device)
-        return make_plan(asked, self.request, self.checkpoint, ray.cluster_resources(), self._gpu)
+        resources = ray.cluster_resources()
+        return make_plan(asked, self.request, self.checkpoint, resources, self._gpu, source_bytes)
 
     def _device(self) -> str:
         """Return "cuda" or "cpu": what --device means here. On a cluster that adds GPUs, auto waits for

@@ -12,7 +12,9 @@ from wordsworth.pipeline.output.records import Receipt
 WINDOW_S = 60.0  # seconds over which the rate is taken, at least
 WINDOW_SHARE = 0.33  # of the time so far, where that is more
 POINTS = 60  # points of a window, about
-LEAST_TIME_S = 3.0  # seconds of work before a rate is told
+LEAST_TIME_S = 5.0  # seconds of the model's work before a rate is told
+LEAST_UNITS = 3  # written units before a rate is told
+LONG_ENOUGH_S = 30.0  # seconds of the model's work after which a rate is told without them
 KEPT_UNITS = 10_000  # units whose receipts are remembered
 FORGOTTEN_S = 900.0  # seconds without a sign after which a unit without a receipt counts no more
 DECODE_SHARE = 0.1  # of the work on an image, before anything is known of it
@@ -27,10 +29,12 @@ class RunFigures:
         images: images that were worked on by this command: those of written units, and of units under way as
             far as these are. Work is decoding and predicting, each by the seconds that it takes.
         decoded: images of units under way that are decoded.
+        predicted: images of units under way that are predicted.
         written: images of written units.
         units: written units.
         errors: rows with an error, by code.
-        images_per_second: over the last minute or more; None at first.
+        start_seconds: from the command's begin to the model's first image; None before that.
+        images_per_second: over the last minute or more, the start left out; None at first.
         share: how much of the run is done, from 0 to 1; None where its size is not known.
         seconds_left: None where nobody can say.
         stage_seconds: seconds of each stage over the written units.
@@ -40,9 +44,11 @@ class RunFigures:
 
     images: int
     decoded: int
+    predicted: int
     written: int
     units: int
     errors: dict[str, int]
+    start_seconds: float | None
     images_per_second: float | None
     share: float | None
     seconds_left: float | None
@@ -72,12 +78,14 @@ class Pace:
 
     Attributes:
         clock: returns seconds.
+        command_began: when the command began, by the clock; None where nobody knows.
         total: bytes of all shards; 0 where the size of the run is not known.
         base: bytes of the shards that were complete before.
         rows_left: images after which the command stops; None where it goes on to the end of its shards.
     """
 
     clock: Callable[[], float] = time.monotonic
+    command_began: float | None = None
     total: int = 0
     base: int = 0
     rows_left: int | None = None
@@ -89,6 +97,7 @@ class Pace:
         self._points: deque[tuple[float, float, float]] = deque()  # (time, images, bytes) of the work so far
         self._finished: dict[str, None] = {}  # units whose receipts came last, in their order
         self._began: float | None = None  # when the first work was seen
+        self._model_began: float | None = None  # when the model began on the first image
         self._last_unit = self.clock()
         self._share = 0.0
         self._images = 0.0
@@ -105,6 +114,7 @@ class Pace:
         """Count a unit that is done, or that the store did not give."""
         with self._lock:
             self._note_begin(self._last_unit)
+            self._note_model(receipt.seconds.get("predict", 0.0) + receipt.seconds.get("write", 0.0))
             unit = receipt.file.removesuffix(".parquet").removesuffix("-end")
             self._under_way.pop(unit, None)
             self._finished[unit] = None
@@ -132,6 +142,7 @@ class Pace:
         work = self._under_way.setdefault(sign.unit, _UnitWork(rows=sign.rows, size_bytes=sign.size_bytes))
         work.seen = self.clock()
         if sign.stage == "predict":
+            self._note_model(sign.seconds)
             work.predicted = max(work.predicted, sign.share)
         else:
             work.decoded = max(work.decoded, sign.share)
@@ -140,6 +151,10 @@ class Pace:
     def _note_begin(self, at: float) -> None:
         if self._began is None:
             self._began = at
+
+    def _note_model(self, worked_s: float) -> None:
+        if self._model_began is None:
+            self._model_began = max(self._began or 0.0, self.clock() - worked_s)
 
     # ---- what comes out ----
 
@@ -164,9 +179,11 @@ class Pace:
             return RunFigures(
                 images=int(images),
                 decoded=int(sum(work.rows * work.decoded for work in self._under_way.values())),
+                predicted=int(sum(work.rows * work.predicted for work in self._under_way.values())),
                 written=self.written,
                 units=self.units,
                 errors=dict(self.errors),
+                start_seconds=self._start(),
                 images_per_second=rate,
                 share=self._share if self.total or self.rows_left else None,
                 seconds_left=left,
@@ -174,6 +191,11 @@ class Pace:
                 bytes_read=self.bytes_read,
                 seconds_since_unit=now - self._last_unit,
             )
+
+    def _start(self) -> float | None:
+        if self.command_began is None or self._model_began is None:
+            return None
+        return max(0.0, self._model_began - self.command_began)
 
     def _reach(self, done: float, written: float, total: float) -> None:
         """Move the share on. It reaches 1 with the last receipt alone."""
@@ -217,7 +239,7 @@ class Pace:
             return None, None
         if not self._points:
             # Before the first sign of a model, images that were decoded are a guess of the work that is done.
-            begin = (self._began, 0.0, 0.0) if self.units else (now, images, num_bytes)
+            begin = (self._model_began or now, 0.0, 0.0) if self.units else (now, images, num_bytes)
             self._points.append(begin)
         window = max(WINDOW_S, WINDOW_SHARE * (now - self._began))
         if now - self._points[-1][0] >= window / POINTS:
@@ -226,7 +248,7 @@ class Pace:
             self._points.popleft()
         then, images_then, bytes_then = self._points[0]
         seconds = now - then
-        if seconds < LEAST_TIME_S:
+        if seconds < (LEAST_TIME_S if self.units >= LEAST_UNITS else LONG_ENOUGH_S):
             return None, None
         return max(0.0, images - images_then) / seconds, max(0.0, num_bytes - bytes_then) / seconds
 

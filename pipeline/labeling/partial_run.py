@@ -77,7 +77,7 @@ def partial_summary(run: LabelRun, last_command: LastCommand = NOTHING_DONE) -> 
         told = f"--sample {sample}: {summary.rows:,} images are labelled; the same command without --sample "
         run.progress.note(f"{told}labels all, those of the sample too")
     elif limit:
-        rounded = f" ({limit:,} rounded up to whole units)" if summary.rows > limit else ""
+        rounded = f" ({limit:,} rounded up to a whole file)" if summary.rows > limit else ""
         told = f"--limit {limit}: {summary.rows:,} images are labelled{rounded}; the same command without "
         run.progress.note(f"{told}--limit labels the rest")
     return replace(summary, limit=limit, sample=sample, shards=max(summary.shards, len(shards)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 UNIT_PATCH_BYTES = 96 << 20  # bytes of patches in one unit, at most
 OBJECT_STORE_SHARE = 16  # a unit's patches take 1/16 of Ray's object store, at most
 MAX_UNIT_ROWS = 4096  # samples in one unit, at most
+# On CPUs a source of few images is cut into small units, so that its first rows are there soon and the actors
+# end together. A unit takes an actor seconds, and the engine 0.07 CPU-seconds.
+FEW_UNITS = 32  # units of a source, at least
+LEAST_UNIT_ROWS = 128  # samples in one unit that are not cut further
+PHOTOGRAPH_BYTES = 100_000  # bytes of an encoded image: many have less, and then there are more units
 CPU_BATCH = 8  # images in one forward pass on a CPU
 MAX_SOURCES_NAMED = 1000  # sources that a plan names; of a longer list it holds the hash
 # Whether kept columns have the names of classes in place of numbers. The first page of a listing decides it,
@@ -220,6 +226,7 @@ def make_plan(
     checkpoint: BaseCheckpoint,
     cluster: dict[str, float],
     gpu: "GpuWay | None" = None,
+    source_bytes: float = math.inf,
 ) -> RunPlan:
     """Return the frozen settings of a run.
 
@@ -227,8 +234,9 @@ def make_plan(
         asked: as `asked_for` gives it.
         cluster: Ray's resources.
         gpu: what the GPUs of the cluster can do; None plans for CPUs.
+        source_bytes: bytes of all shards; infinite where nobody knows.
     """
-    resolved = _resolve(request, checkpoint, cluster, gpu)
+    resolved = _resolve(request, checkpoint, cluster, gpu, source_bytes)
     plan = RunPlan(
         schema_version=SCHEMA_VERSION,
         package_version=package_version(),
@@ -246,8 +254,13 @@ def make_plan(
 
 
 def _resolve(
-    request: LabelRequest, checkpoint: BaseCheckpoint, cluster: dict[str, float], gpu: "GpuWay | None"
+    request: LabelRequest,
+    checkpoint: BaseCheckpoint,
+    cluster: dict[str, float],
+    gpu: "GpuWay | None",
+    source_bytes: float,
 ) -> ResolvedSettings:
+    most = max_unit_rows(checkpoint, max_unit_bytes(cluster))
     if gpu:
         device = "cuda"
         precision = gpu.precision
@@ -256,11 +269,13 @@ def _resolve(
         device = "cpu"
         precision = resolve_precision(request.precision, "cpu")
         batch_size = request.batch_size or CPU_BATCH
+        few = source_bytes / PHOTOGRAPH_BYTES / FEW_UNITS
+        most = int(min(most, max(few, batch_size, LEAST_UNIT_ROWS)))
     return ResolvedSettings(
         device=device,
         precision=precision,
         batch_size=batch_size,
-        unit_rows=request.unit_rows or _unit_rows(checkpoint, batch_size, max_unit_bytes(cluster)),
+        unit_rows=request.unit_rows or _whole_batches(most, batch_size),
         decoder=decoder_of(request),
     )
 
@@ -289,7 +304,6 @@ def image_bytes(checkpoint: BaseCheckpoint) -> int:
     return checkpoint.config.num_patches * checkpoint.config.patch_dim
 
 
-def _unit_rows(checkpoint: BaseCheckpoint, batch_size: int, num_bytes: int) -> int:
+def _whole_batches(most: int, batch_size: int) -> int:
     """Return the samples of one unit: whole batches, so that only a shard's last batch is short."""
-    most = max_unit_rows(checkpoint, num_bytes)
     return most // batch_size * batch_size or most

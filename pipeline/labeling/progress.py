@@ -134,7 +134,7 @@ class ReceiptCounter:
     Attributes:
         progress: the display.
         bottleneck: gets every receipt too; None where nothing is left to do.
-        began: when the command began, by time.perf_counter.
+        began: when the command began, by time.monotonic.
         num_images: images of all receipts.
         num_twins: files that another job had written.
         repeated_key: whether a unit with two rows of one key was met.
@@ -150,7 +150,7 @@ class ReceiptCounter:
 
     progress: Progress
     bottleneck: BottleneckFinder | None = None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.monotonic)
     num_images: int = 0
     num_twins: int = 0
     repeated_key: bool = False
@@ -202,7 +202,7 @@ class ReceiptCounter:
         self.num_twins += 1
         if self.num_twins == 1:
             self.progress.note(
-                "another job is at work on this output: harmless, each unit stays once, but what both do is "
+                "another job is at work on this output: harmless, each image stays once, but what both do is "
                 "done twice over"
             )
 
@@ -226,7 +226,8 @@ class ReceiptCounter:
 
     def to_last_command(self) -> LastCommand:
         """Return what the summary says of this command."""
-        seconds = time.perf_counter() - self.began
+        seconds = time.monotonic() - self.began
+        started = self.bottleneck and self.bottleneck.num_units
         return LastCommand(
             images=self.num_images,
             seconds=round(seconds, 2),
@@ -234,6 +235,7 @@ class ReceiptCounter:
             stages=self.bottleneck.to_stage_use() if self.bottleneck else None,
             gpu=self._gpu_use() if self.gpus else None,
             store_retries=self.store_retries,
+            start_seconds=round(self.bottleneck.model_began - self.began, 2) if started else None,
         )
 
     def _gpu_use(self) -> GpuUse:

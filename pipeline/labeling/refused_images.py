@@ -38,6 +38,6 @@ class RefusedImages:
         self._is_said = True
         commonest, count = options.most_common(1)[0]
         self._run.progress.note(
-            f"{count:,} of {receipt.rows:,} images of a unit are refused, and more may be: {commonest} "
+            f"{count:,} of {receipt.rows:,} images of a file are refused, and more may be: {commonest} "
             "allows them, and --retry-errors with it fetches them"
         )

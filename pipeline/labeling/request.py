@@ -1,5 +1,6 @@
 """Define what the user asks for. Imports nothing heavy: the command line reads its defaults here."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,7 @@ class LabelRequest:
         sample: images that are drawn from the whole source, and labelled alone; None draws none.
         sample_seed: another seed draws others.
         stall_timeout: seconds without a written unit after which the run gives up.
+        began: when the command began, by time.monotonic.
     """
 
     command: str
@@ -92,6 +94,7 @@ class LabelRequest:
     sample: int | None = None
     sample_seed: int = 0
     stall_timeout: float = 1800.0
+    began: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def rules(self) -> ListingRules:

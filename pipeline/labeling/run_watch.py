@@ -17,7 +17,7 @@ from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.output.records import Receipt
 from wordsworth.pipeline.unit import GpuCall
 
-TICK_S = 1.0  # seconds between two looks at the figures
+TICK_S = 0.5  # seconds between two looks at the figures
 METRICS_EVERY_S = 5.0  # seconds between two settings of the gauges: Ray forgets one after 20
 BUSY_WINDOW_S = 120.0  # seconds over which it is told how busy the model was
 STOP_S = 15.0  # seconds that the end waits for a look that is under way
@@ -157,4 +157,4 @@ def _awaited(stages: list[StageFigures]) -> str:
                 if stage.pending > 1
                 else "starting the model's actor"
             )
-    return "reading the first unit" if stages else "starting the stages"
+    return "reading the first images" if stages else "starting the workers"

@@ -9,6 +9,7 @@ same pages, or list on behind each other's pages.
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.finder import Finder
 from wordsworth.pipeline.sources.listing_cursor import ListingCursor
 from wordsworth.pipeline.sources.passed_over import PassedOver
-from wordsworth.pipeline.sources.shards import LISTING, PICKS, Shard, listing_table, unit_stem
+from wordsworth.pipeline.sources.shards import LISTING, NAMED, PICKS, Shard, listing_table, unit_stem
 from wordsworth.pipeline.storage.atomic import put_if_absent
 
 SHARDS_IN_PAGE = 1000  # shards in a page, at most
@@ -35,6 +36,7 @@ PAGE_SECONDS = (
     2.0  # seconds after which a page of a slow store is written as it is, so that labelling can begin
 )
 CUT = pa.field("cut", pa.int32())  # column of a page with a cut
+NAMING = ("table", NAMED)  # kinds of shards whose size does not tell that of their images
 SAMPLE = "sample"  # folder of the listing of a sample, which is a listing of its own
 SHORT_PAGES = 8  # pages in a listing that is cheap to compare with the source
 
@@ -271,6 +273,13 @@ class FirstPage:
             metadata = PageMetadata.of_listing(finder.passed_over)
             return cls(shards=shards, ended=last, metadata=metadata)
         raise AssertionError("a listing has at least one page")
+
+    @property
+    def source_bytes(self) -> float:
+        """Return the bytes of all images; infinite where the listing goes on, or where shards name images."""
+        if not self.ended or any(shard.kind in NAMING for shard in self.shards):
+            return math.inf
+        return sum(shard.size for shard in self.shards)
 
     def freeze(self, frozen: FrozenListing) -> None:
         """Freeze this page as page 0, unless another job has frozen one."""

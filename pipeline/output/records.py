@@ -353,7 +353,7 @@ class StageUse:
     """Say how the stages of one command worked, its start left out.
 
     Attributes:
-        steady_images_per_second: images/s from the first receipt on, or None for a single unit.
+        steady_images_per_second: images/s from the first receipt on, or None for fewer than three units.
         busy: workers of each stage that were busy on average; empty for a short command.
         bottleneck: the stage that held the command back, in words, or None.
     """
@@ -374,6 +374,7 @@ class LastCommand:
         stages: how the stages worked; None where nothing was left to do.
         gpu: how GPUs worked; None on CPUs.
         store_retries: requests that stores were asked again, by the store's address; {} for none.
+        start_seconds: seconds from its begin to the model's first image; None where it labelled nothing.
     """
 
     images: int
@@ -382,6 +383,7 @@ class LastCommand:
     stages: StageUse | None = None
     gpu: GpuUse | None = None
     store_retries: dict[str, int] = field(default_factory=dict)
+    start_seconds: float | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the object in summary.json: the fields of `stages` stand beside the others."""
@@ -389,6 +391,8 @@ class LastCommand:
         stages, gpu = told.pop("stages"), told.pop("gpu")
         if not self.store_retries:
             del told["store_retries"]
+        if self.start_seconds is None:
+            del told["start_seconds"]
         return told | (stages or {}) | ({"gpu": gpu} if gpu else {})
 
     @classmethod
@@ -397,7 +401,13 @@ class LastCommand:
         own = {name: told[name] for name in ("images", "seconds", "images_per_second")}
         stages = StageUse(**{f.name: told[f.name] for f in fields(StageUse)}) if "busy" in told else None
         gpu = GpuUse(**told["gpu"]) if told.get("gpu") else None
-        return cls(**own, stages=stages, gpu=gpu, store_retries=told.get("store_retries", {}))
+        return cls(
+            **own,
+            stages=stages,
+            gpu=gpu,
+            store_retries=told.get("store_retries", {}),
+            start_seconds=told.get("start_seconds"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,6 +431,7 @@ class Summary:
         left_out: links to folders that were not followed, and special files: 1 by "KIND: path -> target".
         limit: images after which the command was to stop; None where the run is complete.
         sample: images that were drawn; None where the run is complete.
+        finished: when the run was complete, in UTC as ISO 8601; None where an earlier version wrote this.
     """
 
     run_id: str
@@ -441,12 +452,13 @@ class Summary:
     left_out: dict[str, int] = field(default_factory=dict)
     limit: int | None = None
     sample: int | None = None
+    finished: str | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the object of summary.json."""
         told = {f.name: getattr(self, f.name) for f in fields(self)}
         told["last_command"] = self.last_command.to_dict()
-        for name in ("estimate", "limit", "sample"):
+        for name in ("estimate", "limit", "sample", "finished"):
             if told[name] is None:
                 del told[name]
         for name in ("skipped_names", "left_out"):

@@ -137,7 +137,7 @@ class UnitStore:
         if self.record_paths(plans=True) or self.record_paths(plans=False):
             uri = absolute_uri(self.fs, self.root)
             raise UserError(
-                f"{option} changes units that `wordsworth compact` has merged, into files that never change: "
+                f"{option} changes files that `wordsworth compact` has merged, into ones that never change: "
                 f"use {option} on the folder that was compacted, and then compact it again; "
                 f"{uri} takes --update alone"
             )

@@ -133,7 +133,7 @@ def _speed_intro(timeline: Timeline, held_back: str | None) -> str:
         return f"{text}Bottleneck: {held_back}."
     if timeline.slowest:
         return f"{text}Most work went into {timeline.slowest}: more workers there help first."
-    return f"{text}The units of this run have no times."
+    return f"{text}The files of this run have no times."
 
 
 def _speed_charts(timeline: Timeline) -> list[Context]:
@@ -154,7 +154,7 @@ def _speed_charts(timeline: Timeline) -> list[Context]:
             }
         )
     else:
-        ticks = [(0.0, "first unit"), (1.0, "last unit")]
+        ticks = [(0.0, "first file"), (1.0, "last file")]
     if any(timeline.seconds.values()):
         per_image = {
             stage: 1000 * values / np.maximum(1, timeline.bin_images)
@@ -197,13 +197,11 @@ def _speed_note(timeline: Timeline, has_busy: bool) -> str:
     notes = []
     if timeline.num_read < timeline.num_units:
         notes.append(
-            f"The {timeline.num_units:,} units of this run have no manifest yet, and "
+            f"The {timeline.num_units:,} files of this run have no manifest yet, and "
             f"{timeline.num_read:,} of them were looked at."
         )
     if not timeline.is_timed:
-        notes.append(
-            "The times of the files are not known, or all the same: charts go by the order of the units."
-        )
+        notes.append("The times of the files are not known, or all the same: charts go by their order.")
     notes.append("Seconds of writing stand in no file: a file is closed before its writing ends.")
     if has_busy:
         notes.append("Busy: workers, on average, in the last command of the run.")

@@ -133,7 +133,7 @@ class StoredUnits:
             self.report.add("wrong_generation", where, why)
             return set()
         if plan is not None and not plan.equals(units.select(PLANNED.names)):
-            self.report.add("wrong_generation", where, "it names other units than its plan")
+            self.report.add("wrong_generation", where, "it names other files than its plan")
         self.recorded = pa.concat_tables([self.recorded, units])
         return set(units["into"].unique().to_pylist())
 

@@ -301,15 +301,15 @@ def _unit_findings(units: list[FoundUnit], is_begun: bool) -> Iterator[tuple[str
     end = min(ends, default=max(names, default=-1))
     missing = [number for number in range(end + 1) if number not in names]
     if missing:
-        yield "missing_unit", f"unit {missing[0]:05d} of 0 to {end} is not there", len(missing)
+        yield "missing_unit", f"file {missing[0]:05d} of 0 to {end} is not there", len(missing)
     if not ends and not is_begun:
-        yield "missing_end", f"no unit says that the shard ends with it; {len(names)} are there", 1
+        yield "missing_end", f"no file says that the shard ends with it; {len(names)} are there", 1
     after = [number for number in names if number > end]
     if after:
-        yield "unit_after_end", f"unit {min(after):05d} comes after the end, unit {end:05d}", len(after)
+        yield "unit_after_end", f"file {min(after):05d} comes after the end, file {end:05d}", len(after)
     twice = [number for number, count in names.items() if count > 1]
     if twice:
-        yield "two_names", f"unit {twice[0]:05d} is there with and without -end", len(twice)
+        yield "two_names", f"file {twice[0]:05d} is there with and without -end", len(twice)
 
 
 def _footer_findings(footer: JsonObject | None, wanted: dict[str, JsonObject]) -> Iterator[tuple[str, str]]:
@@ -320,7 +320,7 @@ def _footer_findings(footer: JsonObject | None, wanted: dict[str, JsonObject]) -
         wanted: the fields that it should have, by the code of the finding.
     """
     if footer is None:
-        yield "wrong_footer", "its metadata does not say what run and unit it is of"
+        yield "wrong_footer", "its metadata does not say what run and shard it is of"
         return
     for code, fields in wanted.items():
         for name, value in fields.items():

@@ -147,7 +147,7 @@ def test_the_first_signal_lets_units_in_flight_be_finished(in_flight):
         with pytest.raises(KeyboardInterrupt):
             ending.check()
     assert len(notes) == 1 and notes[0].startswith(
-        "told to end: finishes 3 units in flight, for 60 s at most"
+        "told to end: finishes the 3 files under way, for 60 s at most"
     )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -31,7 +31,7 @@ def test_a_note_comes_back_as_it_was_left():
     assert Sign.from_json(Sign(node="a1", pid=7, number=1).to_json()).unit is None
 
 
-def test_a_worker_leaves_a_note_every_few_seconds_however_many_images_it_decodes(left, monkeypatch):
+def test_a_worker_leaves_two_notes_a_second_however_many_images_it_decodes(left, monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(signs.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(
@@ -41,10 +41,10 @@ def test_a_worker_leaves_a_note_every_few_seconds_however_many_images_it_decodes
     for done in range(5000):
         clock.now += 0.01
         unit.reached(done, 5000)
-    assert 20 <= len(left.notes) <= 26, "fifty seconds"
+    assert 90 <= len(left.notes) <= 101, "fifty seconds"
 
 
-@pytest.mark.parametrize(("cpus", "seconds"), [(2, 2.0), (64, 2.0), (1000, 20.0), (100_000, 60.0)])
+@pytest.mark.parametrize(("cpus", "seconds"), [(2, 0.5), (64, 1.28), (1000, 20.0), (100_000, 60.0)])
 def test_the_notes_of_a_large_cluster_come_less_often(cpus, seconds):
     assert interval_s(cpus) == seconds
 

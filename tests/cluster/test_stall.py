@@ -46,7 +46,7 @@ def test_it_is_the_time_between_two_receipts_that_counts():
     notes, seen, begun = [], [], time.monotonic()
     with pytest.raises(
         UserError,
-        match=r"stalled: no unit was written for 1 s \(--stall-timeout\).*run the same command again",
+        match=r"stalled: no file was written for 1 s \(--stall-timeout\).*run the same command again",
     ):
         for receipt in with_stall_timeout(slow(), 1.0, notes.append):
             seen.append(receipt["rows"])
@@ -115,7 +115,7 @@ def test_a_sign_of_life_counts_like_a_receipt_and_its_end_is_seen(monkeypatch):
         yield {}
 
     begun = time.monotonic()
-    with pytest.raises(UserError, match="stalled: no unit was written for 1 s"):
+    with pytest.raises(UserError, match="stalled: no file was written for 1 s"):
         list(with_stall_timeout(silent(), 1.0, lambda line: None))
     assert 2.0 < time.monotonic() - begun < 25, "six signs, and a second of silence after the last one"
 
@@ -143,7 +143,7 @@ def test_a_run_in_which_a_stage_hangs_ends_says_where_and_goes_on_later(
     write_shards(tmp_path / "shards", shards=1, images=4)
     watcher = Watcher()
     monkeypatch.setattr(dataset, "decode_stage", hangs)
-    with pytest.raises(UserError, match="stalled: no unit was written for 25 s"):
+    with pytest.raises(UserError, match="stalled: no file was written for 25 s"):
         run(tmp_path, model, tmp_path / "shards", watcher=watcher, stall_timeout=25.0)
     told = "\n".join(watcher.notes)
     assert "hangs: 1 running" in told and "read: done, 1 tasks" in told and "1 of 1 nodes alive" in told, told

@@ -223,7 +223,7 @@ def test_again_it_says_that_there_is_nothing_to_merge_and_changes_nothing(out, l
     before = state(large)
     summary, watcher = run(out, 1000)
     assert (
-        watcher.notes == ["every unit is in a compacted file already: nothing to merge"]
+        watcher.notes == ["every file is in a compacted file already: nothing to merge"]
         and state(large) == before
     )
     assert summary["last_command"]["units"] == 0 and summary["units"] == 11
@@ -288,7 +288,7 @@ def test_what_changes_units_is_refused_once_a_compaction_is_planned(out, large):
         for option in ("--retry-errors", "--replace-changed"):
             with pytest.raises(
                 UserError,
-                match=rf"{option} changes units that `wordsworth compact` has merged.*use {option} on the",
+                match=rf"{option} changes files that `wordsworth compact` has merged.*use {option} on the",
             ) as told:
                 RunFolder(str(folder)).units().refuse_change(option)
             assert "\n" not in str(told.value)

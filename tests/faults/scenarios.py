@@ -71,7 +71,7 @@ def starve(job: Job) -> None:
         assert job.finish(job.start(starved.address, "--stall-timeout", "10")) == 1
     said = job.said()
     assert (
-        "stalled: no unit was written for 10 s" in said
+        "stalled: no file was written for 10 s" in said
         and GO_ON in said
         and "What every stage is doing" in said
     ), said

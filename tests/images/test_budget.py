@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 LIMITS = DecodeLimits(max_pixels=25_000_000, timeout_s=1.5, slow_images_s=2.0, short_timeout_s=0.4)
 SETTINGS = DecodeSettings(preprocessing=Preprocessing(), image_size=(32, 48), patch_size=8, limits=LIMITS)
-LATE = "no pixels after 0.4 seconds: the 2 seconds that slow images of a unit may take are used up"
+LATE = "no pixels after 0.4 seconds: the 2 seconds that slow images of one file may take are used up"
 
 
 @pytest.mark.slow

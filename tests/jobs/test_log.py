@@ -31,9 +31,11 @@ from wordsworth.pipeline.training.news import (
 FIGURES = RunFigures(
     images=1234,
     decoded=200,
+    predicted=234,
     written=1000,
-    units=2,
+    units=3,
     errors={"truncated": 3},
+    start_seconds=12.3,
     images_per_second=56.7,
     share=0.4567,
     seconds_left=200.4,
@@ -84,7 +86,7 @@ def test_every_line_of_a_job_log_begins_with_the_time_of_day(monkeypatch, fast):
     texts = [line[9:] for line in lines]
     assert texts[0] == "starting the model's actor ..."
     assert "labelling 2 shards (9.0 MB), 1 of them done before" in texts
-    assert "45%  1,234 images, 57 images/s, 3 errors, 3 min 20 s left" in texts
+    assert "45%  1,234 images, start 12 s, then 57 images/s, 3 errors, 3 min 20 s left" in texts
 
 
 def test_a_wait_is_said_once_and_not_every_ten_seconds(monkeypatch, fast):

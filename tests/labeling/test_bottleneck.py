@@ -59,7 +59,7 @@ def test_a_model_that_waits_for_the_store_is_told_what_the_store_gave():
 @pytest.mark.parametrize("units", [0, 1, 2 * MIN_UNITS_PER_ACTOR])
 def test_of_a_few_units_nothing_is_said(units):
     finder = after(units=units, every=9.0, decode=0.2, predict=1.9)
-    assert finder.busy == {} and finder.advice() is None and (finder.images_per_second is None) == (units < 2)
+    assert finder.busy == {} and finder.advice() is None and (finder.images_per_second is None) == (units < 3)
 
 
 def test_of_a_few_seconds_nothing_is_said():

@@ -182,7 +182,7 @@ def test_a_compacted_run_is_complete_and_takes_an_update_and_nothing_that_change
     assert again == first and not watcher.receipts
     assert watcher.notes == ["this run is complete already: nothing to do"]
     for option in ("retry_errors", "replace_changed"):
-        said = rf"--{option.replace('_', '-')} changes units that `wordsworth compact` has merged"
+        said = rf"--{option.replace('_', '-')} changes files that `wordsworth compact` has merged"
         with pytest.raises(UserError, match=said):
             run(tmp_path, model, tmp_path / "shards", **asked, **{option: True})
 

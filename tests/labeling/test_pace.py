@@ -55,6 +55,7 @@ def test_a_small_run_is_not_at_0_percent_until_it_is_over(pace, clock):
             [(b"decoder", sign(0, "decode", 1.0)), (b"actor", sign(0, "predict", step / 10, 10 * step))]
         )
         figures = pace.figures()
+        assert step > 3 or figures.images_per_second is None, "30 s, where no file is written yet"
         shares.append(figures.share)
         images.append(figures.images)
     assert shares == sorted(shares) and 0.05 < shares[0] < 0.3 and 0.85 < shares[-1] < 1
@@ -66,11 +67,44 @@ def test_a_small_run_is_not_at_0_percent_until_it_is_over(pace, clock):
 
 
 def test_before_the_model_begins_no_rate_is_told(pace, clock):
+    shares = []
     for share in (0.1, 0.5, 1.0):
         clock.now += 5
         pace.signs([(b"decoder", sign(0, "decode", share))])
+        shares.append(pace.figures().share)
+    assert 0 < shares[0] < shares[1] < shares[2], "the bar moves with each image that is decoded"
     figures = pace.figures()
+    assert figures.start_seconds is None and figures.predicted == 0
     assert figures.decoded == ROWS and figures.images_per_second is None and figures.seconds_left is None
+
+
+def test_two_files_give_no_rate_and_no_time_left_and_three_in_five_seconds_do(clock):
+    """A rate from two files is chance, and so is one from the first seconds of many small ones."""
+    for every_s, told_at in ((4.0, 3), (0.5, 10)):  # seconds between two files, the file that gives a rate
+        pace = Pace(clock=lambda: clock.now)
+        pace.total = 40 * BYTES
+        begin, seconds = clock.now, {"read": 0.1, "decode": 0.2, "predict": every_s, "write": 0.0}
+        for number in range(1, told_at + 1):
+            clock.now = begin + number * every_s
+            pace.receipt(receipt(number, seconds=seconds))
+            figures = pace.figures()
+            assert (figures.images_per_second is not None) == (number == told_at), (every_s, number)
+            assert (figures.seconds_left is not None) == (number == told_at), (every_s, number)
+        assert figures.images_per_second == pytest.approx(ROWS / every_s)
+
+
+def test_the_start_ends_where_the_model_begins_and_is_no_part_of_the_rate(clock):
+    """The first file takes 20 s, of which the model has two."""
+    pace = Pace(clock=lambda: clock.now)
+    pace.total, pace.command_began = 40 * BYTES, clock.now - 8
+    seconds = {"read": 1.0, "decode": 1.0, "predict": 2.0, "write": 0.0}
+    clock.now += 20
+    for number in range(5):
+        pace.receipt(receipt(number, seconds=seconds))
+        figures = pace.figures()
+        clock.now += 2
+    assert figures.start_seconds == pytest.approx(8 + 20 - 2)
+    assert figures.images_per_second == pytest.approx(ROWS / 2)
 
 
 def test_a_sign_that_is_seen_after_the_receipt_counts_no_image_twice(pace):
@@ -94,10 +128,10 @@ def test_a_shard_that_the_store_did_not_give_is_no_unit(pace):
 
 
 def test_the_first_images_of_a_limited_run_are_all_there_is(pace, clock):
-    pace.rows_left = 1000
-    pace.receipt(receipt(0))
-    clock.now += 10
-    pace.receipt(receipt(1))
+    pace.rows_left = 1500
+    for number in range(3):
+        pace.receipt(receipt(number))
+        clock.now += 10
     assert pace.figures().share == 1.0 and pace.figures().seconds_left == 0
 
 

@@ -66,11 +66,11 @@ def until(is_so) -> None:
 def test_what_is_waited_for_is_said_and_then_how_far_units_are(cluster):
     watcher = Watcher()
     with RunWatch(watcher) as watch:
-        until(lambda: "starting the stages" in watcher.waits)
+        until(lambda: "starting the workers" in watcher.waits)
         cluster["stages"] = [stage("read"), stage("predict", pending=3)]
         until(lambda: "starting 3 model actors" in watcher.waits)
         cluster["stages"] = [stage("read", running=1), stage("predict", actors=3)]
-        until(lambda: watcher.waits[-1] == "reading the first unit")
+        until(lambda: watcher.waits[-1] == "reading the first images")
         half = Sign(node="a1", pid=7, number=1, unit=sign(0, "decode", 0.5))
         cluster["signs"] = lambda: {b"a1:7": half}
         until(lambda: watcher.figures and watcher.figures[-1].decoded == 250)

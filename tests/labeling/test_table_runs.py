@@ -207,7 +207,7 @@ def test_refused_images_are_told_with_the_option_that_allows_them_and_fetched_wi
     assert summary.errors == {"refused_uri": 2, "not_found": 1}
     option = f"--allow-uris {tmp_path}/elsewhere"
     assert [note for note in watcher.notes if option in note] == [
-        f"2 of 4 images of a unit are refused, and more may be: {option} allows them, and --retry-errors "
+        f"2 of 4 images of a file are refused, and more may be: {option} allows them, and --retry-errors "
         "with it fetches them"
     ]
     allowed = {ALLOW_URIS: [str(tmp_path / "elsewhere")]}

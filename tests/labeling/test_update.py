@@ -206,7 +206,7 @@ def test_a_run_of_which_something_was_dropped_is_compacted_and_then_drops_nothin
     report = verify(str(large), source=True)
     assert report.findings == [] and report.rows == 10
     (images / "00.jpg").unlink()
-    with pytest.raises(UserError, match="--drop-missing changes units that `wordsworth compact` has merged"):
+    with pytest.raises(UserError, match="--drop-missing changes files that `wordsworth compact` has merged"):
         update_listing(run_of(large, images, drop_missing=True))
 
 

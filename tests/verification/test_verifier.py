@@ -334,8 +334,8 @@ def test_every_flipped_byte_of_a_page_is_found(run):
 def test_a_report_on_a_run_with_errors_can_be_printed_as_json():
     report = Report(rows=2, shards=1, files=1, recounted=2)
     report.errors.update({"not_an_image": 1})
-    report.add("missing_unit", "a-0123456789ab", "unit 00000 of 0 to 1 is not there", 2)
+    report.add("missing_unit", "a-0123456789ab", "file 00000 of 0 to 1 is not there", 2)
     told = json.loads(json.dumps(report.to_dict()))
-    detail = "unit 00000 of 0 to 1 is not there (2 such here)"
+    detail = "file 00000 of 0 to 1 is not there (2 such here)"
     assert told["errors"] == {"not_an_image": 1} and told["ok"] is False
     assert told["faults"] == [{"what": "missing_unit", "where": "a-0123456789ab", "detail": detail}]

@@ -57,7 +57,7 @@ def lines_of(terminal: Terminal) -> list[str]:
         (FIGURES, "1,234 images, 57 images/s, 3 errors, 3 min 20 s left"),
         (replace(FIGURES, errors={}), "1,234 images, start 12 s, then 57 images/s, 3 min 20 s left"),
         (replace(FIGURES, seconds_left=None), "1,234 images, start 12 s, then 57 images/s, 3 errors"),
-        (LARGE, "123,456,789 images, 12,346 images/s, 111 h 7 min left"),
+        (LARGE, "123,456,789 images, 12,346 images/s, 111 h 6 min left"),
         (SMALL, "12 images, start 12 s, 3 errors"),
         (DECODED, "61 images decoded, the model starts"),
     ],
@@ -71,7 +71,8 @@ def test_the_line_beside_the_bar_fits_80_columns_and_is_never_cut(monkeypatch, f
         shown_until(lambda: told in progress.console.file.getvalue())
     lines = lines_of(progress.console)
     assert lines and max(map(len, lines)) <= COLUMNS
-    assert not any("…" in line for line in lines) and all("\u2501" in line for line in lines), "with its bar"
+    assert not any("…" in line for line in lines)
+    assert all("\u2501" in line for line in lines if told in line), "with its bar"
 
 
 def test_what_is_waited_for_has_its_seconds_and_fits_with_a_long_name_of_a_model(monkeypatch):

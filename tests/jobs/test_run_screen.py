@@ -104,9 +104,11 @@ def test_a_long_line_is_broken_between_words_on_a_screen_and_a_path_is_not():
 def ended(summary: Summary, capsys, tmp_path: Path) -> dict[str, str]:
     """Return what a command says of a run at its end, by the names of the facts."""
     assert report(summary, str(tmp_path), RunOptions(), SourceOptions()) == 0
-    lines = capsys.readouterr().out.splitlines()
-    width = max(len(name) for name in ("predictions", "last command"))
-    return {line[:width].strip(): line[width:].strip() for line in lines}
+    facts = {}
+    for line in capsys.readouterr().out.splitlines():
+        name, _, value = line.strip().partition("  ")
+        facts[name] = value.strip()
+    return facts
 
 
 def test_a_run_says_how_long_its_start_took_and_its_rate_behind_that(capsys, tmp_path):

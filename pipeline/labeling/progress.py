@@ -227,7 +227,9 @@ class ReceiptCounter:
     def to_last_command(self) -> LastCommand:
         """Return what the summary says of this command."""
         seconds = time.monotonic() - self.began
-        started = self.bottleneck and self.bottleneck.num_units
+        start = None
+        if self.bottleneck and self.bottleneck.num_units:
+            start = round(self.bottleneck.model_began - self.began, 2)
         return LastCommand(
             images=self.num_images,
             seconds=round(seconds, 2),
@@ -235,7 +237,7 @@ class ReceiptCounter:
             stages=self.bottleneck.to_stage_use() if self.bottleneck else None,
             gpu=self._gpu_use() if self.gpus else None,
             store_retries=self.store_retries,
-            start_seconds=round(self.bottleneck.model_began - self.began, 2) if started else None,
+            start_seconds=start,
         )
 
     def _gpu_use(self) -> GpuUse:

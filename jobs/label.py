@@ -205,8 +205,8 @@ def _speed(summary: "Summary") -> dict[str, str]:
 
     command = summary.last_command
     rows = {}
-    if summary.finished:
-        finished = datetime.fromisoformat(summary.finished).astimezone()
+    if command.finished and not summary.limit and not summary.sample:
+        finished = datetime.fromisoformat(command.finished).astimezone()
         rows["finished"] = f"{finished:%Y-%m-%d %H:%M:%S}"
     if not command.images:
         return rows

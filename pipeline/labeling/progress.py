@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -238,6 +239,7 @@ class ReceiptCounter:
             gpu=self._gpu_use() if self.gpus else None,
             store_retries=self.store_retries,
             start_seconds=start,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _gpu_use(self) -> GpuUse:

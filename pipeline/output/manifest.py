@@ -4,7 +4,6 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -51,7 +50,6 @@ def write_manifest_and_summary(
     summary = summary_of(frozen, plan, totals, last_command)
     if estimate:
         summary = replace(summary, estimate=compare_estimate(estimate, totals, last_command))
-    summary = replace(summary, finished=datetime.now(UTC).isoformat(timespec="seconds"))
     run.finish(manifest, summary)
     return summary
 

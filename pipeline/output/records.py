@@ -375,6 +375,8 @@ class LastCommand:
         gpu: how GPUs worked; None on CPUs.
         store_retries: requests that stores were asked again, by the store's address; {} for none.
         start_seconds: seconds from its begin to the model's first image; None where it labelled nothing.
+        finished: when it had labelled its last image, in UTC as ISO 8601; None where an earlier version wrote
+            this.
     """
 
     images: int
@@ -384,6 +386,7 @@ class LastCommand:
     gpu: GpuUse | None = None
     store_retries: dict[str, int] = field(default_factory=dict)
     start_seconds: float | None = None
+    finished: str | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the object in summary.json: the fields of `stages` stand beside the others."""
@@ -391,8 +394,9 @@ class LastCommand:
         stages, gpu = told.pop("stages"), told.pop("gpu")
         if not self.store_retries:
             del told["store_retries"]
-        if self.start_seconds is None:
-            del told["start_seconds"]
+        for name in ("start_seconds", "finished"):
+            if told[name] is None:
+                del told[name]
         return told | (stages or {}) | ({"gpu": gpu} if gpu else {})
 
     @classmethod
@@ -407,6 +411,7 @@ class LastCommand:
             gpu=gpu,
             store_retries=told.get("store_retries", {}),
             start_seconds=told.get("start_seconds"),
+            finished=told.get("finished"),
         )
 
 
@@ -431,7 +436,6 @@ class Summary:
         left_out: links to folders that were not followed, and special files: 1 by "KIND: path -> target".
         limit: images after which the command was to stop; None where the run is complete.
         sample: images that were drawn; None where the run is complete.
-        finished: when the run was complete, in UTC as ISO 8601; None where an earlier version wrote this.
     """
 
     run_id: str
@@ -452,13 +456,12 @@ class Summary:
     left_out: dict[str, int] = field(default_factory=dict)
     limit: int | None = None
     sample: int | None = None
-    finished: str | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the object of summary.json."""
         told = {f.name: getattr(self, f.name) for f in fields(self)}
         told["last_command"] = self.last_command.to_dict()
-        for name in ("estimate", "limit", "sample", "finished"):
+        for name in ("estimate", "limit", "sample"):
             if told[name] is None:
                 del told[name]
         for name in ("skipped_names", "left_out"):

@@ -215,8 +215,8 @@ def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]
 def assert_same_layout(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """Compare names of files, schemas and footers of Parquet files, the plan and the summary.
 
-    A plan differs in the extensions of images alone, of which there are more now, and in what follows. A summary
-    has two times of its last command more.
+    A plan differs in the extensions of images alone, of which there are more now, and in what follows. A
+    summary has two times of its last command more.
     """
     assert found.keys() == expected.keys()
     for path, data in expected.items():

@@ -3,6 +3,7 @@
 Without --output it prints the labels of a few images (jobs/quick_look.py).
 """
 
+import contextlib
 import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ from wordsworth.pipeline.cluster.joining import reach
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.progress import Progress
+    from wordsworth.pipeline.labeling.request import LabelRequest
     from wordsworth.pipeline.output.records import Summary
 
 WORK = {"decode": "decoding", "predict": "the model"}  # stages whose seconds are told, and their names
@@ -127,11 +129,27 @@ def run_labeler(
         **asked,
     )
     refuse_missing_sources(request)
-    progress.waiting("loading PyTorch")
-    from wordsworth.pipeline.labeling.labeler import label as label_sources
+    with _ray_beside(request, progress):
+        progress.waiting("loading PyTorch")
+        from wordsworth.pipeline.labeling.labeler import label as label_sources
 
-    progress.waiting(f"loading {_short_name(model.model)}")
-    return label_sources(request, model.load(progress.note, source.storage), progress)
+        progress.waiting(f"loading {_short_name(model.model)}")
+        return label_sources(request, model.load(progress.note, source.storage), progress)
+
+
+def _ray_beside(request: "LabelRequest", progress: "Progress") -> contextlib.AbstractContextManager[None]:
+    """Start a local Ray while the model is loaded, unless the run is complete, and needs none.
+
+    A display with a file of its own loses no line meanwhile.
+    """
+    from wordsworth.jobs.live import LiveDisplay
+    from wordsworth.pipeline.cluster.session import ray_beside
+    from wordsworth.pipeline.output.run_folder import RunFolder
+
+    is_heard = isinstance(progress, LiveDisplay) and progress.file is not None
+    if not is_heard or RunFolder(request.output, request.storage_options).exists("_run", "summary.json"):
+        return contextlib.nullcontext()
+    return ray_beside(request.cluster, progress.note)
 
 
 def report(summary: "Summary", output: str, run: RunOptions, source: SourceOptions) -> int:

@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,7 @@ _LOG = logging.getLogger("wordsworth")
 _abandoned = False  # see abandoned()
 _is_local = False  # see is_local()
 _joined = False  # see on_cluster()
+_beside: "_Start | None" = None  # see ray_beside()
 
 
 def abandoned() -> bool:
@@ -79,10 +81,71 @@ def ray_session(
         raise UserError(f"{UNSAFE} is set, which lets a shard run code: unset it")
     import ray
 
+    if _beside:
+        _beside.wait()
     if ray.is_initialized():
         yield
         return
-    cluster = cluster or ClusterRequest()
+    with _new_session(cluster or ClusterRequest(), note):
+        yield
+
+
+@contextlib.contextmanager
+def ray_beside(cluster: ClusterRequest, note: Callable[[str], None] = _LOG.info) -> Iterator[None]:
+    """Start a local Ray in a thread, while the block loads what else a command needs.
+
+    `ray_session` in the block waits for that Ray, and raises what its start has raised. At the end of the
+    block it is shut down. Where a command joins a cluster or a Ray runs already, nothing is started here.
+    While Ray starts, what anything writes to descriptor 2 is thrown away, as in `ray_session`.
+    """
+    global _beside
+    runs = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if runs or address_of(cluster) or cluster.wait_for or os.environ.get(UNSAFE):
+        yield
+        return
+    with contextlib.ExitStack() as sessions:
+        _beside = start = _Start(lambda: sessions.enter_context(_new_session(cluster, note)))
+        sessions.callback(start.has_ended.set)
+        start.start()
+        try:
+            yield
+        finally:
+            start.has_begun.wait()
+            _beside = None
+
+
+class _Start(threading.Thread):
+    """Start Ray in a thread of its own, which lives as long as Ray.
+
+    Linux kills Ray's processes at the end of the thread that has started them: so they outlive no command.
+    """
+
+    def __init__(self, begin: Callable[[], None]):
+        super().__init__(name="ray-start", daemon=True)
+        self.begin = begin
+        self.error: BaseException | None = None
+        self.has_begun = threading.Event()
+        self.has_ended = threading.Event()
+
+    def run(self) -> None:
+        """Start Ray, keep what the start raises, and wait for the end."""
+        try:
+            self.begin()
+        except BaseException as error:  # raised where the command needs Ray
+            self.error = error
+        self.has_begun.set()
+        self.has_ended.wait()
+
+    def wait(self) -> None:
+        """Wait until Ray has started, and raise what the start has raised."""
+        self.has_begun.wait()
+        if self.error:
+            raise self.error
+
+
+@contextlib.contextmanager
+def _new_session(cluster: ClusterRequest, note: Callable[[str], None]) -> Iterator[None]:
+    """Start or join a Ray for the block."""
     if cluster.wait_for and not address_of(cluster):
         raise UserError("--wait-for waits for nodes of a cluster: give its --address", exit_code=2)
     with contextlib.ExitStack() as changed:

@@ -18,12 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from wordsworth.jobs.commands import COMMANDS
 from wordsworth.jobs.config_file import config_reader
-from wordsworth.jobs.hints import hint
 from wordsworth.jobs.terminal import LogFormat, Terminal, asked_log_format, data_text, logging_as
+from wordsworth.jobs.usage import check_values, refuse_misread, usage_line
 from wordsworth.pipeline.cluster.env_file import refuse_untaken_env_file
 from wordsworth.pipeline.cluster.package import package_version
 from wordsworth.pipeline.errors import UserError, root_cause, without_secrets, worker_of
@@ -90,7 +90,11 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[
         Path | None,
-        Parameter(group=GENERAL, help="TOML or YAML file that gives any option; the command line wins."),
+        Parameter(
+            group=GENERAL,
+            help="""TOML or YAML file that gives any option, or the name of a recipe (wordsworth models lists
+            them); the command line wins.""",
+        ),
     ] = None,
     debug: Annotated[
         bool,
@@ -101,10 +105,16 @@ def _launch(
         Parameter(group=GENERAL, help="json: each line on stderr is one JSON object (docs/operations.md)."),
     ] = "text",
 ) -> int | None:
-    app.config = ()  # of the command before, where a process runs several
-    if config is not None:
-        app.config = config_reader(config)
+    if tokens and tokens[0] in COMMANDS:
+        refuse_misread(list(tokens[1:]), app[tokens[0]].assemble_argument_collection())
+    reader = () if config is None else (config_reader(config),)
+    app.config = (*reader, check_values)
     return app(tokens)
+
+
+def option_names(command: str) -> list[str]:
+    """Return the options of a command, with their hyphens."""
+    return [name for argument in app[command].assemble_argument_collection() for name in argument.names]
 
 
 class Terminated(KeyboardInterrupt):
@@ -132,15 +142,14 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         refuse_untaken_env_file()
+        app.config = ()  # of the command before, where a process runs several
         return app.meta(arguments) or 0
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130
         again = f": {AGAIN}" if arguments[:1][0] in RESUMABLE else ""
         return _fail(f"interrupted{again}", code)
     except CycloptsError as error:
-        return _fail(
-            f"{_hinted(error, arguments)} (wordsworth {' '.join(arguments[:1])} --help lists the options)", 2
-        )
+        return _fail(usage_line(error, arguments), 2)
     except Exception as error:
         if "--debug" in arguments:
             Terminal(stderr=True).print(
@@ -158,17 +167,14 @@ def _run(arguments: list[str]) -> int:
         by_ray = type(cause).__module__.startswith("ray.")
         again = f"; {AGAIN}" if by_ray and arguments[:1][0] in RESUMABLE else ""
         where = _worker(error)
-        return _fail(f"{type(cause).__name__}: {_one_line(cause)}{where} (--debug shows where{again})", 1)
+        return _fail(f"{_told(cause)}{where} (--debug shows where{again})", 1)
 
 
-def _hinted(error: CycloptsError, arguments: list[str]) -> str:
-    """Return the line of a wrong command line. A hint is better than an option that only looks alike."""
-    if isinstance(error, UnknownOptionError):
-        option = error.token.keyword or error.token.value
-        instead = hint(arguments[0], option)
-        if instead:
-            return f"there is no option {option.partition('=')[0]}: {instead}"
-    return _one_line(error)
+def _told(error: BaseException) -> str:
+    """Return what a library says, in our own words where it is about a file."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror.lower()}"
+    return f"{type(error).__name__}: {_one_line(error)}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from shlex import quote
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -36,7 +37,7 @@ def compact(
 ) -> int:
     """Write a finished run again, in a new folder of large files."""
     storage = storage or StoreOptions()
-    storage.check(run, output=output)
+    storage.check(run, output=output, is_new=True)
     from wordsworth.jobs.progress import RunProgress
     from wordsworth.pipeline.compaction.compactor import CompactRequest
     from wordsworth.pipeline.compaction.compactor import compact as write_compacted
@@ -78,5 +79,5 @@ def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
     if did["units"]:
         rows["merged"] = f"{did['units']:,} small files into {did['files']:,} in {did['seconds']:,} s"
     rows["read"] = f"{output}/{ROW_FILES} from now on"
-    rows["next"] = f"wordsworth verify {output}; once it is clean, {run} can be deleted"
+    rows["next"] = f"wordsworth verify {quote(output)}; once it is clean, {run} can be deleted"
     Terminal().print_facts(rows)

@@ -1,10 +1,11 @@
 """Run `wordsworth convert MODEL --output PATH --format ...`: write a model in another code's form."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from wordsworth.jobs.options import Flag, StoreOptions
 from wordsworth.jobs.terminal import Terminal
@@ -46,7 +47,11 @@ def convert(
         bool, Flag, Parameter(help="Let a bare variant have random weights.")
     ] = False,
     image_size: Annotated[
-        int | None, Parameter(help="Resample the position table for this many pixels a side.")
+        int | None,
+        Parameter(
+            help="Resample the position table for this many pixels a side.",
+            validator=validators.Number(gte=1),
+        ),
     ] = None,
     lossy: Annotated[
         bool,
@@ -61,9 +66,12 @@ def convert(
     """
     stores = StoreOptions(storage_options=storage_options)
     stores.check(model, weights, output=output)
+    if os.path.realpath(output) == os.path.realpath(model):
+        raise UserError(f"--output {output} is the model itself: name another folder or file", exit_code=2)
     storage = stores.storage
     from wordsworth.pipeline.prediction.load_model import load_model
     from wordsworth.vit_model.checkpoint import own_model
+    from wordsworth.vit_model.config import ModelError
 
     console = Terminal(stderr=True)
     checkpoint = load_model(
@@ -79,7 +87,10 @@ def convert(
         storage_options=storage,
     )
     if image_size is not None:
-        checkpoint = own_model(checkpoint, "--image-size").resized(image_size)
+        try:
+            checkpoint = own_model(checkpoint, "--image-size").resized(image_size)
+        except ModelError as error:
+            raise UserError(f"--image-size {image_size}: {error}", exit_code=2) from error
     for note in _write(checkpoint, output, format, lossy, storage):
         console.say(f"note: {note}")
     config = checkpoint.config
@@ -109,8 +120,9 @@ def _write(
     fs, path = open_filesystem(output, storage)
     one_file = path.endswith(WEIGHT_SUFFIXES)
     if fs.isfile(path) != one_file and fs.exists(path):
-        what = f"is there and is not what {format} would write"
-        raise UserError(f"--output {without_credentials(output)} {what}", exit_code=2)
+        wanted = "a file" if one_file else "a folder"
+        told = f"{without_credentials(output)} is there and is not {wanted}"
+        raise UserError(f"--output {told}, as {format} would write it: give another name", exit_code=2)
     if is_local(fs):
         return export_model(checkpoint, path, format, lossy)
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,6 +18,7 @@ from rich.table import Table
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.storage.outputs import refuse_no_folder
 
 DIGITS = Path(__file__).with_name("digits.npz")
 INK = 16  # the darkest value in DIGITS
@@ -38,6 +39,7 @@ def demo(
 ) -> int:
     """Pack, pretrain, label and verify real handwriting: the whole story in a few minutes on a laptop."""
     console = Terminal()
+    refuse_no_folder(str(output))
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: remove it, or give another --output")
     started = time.monotonic()

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from wordsworth.jobs.options import JsonFlag, StoreOptions
+from wordsworth.jobs.options import JsonFlag, StoreOptions, check_page_name
 from wordsworth.jobs.terminal import Terminal, data_text
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.report.difference import Difference, Flip, LabelShift
 
 LINES_SHOWN = 10  # lines of each table that is printed
-PAGE_NAMES = (".html", ".htm")
 OVER_LIMIT = 3  # exit code
 
 
@@ -63,8 +62,8 @@ def diff(
     from wordsworth.pipeline.errors import UserError
 
     storage = storage or StoreOptions()
-    if output is not None and not output.lower().endswith(PAGE_NAMES):
-        raise UserError(f"--output {output} is no name of a page: name a FILE.html", exit_code=2)
+    if output is not None:
+        check_page_name(output)
     if fail_if_accuracy_drops is not None and truth is None:
         raise UserError(
             "--fail-if-accuracy-drops needs --truth, which says where the classes stand", exit_code=2

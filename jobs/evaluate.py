@@ -31,7 +31,10 @@ def evaluate(
     ] = "cls",
     train: Annotated[
         list[str] | None,
-        Parameter(help="Labelled images: with them a linear probe on a few of each class, and neighbours."),
+        Parameter(
+            consume_multiple=True,
+            help="Labelled images: with them a linear probe on a few of each class, and neighbours.",
+        ),
     ] = None,
     shots: Annotated[str, Parameter(help="Images of each class that a probe is fitted to.")] = "1,5,10,25",
     output: Annotated[
@@ -102,7 +105,7 @@ def evaluate_sources(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_of("the session"))
         reach(asked_cluster, progress.note)
-        source.check(*sources, *(train or ()), model.model, model.weights, output=output)
+        source.check(*sources, *(train or ()), model.model, model.weights, output=output, is_new=True)
         if part.limit:
             progress.note(
                 "--limit takes the first images, which may be of few classes: --sample draws from all"

@@ -47,7 +47,7 @@ def explain(
         raise UserError("explain needs an image: wordsworth explain IMAGE... --model M", exit_code=2)
     check_can_draw()
     storage = storage or StoreOptions()
-    storage.check(*images, model.model, model.weights, output=output)
+    storage.check(*images, model.model, model.weights, output=output, is_new=True)
     found_images = find_images(images, storage.storage)
     console = Terminal(stderr=True)
     checkpoint = model.load(console.say, storage.storage)

@@ -99,7 +99,7 @@ def finetune(
     )
     with LiveDisplay() as display:
         reach(cluster.request, display.note)
-        source.check(*sources, *(data.val or ()), model.model, model.weights, output=output)
+        source.check(*sources, *(data.val or ()), model.model, model.weights, output=output, is_new=True)
         display.wait_for("loading the model")
         start = _start(model, source, display.note)
         if pool:

@@ -1,4 +1,4 @@
-"""Say what to type in place of options that people know from other tools and that `wordsworth` has not."""
+"""Say what to type in place of options and commands that people know from other tools."""
 
 AGAIN = "the same command again continues by itself"
 CORES = "the number of workers follows from the cores; on a cluster --max-actors and --share bound it"
@@ -11,7 +11,17 @@ GPU = "GPUs are taken where there are some: --device cuda insists on one, --devi
 DEBUG = "--debug shows the traceback of a failure; --log-format json has a line for every event"
 MODEL = "the model is --model: timm:NAME, hf:NAME, a folder or a file"
 
+BROUGHT = "the job brings this package and the files that its command names"
+PLANNED = "the command plans what it takes of the cluster: --share, --max-actors and --wait-for behind --"
+
 HINTS = {
+    "--working-dir": BROUGHT,
+    "--runtime-env": BROUGHT,
+    "--runtime-env-json": BROUGHT,
+    "--no-wait": "it is --no-follow here",
+    "--submission-id": "a job gets its name from its command: the same command again follows it",
+    "--entrypoint-num-cpus": PLANNED,
+    "--entrypoint-num-gpus": PLANNED,
     "--resume": AGAIN,
     "--continue": AGAIN,
     "--checkpoint": MODEL,
@@ -27,6 +37,7 @@ HINTS = {
     "--source": SOURCES,
     "--data": SOURCES,
     "--data-dir": SOURCES,
+    "--input-dataset": SOURCES,
     "--dry-run": DRY,
     "-n": DRY,
     "--overwrite": REPLACE,
@@ -46,13 +57,53 @@ HINTS = {
     "--fp16": "--precision bf16, or fp32: half precision of float16 is not offered",
     "--amp": "--precision bf16, or fp32",
     "--bf16": "--precision bf16",
-    "--topk": "--top-k",
-    "--batch": "--batch-size",
-    "--bs": "--batch-size",
+    "--topk": "it is --top-k here",
+    "--learning-rate": "it is --lr here",
+    "--wd": "it is --weight-decay here",
+    "--num-epochs": "it is --epochs here",
+    "--max-epochs": "it is --epochs here",
+    "--val-dir": "it is --val here",
+    "--num-classes": "the classes follow from --target and --labels",
+    "--pretrained": "finetune goes on with a trained model",
+    "--output-dir": "it is --output here",
+    "--output-folder": "it is --output here",
+    "--batch": "it is --batch-size here",
+    "--bs": "it is --batch-size here",
     "--recursive": "folders are read with all folders below them",
     "-r": "folders are read with all folders below them",
     "--labels-list": CLASSES,
     "--text": CLASSES,
+}
+
+TRAIN = "pretrain trains from scratch, finetune goes on with a trained model"
+HELP = "wordsworth COMMAND --help explains one"
+COMMAND_HINTS = {
+    "train": TRAIN,
+    "fit": TRAIN,
+    "predict": "it is label here",
+    "classify": "it is label here",
+    "infer": "it is label here",
+    "inference": "it is label here",
+    "tag": "it is label here",
+    "run": "it is label here",
+    "resume": AGAIN,
+    "encode": "it is embed here",
+    "features": "it is embed here",
+    "extract": "it is embed here",
+    "check": "verify is for runs, lint for sources",
+    "validate": "verify counts a run again, evaluate compares its labels with known classes",
+    "test": "evaluate says how often a model is right",
+    "eval": "it is evaluate here",
+    "merge": "it is compact here",
+    "export": "convert writes a model in other forms; docs/using-predictions.md has CSV and JSON",
+    "estimate": "it is plan here",
+    "cost": "it is plan here",
+    "view": "show prints rows, report writes a page",
+    "query": "it is show here",
+    "compare": "it is diff here",
+    "help": HELP,
+    "version": "it is wordsworth --version",
+    "list": "models lists the models' sizes; show lists the rows of a run",
 }
 
 
@@ -65,3 +116,8 @@ def hint(command: str, option: str) -> str | None:
     """
     sentence = HINTS.get(option.partition("=")[0].replace("_", "-"))
     return sentence.format(command=command) if sentence else None
+
+
+def command_hint(word: str) -> str | None:
+    """Return a sentence for a word that is no command; None where nothing is known of it."""
+    return COMMAND_HINTS.get(word.lower())

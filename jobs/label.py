@@ -6,9 +6,10 @@ Without --output it prints the labels of a few images (jobs/quick_look.py).
 import contextlib
 import json
 from datetime import datetime
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from rich.filesize import decimal
 
 from wordsworth.jobs.cluster_options import PoolOptions
@@ -50,7 +51,9 @@ def label(
         ),
     ] = None,
     model: ModelOptions,
-    top_k: Annotated[int, Parameter(group=USUAL, help="Number of classes in a row.")] = 5,
+    top_k: Annotated[
+        int, Parameter(group=USUAL, help="Number of classes in a row.", validator=validators.Number(gte=1))
+    ] = 5,
     threshold: Threshold = None,
     embeddings: Annotated[
         bool, Flag, Parameter(group=USUAL, help="Keep the embedding of each image too (float16).")
@@ -100,7 +103,7 @@ def run_labeler(
         progress: is told how the run goes.
     """
     reach(asked["cluster"], progress.note)
-    source.check(*sources, model.model, model.weights, output=output)
+    source.check(*sources, model.model, model.weights, output=output, is_new=True)
     progress.waiting("looking at the sources")
     from wordsworth.pipeline.labeling.listing import refuse_missing_sources
     from wordsworth.pipeline.labeling.request import LabelRequest
@@ -211,8 +214,8 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     if summary.sample:
         rows["sampled"] = f"by --sample {summary.sample}: the same command without it labels all"
     rows["predictions"] = f"{output.rstrip('/')}/{ROW_FILES}"
-    rows["next"] = f"wordsworth verify {output} --source"
-    rows["see it"] = f"wordsworth report {output}"
+    rows["next"] = f"wordsworth verify {quote(output)} --source"
+    rows["see it"] = f"wordsworth report {quote(output)}"
     Terminal().print_facts(rows)
 
 

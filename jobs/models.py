@@ -1,22 +1,30 @@
 """Run `wordsworth models`: list the variants and their cost."""
 
 import json
+import re
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from rich.table import Table
 
+from wordsworth.jobs.config_file import recipes
 from wordsworth.jobs.options import JsonFlag
-from wordsworth.jobs.terminal import Terminal
+from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.errors import UserError
 
 
 def models(
     *,
-    image_size: Annotated[int, Parameter(help="Pixels a side.")] = 224,
+    image_size: Annotated[int, Parameter(help="Pixels a side.", validator=validators.Number(gte=1))] = 224,
     json_: JsonFlag = False,
 ) -> int:
-    """List the variants: layers, width, heads, MLP, parameters, GFLOPs of a forward pass (1000 classes)."""
+    """List the variants: layers, width, heads, MLP, parameters, GFLOPs of a forward pass (1000 classes).
+
+    Below them stand the recipes, which --config takes by their names.
+    """
     rows = _rows(image_size)
+    if not rows:
+        raise UserError(f"--image-size {image_size}: no variant has patches that divide it: give 224", 2)
     if json_:
         print(json.dumps(rows, indent=1))
         return 0
@@ -26,8 +34,24 @@ def models(
     for row in rows:
         sizes = [str(row[name]) for name in ("variant", "layers", "width", "heads", "mlp")]
         table.add_row(*sizes, f"{row['parameters'] / 1e6:.1f} M", f"{row['gflops']:.1f}")
-    Terminal().print(table)
+    terminal = Terminal()
+    terminal.print(table)
+    terminal.print()
+    terminal.print(_recipes())
     return 0
+
+
+def _recipes() -> Table:
+    """Return a table of the recipes: the command of each, and the first sentence of its file."""
+    table = Table("--config", "for", "what it does", box=None)
+    for name, path in recipes().items():
+        header = path.read_text(encoding="utf-8").split("\n\n")[0]
+        first = " ".join(header.split("\n#\n")[0].replace("# ", "").split())
+        command = re.findall(r"wordsworth (\w+) .*--config", header)
+        table.add_row(
+            name, data_text(*command), data_text(re.split(r"(?<=[\w)\"]{2})[.:] ", first)[0].rstrip("."))
+        )
+    return table
 
 
 def _rows(image_size: int) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """Declare the options that several commands share, in groups. Importing this imports nothing heavy."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter, validators
+from cyclopts import CoercionError, Group, Parameter, Token, validators
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.limits import DecodeLimits
@@ -14,6 +14,7 @@ from wordsworth.pipeline.sources.tar_keys import DEFAULT_KEY_RULE, KeyRule
 from wordsworth.pipeline.storage.allowed_uris import checked_prefixes
 from wordsworth.pipeline.storage.client_options import check_places
 from wordsworth.pipeline.storage.filesystem import ALLOW_HTTP, ALLOW_URIS
+from wordsworth.pipeline.storage.outputs import refuse_no_folder
 from wordsworth.pipeline.storage.preflight import check_stores
 
 if TYPE_CHECKING:
@@ -49,6 +50,36 @@ Threshold = Annotated[
 ]
 
 
+def _three_numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    """Return the numbers of an option that has one for each of red, green and blue.
+
+    Raises:
+        CoercionError: they are not three numbers, or are not for pixels in [0, 1].
+    """
+    try:
+        red, green, blue = (float(part) for part in tokens[0].value.split(","))
+    except ValueError as error:
+        example = "give three numbers with commas between them, such as 0.5,0.5,0.5"
+        raise CoercionError(msg=example, token=tokens[0]) from error
+    if not all(0 <= number <= 1 for number in (red, green, blue)):
+        example = "pixels are in [0, 1] here: give numbers from 0 to 1, such as 0.485,0.456,0.406"
+        raise CoercionError(msg=example, token=tokens[0])
+    return red, green, blue
+
+
+Channels = Annotated[tuple[float, float, float], Parameter(n_tokens=1, converter=_three_numbers)]
+
+
+def check_page_name(output: str) -> None:
+    """Check that an output can be a page.
+
+    Raises:
+        UserError: its name ends like another file, or it is a folder.
+    """
+    if not output.lower().endswith((".html", ".htm")):
+        raise UserError(f"--output {output} is no name of a page: name a FILE.html", exit_code=2)
+
+
 def split_list(text: str, separator: str) -> tuple[str, ...]:
     """Return the parts of a list in one option, in lower case, without empty ones."""
     return tuple(part.strip().lower() for part in text.split(separator) if part.strip())
@@ -73,9 +104,9 @@ class WeightsOptions:
     "Override the share of the resized image that the centre crop keeps."
     crop_mode: Literal["center", "squash"] | None = None
     """Override how an image becomes a square: center keeps its aspect ratio and crops, squash does not."""
-    mean: tuple[float, float, float] | None = None
-    "Override the mean that pixels in [0, 1] are normalised by."
-    std: tuple[float, float, float] | None = None
+    mean: Channels | None = None
+    "Override the mean that pixels in [0, 1] are normalised by: 0.5,0.5,0.5."
+    std: Channels | None = None
     "Override the standard deviation that pixels in [0, 1] are normalised by."
     exif: Literal["apply", "ignore"] | None = None
     """Turn images upright by their EXIF orientation (the default), or leave them as they are stored, like
@@ -154,9 +185,13 @@ class StoreOptions:
             options = json.loads(self.storage_options)
         except (ValueError, RecursionError) as error:
             example = """'{"anon": true}'"""
-            raise UserError(f"--storage-options is no JSON: {error}: {example} is", exit_code=2) from error
+            raise UserError(
+                f"--storage-options is no JSON: {error}: give an object such as {example}", exit_code=2
+            ) from error
         if not isinstance(options, dict):
-            raise UserError('--storage-options must be a JSON object, such as {"anon": true}', exit_code=2)
+            raise UserError(
+                """--storage-options is no JSON object: give one such as '{"anon": true}'""", exit_code=2
+            )
         check_places(options)
         if self.allow_http:
             options[ALLOW_HTTP] = True
@@ -164,13 +199,20 @@ class StoreOptions:
             options[ALLOW_URIS] = checked_prefixes(self.allow_uris)
         return options
 
-    def check(self, *sources: str | None, output: str | None = None) -> None:
+    def check(self, *sources: str | None, output: str | None = None, is_new: bool = False) -> None:
         """Ask the stores of these places for an answer, before the command loads anything that takes seconds.
 
+        Args:
+            sources: what is read; None stands for none.
+            output: a folder that is listed, and perhaps written.
+            is_new: whether the command makes the output where it is not there.
+
         Raises:
-            UserError: a store refuses every request, or does not answer.
+            UserError: a store refuses every request, or does not answer, or the output is no folder.
         """
         check_stores(sources, [output], self.storage)
+        if is_new and output is not None:
+            refuse_no_folder(output, self.storage)
 
 
 @Parameter(name="*", group=SOURCE)
@@ -279,7 +321,13 @@ class RunOptions:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Return the sidecar fields of --keep, in lower case, but for the names that they get."""
+        """Return the sidecar fields of --keep, in lower case, but for the names that they get.
+
+        Raises:
+            UserError: they are written as a list of another language.
+        """
+        if self.keep.strip().startswith(("[", "(")) or ";" in self.keep:
+            raise UserError(f"--keep {self.keep}: give names with commas between them: json,txt", exit_code=2)
         kept = []
         for part in self.keep.split(","):
             name, separator, renamed = part.strip().rpartition("=")

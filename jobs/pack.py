@@ -32,7 +32,7 @@ def pack(
 ) -> int:
     """Pack images into WebDataset shards: the class of an image in `.cls`, the class names in labels.txt."""
     stores = StoreOptions(storage_options=storage_options)
-    stores.check(folder, output=output)
+    stores.check(folder, output=output, is_new=True)
     from wordsworth.pipeline.sources.pack import pack as run
     from wordsworth.pipeline.sources.passed_over import ListingRules
 
@@ -42,7 +42,7 @@ def pack(
     classes = f" of {len(packed.classes)} classes" if packed.classes else ""
     ignored = f"; {packed.ignored} other files ignored" if packed.ignored else ""
     console.say(
-        f"packed {packed.images:,} images{classes} into {len(packed.shards)} shards in {output}{ignored}"
+        f"packed {packed.images:,} images{classes} into {_shards(len(packed.shards))} in {output}{ignored}"
     )
     if not packed.is_indexed:
         console.say("the shards are too many for an index of their classes: a training counts them itself")
@@ -51,3 +51,7 @@ def pack(
     for note in packed.passed_over.serious_notes():
         console.say(note)
     return 0
+
+
+def _shards(number: int) -> str:
+    return "1 shard" if number == 1 else f"{number:,} shards"

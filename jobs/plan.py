@@ -26,7 +26,9 @@ def plan(
     /,
     *,
     model: ModelOptions,
-    top_k: Annotated[int, Parameter(help="How many classes a row keeps.")] = 5,
+    top_k: Annotated[
+        int, Parameter(help="How many classes a row keeps.", validator=validators.Number(gte=1))
+    ] = 5,
     threshold: Threshold = None,
     embeddings: Annotated[
         bool, Parameter(help="With embeddings (float16).", negative="", show_default=False)
@@ -69,7 +71,7 @@ def plan(
     source = source or SourceOptions()
     asked_cluster = (cluster or ClusterOptions()).request
     reach(asked_cluster, errors.say)
-    source.check(*sources, model.model, model.weights, output=output)
+    source.check(*sources, model.model, model.weights, output=output, is_new=True)
     with errors.status("loading"):
         from wordsworth.pipeline.cluster.address import address_of
         from wordsworth.pipeline.cluster.cores import cores as own_cores

@@ -198,15 +198,18 @@ def _config(options: ArchitectureOptions, objective: str) -> "ViTConfig":
 
 
 def _own_size(options: ArchitectureOptions) -> "ViTConfig":
-    from wordsworth.vit_model.config import ViTConfig
+    from wordsworth.vit_model.config import ModelError, ViTConfig
 
     if not (options.width and options.depth and options.heads and options.patch_size):
         raise UserError("give --variant, or all of --width, --depth, --heads and --patch-size", exit_code=2)
-    return ViTConfig(
-        image_size=(options.image_size, options.image_size),
-        patch_size=options.patch_size,
-        width=options.width,
-        depth=options.depth,
-        heads=options.heads,
-        mlp_dim=round(options.width * (options.mlp_ratio or 4)),
-    )
+    try:
+        return ViTConfig(
+            image_size=(options.image_size, options.image_size),
+            patch_size=options.patch_size,
+            width=options.width,
+            depth=options.depth,
+            heads=options.heads,
+            mlp_dim=round(options.width * (options.mlp_ratio or 4)),
+        )
+    except ModelError as error:
+        raise UserError(f"these sizes make no model: {error}", exit_code=2) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from wordsworth.jobs.options import JsonFlag, StoreOptions
+from wordsworth.jobs.options import JsonFlag, StoreOptions, check_page_name
 from wordsworth.jobs.terminal import Terminal, data_text
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def report(
     It is one file, and opens without a network.
     """
     storage = storage or StoreOptions()
+    if output is not None:
+        check_page_name(output)
     storage.check(run, labelled, output=output)
     errors = Terminal(stderr=True)
     from wordsworth.pipeline.errors import UserError, shown

@@ -10,6 +10,7 @@ from cyclopts import Parameter, validators
 
 from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.storage.outputs import refuse_no_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,6 +74,10 @@ def show(
     query = Query(label=label, errors=errors, key=key, nearest=nearest, sql=sql, limit=limit, seed=seed)
     query.check()
     storage.check(output, output=run)
+    from wordsworth.pipeline.report.sheet import is_sheet
+
+    if output is not None and not is_sheet(output):
+        refuse_no_folder(output, storage.storage)
     from wordsworth.pipeline.report.query import choose_rows
     from wordsworth.pipeline.report.rows import RunRows
 
@@ -85,7 +90,7 @@ def show(
         _print_json(rows, result)
     elif result is None:
         _print_table(rows, set(rows_of_run.schema.names))
-    _tell(rows, result, output)
+    _tell(rows, result, output, f"no row of {run} is asked for by: {query}")
     return 0
 
 
@@ -158,11 +163,15 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _tell(rows: "pa.Table", result: "Shown | None", output: str | None) -> None:
-    """Say on stderr what was written, and what could not be shown and why."""
+def _tell(rows: "pa.Table", result: "Shown | None", output: str | None, nothing: str) -> None:
+    """Say on stderr what was written, and what could not be shown and why.
+
+    Args:
+        nothing: what is said where there are no rows.
+    """
     terminal = Terminal(stderr=True)
     if not rows.num_rows:
-        terminal.say("no such rows")
+        terminal.say(nothing)
     if result is None:
         return
     terminal.say(f"{output}: {result.num_images} of {rows.num_rows} images")

@@ -10,8 +10,9 @@ from typing import Any
 from cyclopts import CycloptsError, MissingArgumentError
 
 from wordsworth.jobs import cli
-from wordsworth.jobs.config_file import config_reader
+from wordsworth.jobs.config_file import config_reader, recipe
 from wordsworth.jobs.given_secrets import refuse_secret_options, refuse_secrets
+from wordsworth.jobs.usage import check_values, listed, unknown_option, usage_line
 from wordsworth.pipeline.cluster.package import MAX_CARRIED, carried_name
 from wordsworth.pipeline.cluster.request import ClusterRequest
 from wordsworth.pipeline.errors import UserError
@@ -95,6 +96,9 @@ def _command_alone(tokens: list[str]) -> list[str]:
     if tokens[:1] == ["wordsworth"]:
         tokens = tokens[1:]
     if not tokens or tokens[0].startswith("-"):
+        names = cli.option_names("submit")
+        if tokens and tokens[0].partition("=")[0] not in names:
+            raise UserError(f"{unknown_option('submit', tokens[0], names)} {listed('submit')}", 2)
         raise UserError("say what to run, behind --: wordsworth submit -- label SOURCE --output OUT ...", 2)
     if tokens[1:3] == ["-m", "wordsworth"]:
         raise UserError(
@@ -130,16 +134,17 @@ def _arguments(command: SubmittedCommand) -> Iterator[tuple[str, Any]]:
     """Yield each argument of the command by its name, also those in a group of options and in --config."""
     tokens = list(command.tokens)
     config = _take_config(tokens)
-    reader = config_reader(config) if config is not None and config.exists() else None
-    cli.app.config = reader or ()
+    is_recipe = config is not None and recipe(config) is not None  # it travels with the package
+    reader = config_reader(config) if config is not None and (is_recipe or config.exists()) else None
+    cli.app.config = (*([reader] if reader else []), check_values)
     try:
         _, bound, _ = cli.app.parse_args(tokens, print_error=False, exit_on_error=False)
     except MissingArgumentError as error:
         if config is None or reader is not None:
-            raise _usage(tokens[0], error) from error
+            raise UserError(usage_line(error, tokens), 2) from error
         return  # the file that gives the rest lies on the nodes
     except CycloptsError as error:
-        raise _usage(tokens[0], error) from error
+        raise UserError(usage_line(error, tokens), 2) from error
     finally:
         cli.app.config = ()
     for name, value in bound.arguments.items():
@@ -148,7 +153,7 @@ def _arguments(command: SubmittedCommand) -> Iterator[tuple[str, Any]]:
                 yield option.name, getattr(value, option.name)
         else:
             yield name, value
-    if config is not None:
+    if config is not None and not is_recipe:
         yield "config", str(config)
 
 
@@ -164,12 +169,6 @@ def _take_config(tokens: list[str]) -> Path | None:
             del tokens[index : index + 2]
             return Path(path)
     return None
-
-
-def _usage(name: str, error: CycloptsError) -> UserError:
-    reason = " ".join(str(error).split())
-    command = f"{name} " if name in cli.COMMANDS else ""
-    return UserError(f"{reason} (wordsworth {command}--help lists what there is)", 2)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field, fields
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
@@ -238,7 +239,7 @@ def train_request(sources: list[str], asked: dict[str, Any], options: TrainOptio
         options: all other fields.
     """
     places = [*sources, *(options.data.val or ()), *asked.get("probe", ())]
-    options.source.check(*places, output=asked["output"])
+    options.source.check(*places, output=asked["output"], is_new=True)
     from wordsworth.pipeline.training.class_balance import read_class_weights
     from wordsworth.pipeline.training.classes import class_names
     from wordsworth.pipeline.training.request import TrainRequest
@@ -288,7 +289,7 @@ def run_training(request: "TrainRequest", as_json: bool) -> int:
     if can_draw():
         facts["curves"] = f"{request.output}/curves.png"
     command = "label" if request.classified else "embed"
-    facts["next"] = f"wordsworth {command} SOURCE --output OUT --model {request.output}"
+    facts["next"] = f"wordsworth {command} SOURCE --output OUT --model {quote(request.output)}"
     Terminal().print_facts(facts)
     return 0
 

@@ -80,7 +80,7 @@ def test_a_ray_jobs_working_directory_hides_nothing(tmp_path, shards, small_mode
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
-    for name in ("wordsworth", *NAMES):
+    for name in ("wordsworth", "recipes", *NAMES):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
@@ -125,6 +125,8 @@ def test_the_wheel_labels_in_an_environment_of_its_own(tmp_path, shards, small_m
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
         assert "wordsworth/pipeline/report/templates/base.html.j2" in archive.namelist()
+        recipes = {f"wordsworth/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
+        assert recipes and recipes <= set(archive.namelist())
         archive.extractall(packages)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wordsworth"}
     # The dependencies of this environment, without what its .pth files install: this package is the wheel's.
@@ -133,4 +135,7 @@ def test_the_wheel_labels_in_an_environment_of_its_own(tmp_path, shards, small_m
     code = "import wordsworth.pipeline; print(wordsworth.pipeline.__file__)"
     done = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).is_relative_to(packages)
+    command = [str(python), "-m", "wordsworth", "pretrain", "nowhere", "--output", "x", "--config", "smoke"]
+    done = subprocess.run([*command, "--workers", "none"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "--workers none: give a number" in done.stderr, "the recipe was taken"
     assert label(python, tmp_path, shards, tmp_path / "out", small_model) == 12

@@ -221,15 +221,12 @@ def open_run(output: str | Path, *, storage_options: dict[str, Any] | None = Non
     Raises:
         UserError: there is no run.
     """
-    from wordsworth.pipeline.errors import UserError
     from wordsworth.pipeline.output.run_folder import RunFolder
     from wordsworth.pipeline.storage.preflight import check_stores
 
     check_stores([], [str(output)], storage_options)
     folder = RunFolder(str(output), storage_options)
-    plan = folder.plan()
-    if plan is None:
-        raise UserError(f"{output} holds no run: _run/plan.json is missing")
+    plan = folder.plan_of_run()
     return Run(output=str(output), plan=plan, summary=folder.summary(), storage_options=storage_options or {})
 
 

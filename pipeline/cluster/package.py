@@ -10,8 +10,8 @@ from pathlib import Path
 from wordsworth.pipeline.errors import UserError
 
 ABOVE = Path(__file__).resolve().parents[2]  # the package's own folder, or the checkout that holds its parts
-SUBPACKAGES = ("jobs", "pipeline", "vit_model")
-CARRIED_SUFFIXES = (".py", ".j2", ".css", ".js")  # modules, and the templates of pages beside them
+SUBPACKAGES = ("jobs", "pipeline", "vit_model", "recipes")
+CARRIED_SUFFIXES = (".py", ".j2", ".css", ".js", ".toml")  # modules, the templates of pages, and recipes
 LEFT_OUT = (".gitignore", ".rayignore")  # Ray would leave out what they name: a model's weights, for example
 MAX_CARRIED = 100 << 20  # bytes of all files that a command names: Ray keeps them in the head's memory
 
@@ -51,7 +51,7 @@ def stage_package(folder: Path) -> list[Path]:
 
 
 def _modules() -> Iterator[tuple[Path, Path]]:
-    """Yield every module and template of this package, and its place in an installed package."""
+    """Yield every module, template and recipe of this package, and its place in an installed package."""
     is_checkout = (ABOVE / "wordsworth" / "__init__.py").is_file()
     own = ABOVE / "wordsworth" if is_checkout else ABOVE
     for path in own.glob("*.py"):

@@ -13,7 +13,6 @@ from wordsworth.pipeline.output.frozen_listing import FrozenListing, shard_names
 from wordsworth.pipeline.output.manifest import summary_if_complete
 from wordsworth.pipeline.output.records import MANIFEST
 from wordsworth.pipeline.output.run_folder import RunFolder
-from wordsworth.pipeline.storage.filesystem import without_credentials
 
 # Records in _run/ that the compacted run has too, in the order in which they are copied.
 RECORDS = ("estimate.json", "manifest.parquet", "summary.json", "plan.json")
@@ -45,9 +44,7 @@ class FinishedRun:
         Raises:
             UserError: there is no run, or the run is not complete.
         """
-        plan = folder.plan()
-        if plan is None:
-            raise UserError(f"{without_credentials(folder.uri)} holds no run: _run/plan.json is missing")
+        plan = folder.plan_of_run()
         records = {}
         for name in RECORDS:
             path = folder.path("_run", name)

@@ -34,7 +34,7 @@ from wordsworth.pipeline.labeling.dataset import (
 )
 from wordsworth.pipeline.labeling.head_columns import as_begun
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
-from wordsworth.pipeline.labeling.listing import list_settings, with_expanded_sources
+from wordsworth.pipeline.labeling.listing import list_settings, named_as_begun, with_expanded_sources
 from wordsworth.pipeline.labeling.model_setup import ModelSetup, naming_lost_gpus
 from wordsworth.pipeline.labeling.partial_run import (
     is_part_done,
@@ -78,6 +78,7 @@ def label(request: LabelRequest, checkpoint: BaseCheckpoint, progress: Progress)
     plan = folder.plan()
     if plan:
         begun = plan.asked.get("image-key", ())
+        request = named_as_begun(request, plan)
         request = replace(request, image_keys=begun_image_keys(request.image_keys, begun))
         checkpoint = as_begun(plan, checkpoint, request, progress.note)
     asked = asked_for(request, checkpoint)

@@ -47,7 +47,8 @@ CLASS_NAMES = "class-names"
 KEY_RULE = "key-rule"  # name of an option
 HEAD = "head"  # kind of the head
 UNNAMED: JsonObject = {KEY_RULE: FIRST_DOT, HEAD: "softmax"}  # what a plan means that does not name these
-MAX_VALUE_LENGTH = 60  # characters of an option's value in a message
+MOST_NAMED = 6  # differences between two commands in a message
+MAX_VALUE_LENGTH = 200  # characters of an option's value in a message
 
 
 # ---- what was asked -------------------------------------------------------------------------------------
@@ -173,7 +174,9 @@ def refuse_another_run(
         before = before_asked.get(name)
         now = asked.get(name)
         if before != now and name != CLASS_NAMES:
-            differing.append(f"{name} was {_shortened(before)} and is {_shortened(now)}")
+            differing += _difference(name, before, now)
+    if len(differing) > MOST_NAMED:
+        differing[MOST_NAMED:] = [f"and {len(differing) - MOST_NAMED} more"]
     if differing:
         moved = _moved_commit(plan, checkpoint)
         raise UserError(
@@ -205,7 +208,17 @@ def has_keys_by_path(plan: RunPlan, request: LabelRequest) -> bool:
     return KEY_RULE in plan.asked or request.key_rule == FIRST_DOT
 
 
+def _difference(name: str, before: Any, now: Any) -> list[str]:
+    """Return what differs in an option: of one with parts the parts."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = [part for part in before | now if before.get(part) != now.get(part)]
+        return [_difference(part, before.get(part), now.get(part))[0] for part in parts]
+    return [f"{name} was {_shortened(before)} and is {_shortened(now)}"]
+
+
 def _shortened(value: Any) -> str:
+    if value is None or value == []:
+        return "not given"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."
 

@@ -18,7 +18,13 @@ from wordsworth.pipeline.output.committed import UNIT_NAME, CommittedUnits
 from wordsworth.pipeline.output.records import JsonObject, RunPlan, Summary
 from wordsworth.pipeline.output.unit_store import UnitStore
 from wordsworth.pipeline.storage.atomic import overwrite, put_if_absent
-from wordsworth.pipeline.storage.filesystem import StorageOptions, absolute_uri, is_local, open_filesystem
+from wordsworth.pipeline.storage.filesystem import (
+    StorageOptions,
+    absolute_uri,
+    is_local,
+    open_filesystem,
+    without_credentials,
+)
 from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.walk import list_names
@@ -156,6 +162,25 @@ class RunFolder:
             return RunPlan.from_dict(told)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged(("_run", "plan.json"), error) from error
+
+    def plan_of_run(self) -> RunPlan:
+        """Return the frozen settings of the run that is here.
+
+        Raises:
+            UserError: there is no run, or plan.json is damaged.
+        """
+        try:
+            plan = self.plan()
+        except NotADirectoryError as error:
+            raise UserError(f"{without_credentials(self.uri)} is a file: name the run folder") from error
+        if plan is not None:
+            return plan
+        above = self.root.rpartition("/")[0]
+        with naming(self.uri):
+            is_above = with_retries(lambda: self.fs.exists(f"{above}/_run/plan.json"))
+        uri = without_credentials(absolute_uri(self.fs, above))
+        why = f"name the folder above it, {uri}" if is_above else "name the --output of a label or an embed"
+        raise UserError(f"{without_credentials(self.uri)} holds no run: {why}")
 
     def create(self, plan: RunPlan) -> RunPlan:
         """Freeze a plan, and return it, or the plan that another job froze a moment before.

@@ -16,7 +16,7 @@ from wordsworth.pipeline.prediction.model_names import is_variant, understood
 from wordsworth.pipeline.storage.filesystem import StorageOptions, without_credentials
 from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.vit_model.checkpoint import BaseCheckpoint, Checkpoint, own_model, random_checkpoint
-from wordsworth.vit_model.config import Preprocessing, ViTConfig
+from wordsworth.vit_model.config import ModelError, Preprocessing, ViTConfig
 from wordsworth.vit_model.foreign.class_names import TAGS
 from wordsworth.vit_model.foreign.transformers_text import TOKENIZER_FILES
 from wordsworth.vit_model.foreign.zero_shot import ZeroShot, dual_encoder_refusal
@@ -94,7 +94,19 @@ def load_model(  # noqa: PLR0913
     check_numbers(found.state, without_credentials(weights or model))
     _note_choice(found.extra, asked=weights_key is not None, note=note)
     found = with_classes(found, labels, head, note, storage_options)
-    return replace(found, preprocessing=replace(found.preprocessing, **(overrides or {})))
+    return _prepared(found, overrides or {})
+
+
+def _prepared(found: BaseCheckpoint, overrides: dict[str, Any]) -> BaseCheckpoint:
+    """Return the model with some of its preprocessing in place of its own.
+
+    Raises:
+        UserError: an option gives what no preprocessing has.
+    """
+    try:
+        return replace(found, preprocessing=replace(found.preprocessing, **overrides))
+    except ModelError as error:
+        raise UserError(f"--{str(error).replace('_', '-', 1)}", exit_code=2) from error
 
 
 def _zero_shot(

@@ -77,9 +77,10 @@ def _read_labels(uri: str, num_classes: int, storage_options: StorageOptions | N
         raise UserError(f"--labels {without_credentials(uri)}: no such file", exit_code=2)
     labels = tuple(read_small_text(fs, path, f"--labels {without_credentials(uri)}").splitlines())
     if len(labels) != num_classes:
+        names = "1 name" if len(labels) == 1 else f"{len(labels)} names"
         raise UserError(
-            f"--labels {without_credentials(uri)} has {len(labels)} names, "
-            f"the model has {num_classes} classes",
+            f"--labels {without_credentials(uri)} has {names}, the model has {num_classes} classes: give a "
+            "name for each, one a line",
             exit_code=2,
         )
     return labels

@@ -51,6 +51,9 @@ def understood(model: str, *, has_weights: bool = False, note: Note = print) -> 
     hub_name = re.fullmatch(r"(?:timm:)?hf[-_]hub:(.+)", model)  # timm's and OpenCLIP's spelling
     if hub_name:
         return f"hf:{hub_name[1]}"
+    if model in ("timm:", "hf:") or re.fullmatch(r"hf:[\w.-]+", model):
+        named = "timm:vit_base_patch16_224" if model == "timm:" else "hf:OWNER/NAME"
+        raise UserError(f"--model {model} is no whole name: give one such as {named}", exit_code=2)
     if re.match(r"(timm|hf):(?!//)", model) or "://" in model:
         return model
     path = Path(model)

@@ -67,9 +67,7 @@ class RunRows:
             UserError: there is no run, or one of its records or files is damaged.
         """
         folder = RunFolder(output, storage_options)
-        plan = folder.plan()
-        if plan is None:
-            raise UserError(f"{output} holds no run: _run/plan.json is missing")
+        plan = folder.plan_of_run()
         return cls(folder, plan, output, storage_options or {})
 
     @cached_property

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import duckdb
 
 VIEW = "rows"
+WANTED_SQL = f'give one condition, such as "score < 0.5", or one SELECT over the view {VIEW}'
 STATEMENTS = ("select", "with", "from")  # first words of what is more than a condition
 # No file, no other database, no variable of this process; and no statement can change that.
 CLOSED = ("python_enable_replacements=false", "enable_external_access=false", "lock_configuration=true")
@@ -50,7 +51,7 @@ def sql_batches(
         if run.fault is not None:
             raise run.fault from error
         told = str(error).strip().partition("\n\nLINE")[0]
-        raise UserError(f"--sql: {' '.join(told.split())}", exit_code=2) from error
+        raise UserError(f"--sql: {' '.join(told.split())}: {WANTED_SQL}", exit_code=2) from error
     finally:
         connection.close()
 
@@ -77,16 +78,15 @@ def _readable(schema: pa.Schema) -> pa.Schema:
 def _statement(duckdb: Any, connection: "duckdb.DuckDBPyConnection", sql: str, columns: Sequence[str]) -> str:
     """Return the one query that the SQL is."""
     words = sql.split(maxsplit=1)
+    if not words:
+        raise UserError(f"--sql: {WANTED_SQL}", exit_code=2)
     statement = sql
-    if not words or words[0].lower() not in STATEMENTS:
+    if words[0].lower() not in STATEMENTS:
         names = ", ".join(f'"{name}"' for name in columns)
         statement = f"SELECT {names} FROM {VIEW} WHERE (\n{sql}\n)"
     found = connection.extract_statements(statement)
     if len(found) != 1 or found[0].type != duckdb.StatementType.SELECT:
-        raise UserError(
-            f'--sql takes one condition, such as "score < 0.5", or one SELECT over the view {VIEW}',
-            exit_code=2,
-        )
+        raise UserError(f"--sql: {WANTED_SQL}", exit_code=2)
     return statement
 
 

@@ -135,8 +135,11 @@ def no_class(
     if name and len(name) > MAX_SHOWN:
         given = f"{name[:20]!r}... of {len(name)} characters"
     if classes is None:
+        folder = sample.rpartition("/")[0].rpartition("/")[2]
+        advice = f": --target folder gives {folder!r}" if where != "folder" and folder else ""
         return UserError(
-            f"{sample} has no class: --target {where} gives {given}, a number from 0 on or a name is needed"
+            f"{sample} has no class: --target {where} gives {given}, a number from 0 on or a name is "
+            f"needed{advice}"
         )
     why = f", which is the name of {alike} labels" if alike > 1 else ""
     return UserError(f"{sample} has no class of this model's {classes}: --target {where} gives {given}{why}")

@@ -353,7 +353,9 @@ class Finder:
         instead = instead_of(self.passed_over.ignored)
         if not instead and self.format is None and NO_EXTENSION in self.passed_over.ignored:
             instead = "--format images takes files without an extension, by their bytes"
-        advice = f": {instead}" if instead else ""
+        if source.endswith(".txt"):
+            instead = f"@{without_credentials(source)} takes it as a list of sources, one a line"
+        advice = f": {instead or 'name a place that has some'}"
         return f"no {wanted} in {without_credentials(source)} (it holds {held}{skipped}){advice}"
 
     # ---- the files of a source that count -----------------------------------------------------------------

@@ -85,14 +85,16 @@ def pack(
     """
     fs, root = open_filesystem(folder, storage_options)
     if not fs.isdir(root):
-        raise UserError(f"{without_credentials(folder)} is not a folder")
+        kind = "a file" if fs.exists(root) else "not there"
+        raise UserError(f"{without_credentials(folder)} is {kind}: name a folder of images")
     passed_over = PassedOver()
     _, files = list_files(fs, root, folder, None, rules or ListingRules(), passed_over)
     found = [path for path, _ in files]
     paths = [path for path in found if path.rpartition(".")[2].lower() in IMAGE_KEYS]
     if not paths:
         notes = "".join(f"; {note}" for note in passed_over.serious_notes())
-        raise UserError(f"no images ({', '.join(IMAGE_KEYS)}) under {without_credentials(folder)}{notes}")
+        wanted = f"no images ({', '.join(IMAGE_KEYS)})"
+        raise UserError(f"{wanted} under {without_credentials(folder)}{notes}: name a folder of images")
     folders = _classes(paths, root, folder)
     classes = sorted(folders)
     keys = _keys(paths, root)

@@ -1,10 +1,12 @@
 """List the files that a source names: a file, a folder or a glob."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -18,10 +20,11 @@ from wordsworth.pipeline.sources.table_formats import refuse_table_folder
 from wordsworth.pipeline.storage.filesystem import WILDCARDS, absolute_uri, is_local, without_credentials
 from wordsworth.pipeline.storage.objects import object_info
 from wordsworth.pipeline.storage.refusals import explanation
-from wordsworth.pipeline.storage.schemes import is_web
+from wordsworth.pipeline.storage.schemes import SCHEMES, is_web
 from wordsworth.pipeline.storage.streams import with_retries
 from wordsworth.pipeline.storage.walk import Unlisted, walk_files
 
+NAMES_COMPARED = 10_000  # names of a folder, among which a misspelled one is looked for
 FILES_JUDGED = 16  # files of a glob whose folders are looked into for the records of a table
 FileInfo = tuple[str, dict[str, Any]]  # path of a file, and what its store says about it
 
@@ -80,7 +83,24 @@ def list_files(
         pass
     raise NothingFound(
         f"nothing found at {without_credentials(source)}: no such file or folder, and no match as a glob"
+        f"{_meant(fs, path, source)}"
     )
+
+
+def _meant(fs: fsspec.AbstractFileSystem, path: str, source: str) -> str:
+    """Say which name that is there is most like one that is not, or how far its path is there."""
+    slashes = re.match(rf"({'|'.join(SCHEMES)}):/(?!/)", source, re.IGNORECASE)
+    if slashes:
+        return f": did you mean {slashes[1].lower()}://{source[slashes.end() :]}?"
+    if not is_local(fs):
+        return ""
+    above = Path(path)
+    while not above.is_dir():
+        above = above.parent
+    missing = Path(path).relative_to(above).parts[0]
+    names = [one.name for one in islice(above.iterdir(), NAMES_COMPARED)]
+    alike = difflib.get_close_matches(missing, sorted(names), 1)
+    return f": did you mean {above / alike[0]}?" if alike else f": {above} has no {missing}"
 
 
 def _files_below(

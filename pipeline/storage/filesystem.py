@@ -70,6 +70,8 @@ def check_scheme(uri: str, allow_http: bool = False) -> None:
     if not is_chain(uri) and (scheme is None or scheme in allowed):
         return
     hint = " (--allow-http reads from web servers)" if scheme in HTTP else ""
+    if scheme and scheme.lower() in allowed:
+        hint = f": did you mean {scheme.lower()}?"
     raise UserError(
         f"cannot read {without_credentials(uri)}: the scheme is not one of {', '.join(allowed)}{hint}",
         exit_code=2,

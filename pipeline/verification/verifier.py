@@ -40,14 +40,13 @@ def verify(output: str, source: bool = False, storage_options: dict[str, Any] | 
     run = RunFolder(output, storage_options)
     where = without_credentials(run.uri)
     try:
-        plan = run.plan()
-        if plan is None:
-            raise UserError(f"{where} holds no run: _run/plan.json is missing")
+        plan = run.plan_of_run()
         return _Verifier(run, plan, source, storage_options).check()
     except OSError as error:
         raise UserError(f"cannot verify {where}: {type(error).__name__}: {error}") from error
 
 
+UNFINISHED = "there is no summary: the run has not come to its end; the same command again continues it"
 # Columns that a row must have for the checks to mean anything.
 _TYPES = {
     "key": pa.string(),
@@ -115,7 +114,8 @@ class _Verifier:
         is_whole = bool(names) and (names[-1].endswith("-end.parquet") or self.part.limit > 0)
         if not is_whole or not is_numbered:
             last = ", ".join(names[-3:]) or "none"
-            self.report.add("incomplete_listing", f"_run/{folder}", f"its pages are {last}: one is missing")
+            why = "one is missing" if names else "the run has not begun to list its source"
+            self.report.add("incomplete_listing", f"_run/{folder}", f"its pages are {last}: {why}")
         for number, name in enumerate(names):
             page = _read(self.run, "_run", folder, name)
             if isinstance(page, Exception) or not set(LISTING.names) <= set(page.column_names):
@@ -245,7 +245,7 @@ class _Verifier:
             self.report.add(*self.part.finding(self.report.rows))
             return
         if summary is None:
-            self.report.add("not_finished", where, "there is no summary: the run has not come to its end")
+            self.report.add("not_finished", where, UNFINISHED)
             return
         if "rows" not in summary:
             summary = summary | {"rows": None}

@@ -25,7 +25,7 @@ def test_it_says_what_it_merged_and_what_is_left_to_do(out, large, capsys, monke
     assert stderr.splitlines()[0].endswith(" merging 4 files (0.0 MB) into 1")
     shown = {name: value.strip() for name, value in (line.split(maxsplit=1) for line in stdout.splitlines())}
     assert shown["rows"].startswith("13 of 4 small files, in 1 file (")
-    assert shown["merged"].startswith("4 units into 1 files in ")
+    assert shown["merged"].startswith("4 small files into 1 in ")
     assert shown["read"] == f"{large}/[a-z]*/*.parquet from now on"
     assert shown["next"] == f"wordsworth verify {large}; once it is clean, {out} can be deleted"
     assert run(["compact", str(out), "--output", str(large)]) == 0

@@ -107,7 +107,7 @@ def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(command, t
     code, _, errors = command(
         "convert", tmp_path / "small", "--output", tmp_path / "small" / "labels.txt", "--format", "timm"
     )
-    assert code == 2 and "labels.txt is there and is not what timm would write" in errors
+    assert code == 2 and "labels.txt is there and is not a folder, as timm would write it" in errors
     code, _, errors = command(
         "convert", tmp_path / "small", "--output", tmp_path / "small" / "model.safetensors", "--format", "hf"
     )

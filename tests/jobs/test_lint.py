@@ -110,7 +110,7 @@ def test_options_choose_the_images(shards, capsys):
         ("lint pipe:ls", 2, "cannot read pipe:ls"),
         ("lint", 2, "SOURCES"),
         ("lint {p} --storage-options x", 2, "no JSON"),
-        ("lint {p} --kepe json", 2, "Did you mean --keep?"),
+        ("lint {p} --kepe json", 2, "did you mean --keep?"),
     ],
 )
 def test_a_mistake_gets_one_line(shards, capsys, arguments, code, message):

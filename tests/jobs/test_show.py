@@ -103,7 +103,7 @@ def test_what_is_wrong_is_one_line(out, capsys, arguments, code, told):
 
 
 def test_rows_that_are_not_there_are_said(out, capsys, tmp_path):
-    assert shown(capsys, out, "--label", "yak") == ("", "no such rows\n")
+    assert shown(capsys, out, "--label", "yak") == ("", f"no row of {out} is asked for by: label yak\n")
     _, notes = shown(capsys, tmp_path, code=1)
     assert "holds no run" in notes
 

@@ -176,7 +176,7 @@ def test_what_the_commands_refuse_is_one_line(clip, tmp_path, wordsworth):
     base = [tmp_path / "a.png", "--output", tmp_path / "out", "--model", clip]
     assert "--classes" in refused("label", *base) and "wordsworth embed" in refused("label", *base)
     assert "do not depend on classes" in refused("embed", *base, "--classes", "a,b")
-    assert "Unknown option" in refused("finetune", *base, "--classes", "a,b")
+    assert "has no option --classes" in refused("finetune", *base, "--classes", "a,b")
     assert "leave --labels out" in refused("label", *base, "--classes", "a,b", "--labels", "x")
     assert "--prompt needs --classes" in refused("label", *base, "--prompt", "a {}")
     assert not (tmp_path / "out").exists()

@@ -161,7 +161,7 @@ def test_key_and_image_column_are_part_of_what_makes_two_commands_the_same_run(t
         not {"key", "image-column"}
         & json.loads((tmp_path / "plain" / "_run" / "plan.json").read_text())["asked"].keys()
     )
-    with pytest.raises(UserError, match="holds another run: image-column was None and is picture"):
+    with pytest.raises(UserError, match="holds another run: image-column was not given and is picture"):
         run(tmp_path / "plain", model, sources[0], image_column="picture")
 
 

@@ -155,7 +155,11 @@ def test_a_table_beside_shards_tells_of_them_and_is_a_source_only_alone_or_when_
     ("name", "options", "message"),
     [
         ("missing", {}, "nothing found at {root}/missing: no such file or folder"),
-        ("*.tar", {}, "nothing found at {root}/*.tar: no such file or folder, and no match as a glob"),
+        (
+            "*.tar",
+            {},
+            "nothing found at {root}/*.tar: no such file or folder, and no match as a glob",
+        ),
         (
             "empty",
             {},

@@ -146,7 +146,11 @@ def test_class_folders_with_images_beside_them_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing", "is not a folder"), ("a.jpg", "is not a folder"), ("papers", "no images")],
+    [
+        ("missing", "is not there: name a folder"),
+        ("a.jpg", "is a file: name a folder"),
+        ("papers", "no images"),
+    ],
 )
 def test_a_folder_without_images_is_one_line(tmp_path, name, message):
     fill(tmp_path, "a.jpg", "papers/a.pdf")

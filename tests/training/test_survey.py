@@ -63,7 +63,8 @@ def test_a_sample_without_a_class_is_refused_and_named(tmp_path, text):
     shown = repr(text.decode()) if text else "None"
     with pytest.raises(
         UserError,
-        match=rf"a.tar: sample d/bad has no class: --target cls gives {shown}, a number from 0 on or a name",
+        match=rf"a.tar: sample d/bad has no class: --target cls gives {shown}, a number from 0 on or a name "
+        r"is needed: --target folder gives 'd'",
     ):
         survey_shard(shard, READING, "cls")
 

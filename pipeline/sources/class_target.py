@@ -135,7 +135,8 @@ def no_class(
     if name and len(name) > MAX_SHOWN:
         given = f"{name[:20]!r}... of {len(name)} characters"
     if classes is None:
-        folder = sample.rpartition("/")[0].rpartition("/")[2]
+        key = sample.rpartition("sample ")[2]
+        folder = key.rpartition("/")[0].rpartition("/")[2]
         advice = f": --target folder gives {folder!r}" if where != "folder" and folder else ""
         return UserError(
             f"{sample} has no class: --target {where} gives {given}, a number from 0 on or a name is "

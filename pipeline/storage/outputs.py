@@ -1,10 +1,12 @@
 """Look whether an output on this disk can become a folder, before a command begins its work."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.storage.atomic import REFUSALS
 from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, open_filesystem
 
 
@@ -31,7 +33,10 @@ def refuse_no_folder(output: str, options: StorageOptions | None = None) -> None
     try:
         tempfile.TemporaryDirectory(dir=above).cleanup()
     except OSError as error:
-        why = (error.strerror or type(error).__name__).lower()
+        said = (error.strerror or type(error).__name__).lower()
+        problem, remedy = said, "choose another place"
+        if error.errno in REFUSALS and error.errno != errno.ENOENT:  # which is for buckets
+            problem, remedy = REFUSALS[error.errno]
         raise UserError(
-            f"--output {output}: no folder can be made in {above} ({why}): name another place", exit_code=2
+            f"--output {output}: no folder can be made in {above}: {problem}: {remedy}"
         ) from error

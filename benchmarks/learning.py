@@ -321,7 +321,7 @@ def pretraining(
 def pretrained_once(found: LearningSet, objective: str, output: Path) -> Checkpoint:
     """Return the encoder that an objective trained on all images of a set, as fine-tuning begins with it."""
     asked, recipe = PRETRAINING[found.name], RECIPES[found.name]
-    if not output.exists():
+    if not (output / "config.json").exists():  # if it was cut off, the training goes on
         recipe = replace(recipe, batch_size=asked.batch_size, crop_scale=asked.crop_scale)
         recipe = replace(recipe, epochs=epochs_of(found, asked.batch_size, STEPS[objective]))
         config = masked_config(found, objective)

@@ -116,7 +116,7 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path, small_m
 
 
 def test_a_run_says_how_what_was_foretold_turned_out(tmp_path, small_model, local_ray):
-    write_shards(tmp_path / "in", shards=2, images=4)
+    write_shards(tmp_path / "in", shards=4, images=2)
     model, source = load_model(str(small_model)), tmp_path / "in"
     measured = measure(request(source), model, "cpu", 0.1)
     told = {

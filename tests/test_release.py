@@ -87,6 +87,7 @@ def test_a_release_has_every_module_and_nothing_else_of_the_tree(release):
     expected = {f"wordsworth/{path.name}" for path in (ROOT / "wordsworth").glob("*.py")}
     for top in ("jobs", "pipeline", "vit_model"):
         expected |= {f"wordsworth/{path.relative_to(ROOT)}" for path in (ROOT / top).rglob("*.py")}
+    expected |= {f"wordsworth/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
     assert expected <= found and {"wordsworth/jobs/digits.npz", "wordsworth/jobs/digits.md"} <= found
     assert not [name for name in found if re.search(r"(^|/)(tests|benchmarks|__pycache__)/", name)]
     with tarfile.open(release.sdist) as archive:

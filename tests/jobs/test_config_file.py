@@ -88,6 +88,12 @@ def test_lists_and_tables_of_a_file_are_what_commas_and_json_are_on_the_command_
         assert given[name] == typed[name], name
 
 
+def test_a_comma_in_a_list_of_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text('model = "S/16"\nclasses = ["cat, black", "dog"]\n')
+    assert run(["label", "in/", "--config", str(tmp_path / "c.toml")]) == 2
+    assert "c.toml: classes: a comma parts two words here: give names" in capsys.readouterr().err
+
+
 def test_an_option_that_has_the_name_of_a_command_is_taken(tmp_path):
     (tmp_path / "c.toml").write_text('report = true\nmodel = "S/16"\n')
     assert values_of("label", tmp_path / "c.toml")["report"] is True

@@ -267,7 +267,7 @@ def test_overrides_change_the_preprocessing_and_so_the_fingerprint(folder, small
     found = load_model(str(folder), overrides={"crop_pct": 0.5, "exif": "ignore"})
     assert found.preprocessing == replace(PREPROCESSING, crop_pct=0.5, exif="ignore")
     assert found.fingerprint() != small.fingerprint()
-    assert "crop_pct is 2" in refused(str(folder), overrides={"crop_pct": 2})[0]
+    assert "--crop-pct is 2" in refused(str(folder), overrides={"crop_pct": 2})[0]
 
 
 def test_a_url_that_is_not_allowed_is_refused_wherever_it_stands(folder):

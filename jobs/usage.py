@@ -1,6 +1,7 @@
 """Say what is wrong with a command line, in one line: what, where, what to do instead."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -158,11 +159,19 @@ def _out_of_bounds(error: ValidationError) -> str:
 
 
 def _bounds(number: Number) -> str:
+    """Return the range of a number in words: from 1 on; from 0 to 1; above 0, below 1."""
+    if number.gte is not None and number.lte is not None:
+        return f"from {number.gte:g} to {number.lte:g}"
+    told = []
     if number.gte is not None:
-        return (
-            f"from {number.gte:g} to {number.lte:g}" if number.lte is not None else f"from {number.gte:g} on"
-        )
-    return f"above {number.gt:g}" + (f", at most {number.lte:g}" if number.lte is not None else "")
+        told.append(f"from {number.gte:g} on")
+    if number.gt is not None:
+        told.append(f"above {number.gt:g}")
+    if number.lte is not None:
+        told.append(f"at most {number.lte:g}")
+    if number.lt is not None:
+        told.append("finite" if math.isinf(number.lt) else f"below {number.lt}")
+    return ", ".join(told)
 
 
 def refuse_misread(tokens: list[str], arguments: ArgumentCollection) -> None:

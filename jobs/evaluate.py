@@ -111,7 +111,7 @@ def evaluate_sources(
                 "--limit takes the first images, which may be of few classes: --sample draws from all"
             )
         place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="wordsworth-evaluate-"))
-        progress.waiting("loading the program")
+        progress.waiting("loading PyTorch")
         from wordsworth.pipeline.labeling.evaluate import evaluate as run
         from wordsworth.pipeline.labeling.request import LabelRequest
 

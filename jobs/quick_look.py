@@ -47,7 +47,7 @@ def look(
     _refuse_options_of_a_run(part, run, asked)
     source.check(*sources, model.model, model.weights)
     errors = Terminal(stderr=True)
-    with errors.status("loading the program"):
+    with errors.status("loading PyTorch"):
         from wordsworth.pipeline.labeling.listing import refuse_missing_sources
         from wordsworth.pipeline.labeling.request import LabelRequest
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def test_a_mistake_gets_this_line(place, capsys, monkeypatch, mistake):
         monkeypatch.delenv(name)
     for name, value in {"AWS_EC2_METADATA_DISABLED": "true", **mistake.variables}.items():
         monkeypatch.setenv(name, value.replace("{p}", str(place)))
+    if "ray" in sys.modules:  # a Ray of other tests in this process would answer for the table's clusters
+        monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
     monkeypatch.chdir(place)
     names = sorted(path.name for path in place.iterdir())
     code, (*before, line) = told_by(mistake, place, capsys)

@@ -196,6 +196,7 @@ def load_model(
         model, device, precision: as for `label`.
         storage_options: of the stores of the model and of images.
         options: the other options of the group "Model" of `wordsworth label`, such as labels="names.txt".
+            A list of classes or prompts may hold texts with commas.
 
     Raises:
         UserError: the model cannot be found or read.
@@ -206,9 +207,11 @@ def load_model(
     from wordsworth.pipeline.labeling.loaded_model import LoadedModel
 
     storage = storage_options or {}
+    texts = {name: options.pop(name) for name in ("classes", "prompt") if isinstance(options.get(name), list)}
+    asked = dataclasses.replace(filled(ModelOptions, {"model": model, **options}), **texts)
     return LoadedModel(
         name=str(model),
-        checkpoint=filled(ModelOptions, {"model": model, **options}).load(_note, storage),
+        checkpoint=asked.load(_note, storage),
         precision=precision,
         device=device,
         storage_options=storage,

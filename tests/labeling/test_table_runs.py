@@ -154,7 +154,7 @@ def test_key_and_image_column_are_part_of_what_makes_two_commands_the_same_run(t
         (f"{n}.jpg", f"{n}.jpg") for n in range(9)
     ]
     assert verify(str(tmp_path / "out"), source=True).ok
-    with pytest.raises(UserError, match="holds another run: key was id and is None"):
+    with pytest.raises(UserError, match="holds another run: key was id and is not given"):
         run(tmp_path / "out", model, sources[0], image_column="picture", keep=("id",))
     run(tmp_path / "plain", model, sources[0])
     assert (

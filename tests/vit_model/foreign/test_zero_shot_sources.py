@@ -120,8 +120,8 @@ def test_from_python_classes_are_a_list(tmp_path):
     save_clip(tmp_path)
     found = wordsworth.load_model(tmp_path, classes=["cat, grey", "dog"], prompt=["a {}", "the {}"])
     assert found.labels == ("cat, grey", "dog")
-    assert found.extra["zero_shot"]["prompts"] == ["a {}", "the {}"]
-    assert "left_out" not in found.extra  # the tensors of the text tower made the head
+    assert found.checkpoint.extra["zero_shot"]["prompts"] == ["a {}", "the {}"]
+    assert "left_out" not in found.checkpoint.extra  # the tensors of the text tower made the head
 
 
 def test_what_cannot_go_with_classes_is_said(tmp_path):

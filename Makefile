@@ -1,6 +1,6 @@
 # make demo       the whole story on real handwriting, in a few minutes
 # make test       everything that needs no GPU and no network
-# make test-fast  the tests that need neither Ray nor a server, in less than 90 seconds
+# make test-fast  the tests that need neither Ray nor a server, in about two minutes
 # make test-long  the checks that take longer than the others together
 # make gpu-check  what a machine with one GPU does with the model and the labeler, in six minutes
 # make bench      labelling against what one would write instead (DATA=folder of photographs, MODEL=Ti/16)

@@ -12,6 +12,8 @@ from wordsworth.pipeline.errors import UserError
 
 Options = TypeVar("Options")
 
+NAMES = ("classes", "prompt")  # a list stays one: a class's name and a prompt may hold a comma
+
 
 def command_arguments(command: Callable[..., int], **options: Any) -> dict[str, Any]:
     """Return the arguments of a command: its groups of options are made from the options that they declare.
@@ -70,7 +72,8 @@ def _parts(hint: Any) -> Iterator[Any]:
 def _as_option(name: str, hint: Any, value: Any) -> Any:
     """Return the value of an option as the command line would give it.
 
-    Where the option is text, names are joined by commas. Where it is a list, a text is its only element.
+    Where the option is text, names are joined by commas, but for NAMES. Where it is a list, a text is its
+    only element.
     """
     _check(name, hint, value)
     parts = list(_parts(hint))
@@ -86,7 +89,7 @@ def _as_option(name: str, hint: Any, value: Any) -> Any:
     if isinstance(value, dict):
         return json.dumps(value)
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return list(map(str, value)) if name in NAMES else ",".join(map(str, value))
     return str(value)
 
 

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.errors import plural
 
 SHOWN = 20  # findings that are printed
 
@@ -44,11 +45,14 @@ def verify(
         console.print(f"... and {len(report.findings) - SHOWN} more (--json lists all)")
     for note in report.notes():
         console.say(f"note: {note}")
-    recount = "" if report.recounted is None else f", {report.recounted:,} samples counted in the source"
+    recount = ""
+    if report.recounted is not None:
+        recount = f", {plural(report.recounted, 'sample')} counted in the source"
     errors = f" ({sum(report.errors.values()):,} with an error)" if report.errors else ""
     verdict = "[green]exact[/]" if report.ok else "[red]NOT exact[/]"
     if report.is_exact_so_far:
         verdict = "[yellow]exact so far[/]"
-    found = f"{report.rows:,} rows{errors} in {report.files:,} files of {report.shards:,} shards"
+    place = f"{plural(report.files, 'file')} of {plural(report.shards, 'shard')}"
+    found = f"{plural(report.rows, 'row')}{errors} in {place}"
     console.print(f"{verdict}: {found}{recount}")
     return 0 if report.ok else 1

@@ -112,3 +112,12 @@ def _error_of_constructor(error: BaseException) -> UserError | None:
         return None
     messages = CONSTRUCTOR_ERROR.findall(str(error))
     return UserError(messages[-1]) if messages else None
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return a count and its noun: 1 row, 2 rows.
+
+    Args:
+        nouns: the noun for another number than one; without it an s is added.
+    """
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"

@@ -116,6 +116,12 @@ def test_a_text_in_place_of_a_list_is_its_only_element(command, option, given):
     assert found == ["train"]
 
 
+def test_classes_and_prompts_with_commas_stay_whole():
+    prompts = ["a photo of a {}, small", "a drawing of a {}"]
+    asked = command_arguments(label, output="out", model="m", classes=["salt, coarse", "cat"], prompt=prompts)
+    assert asked["model"].classes == ["salt, coarse", "cat"] and asked["model"].prompt == prompts
+
+
 def test_a_text_in_place_of_numbers_is_refused():
     with pytest.raises(TypeError, match=r"^mean takes numbers, such as \(0.5, 0.5, 0.5\), and not the text"):
         command_arguments(label, output="out", model="m", mean="0.5")

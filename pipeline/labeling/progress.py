@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
 from wordsworth.pipeline.labeling.pace import RunFigures
 from wordsworth.pipeline.output.committed import CommittedUnits
@@ -263,7 +263,8 @@ def _open_shards_message(faults: list[ShardFault]) -> str:
     first_step = f"{advice}, then " if advice else ""
     drop = "; --update --drop-missing drops from the run what cannot be had" if codes & set(LOSSES) else ""
     return (
-        f"{len(faults)} shards could not be read to their end, first {first.shard}: {first.fault}{told}. "
+        f"{plural(len(faults), 'shard')} could not be read to the end, "
+        f"first {first.shard}: {first.fault}{told}. "
         f"What is done is kept: {first_step}run the same command again, which reads only these{drop}"
     )
 

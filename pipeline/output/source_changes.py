@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.output import frozen_listing
 from wordsworth.pipeline.output.frozen_listing import FrozenListing, PageMetadata
 from wordsworth.pipeline.sources.finder import PAGE, Finder
@@ -284,7 +284,8 @@ def _pages_of(revisions: Iterable[Revision]) -> Iterator[tuple[list[Revision], b
 def change_notes(found: SourceChanges, updating: bool) -> Iterator[str]:
     """Yield what the user should know of a source that changed since the run was planned."""
     if found.mended and not found.replace_changed:
-        yield f"{found.mended} links or names that led nowhere lead to files now: --retry-errors labels them"
+        mended = plural(found.mended, "link or name", "links or names")
+        yield f"{mended} that led nowhere before: --retry-errors labels what is there now"
     first = f"first {without_credentials(found.first_gone)}" if found.first_gone else ""
     if updating:
         changed = f", {len(found.changed)} changed" if found.changed else ""
@@ -293,11 +294,13 @@ def change_notes(found: SourceChanges, updating: bool) -> Iterator[str]:
         gone = f", {found.gone} gone, {first}" if found.gone else ""
         if found.gone:
             gone += ": dropped" if found.drops else " (--drop-missing drops those)"
-        yield f"update: {found.new} new shards or images{changed}{gone}"
+        new = plural(found.new, "new shard or image", "new shards or images")
+        yield f"update: {new}{changed}{gone}"
         return
     if found.new:
-        new = f"{found.new} shards or images are new since this run was planned"
-        yield f"{new} and are not part of it: --update labels them"
+        new = plural(found.new, "shard or image is", "shards or images are")
+        yield f"{new} new since this run was planned and not part of it: --update labels what is new"
     if found.gone:
-        gone = f"{found.gone} shards or images of this run are gone from the source, {first}"
-        yield f"{gone}: --update --drop-missing drops them, with their rows"
+        gone = plural(found.gone, "shard or image of this run is", "shards or images of this run are")
+        drops = "--update --drop-missing drops what is gone, with its rows"
+        yield f"{gone} gone from the source, {first}: {drops}"

@@ -1,6 +1,6 @@
 """Say the figures of a comparison in words, for the terminal and for the page."""
 
-from wordsworth.pipeline.errors import without_secrets
+from wordsworth.pipeline.errors import plural, without_secrets
 from wordsworth.pipeline.report.difference import (
     ComparedRun,
     Difference,
@@ -8,7 +8,7 @@ from wordsworth.pipeline.report.difference import (
     SideAccuracy,
     TruthDifference,
 )
-from wordsworth.pipeline.report.html import percent, plural
+from wordsworth.pipeline.report.html import percent
 from wordsworth.pipeline.report.provenance import Facts
 
 NO_LABELS = "a run has none: the embeddings alone are compared"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from wordsworth.pipeline.errors import shown, without_secrets
+from wordsworth.pipeline.errors import plural, shown, without_secrets
 from wordsworth.pipeline.report.album import Album
 from wordsworth.pipeline.report.calibration import Calibrated, bin_rows, counts_chart, reliability_chart
 from wordsworth.pipeline.report.charts import bar
@@ -18,7 +18,7 @@ from wordsworth.pipeline.report.diff_facts import (
     truth_facts,
 )
 from wordsworth.pipeline.report.difference import Difference, Drift, Flip, PairExample, TruthDifference
-from wordsworth.pipeline.report.html import percent, plural, render, short_name
+from wordsworth.pipeline.report.html import percent, render, short_name
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.storage.atomic import overwrite
 from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.report.album import Album
 from wordsworth.pipeline.report.charts import scatter
 from wordsworth.pipeline.report.duplicates import ALIKE, find_duplicates
 from wordsworth.pipeline.report.embedding_map import projections
-from wordsworth.pipeline.report.html import plural, short_name
+from wordsworth.pipeline.report.html import short_name
 from wordsworth.pipeline.report.label_sections import Context, class_name, shown_images
 from wordsworth.pipeline.report.statistics import RunStatistics
 

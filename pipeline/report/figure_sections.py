@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.output.records import JsonObject, Summary
 from wordsworth.pipeline.report.album import Album
 from wordsworth.pipeline.report.charts import areas, histogram, line
-from wordsworth.pipeline.report.html import bytes_of, duration, number, percent, plural
+from wordsworth.pipeline.report.html import bytes_of, duration, number, percent
 from wordsworth.pipeline.report.label_sections import Context
 from wordsworth.pipeline.report.provenance import Facts
 from wordsworth.pipeline.report.statistics import ASPECT_EDGES, BYTE_EDGES, SIDE_EDGES, SizeTally

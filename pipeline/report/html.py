@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from wordsworth.pipeline.errors import shown
+from wordsworth.pipeline.errors import plural, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_NAME = 160  # characters of a name from data, at most
@@ -92,11 +92,6 @@ def duration(seconds: float | None) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count and its noun: 1 row, 2 rows."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @cache

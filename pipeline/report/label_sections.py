@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.report.album import Album, Picture
 from wordsworth.pipeline.report.charts import histogram
-from wordsworth.pipeline.report.html import number, percent, plural, short_name
+from wordsworth.pipeline.report.html import number, percent, short_name
 from wordsworth.pipeline.report.selection import Selection
 from wordsworth.pipeline.report.statistics import SCORE_BINS, RunStatistics
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from wordsworth.pipeline.errors import shown, without_secrets
+from wordsworth.pipeline.errors import plural, shown, without_secrets
 from wordsworth.pipeline.report.album import Album
 from wordsworth.pipeline.report.charts import bar
 from wordsworth.pipeline.report.embedding_sections import EmbeddingSections
 from wordsworth.pipeline.report.figure_sections import size_section, speed_section
-from wordsworth.pipeline.report.html import bytes_of, duration, number, percent, plural, render
+from wordsworth.pipeline.report.html import bytes_of, duration, number, percent, render
 from wordsworth.pipeline.report.label_sections import (
     PER_SHELF,
     UNSURE,

@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.output.pair_counts import PairCounts, pair_numbers, split_pairs
-from wordsworth.pipeline.report.html import plural
 from wordsworth.pipeline.report.rows import RunRows
 from wordsworth.pipeline.report.selection import GroupNumbers
 from wordsworth.pipeline.report.truth_classes import NONE, RunClasses, TruthClasses, resolve

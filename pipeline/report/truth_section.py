@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.report.album import Album
 from wordsworth.pipeline.report.calibration import Calibrated, bin_rows, counts_chart, reliability_chart
-from wordsworth.pipeline.report.html import percent, plural, short_name
+from wordsworth.pipeline.report.html import percent, short_name
 from wordsworth.pipeline.report.label_sections import Shown, class_name
 from wordsworth.pipeline.report.provenance import Facts
 from wordsworth.pipeline.report.truth_tally import NUM_PAIRS, Accuracy, TruthTally

@@ -18,7 +18,7 @@ def blocks(_: pa.Table, count: int):
 
 
 def slow(table: pa.Table) -> pa.Table:
-    time.sleep(0.01)
+    time.sleep(0.1)  # so that blocks wait for it on a busy machine too
     return table
 
 

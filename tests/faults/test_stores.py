@@ -124,8 +124,8 @@ def test_one_layer_tries_again_and_a_store_that_stays_away_is_one_error(ceph):
         began = time.monotonic()
         with pytest.raises(StoreFailure, match=r"get_object of .*object fails: SlowDown: .*tries in \d s"):
             with_retries(lambda: object_bytes(fs, path), patience_s=2)
-        assert 2 <= time.monotonic() - began < 6
-        assert 4 <= proxy.requests["GET"] <= 25, "s3fs, botocore and our own tries would be 125"
+        assert 2 <= time.monotonic() - began < 15
+        assert 2 <= proxy.requests["GET"] <= 25, "s3fs, botocore and our own tries would be 125"
 
 
 def test_a_file_system_of_the_users_own_settings_keeps_them(ceph):

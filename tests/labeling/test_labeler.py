@@ -182,7 +182,7 @@ def test_a_shard_that_the_store_does_not_give_stays_open_and_fails_the_run(tmp_p
         return page
 
     monkeypatch.setattr(FirstPage, "of", with_one_more)
-    with pytest.raises(UserError, match=r"1 shards could not be read to their end, first .*gone\.tar"):
+    with pytest.raises(UserError, match=r"1 shard could not be read to the end, first .*gone\.tar"):
         run(tmp_path, model, tmp_path / "shards")
     assert len(rows(tmp_path)) == 8, "the other shards go on"
     assert not (tmp_path / "out" / "_run" / "summary.json").exists(), (

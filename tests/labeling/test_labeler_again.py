@@ -46,7 +46,7 @@ def test_new_shards_are_noted_and_a_replaced_shard_is_refused(tmp_path, model):
     run(tmp_path, model, tmp_path / "shards")
     write_tar(tmp_path / "shards" / "part-777.tar", {"n.jpg": photo(1)})
     summary, watcher = run(tmp_path, model, tmp_path / "shards")
-    assert summary.rows == 8 and any("1 shards or images are new" in note for note in watcher.notes)
+    assert summary.rows == 8 and any("1 shard or image is new" in note for note in watcher.notes)
     write_tar(tmp_path / "shards" / "part-000.tar", {"other.jpg": photo(2)})
     with pytest.raises(UserError, match=r"shard_changed: .*part-000\.tar was replaced since"):
         run(tmp_path, model, tmp_path / "shards")
@@ -79,9 +79,9 @@ def test_update_labels_only_what_is_new_and_replace_changed_what_is_another(tmp_
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()}
     write_tar(tmp_path / "shards" / "new.tar", {"new.jpg": photo(99)})
     summary, watcher = run(tmp_path, model, tmp_path / "shards")
-    assert summary.rows == 8 and any("--update labels them" in note for note in watcher.notes)
+    assert summary.rows == 8 and any("--update labels what is new" in note for note in watcher.notes)
     summary, watcher = run(tmp_path, model, tmp_path / "shards", update=True)
-    assert summary.rows == 9 and watcher.notes[0] == "update: 1 new shards or images"
+    assert summary.rows == 9 and watcher.notes[0] == "update: 1 new shard or image"
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()}
     assert before.items() <= after.items() and len(after) == 3, "what was labelled is left alone"
     assert verify(str(tmp_path / "out"), source=True).ok
@@ -113,7 +113,7 @@ def test_what_vanished_after_the_plan_holds_up_nothing_and_is_dropped_when_asked
     monkeypatch.undo()
     (tmp_path / "shards" / "part-001.tar").unlink()
     (loose / "4.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 shards .* first .*part-001\.tar: not_found: .*--drop-missing"):
+    with pytest.raises(UserError, match=r"1 shard .* first .*part-001\.tar: not_found: .*--drop-missing"):
         run(tmp_path, model, *given)
     errors = {row["key"]: row["error"] for row in rows(tmp_path) if row["error"]}
     assert errors == {"2b.jpg": "not_found", "4.jpg": "not_found"} and len(rows(tmp_path)) == 8 + 6

@@ -20,6 +20,7 @@ import pytest
 from tests.faults.servers import BUCKET, moto, served
 from tests.support.builders import photo, write_tar
 from wordsworth.jobs.cli import run
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.ray, pytest.mark.server]
@@ -124,8 +125,8 @@ class Store:
         assert done.exit_code == 0, done.stdout + done.stderr
         errors = sum(summary["errors"].values())
         failed = f" ({errors} with an error)" if errors else ""
-        said = f"exact: {summary['rows']} rows{failed} in {summary['files']} files of "
-        said += f"{summary['shards']} shards, "
+        files, shards = plural(summary["files"], "file"), plural(summary["shards"], "shard")
+        said = f"exact: {plural(summary['rows'], 'row')}{failed} in {files} of {shards}, "
         assert done.stdout.startswith(said), done.stdout
 
 

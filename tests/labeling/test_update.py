@@ -106,7 +106,7 @@ def test_a_shard_that_is_gone_is_noted_and_dropped_with_its_rows_only_when_asked
         run = run_of(out, tars)
         updating(run)
         (note,) = run.progress.notes
-        assert "1 gone" in note or "1 shards or images of this run are gone" in note
+        assert "1 gone" in note or "1 shard or image of this run is gone" in note
         assert f"{tars}/1.tar" in note and "--drop-missing" in note
     assert contents(out) == before and not opened(out)
     assert [finding.detail for finding in verify(str(out), source=True).findings] == ["it is gone"]
@@ -235,7 +235,7 @@ def test_a_link_that_was_mended_is_noted_and_is_no_other_input(tmp_path, images)
     run = run_of(out, images)
     compare_with_source(run)
     assert run.progress.notes == [
-        "1 links or names that led nowhere lead to files now: --retry-errors labels them"
+        "1 link or name that led nowhere before: --retry-errors labels what is there now"
     ]
     os.remove(images / "link.jpg")
     os.symlink(tmp_path / "target.jpg", images / "link.jpg")
@@ -256,7 +256,7 @@ def test_the_message_names_the_open_shards_and_advises_what_can_help():
 
     passing = said(("a.tar", "OSError: 503"))
     assert passing == (
-        "1 shards could not be read to their end, first a.tar: OSError: 503. "
+        "1 shard could not be read to the end, first a.tar: OSError: 503. "
         "What is done is kept: run the same command again, which reads only these"
     )
     lost = said(

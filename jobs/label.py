@@ -240,7 +240,7 @@ def _speed(summary: "Summary") -> dict[str, str]:
     work = {name: summary.stage_seconds.get(stage) for stage, name in WORK.items()}
     told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in work.items() if seconds)
     if told:
-        rows["work"] = f"of all commands, by one worker: {told}"
+        rows["worker time"] = f"of all commands together: {told}"
     return rows | {"last command": spent}
 
 

@@ -145,12 +145,13 @@ class LiveDisplay:
             if not self.is_shown:
                 continue
             with Progress(*columns, console=self.console, transient=True) as bar:
-                task = bar.add_task("", total=1.0, percent="")
+                task = bar.add_task("", total=None, percent="")
                 while self.is_shown:
                     share = self.share
                     percent = "" if share is None else f"{int(100 * share)}%"
                     told = self.line_beside_bar(self.console.width - BAR_COLUMNS)
-                    bar.update(task, completed=share or 0.0, description=told, percent=percent)
+                    total = None if share is None else 1.0  # None: the bar swings to and fro
+                    bar.update(task, total=total, completed=share or 0.0, description=told, percent=percent)
                     if self._stop.wait(FRAME_S):
                         return
 

@@ -1,6 +1,7 @@
 """Show a person how a labelling or a compaction goes, on stderr."""
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
@@ -18,8 +19,15 @@ class RunProgress(LiveDisplay):
         super().__init__()
         self.verb = verb
         self.figures: RunFigures | None = None
+        self.ends_by: float | None = None  # when a run that is told to end will have ended
 
     # ---- what the labeler calls ----
+
+    def note(self, message: str, **fields: Any) -> None:
+        """Print a line that the user should know. Of a run that is told to end it begins the countdown."""
+        if fields.get("event") == "ending":
+            self.ends_by = time.monotonic() + fields["seconds"]
+        super().note(message, **fields)
 
     def waiting(self, what: str) -> None:
         """Show what is waited for, until the first image is worked on."""
@@ -91,6 +99,9 @@ class RunProgress(LiveDisplay):
         if not figures.predicted and not figures.written:
             decoded = "1 image" if figures.decoded == 1 else f"{figures.decoded:,} images"
             return f"{decoded} decoded, the model starts"
+        if self.ends_by is not None:
+            left = duration(max(0.0, self.ends_by - time.monotonic()))
+            return f"{figures.images:,} images, finishing files under way, {left} at most"
         parts = [f"{figures.images:,} images"]
         if with_start and figures.start_seconds is not None:
             parts.append(f"start {duration(figures.start_seconds)}")
@@ -99,7 +110,9 @@ class RunProgress(LiveDisplay):
             parts.append(f"{then}{rate(figures.images_per_second)}")
         if with_errors:
             parts.append(f"{sum(figures.errors.values()):,} errors")
-        if figures.images_per_second is not None and figures.seconds_left is not None:
+        if figures.share is None:
+            parts.append("still listing")
+        elif figures.images_per_second is not None and figures.seconds_left is not None:
             parts.append(f"{duration(figures.seconds_left)} left")
         return ", ".join(parts)
 

@@ -73,13 +73,13 @@ class EndingSignals:
 class Grace(EndingSignals):
     """End a run that is told to end: nothing more is begun, and units in flight are finished."""
 
-    def __init__(self, seconds: float, stages: Collection[str], note: Callable[[str], None]):
+    def __init__(self, seconds: float, stages: Collection[str], note: Callable[..., None]):
         """Keep the arguments.
 
         Args:
             seconds: in which units in flight are finished.
             stages: names of the stages that begin nothing more, of which the last runs the model.
-            note: gets what the user should know.
+            note: gets what the user should know; of the end also the event and the seconds, as a log has it.
         """
         super().__init__(seconds)
         self.stages = stages
@@ -106,7 +106,9 @@ class Grace(EndingSignals):
             files = "the file" if num_units == 1 else f"the {num_units} files"
             self.note(
                 f"told to end: finishes {files} under way, for {self.seconds:g} s at most "
-                "(--grace); a second signal ends at once"
+                "(--grace); Ctrl-C again ends at once",
+                event="ending",
+                seconds=self.deadline - time.monotonic(),
             )
 
     def finish(self) -> None:
@@ -120,7 +122,7 @@ class Grace(EndingSignals):
 
 
 @contextlib.contextmanager
-def grace(seconds: float, stages: Collection[str], note: Callable[[str], None]) -> Iterator[Grace]:
+def grace(seconds: float, stages: Collection[str], note: Callable[..., None]) -> Iterator[Grace]:
     """Give a block a Grace whose `check` ends the block. The arguments are those of Grace."""
     made = Grace(seconds, stages, note)
     made.take_signals()

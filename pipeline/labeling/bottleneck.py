@@ -12,6 +12,7 @@ from wordsworth.pipeline.unit import STAGES
 BUSY_SHARE = 0.85  # share of the time: a model that is busy for longer holds the run back
 MIN_UNITS_PER_ACTOR = 3  # units of each actor before anything is said
 MIN_UNITS = 3  # units before a steady rate is told
+MIN_RATE_SECONDS = 5.0  # seconds between the first and the last receipt before a steady rate is told
 MIN_SECONDS = 20.0  # seconds between the first and the last receipt before anything is said
 MIN_SHARE = (
     0.01  # share of the time that the model is taken to be busy at least, where something is divided by it
@@ -77,8 +78,8 @@ class BottleneckFinder:
 
     @property
     def images_per_second(self) -> float | None:
-        """Return images/s from the first receipt on; None for few units."""
-        if self.num_units < MIN_UNITS or self.seconds <= 0:
+        """Return images/s from the first receipt on; None for few units or seconds."""
+        if self.num_units < MIN_UNITS or self.seconds < MIN_RATE_SECONDS:
             return None
         return round(self.num_images / self.seconds, 1)
 

@@ -226,7 +226,7 @@ def _label_rest(run: LabelRun, model: ModelSetup) -> Summary:
     _remove_remains(run)
     totals = ListingTotals(run.frozen, run.folder.committed())
     totals.refresh(every_s=0)
-    listed = run.frozen.complete
+    listed = totals.is_complete
     counter = ReceiptCounter(run.progress, began=run.request.began)
     receipts = _receipts_of_rest(run, model, totals, counter, listed)
     run.progress.planned(
@@ -239,8 +239,7 @@ def _label_rest(run: LabelRun, model: ModelSetup) -> Summary:
     if listed:
         note_passed_over(run.frozen, run.progress)
     refused = RefusedImages(run)
-    watch = _watch(run)
-    watch.pace.total = totals.bytes_total
+    watch = _watch(run, totals)
     watch.pace.base = totals.bytes_done
     watch.pace.rows_left = counter.rows_left
     with watch, contextlib.closing(receipts):
@@ -248,9 +247,6 @@ def _label_rest(run: LabelRun, model: ModelSetup) -> Summary:
             counter.add(receipt)
             watch.receipt(receipt)
             refused.look(receipt)
-            if totals.refresh():
-                watch.pace.total = totals.bytes_total
-                run.progress.listed(shards=totals.shards, bytes_total=totals.bytes_total)
     counter.store_retries = dict(watch.stores.tries)
     if not listed and run.frozen.complete:
         note_passed_over(run.frozen, run.progress)
@@ -314,10 +310,10 @@ def _label_failed(run: LabelRun, model: ModelSetup) -> Summary:
     return _finish(run, counter)
 
 
-def _watch(run: LabelRun) -> RunWatch:
+def _watch(run: LabelRun, totals: ListingTotals | None = None) -> RunWatch:
     """Return what follows the run; a local Ray has nobody who would ask for metrics."""
     metrics = None if is_local() else RunMetrics(without_credentials(run.folder.uri), run.request.command)
-    watch = RunWatch(run.progress, metrics, run.plan.resolved.batch_size)
+    watch = RunWatch(run.progress, metrics, run.plan.resolved.batch_size, totals)
     watch.pace.command_began = run.request.began
     return watch
 

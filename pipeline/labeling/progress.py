@@ -92,6 +92,7 @@ class ListingTotals:
         shards_done: shards that were complete when the command began.
         bytes_total: bytes of all shards.
         bytes_done: bytes of the complete shards.
+        is_complete: whether the listing has ended, as far as is known.
     """
 
     frozen: FrozenListing
@@ -100,20 +101,30 @@ class ListingTotals:
     shards_done: int = 0
     bytes_total: int = 0
     bytes_done: int = 0
+    is_complete: bool = False
     _num_pages: int = 0
     _refreshed_at: float = 0.0
 
+    @property
+    def known_bytes(self) -> int:
+        """Return the bytes of all shards; 0 while the listing goes on and nobody knows."""
+        return self.bytes_total if self.is_complete else 0
+
     def refresh(self, every_s: float = REFRESH_S) -> bool:
-        """Add the pages that are new, and return whether there are any; at most once in `every_s` seconds."""
-        if time.monotonic() - self._refreshed_at < every_s:
+        """Add the pages that are new, at most once in `every_s` seconds, and return whether that is news.
+
+        After the end of the listing this asks nothing more.
+        """
+        if self.is_complete or time.monotonic() - self._refreshed_at < every_s:
             return False
         self._refreshed_at = time.monotonic()
+        self.is_complete = self.frozen.complete  # before the pages are read, so that none can be missed
         files = self.frozen.files()
         first_new = self._num_pages
         new_pages = files[first_new:]
         self._num_pages = len(files)
         if not new_pages:
-            return False
+            return self.is_complete
         replaced_in = self.frozen.replaced_in()
         for number, path in enumerate(new_pages, first_new):
             self._add(drop_shards(self.frozen.read(path), number, replaced_in))

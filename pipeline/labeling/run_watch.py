@@ -13,7 +13,7 @@ from wordsworth.pipeline.cluster.signs import find_signs, look_every_s, remove_s
 from wordsworth.pipeline.cluster.store_watch import StoreWatch
 from wordsworth.pipeline.errors import ClusterGone
 from wordsworth.pipeline.labeling.pace import Pace, RunFigures
-from wordsworth.pipeline.labeling.progress import Progress
+from wordsworth.pipeline.labeling.progress import ListingTotals, Progress
 from wordsworth.pipeline.output.records import Receipt
 from wordsworth.pipeline.unit import GpuCall
 
@@ -31,18 +31,26 @@ class RunWatch:
         stores: which stores do not answer.
     """
 
-    def __init__(self, progress: Progress, metrics: RunMetrics | None = None, batch_size: int = 0):
+    def __init__(
+        self,
+        progress: Progress,
+        metrics: RunMetrics | None = None,
+        batch_size: int = 0,
+        totals: ListingTotals | None = None,
+    ):
         """Keep the arguments.
 
         Args:
             progress: shows the user how the run goes.
             metrics: of the run; None records nothing.
             batch_size: images in one forward pass, as the plan has it.
+            totals: the listing of the run, which may go on; None where its size is of no use.
         """
         self.progress = progress
         self.metrics = metrics
         self.batch_size = batch_size
-        self.pace = Pace()
+        self.totals = totals
+        self.pace = Pace(total=totals.known_bytes if totals else 0)
         self.stores = StoreWatch(progress.note)
         self._busy: deque[tuple[float, float]] = deque()  # (time, seconds of predict so far)
         self._restarting = 0
@@ -89,6 +97,8 @@ class RunWatch:
                 looked = now
                 with contextlib.suppress(Exception):  # a cluster that is short of breath answers later
                     self._look()
+            with contextlib.suppress(Exception):  # a store that is away gives the pages later
+                self._follow_listing()
             stages: list[StageFigures] = []
             with contextlib.suppress(Exception):  # an execution that ends takes its stages apart meanwhile
                 stages = ExecutorProbe.figures()
@@ -100,6 +110,11 @@ class RunWatch:
             if self.metrics and now - measured >= METRICS_EVERY_S:
                 measured = now
                 self._measure(self.metrics, figures, stages)
+
+    def _follow_listing(self) -> None:
+        if self.totals and self.totals.refresh():
+            self.pace.total = self.totals.known_bytes
+            self.progress.listed(shards=self.totals.shards, bytes_total=self.totals.bytes_total)
 
     def _look(self) -> None:
         signs = find_signs()

@@ -132,7 +132,7 @@ def in_flight(monkeypatch):
 @contextlib.contextmanager
 def interrupted(seconds: float, notes: list[str]):
     """Give a Grace that was told to end by one Ctrl-C."""
-    with grace(seconds, ("Predictor",), notes.append) as ending:
+    with grace(seconds, ("Predictor",), lambda message, **_: notes.append(message)) as ending:
         ending.check()
         os.kill(os.getpid(), signal.SIGINT)
         yield ending

@@ -79,6 +79,17 @@ def test_the_line_beside_the_bar_fits_80_columns_and_is_never_cut(monkeypatch, f
     assert all("\u2501" in line for line in lines if told in line), "with its bar"
 
 
+def test_a_run_that_is_told_to_end_says_how_long_that_takes_in_place_of_the_time_left(monkeypatch):
+    monkeypatch.setattr(live, "BAR_AFTER_S", 0.01)
+    progress = RunProgress("labelling")
+    progress.console = screen()
+    with progress:
+        progress.working(FIGURES)
+        progress.note("told to end", event="ending", seconds=30.4)
+        shown_until(lambda: "1,234 images, finishing files" in progress.console.file.getvalue())
+    assert "30 s at most" in lines_of(progress.console)[-1]
+
+
 def test_what_is_waited_for_has_its_seconds_and_fits_with_a_long_name_of_a_model(monkeypatch):
     monkeypatch.setattr(live, "BAR_AFTER_S", 0.01)
     progress = RunProgress("labelling")
@@ -132,7 +143,7 @@ def test_a_finished_run_shows_its_own_figures_and_the_last_command_by_that_name(
     told = ended(replace(SUMMARY, last_command=last), capsys, tmp_path)
     assert "speed" not in told, "of 7 images it would be no speed of the run"
     assert told["rows"] == "3,000 from 8 shards" and told["errors"] == "2 truncated"
-    assert told["work"] == "of all commands, by one worker: decoding 12 s, the model 1 min 9 s"
+    assert told["worker time"] == "of all commands together: decoding 12 s, the model 1 min 9 s"
     assert told["last command"] == "start 12 s, then 133 images/s (7 images in 9 s)"
 
 

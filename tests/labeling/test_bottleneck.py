@@ -64,6 +64,7 @@ def test_of_a_few_units_nothing_is_said(units):
 
 def test_of_a_few_seconds_nothing_is_said():
     assert after(units=100, every=0.1, decode=0.2, predict=0.01).advice() is None
+    assert after(units=100, every=0.04, decode=0.2, predict=0.01).images_per_second is None
 
 
 def test_receipts_of_a_retry_that_know_no_seconds_count_as_none():

@@ -115,3 +115,30 @@ def test_a_cluster_that_is_gone_is_asked_nothing_more(cluster):
     with pytest.raises(ClusterGone), RunWatch(Watcher()):
         raise ClusterGone("the head is gone")
     assert cluster["removed"] == 0
+
+
+class GoingOn:
+    """A listing: `shards` of a million bytes each, and whether it has ended."""
+
+    shards = bytes_total = 0
+    is_complete = False
+
+    @property
+    def known_bytes(self) -> int:
+        return self.bytes_total if self.is_complete else 0
+
+    def refresh(self) -> bool:
+        self.bytes_total = 1_000_000 * self.shards
+        return True
+
+
+def test_a_share_is_told_when_the_listing_has_ended_and_not_before(cluster):
+    watcher, totals = Watcher(), GoingOn()
+    totals.shards = 1
+    with RunWatch(watcher, totals=totals) as watch:
+        watch.receipt(receipt(0))
+        until(lambda: watcher.figures and watcher.figures[-1].written == 500)
+        assert watcher.figures[-1].share is None and watcher.figures[-1].seconds_left is None
+        totals.shards, totals.is_complete = 100, True
+        until(lambda: watcher.plan.get("shards") == 100 and watcher.figures[-1].share is not None)
+    assert 0 < watcher.figures[-1].share < 1

@@ -69,23 +69,24 @@ def convert(
     if os.path.realpath(output) == os.path.realpath(model):
         raise UserError(f"--output {output} is the model itself: name another folder or file", exit_code=2)
     storage = stores.storage
-    from wordsworth.pipeline.prediction.load_model import load_model
-    from wordsworth.vit_model.checkpoint import own_model
-    from wordsworth.vit_model.config import ModelError
-
     console = Terminal(stderr=True)
-    checkpoint = load_model(
-        model,
-        weights=weights,
-        weights_key=weights_key,
-        labels=labels,
-        head=head,
-        classes=classes,
-        prompt=prompt,
-        allow_random_weights=allow_random_weights,
-        note=console.say,
-        storage_options=storage,
-    )
+    with console.status("loading the model"):
+        from wordsworth.pipeline.prediction.load_model import load_model
+        from wordsworth.vit_model.checkpoint import own_model
+        from wordsworth.vit_model.config import ModelError
+
+        checkpoint = load_model(
+            model,
+            weights=weights,
+            weights_key=weights_key,
+            labels=labels,
+            head=head,
+            classes=classes,
+            prompt=prompt,
+            allow_random_weights=allow_random_weights,
+            note=console.say,
+            storage_options=storage,
+        )
     if image_size is not None:
         try:
             checkpoint = own_model(checkpoint, "--image-size").resized(image_size)

@@ -50,14 +50,17 @@ def explain(
     storage.check(*images, model.model, model.weights, output=output, is_new=True)
     found_images = find_images(images, storage.storage)
     console = Terminal(stderr=True)
-    checkpoint = model.load(console.say, storage.storage)
-    from wordsworth.pipeline.report.explanation import ExplainSettings
-    from wordsworth.pipeline.report.explanation import explain as run
-    from wordsworth.pipeline.report.write_figures import write_explanation
+    with console.status("loading the model") as status:
+        checkpoint = model.load(console.say, storage.storage)
+        from wordsworth.pipeline.report.explanation import ExplainSettings
+        from wordsworth.pipeline.report.explanation import explain as run
+        from wordsworth.pipeline.report.write_figures import write_explanation
 
-    settings = ExplainSettings(model=model.model, layer=layer, precision=precision, device=device)
-    found = run(checkpoint, found_images, settings)
-    files = write_explanation(found, output, storage.storage)
+        status.update("running the model on the images")
+        settings = ExplainSettings(model=model.model, layer=layer, precision=precision, device=device)
+        found = run(checkpoint, found_images, settings)
+        status.update("drawing the figures")
+        files = write_explanation(found, output, storage.storage)
     if json_:
         print(json.dumps(_told(found, files), indent=1))
         return 0

@@ -37,7 +37,8 @@ def pack(
     from wordsworth.pipeline.sources.passed_over import ListingRules
 
     rules = ListingRules(include_hidden=include_hidden, follow_links=follow_links)
-    packed = run(folder, output, shard_size, seed, rules, stores.storage)
+    with Terminal(stderr=True).status("packing"):
+        packed = run(folder, output, shard_size, seed, rules, stores.storage)
     console = Terminal()
     classes = f" of {len(packed.classes)} classes" if packed.classes else ""
     ignored = f"; {packed.ignored} other files ignored" if packed.ignored else ""

@@ -138,11 +138,12 @@ def parse(words: Sequence[str]) -> None:
 
 
 def with_config(given: list[str]) -> list[str]:
-    """Return the words without --config FILE, and let the command line have the options of the file."""
+    """Return the words without --config FILE or RECIPE, and let the command line have its options."""
     if "--config" not in given:
         return given
     at = given.index("--config")
-    cli.app.config = config_reader(ROOT / given[at + 1])
+    named = ROOT / given[at + 1]
+    cli.app.config = config_reader(named if named.exists() else ROOT / "recipes" / f"{named.name}.toml")
     return given[:at] + given[at + 2 :]
 
 

@@ -21,6 +21,7 @@ COMPILE := $(VENV)/bin/uv pip compile --universal --python-version 3.11 --genera
            --quiet
 # --strict: a version about which the database could not be asked is a failure too.
 AUDIT  := build/audit/bin/pip-audit --strict --vulnerability-service osv --disable-pip --require-hashes --progress-spinner off
+QUIET  := $(shell test -t 2 || echo --quiet)#  on a terminal it shows how far it is
 OTHER  := $(WHEELS)$(filter command,$(origin PYTHON))#  a machine without .venv and without a network: a folder of wheels
 
 .DEFAULT_GOAL := help
@@ -35,10 +36,10 @@ setup: $(READY)
 $(READY): pyproject.toml requirements.lock requirements-setup.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
-	@echo "Creating $(VENV) from requirements.lock (several GB the first time: PyTorch brings its CUDA libraries) ..."
+	@echo "Creating $(VENV) from requirements.lock (several GB and some minutes the first time: PyTorch with its CUDA libraries) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(LOCKED) -r requirements-setup.lock
-	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(LOCKED) -r requirements.lock
+	@$(VENV)/bin/uv pip install $(QUIET) --compile-bytecode --python $(VENV)/bin/python $(LOCKED) -r requirements.lock
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 

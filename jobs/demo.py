@@ -15,7 +15,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from wordsworth.jobs.terminal import Terminal
+from wordsworth.jobs.terminal import Terminal, data_text
 from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.storage.outputs import refuse_no_folder
@@ -118,15 +118,17 @@ def _show(console: Terminal, output: Path, seconds: float) -> float:
         "training": f"{output}/model/report.html: every epoch, with the held-out images",
         "model": f"{output}/model",
     }.items():
-        table.add_row(name, value)
+        table.add_row(name, data_text(value))
     console.print()
     console.print(first)
     console.print()
     console.print(table)
     console.print(
         f"""
-next: wordsworth show {output}/labels --label 8 --output eights.png   # a sheet of images with that label
-      wordsworth label YOUR_IMAGES --model timm:vit_base_patch16_224  # a look at your own, and with
-      --output OUT the rows of all of them"""
+next:
+  wordsworth show {output}/labels --label 8 --output eights.png
+  wordsworth label YOUR_IMAGES --model timm:vit_base_patch16_224
+The first draws a sheet of images with that label. The second looks at your own
+images, with weights from the hub; with --output OUT it writes a row for each."""
     )
     return accuracy

@@ -200,7 +200,7 @@ def _headlines(
     if statistics.has_labels:
         labels = statistics.labels
         top = labels.names[int(labels.counts.argmax())] if len(labels.counts) else ""
-        figures.append(("labels", f"{len(labels.counts):,}", f"most: {top[:40]}" if top else "none"))
+        figures.append(("labels", f"{len(labels.counts):,}", f"most frequent: {top[:40]}" if top else "none"))
     if accuracy:
         figures.append(truth_headline(accuracy))
     if statistics.num_scored:
@@ -213,7 +213,8 @@ def _headlines(
         figures.append(("embeddings", f"{statistics.num_embedded:,}", f"of {length:,} numbers"))
     share = percent(statistics.num_errors / max(1, statistics.num_rows))
     figures.append(("errors", f"{statistics.num_errors:,}", f"{share} of the rows"))
-    figures.append(("read", bytes_of(timeline.bytes_read), f"{bytes_of(timeline.bytes_written)} of Parquet"))
+    written = f"{bytes_of(timeline.bytes_written)} written as Parquet"
+    figures.append(("read", bytes_of(timeline.bytes_read), written))
     if timeline.elapsed_s:
         rate = number(timeline.images / timeline.elapsed_s)
         figures.append(("images a second", rate, f"{duration(timeline.elapsed_s)} in all"))

@@ -17,6 +17,8 @@ from wordsworth.jobs.terminal import Terminal, data_text
 from wordsworth.pipeline.cluster.joining import reach
 from wordsworth.pipeline.errors import UserError
 
+DOING = {"test": "labelling the images", "train": "labelling the images of --train"}  # by the name of a run
+
 
 def evaluate(
     sources: Sources,
@@ -65,7 +67,7 @@ def evaluate(
         precision=precision,
         device=device,
         cluster=cluster,
-        progress_of=lambda name: RunProgress(f"labelling {name}:"),
+        progress_of=lambda name: RunProgress(f"{DOING.get(name, name)}:"),
     )
     if json_:
         print(json.dumps(found, indent=1))
@@ -129,6 +131,7 @@ def evaluate_sources(
         progress.waiting("loading the model")
         checkpoint = model.load(progress.note, source.storage)
         chosen = tuple(int(part) for part in shots.split(","))
+        progress.waiting("counting what is right")
         return run(request, checkpoint, target, progress_of, tuple(train or ()), chosen)
 
 

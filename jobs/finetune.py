@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
 from wordsworth.jobs.cluster_options import WorkersOptions
-from wordsworth.jobs.live import LiveDisplay
+from wordsworth.jobs.live import LiveDisplay, first_wait
 from wordsworth.jobs.options import Flag, ModelOptions, SourceOptions, Sources, WeightsOptions
 from wordsworth.jobs.train_options import (
     NOT_ASKED,
@@ -36,14 +36,18 @@ if TYPE_CHECKING:
 class FinetuneOptions(RecipeOptions):
     """Fine-tune as the paper does (B.1.1): SGD with momentum, no weight decay, cosine decay."""
 
+    default_batch: ClassVar[int] = 512
+
     epochs: Count = 8
-    batch_size: Count = 512
-    "Images in one step, over all workers."
+    "How often the model sees every image."
+    batch_size: Count | None = None
+    "Images in one step, over all workers: 512, if not given, or fewer where there are fewer images."
     optimizer: Literal["adamw", "sgd"] = "sgd"
     "sgd has a momentum of 0.9."
     lr: Positive = 0.01
     "The peak of the learning rate: the paper tries 0.001 to 0.03."
     weight_decay: NotNegative = 0.0
+    "Of AdamW and SGD, for matrices alone."
     warmup: NotNegative = 0.05
     "The share of the steps in which the learning rate rises; from 1 on, their number."
     freeze: Annotated[bool, Flag] = field(default=False, metadata=NOT_ASKED)
@@ -98,6 +102,7 @@ def finetune(
         cluster=cluster,
     )
     with LiveDisplay() as display:
+        display.wait_for(first_wait([*sources, *(data.val or ()), output]))
         reach(cluster.request, display.note)
         source.check(*sources, *(data.val or ()), model.model, model.weights, output=output, is_new=True)
         display.wait_for("loading the model")

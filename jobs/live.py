@@ -6,6 +6,7 @@ What is waited for, with its seconds, until there are figures; then the figures.
 import contextlib
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -24,6 +25,12 @@ TROUBLE_AFTER_S = 6.0  # seconds that this process waits for a store before the 
 TROUBLE_EVERY_S = 10.0  # seconds between two lines on one store
 
 STORES = "asking the stores"  # what every command does first
+ON_DISK = "looking at the images"  # likewise, where all places are on this disk
+
+
+def first_wait(places: Iterable[str]) -> str:
+    """Return what a command does first with the places that it reads and writes."""
+    return STORES if any("://" in place for place in places) else ON_DISK
 
 
 class LiveDisplay:
@@ -57,6 +64,8 @@ class LiveDisplay:
         self._stop.set()
         self._thread.join()
         LiveDisplay.open.remove(self)
+        for outer in LiveDisplay.open[-1:]:  # its seconds are those in which it is shown
+            outer.since = time.monotonic()
         if self.file:
             self.console.file = None  # type: ignore[assignment]  # rich's own default: what sys.stderr is
             self.file.close()

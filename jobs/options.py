@@ -67,7 +67,9 @@ def _three_numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     return red, green, blue
 
 
-Channels = Annotated[tuple[float, float, float], Parameter(n_tokens=1, converter=_three_numbers)]
+Channels = Annotated[
+    tuple[float, float, float], Parameter(n_tokens=1, metavar="R,G,B", converter=_three_numbers)
+]
 
 
 def check_page_name(output: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter, validators
 
 from wordsworth.jobs.cluster_options import WorkersOptions
-from wordsworth.jobs.live import LiveDisplay
+from wordsworth.jobs.live import LiveDisplay, first_wait
 from wordsworth.jobs.options import SourceOptions, Sources
 from wordsworth.jobs.train_options import (
     DATA,
@@ -41,11 +41,15 @@ class ArchitectureOptions:
     variant: str | None = None
     "Such as S/16; or leave it out and give --width, --depth, --heads and --patch-size."
     width: int | None = None
+    "Length of the vector that stands for each patch, such as 384."
     depth: int | None = None
+    "Number of Transformer blocks, such as 12."
     heads: int | None = None
+    "Attention heads of a block, such as 6; --width is a multiple of it."
     mlp_ratio: float | None = None
     "The MLP's width as a multiple of --width: 4, if not given."
     patch_size: int | None = None
+    "Pixels a side of a patch, such as 16; --image-size is a multiple of it."
     image_size: int = 224
     "Pixels a side."
     position: Literal["learned-1d", "learned-2d", "sincos-2d", "sincos-2d-mae", "none"] | None = None
@@ -89,9 +93,11 @@ class DecoderOptions:
     """Choose the size of MAE's decoder, which the model folder does not keep."""
 
     decoder_width: int = 512
-    "Of the decoder of --objective mae."
+    "Width of the decoder of --objective mae."
     decoder_depth: int = 8
+    "Its number of blocks."
     decoder_heads: int = 16
+    "Its attention heads."
 
 
 def pretrain(
@@ -101,7 +107,7 @@ def pretrain(
     output: ModelFolder,
     objective: Annotated[
         Literal["supervised", "masked-patch", "mae"],
-        Parameter(help="The latter two need no classes; their model has no head."),
+        Parameter(help="supervised learns classes; masked-patch and mae need none and make no head."),
     ] = "supervised",
     architecture: ArchitectureOptions | None = None,
     data: DataOptions | None = None,
@@ -116,6 +122,7 @@ def pretrain(
     run = run or RunOptions()
     cluster = cluster or WorkersOptions()
     with LiveDisplay() as display:
+        display.wait_for(first_wait([*sources, *((data and data.val) or ()), output]))
         reach(cluster.request, display.note)
         request = pretrain_request(
             sources,

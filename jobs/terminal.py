@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import IO, Any, ClassVar, Literal
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.markup import escape
 from rich.text import Text
 
@@ -132,6 +133,8 @@ def own_stderr() -> IO[str] | None:
     """
     stream = sys.__stderr__
     shown_on = sys.stderr.stream if isinstance(sys.stderr, _JsonLines) else sys.stderr
+    if isinstance(shown_on, FileProxy):  # while another display has a bar, rich stands before stderr
+        shown_on = shown_on.rich_proxied_file
     if stream is None or shown_on is not stream:
         return None
     with contextlib.suppress(OSError, ValueError):

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Group, Parameter, validators
 
@@ -12,7 +12,7 @@ from wordsworth.jobs.cluster_options import WorkersOptions
 from wordsworth.jobs.options import Flag, SourceOptions
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.jobs.train_progress import TrainProgress
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.training.news import EpochNews, Means, quality
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ class DataOptions:
 class RecipeOptions:
     """Say how the model is trained. --config FILE gives any of it: recipes/ has some."""
 
+    default_batch: ClassVar[int] = 256
+
     epochs: Count = 90
-    batch_size: Count = 256
-    "Images in one step, over all workers."
+    "How often the model sees every image."
+    batch_size: Count | None = None
+    "Images in one step, over all workers: 256, if not given, or fewer where there are fewer images."
     accumulate: Count = 1
     "Parts in which a worker computes its share of a batch."
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -73,6 +76,7 @@ class RecipeOptions:
     lr: Positive = 1e-3
     "The peak of the learning rate."
     weight_decay: NotNegative = 0.1
+    "Of AdamW and SGD, for matrices alone."
     beta2: BelowOne = 0.999
     "Of AdamW."
     warmup: NotNegative = 0.1
@@ -86,10 +90,13 @@ class RecipeOptions:
     ema: BelowOne = 0.0
     "Average the weights: the share that a step keeps, such as 0.9999. The average is tried and saved."
     dropout: BelowOne = 0.0
+    "The share of the activations that is left out in training."
     drop_path: BelowOne = 0.0
     "The share of the last block's branches that is left out; it grows over the depth."
     label_smoothing: BelowOne = field(default=0.0, metadata=NEEDS_CLASSES)
+    "The share of a target that is spread over all classes."
     loss: Literal["softmax", "sigmoid"] = field(default="softmax", metadata=NEEDS_CLASSES)
+    "softmax for one class an image; sigmoid takes each class for itself."
     class_weights: str = field(default="none", metadata=NEEDS_CLASSES)
     """Weights of the classes in the loss: none for all the same, balanced for each as much as any other, or
     FILE with a line CLASS,WEIGHT for each class."""
@@ -116,6 +123,7 @@ class RecipeOptions:
     patience: Natural = 0
     "Stop after so many epochs that are no better on --val than the best one; 0 to make all epochs."
     seed: Seed = 0
+    "Decides all that is random: the first weights, the order of the images, their crops."
 
     def asked(self) -> dict[str, Any]:
         """Return the recipe as fields of a TrainRequest.
@@ -140,6 +148,8 @@ class RecipeOptions:
                 continue
             part = parts.get(option.metadata.get("part", ""), asked)
             part[option.metadata.get("name", option.name)] = getattr(self, option.name)
+        asked["batch_size"] = self.batch_size or self.default_batch
+        asked["is_batch_asked"] = self.batch_size is not None
         asked["augmentation"] = Augmentation(**parts["augmentation"])
         asked["mixing"] = Mixing(**parts["mixing"])
         return asked
@@ -181,6 +191,7 @@ class RunOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     "auto is bf16 on CUDA and on CPUs that have it."
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    "auto takes the GPUs that Ray has."
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     "fsdp divides the weights among the workers; auto does so from a billion parameters on."
     activation_checkpointing: Annotated[bool, Flag] = False
@@ -188,7 +199,7 @@ class RunOptions:
     compile: Annotated[bool, Flag] = False
     "torch.compile, block by block."
     save_every: Natural = 1000
-    "Steps between checkpoints within an epoch; one follows an epoch too, ten seconds after another."
+    "Write a checkpoint every N steps within an epoch; 0 for none. One is written after an epoch too."
     keep: Count = 2
     "Checkpoints that are kept, the last ones."
     json: Annotated[bool, Flag] = field(default=False, metadata=NOT_ASKED)
@@ -285,7 +296,7 @@ def run_training(request: "TrainRequest", as_json: bool) -> int:
     if as_json:
         print(json.dumps(last.to_json(), indent=1))
         return 0
-    facts = {"model": request.output} | _summary(last)
+    facts = {"model": request.output} | _summary(last) | _left_out(last)
     if can_draw():
         facts["curves"] = f"{request.output}/curves.png"
     command = "label" if request.classified else "embed"
@@ -306,6 +317,20 @@ def _summary(last: EpochNews) -> dict[str, str]:
     if last.probe:
         facts["probe"] = f"linear {last.probe.linear:.4f}, k-NN {last.probe.knn:.4f}"
     return facts
+
+
+def _left_out(last: EpochNews) -> dict[str, str]:
+    """Return how many images could not be decoded; nothing where all could."""
+    facts = {}
+    if last.errors:
+        facts["left out"] = _undecoded(last.errors)
+    if last.validation and last.validation.errors:
+        facts["left out of --val"] = _undecoded(last.validation.errors)
+    return facts
+
+
+def _undecoded(count: int) -> str:
+    return f"{plural(count, 'image')} that could not be decoded: wordsworth label says which and why"
 
 
 def _quality(means: Means) -> str:

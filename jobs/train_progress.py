@@ -5,6 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 from wordsworth.jobs.live import LINE_EVERY, LiveDisplay, duration
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.training.news import (
     BeginNews,
     DataNews,
@@ -126,6 +127,7 @@ class TrainProgress(LiveDisplay):
         self.epochs = epochs
         self.doing = "starting"
         self.steps = 0  # of the whole training; 0 before the workers start
+        self.samples = 0
         self.val_samples = 0
         self.forecast = Forecast(0)
         self.shown: tuple[float, list[Part]] | None = None  # the share that is done, and figures of the bar
@@ -185,6 +187,7 @@ class TrainProgress(LiveDisplay):
             self.console.say(f"{news.what} ...", event="wait")
 
     def _show_data(self, news: DataNews) -> None:
+        self.samples = news.samples
         self.val_samples = news.val_samples
         classes = f" of {news.classes:,} classes" if news.classes else ""
         tried = f", tried on {news.val_samples:,}" if news.val_samples else ""
@@ -195,8 +198,12 @@ class TrainProgress(LiveDisplay):
         is_first = not self.steps
         if is_first:
             workers = "1 worker" if news.workers == 1 else f"{news.workers} workers"
-            batch = f"batches of {news.batch:,}: {news.images:,} images an epoch"
-            self._say(f"{workers} on {news.device.upper()}, {batch}", news)
+            batches = plural(news.images // news.batch, "batch", "batches")
+            rest = ""
+            if self.samples > news.images:
+                left = self.samples - news.images
+                rest = f"; {plural(left, 'image')} {'waits' if left == 1 else 'wait'} for another epoch"
+            self._say(f"{workers} on {news.device.upper()}, {batches} of {news.batch:,} an epoch{rest}", news)
         if news.step or not is_first:
             where = f" from step {news.step:,} (epoch {news.epoch + 1})" if news.step else ""
             workers = "worker goes" if news.workers == 1 else "workers go"
@@ -245,7 +252,7 @@ class TrainProgress(LiveDisplay):
         if news.probe:
             parts.append(Part(_probe(news.probe)))
         if news.errors:
-            parts.append(Part(f"{news.errors:,} images could not be decoded"))
+            parts.append(Part(f"{plural(news.errors, 'image')} could not be decoded"))
         if not self.console.is_terminal:
             self._say(_joined(parts), news)
             return

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.labeling.class_watch import ClassWatch
 from wordsworth.pipeline.labeling.head_columns import head_columns
 from wordsworth.pipeline.labeling.labeler import label
+from wordsworth.pipeline.labeling.listing import list_settings, with_expanded_sources
 from wordsworth.pipeline.labeling.plan import own_columns
 from wordsworth.pipeline.labeling.probes import EmbeddingProbes
 from wordsworth.pipeline.labeling.progress import Progress
@@ -24,10 +26,12 @@ from wordsworth.pipeline.output.accuracy import AccuracyCounter
 from wordsworth.pipeline.output.run_folder import RunFolder
 from wordsworth.pipeline.sources.kept_columns import output_name, renamed
 from wordsworth.pipeline.sources.model_target import NO_CLASS, ModelTarget, model_target
+from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.vit_model.checkpoint import BaseCheckpoint
 from wordsworth.vit_model.few_shot import SHOTS
 
 KEPT_TARGET = "target"  # column of the classes, where that in the source is called like one of the rows' own
+FIRST_PAGES = 4  # pages of loose images whose folders are looked at before Ray starts
 TOP_K = 5  # best classes among which the right one is looked for
 
 MakeProgress = Callable[[str], AbstractContextManager[Progress]]  # "train" or "test" -> a display
@@ -72,12 +76,15 @@ def evaluate(
     embedding = "float32" if train else None
     request = replace(request, top_k=min(TOP_K, num_classes), embedding=embedding)
     request, target = _with_target(request, target, own_columns(request, head_columns(request, checkpoint)))
+    if where == "folder":
+        _refuse_unknown_folders(request, target)
     runs = _EvaluationRuns(request=request, checkpoint=checkpoint, make_progress=make_progress)
     sets = {"train": train, "test": request.sources} if train else {"test": request.sources}
     # One session for both runs.
     with make_progress("the session") as progress:
         progress.waiting("starting or joining Ray")
         with ray_session(request.cluster, progress.note):
+            progress.waiting("labelling the images")
             for name, sources in sets.items():
                 runs.label(name, sources, target)
             progress.waiting("ending Ray")
@@ -91,6 +98,22 @@ def evaluate(
         figures |= probes.figures()
         figures["train_classes"] = target.describe(names["train"])
     return figures
+
+
+def _refuse_unknown_folders(request: LabelRequest, target: ModelTarget) -> None:
+    """Look at the folders of the first loose images: that takes less than to start Ray.
+
+    Where the output holds a run, its listing is frozen, and a source may be gone.
+
+    Raises:
+        UserError: a folder is none of the model's classes, or a source cannot be listed.
+    """
+    if RunFolder(f"{request.output.rstrip('/')}/test", request.storage_options).plan():
+        return
+    for shard in islice(list_settings(with_expanded_sources(request)).finder().shards(), FIRST_PAGES):
+        keys = [shard.place_in_rows(member)[1] for member in shard.members]
+        samples = pa.table({"key": keys, "sidecars": pa.nulls(len(keys))})
+        target.of_samples(samples, without_credentials(shard.uri))
 
 
 def _with_target(
@@ -168,7 +191,7 @@ class _EvaluationRuns:
         num_images = met.total()
         of_set = "of --train" if name == "train" else "of the source"
         if not num_images:
-            raise UserError(f"no image {of_set} could be decoded: wordsworth lint says why")
+            raise UserError(f"no image {of_set} could be decoded: wordsworth label says why")
         if met[None] == num_images:
             raise UserError(
                 f"none of the {num_images:,} images {of_set} has a class: --target {target.where} gives none "

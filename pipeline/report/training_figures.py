@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from wordsworth.pipeline.report.figure_frame import framed
+from wordsworth.pipeline.training.last_values import write_last_values
 
 COLOURS = {
     "training": "#2a6f97",
@@ -44,14 +45,7 @@ def curves_figure(curves: list[Curve], title: str, note: str = "") -> bytes:
                 marker = "o" if len(points) <= MOST_DOTS else None
                 epochs, heights = zip(*points, strict=True)
                 axis.plot(epochs, heights, color=COLOURS[name], marker=marker, markersize=3, label=name)
-                axis.annotate(
-                    f"{heights[-1]:.3g}",
-                    points[-1],
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=COLOURS[name],
-                )
+            write_last_values(axis, curve.lines, ".3g", COLOURS)
             axis.set_title(curve.name, loc="left")
             axis.set_xlabel("epoch")
             axis.margins(x=0.12)

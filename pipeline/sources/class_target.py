@@ -13,6 +13,7 @@ import pyarrow as pa
 from wordsworth.pipeline.errors import UserError
 
 MAX_SHOWN = 300  # characters of a name in a message; of a longer one stand the first 20
+NAMED_LABELS = 3  # labels that a message names
 MAX_DIGITS = 18  # digits of a number that may count a class; a longer one is none
 
 
@@ -82,10 +83,21 @@ class Target:
                 number_of[name] = self.number(name)
             number = number_of[name]
             if number is None:
-                alike = (self.labels or ()).count(name or "")
-                raise no_class(describe(row), self.where, name, self.classes, alike)
+                raise self._not_known(describe(row), name)
             numbers.append(number)
         return np.array(numbers, np.int64)
+
+    def _not_known(self, sample: str, name: str | None) -> UserError:
+        labels = self.labels or ()
+        alike = labels.count(name or "")
+        why = f", which is the name of {alike} labels" if alike > 1 else ""
+        known = ", ".join(_shown_name(label) for label in labels[:NAMED_LABELS])
+        if known:
+            known = f"; its classes are {known}{', ...' if len(labels) > NAMED_LABELS else ''}"
+        return UserError(
+            f"{sample} has no class of this model's {self.classes}: --target {self.where} gives "
+            f"{_shown_name(name)}{why}{known}: wordsworth finetune makes a model for classes of your own"
+        )
 
 
 def target_sidecars(where: str) -> tuple[str, ...]:
@@ -119,31 +131,27 @@ def class_name(where: str, text: str | None, sample: str) -> str:
     return name
 
 
-def no_class(
-    sample: str, where: str, name: str | None, classes: int | None = None, alike: int = 0
-) -> UserError:
-    """Return the error for a sample without a class.
+def no_class(sample: str, where: str, name: str | None) -> UserError:
+    """Return the error for a sample without a class, where the classes are not known yet.
 
     Args:
         sample: shard and key
         where: as in `Target`
         name: what stands there
-        classes: number of classes, None where they are not known yet
-        alike: labels of the name
     """
-    given = repr(name)
+    key = sample.rpartition("sample ")[2]
+    folder = key.rpartition("/")[0].rpartition("/")[2]
+    advice = f": --target folder gives {folder!r}" if where != "folder" and folder else ""
+    return UserError(
+        f"{sample} has no class: --target {where} gives {_shown_name(name)}, a number from 0 on or a name is "
+        f"needed{advice}"
+    )
+
+
+def _shown_name(name: str | None) -> str:
     if name and len(name) > MAX_SHOWN:
-        given = f"{name[:20]!r}... of {len(name)} characters"
-    if classes is None:
-        key = sample.rpartition("sample ")[2]
-        folder = key.rpartition("/")[0].rpartition("/")[2]
-        advice = f": --target folder gives {folder!r}" if where != "folder" and folder else ""
-        return UserError(
-            f"{sample} has no class: --target {where} gives {given}, a number from 0 on or a name is "
-            f"needed{advice}"
-        )
-    why = f", which is the name of {alike} labels" if alike > 1 else ""
-    return UserError(f"{sample} has no class of this model's {classes}: --target {where} gives {given}{why}")
+        return f"{name[:20]!r}... of {len(name)} characters"
+    return repr(name)
 
 
 def name_in(where: str, text: str | None) -> str | None:

@@ -7,7 +7,7 @@ therefore continues with the batch that was due, and reads at most two groups of
 import math
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from queue import Empty, Queue
 from typing import NamedTuple, TypeVar
 
@@ -18,12 +18,13 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.storage.filesystem import without_credentials
+from wordsworth.pipeline.storage.filesystem import join, without_credentials
 from wordsworth.pipeline.unit import Unit
 
 GROUP_ROWS = 8192  # samples that are shuffled among themselves, at most
 GROUP_BYTES = 512 << 20  # bytes of their patches, at most
 BATCHES_AHEAD = 4  # batches that wait for the model
+MOST_NAMED = 3  # samples that could not be decoded, and that a message names
 STALL_S = 1800.0  # seconds without a batch after which a training gives up
 
 Item = TypeVar("Item")
@@ -61,6 +62,26 @@ class ShardCursor:
     def next_group(self, begin: Place, carried: int) -> "ShardCursor":
         """Return the cursor of the group that begins where this group ends."""
         return replace(self, group=self.group + 1, before=self.at, at=begin, carried=carried, drawn=0)
+
+
+@dataclass
+class ErrorTally:
+    """Count the samples that an epoch has met and that could not be decoded, and name the first ones.
+
+    The tally is complete when the iterator of the batches has ended. A cursor knows nothing of its own group.
+
+    Attributes:
+        count: number of samples.
+        first: shard, key and error of the first ones.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, lost: list[str]) -> None:
+        """Add samples by shard, key and error."""
+        self.count += len(lost)
+        self.first += lost[: MOST_NAMED - len(self.first)]
 
 
 class Batch(NamedTuple):
@@ -125,7 +146,12 @@ def decoded(unit: Unit, decode: DecodeSettings, target: Target | None) -> tuple[
 
 
 def epoch_batches(
-    units: Iterator[Unit], num_shards: int, num_batches: int, settings: BatchSettings, cursor: ShardCursor
+    units: Iterator[Unit],
+    num_shards: int,
+    num_batches: int,
+    settings: BatchSettings,
+    cursor: ShardCursor,
+    errors: ErrorTally,
 ) -> Iterator[Batch]:
     """Yield shuffled batches of what is left of an epoch.
 
@@ -139,11 +165,13 @@ def epoch_batches(
         num_batches: batches to yield.
         settings: how batches are cut.
         cursor: where the epoch begins or continues.
+        errors: gets the epoch's samples that could not be decoded.
 
     Raises:
         UserError: an epoch gives no batch, or has more errors than the settings allow.
     """
     reader = _GroupReader(units, num_shards, settings)
+    errors.count = cursor.errors
     left_over = reader.left_over(cursor)
     num_drawn = 0
     last: _ShuffledGroup | None = None
@@ -152,8 +180,9 @@ def epoch_batches(
         shuffled = _ShuffledGroup(
             left_over + _shuffled(group, cursor.group, settings), cursor, settings.batch_size
         )
-        cursor = replace(cursor, rows=cursor.rows + group.rows, errors=cursor.errors + group.errors)
-        _check_errors(cursor, settings)
+        errors.add(group.lost)
+        cursor = replace(cursor, rows=cursor.rows + group.rows, errors=errors.count)
+        _check_errors(cursor, settings, errors)
         if shuffled.num_batches:
             last = shuffled
         end = min(shuffled.num_batches, shuffled.cursor.drawn + num_batches - num_drawn)
@@ -162,21 +191,21 @@ def epoch_batches(
             num_drawn += 1
         left_over = shuffled.left_over()
         cursor = cursor.next_group(group.end, len(left_over))
-    reader.skip_rest(cursor.at)
+    errors.add(reader.skip_rest(cursor.at))
     if num_drawn == num_batches:
         return
     if last is None:
-        raise UserError("fewer images than one batch could be decoded: wordsworth lint and label say why")
+        raise UserError("fewer images than one batch could be decoded: wordsworth label says why")
     first = max(last.num_batches, last.cursor.drawn)
     for number in range(first, first + num_batches - num_drawn):
         yield last.batch(number)
 
 
-def _check_errors(cursor: ShardCursor, settings: BatchSettings) -> None:
+def _check_errors(cursor: ShardCursor, settings: BatchSettings, errors: ErrorTally) -> None:
     if cursor.errors > settings.max_errors:
         raise UserError(
             f"{cursor.errors:,} of {cursor.rows:,} images could not be decoded, more than --max-error-rate "
-            "allows: wordsworth lint and label say which and why"
+            f"allows, such as {', '.join(errors.first)}: wordsworth label says which and why"
         )
 
 
@@ -188,13 +217,13 @@ class _Group:
         samples: those that could be decoded.
         end: place where the next group begins.
         rows: number of all samples.
-        errors: samples that could not be decoded.
+        lost: those that could not be decoded, by shard, key and error.
     """
 
     samples: list[_Sample]
     end: Place
     rows: int
-    errors: int
+    lost: list[str]
 
 
 class _GroupReader:
@@ -217,6 +246,7 @@ class _GroupReader:
         samples: list[_Sample] = []
         turn, number = begin
         rows = 0
+        lost: list[str] = []
         while rows < self.settings.group_rows and turn < self.num_shards:
             unit = next(self.units)
             if unit.number != number:
@@ -225,19 +255,38 @@ class _GroupReader:
             # A copy, so that Ray's store has room for the units that come next.
             samples.extend(zip(patches.copy(), classes.tolist(), strict=True))
             rows += len(unit.samples)
+            lost += _lost(unit)
             if unit.last:
                 turn += 1
                 number = 0
             else:
                 number += 1
-        return _Group(samples, (turn, number), rows, rows - len(samples))
+        return _Group(samples, (turn, number), rows, lost)
 
-    def skip_rest(self, begin: Place) -> None:
-        """Skip the units that are left of the epoch: the next epoch follows in the same stream."""
+    def skip_rest(self, begin: Place) -> list[str]:
+        """Skip the units that are left of the epoch, and return their samples that could not be decoded.
+
+        The next epoch follows in the same stream.
+        """
         turn = begin[0]
+        lost: list[str] = []
         while turn < self.num_shards:
-            if next(self.units).last:
+            unit = next(self.units)
+            lost += _lost(unit)
+            if unit.last:
                 turn += 1
+        return lost
+
+
+def _lost(unit: Unit) -> list[str]:
+    """Return the samples of a unit that could not be decoded, by shard, key and error."""
+    samples = unit.samples.filter(pc.is_valid(unit.samples["error"]))
+    keys = samples["key"].to_pylist()
+    shard = without_credentials(unit.shard_uri)
+    return [
+        f"{join(shard, key or '')} ({error})"
+        for key, error in zip(keys, samples["error"].to_pylist(), strict=True)
+    ]
 
 
 def _shuffled(group: _Group, number: int, settings: BatchSettings) -> list[_Sample]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from wordsworth.pipeline.storage.filesystem import StorageOptions, is_local, open_filesystem
 from wordsworth.pipeline.storage.streams import with_retries
+from wordsworth.pipeline.training.last_values import write_last_values
 from wordsworth.pipeline.training.news import (
     BeginNews,
     EpochNews,
@@ -154,6 +155,7 @@ def draw_curves(epochs: list[EpochNews], before: list[ProbeNews], path: Path) ->
         for label, points in lines.items():
             if points:
                 _draw_line(axis, points, label)
+        write_last_values(axis, lines, ".3f", {})
         axis.set(xlabel="epoch", ylabel=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
@@ -167,4 +169,3 @@ def _draw_line(axis: Any, points: list[tuple[int, float]], label: str) -> None:
     epochs, values = zip(*points, strict=True)
     marker = "o" if len(points) < 30 else None
     axis.plot(epochs, values, marker=marker, markersize=3, label=label)
-    axis.annotate(f"{values[-1]:.3f}", points[-1], xytext=(4, 0), textcoords="offset points", fontsize=8)

@@ -55,6 +55,20 @@ def place_when_there(request: TrainRequest, data: Survey, note: Callable[[str], 
     return wait_for_room(plan, request.cluster, note)
 
 
+def with_fitting_batch(request: TrainRequest, data: Survey) -> tuple[TrainRequest, str | None]:
+    """Return the request with batches that the data has images for, and a note where they became smaller.
+
+    A size that the user asked for stays. The number of images alone decides a smaller one, so a training
+    continues with the same. An epoch then has two steps or more, also where some images cannot be decoded.
+    """
+    default = request.batch_size
+    if request.is_batch_asked or data.total >= default:
+        return request, None
+    batch = 1 << max(0, (data.total // 2).bit_length() - 1)
+    note = f"--batch-size {batch}: the default of {default} is more than there are images ({data.total:,})"
+    return replace(request, batch_size=batch), note
+
+
 def place(request: TrainRequest, data: Survey, available: dict[str, float]) -> Placement:
     """Return the device and the workers of a training.
 

@@ -66,7 +66,7 @@ class Prober:
         embeddings, is_there = self._embeddings(self._batches(units, batch_size))
         held_out = self.images.held_out
         if not (is_there & held_out).any() or not (is_there & ~held_out).any():
-            raise UserError("too few images of --probe could be decoded: wordsworth lint says why")
+            raise UserError("too few images of --probe could be decoded: wordsworth label says why")
         if not embeddings.isfinite().all():
             raise UserError(
                 f"an embedding of --probe {NOT_A_NUMBER}; the last good checkpoint is kept: "

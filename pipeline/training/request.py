@@ -67,6 +67,7 @@ class TrainRequest:
         probe_every: epochs from one probe to the next.
         target: where a class stands, as in `class_target.Target.where`.
         batch_size: images in one step, over all workers.
+        is_batch_asked: whether the user asked for that size; a default one becomes smaller where it must.
         accumulate: parts in which a worker computes its share of a batch.
         lr: peak of the learning rate.
         weight_decay: weight decay of matrices; nothing else decays.
@@ -127,6 +128,7 @@ class TrainRequest:
     probe_every: int = field(default=1, metadata=FREE_ON_RESUME)
     target: str = "cls"
     batch_size: int = 256
+    is_batch_asked: bool = field(default=True, metadata=FREE_ON_RESUME)
     accumulate: int = 1
     lr: float = 1e-3
     weight_decay: float = 0.1

@@ -46,7 +46,11 @@ from wordsworth.pipeline.training.news import (
     WaitNews,
 )
 from wordsworth.pipeline.training.news_channel import NewsChannel, open_news_channel
-from wordsworth.pipeline.training.placement import SPARE_CPUS, place_when_there
+from wordsworth.pipeline.training.placement import (
+    SPARE_CPUS,
+    place_when_there,
+    with_fitting_batch,
+)
 from wordsworth.pipeline.training.request import TrainRequest, build_objective, initial_checkpoint
 from wordsworth.pipeline.training.settings import (
     RUN,
@@ -170,6 +174,9 @@ def _prepare(
     val_data = data.survey_val()
     probe = data.choose_probe()
     request, target, notes = _with_classes(request, train_data, val_data, data.named_by_table)
+    request, smaller_batch = with_fitting_batch(request, train_data)
+    if smaller_batch:
+        notes.append(smaller_batch)
     start = initial_checkpoint(request)
     build_objective(replace(request, start=start))  # raises now what does not fit together
     class_use, more_notes = use_classes(request, train_data, target, data.reading.unit_rows)

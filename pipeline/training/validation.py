@@ -114,7 +114,7 @@ class Validator:
         own = [sums.get(name, 0.0) for name in names]
         *totals, all_images, all_rows = self.collectives.sums([*own, images, self.rows])
         if not all_images:
-            raise UserError("no image of --val could be decoded: wordsworth lint says why")
+            raise UserError("no image of --val could be decoded: wordsworth label says why")
         means = {name: round(total / all_images, 6) for name, total in zip(names, totals, strict=True)}
         shares = None
         if num_classes:

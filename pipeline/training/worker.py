@@ -3,17 +3,20 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import torch
 
 from wordsworth.pipeline.cluster.ray_internals import without_cluster_actors
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.batches import (
+    MOST_NAMED,
     Batch,
     BatchSettings,
+    ErrorTally,
     ShardCursor,
     epoch_batches,
     prefetched,
@@ -76,7 +79,7 @@ class _Epoch:
     """
 
     progress: TrainingProgress
-    errors: int
+    errors: ErrorTally
     lr: float = 0.0
     rates: Rates | None = None
     is_cut: bool = False
@@ -113,6 +116,7 @@ class _Worker:
         self.whole_epoch = self.planner.whole_epoch()
         self.end = EndWatch(self.collectives, news.is_ending)
         self.checkpoints = Checkpoints(setup, self.state, self.folders, self.collectives)
+        self.has_named_lost = False
         self.prober = None
         if setup.probe:
             self.prober = Prober(setup.probe, setup.decode, self.step, self.collectives)
@@ -199,10 +203,10 @@ class _Worker:
         """Make the steps that are left of an epoch, or fewer where the training is told to end."""
         request = self.request
         cursor = progress.places[self.rank]
-        epoch = _Epoch(progress, cursor.errors)
+        epoch = _Epoch(progress, ErrorTally(cursor.errors))
         if progress.step >= plan.steps:
             return epoch
-        batches = self._batches(progress, plan, units)
+        batches = self._batches(progress, plan, units, epoch.errors)
         reporter = StepReporter(self.model.speed, total_steps, progress.epoch, self._send)
         metrics: list[StepMetrics] = []
         for step in range(progress.step, plan.steps):
@@ -226,7 +230,6 @@ class _Worker:
         for _ in batches:  # batches are left over where other workers have fewer samples
             pass
         epoch.rates = reporter.rates()
-        epoch.errors = cursor.errors
         epoch.progress = _summed(progress, metrics, reporter)
         return epoch
 
@@ -250,8 +253,9 @@ class _Worker:
         """Return the means over the epoch's steps and all workers, and what --val gives."""
         progress = epoch.progress
         *totals, count, errors = self.collectives.sums(
-            [*progress.sums.values(), progress.count, epoch.errors]
+            [*progress.sums.values(), progress.count, epoch.errors.count]
         )
+        self._name_lost(int(errors), epoch.errors.first)
         means = {}
         for name, total in zip(progress.sums, totals, strict=True):
             means[name] = round(total / max(1.0, count), 4)
@@ -269,6 +273,16 @@ class _Worker:
             validation=validation,
             probe=self._probe(number, is_last),
         )
+
+    def _name_lost(self, count: int, first: list[str]) -> None:
+        """Name the first images that could not be decoded, after the first epoch that has some."""
+        if not count or self.has_named_lost:
+            return
+        self.has_named_lost = True
+        names = list(chain(*self.collectives.gather(first)))[:MOST_NAMED]
+        more = "" if count <= len(names) else f", and {count - len(names):,} more: wordsworth label names all"
+        what = plural(count, "image could not be decoded and is", "images could not be decoded and are")
+        self._send(NoteNews(message=f"{what} left out: {', '.join(names)}{more}"))
 
     def _validate(self, epoch: int) -> Validation | None:
         """Try the model on --val after an epoch, from 1; the average of the weights, if there is one."""
@@ -331,8 +345,10 @@ class _Worker:
         said = self.setup.train.indexed | (self.setup.val.indexed if self.setup.val else {})
         return ContentCheck(target=self.request.target if self.request.classified else None, digests=said)
 
-    def _batches(self, progress: TrainingProgress, plan: EpochPlan, units: Iterator[Unit]) -> Iterator[Batch]:
-        """Yield this worker's batches of the rest of an epoch."""
+    def _batches(
+        self, progress: TrainingProgress, plan: EpochPlan, units: Iterator[Unit], errors: ErrorTally
+    ) -> Iterator[Batch]:
+        """Yield this worker's batches of the rest of an epoch, and count what could not be decoded."""
         part = plan.parts[self.rank]
         samples = sum(self.setup.class_use.drawn[shard.name] for shard in part)
         settings = BatchSettings(
@@ -344,7 +360,7 @@ class _Worker:
         )
         num_batches = (plan.steps - progress.step) * self.request.accumulate
         cursor = progress.places[self.rank]
-        return prefetched(epoch_batches(units, len(part), num_batches, settings, cursor))
+        return prefetched(epoch_batches(units, len(part), num_batches, settings, cursor, errors))
 
     # ---- news and checkpoints ----
 

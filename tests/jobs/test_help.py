@@ -48,6 +48,18 @@ def test_every_command_shows_an_example_that_it_takes(name, capsys, monkeypatch)
         cli.app.parse_args(behind, print_error=False, exit_on_error=False)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_text(name, capsys, monkeypatch):
+    text = text_of(capsys, monkeypatch, name, "--help")
+    option = r"^│ [ *]{0,4}--(\S+(?: -\w| --no-\S+)?(?: [A-Z.,]+)?) {2,}(.*?) *│$"
+    options = re.findall(option, text, re.MULTILINE)
+    assert options and [name for name, said in options if not said or said.startswith("[")] == []
+
+
+def test_three_numbers_of_an_option_are_shown_as_the_one_value_that_they_are(capsys, monkeypatch):
+    assert "--mean R,G,B " in text_of(capsys, monkeypatch, "label", "--help")
+
+
 @pytest.mark.parametrize("option", HINTS)
 def test_an_option_of_another_tool_gets_the_word_for_it_here(option, capsys):
     assert cli.run(["label", "in/", "-o", "out", "-m", "S/16", option]) == 2

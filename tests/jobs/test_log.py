@@ -257,6 +257,24 @@ def test_an_epoch_with_a_validation_a_probe_and_errors_takes_two_lines_before_on
     assert lines[0].startswith("epoch 100/100  loss 12.500")
 
 
+@pytest.mark.parametrize(
+    ("samples", "images", "said"),
+    [
+        (1437, 1408, "1 worker on CPU, 22 batches of 64 an epoch; 29 images wait for another epoch"),
+        (65, 64, "1 worker on CPU, 1 batch of 64 an epoch; 1 image waits for another epoch"),
+        (64, 64, "1 worker on CPU, 1 batch of 64 an epoch"),
+    ],
+)
+def test_a_training_says_its_batches_and_which_images_wait_in_one_line(monkeypatch, samples, images, said):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    begin = BeginNews(step=0, steps=9, epoch=0, epochs=3, images=images, workers=1, device="cpu", batch=64)
+    with TrainProgress("training", 3) as progress:
+        progress.console = Terminal(file=log, force_terminal=True, width=80)
+        progress.on_news(DataNews(samples=samples, shards=2, classes=5, val_samples=0))
+        progress.on_news(begin)
+    assert said in log.getvalue().splitlines()
+
+
 def test_a_validation_has_a_bar_of_its_own(monkeypatch):
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     with TrainProgress("training 5.00 M parameters", 3) as progress:
@@ -327,4 +345,6 @@ def test_of_two_displays_the_inner_one_is_shown(monkeypatch, fast):
             shown_until(lambda: "the inner one waits" in log.getvalue())
             time.sleep(0.3)  # time enough for the outer one
             assert "the outer one waits" not in log.getvalue()
+        inner_ended = time.monotonic()
         shown_until(lambda: "the outer one waits" in log.getvalue())
+        assert outer.since >= inner_ended - 0.1, "its seconds are those since the inner one ended"

@@ -22,7 +22,7 @@ from tests.support.npz_files import original
 from tests.support.taggers import tagger
 from tests.support.trainings import write_classes
 from wordsworth.jobs.cli import run
-from wordsworth.pipeline.training.news import EpochNews
+from wordsworth.pipeline.training.news import EpochNews, Validation
 from wordsworth.pipeline.training.request import build_objective, initial_checkpoint
 from wordsworth.vit_model.checkpoint import random_checkpoint
 from wordsworth.vit_model.config import Preprocessing
@@ -95,6 +95,36 @@ def test_without_classes_positions_are_fixed_unless_others_are_asked_for(
 ):
     assert run(["pretrain", "SHARDS", "--output", str(tmp_path / "model"), *SIZE, *arguments]) == 0
     assert requests[0].config.position == position
+
+
+@pytest.mark.parametrize(
+    ("arguments", "batch"),
+    [([], (512, False)), (["--batch-size", "512"], (512, True)), (["--config", "finetune-few"], (40, True))],
+)
+def test_a_batch_size_that_the_user_or_a_recipe_gave_is_told_from_the_default(
+    tmp_path, requests, small_model, arguments, batch
+):
+    command = ["finetune", "SHARDS", "--model", str(small_model), "--output", str(tmp_path / "model")]
+    assert run([*command, *arguments]) == 0
+    assert (requests[0].batch_size, requests[0].is_batch_asked) == batch
+
+
+def test_the_end_of_a_training_says_how_many_images_could_not_be_decoded(
+    tmp_path, requests, small_model, monkeypatch, capsys
+):
+    def train(request, on_news):
+        means = {"loss": 0.5, "accuracy": 1.0}
+        tried = Validation(means=means, images=7, errors=1)
+        return EpochNews(epoch=1, step=1, means=means, lr=0.0, rates=None, errors=2, validation=tried)
+
+    command = ["finetune", "SHARDS", "--model", str(small_model), "--output", str(tmp_path / "model")]
+    assert run(command) == 0
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setattr("wordsworth.pipeline.training.trainer.train", train)
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"left out +2 images that could not be decoded: wordsworth label says which", out)
+    assert re.search(r"left out of --val +1 image that could not be decoded", out)
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("finetune*.toml")))

@@ -2,12 +2,17 @@
 
 import ast
 import io
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.file_proxy import FileProxy
+from rich.progress import Progress
 from rich.table import Table
 
-from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.jobs.terminal import Terminal, data_text, own_stderr
 from wordsworth.pipeline.errors import UserError, shown
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -72,6 +77,17 @@ def test_a_long_path_among_facts_is_not_cut_and_is_only_text(terminal):
     first, second = written(terminal).rstrip("\n").split("\n")
     assert first == " rows         3" and second.startswith(f" predictions  {path} ")
     assert second.isprintable()
+
+
+def test_a_display_inside_another_ones_bar_has_a_file_of_its_own_too(monkeypatch):
+    """While Ray starts, what is written to descriptor 2 is lost."""
+    with open(os.devnull, "w") as stream:
+        monkeypatch.setattr(sys, "__stderr__", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Progress(console=Console(file=stream, force_terminal=True)):
+            assert isinstance(sys.stderr, FileProxy)
+            with own_stderr() as own:
+                assert own.fileno() != stream.fileno()
 
 
 def test_no_command_prints_past_the_terminal():

@@ -234,6 +234,23 @@ def test_a_class_that_is_none_of_the_models_ends_an_evaluation_before_its_unit_i
     assert len(lines) < 5 and not list(tmp_path.glob("out/**/predictions/*.parquet")), said.stderr
 
 
+def test_folders_that_are_none_of_the_models_classes_end_an_evaluation_before_ray_starts(
+    tmp_path, small_model
+):
+    for name in ("ant", "bee", "fox"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").write_bytes(photo(1))
+    request = LabelRequest(
+        command="label", sources=(str(tmp_path / "images"),), output=str(tmp_path / "out"), model="small"
+    )
+
+    def make_progress(name):
+        raise AssertionError("the session begins")
+
+    with pytest.raises(UserError, match=r"images: sample fox/1.jpg has no class of .*wordsworth finetune"):
+        evaluate(request, load_folder(small_model), "folder", make_progress)
+
+
 def test_the_command_prints_a_table_or_json(tmp_path, small_model, wordsworth):
     source = write(tmp_path / "test", 0, 8, load_folder(small_model), lambda number: number < 6)
     said = wordsworth("evaluate", source, "--model", small_model, "--precision", "fp32")

@@ -17,6 +17,7 @@ from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.prediction.load_model import load_model
 from wordsworth.pipeline.report import training_page
 from wordsworth.pipeline.report.training_page import is_training, read_training, write_training_report
+from wordsworth.pipeline.training.last_values import write_last_values
 from wordsworth.pipeline.training.news import EpochNews, Probe, ProbeNews, Rates, Validation
 
 HOSTILE = "</dd><script>alert(1)</script>\x1b[31m\u202e"
@@ -215,3 +216,21 @@ def test_the_mistakes_of_a_labelled_run_stand_on_the_page_of_its_training(finish
     assert "not the folder of a training" in capsys.readouterr().err
     assert run(["report", str(finished), "--truth", "cls"]) == 2
     assert "add --labelled RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [(0.575, 0.54), (0.54, 0.575), (0.5, 0.5)])
+def test_the_last_values_of_two_curves_do_not_lie_on_each_other(ends):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.7, 3.4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    lines = {name: [(1, 0.1), (2, end)] for name, end in zip(("training", "validation"), ends, strict=True)}
+    for points in lines.values():
+        axis.plot(*zip(*points, strict=True))
+    write_last_values(axis, lines, ".3g", {})
+    canvas.draw()
+    one, other = (text.get_window_extent() for text in axis.texts)
+    assert not one.overlaps(other)
+    assert {text.get_text() for text in axis.texts} == {f"{end:.3g}" for end in ends}

@@ -22,6 +22,7 @@ from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.pipeline.training.batches import (
     Batch,
     BatchSettings,
+    ErrorTally,
     ShardCursor,
     epoch_batches,
     shuffled_shards,
@@ -170,7 +171,7 @@ def batches_of(
     for epoch in epochs:
         settings = BatchSettings(decode=DECODE, target=TARGET, batch_size=4, seed=(0, epoch, 1))
         left, begin = (steps - done, cursor) if epoch == epochs[0] else (steps, START)
-        drawn += epoch_batches(units, len(shards), left, settings, begin)
+        drawn += epoch_batches(units, len(shards), left, settings, begin, ErrorTally())
     return drawn
 
 

@@ -18,6 +18,7 @@ from wordsworth.pipeline.training import stream as training_stream
 from wordsworth.pipeline.training.augment import Augmentation
 from wordsworth.pipeline.training.batches import (
     BatchSettings,
+    ErrorTally,
     ShardCursor,
     epoch_batches,
     prefetched,
@@ -76,8 +77,10 @@ def batches_of(
     cursor: ShardCursor = START,
     max_errors: float = float("inf"),
     done: int = 0,
+    errors: ErrorTally | None = None,
 ):
     """Draw batch after batch; `done` of the first epoch were drawn before `cursor`."""
+    errors = errors or ErrorTally()
     units = stream(shards, epochs, seed, cursor=cursor)
     for epoch in epochs:
         settings = BatchSettings(
@@ -88,7 +91,7 @@ def batches_of(
             max_errors=max_errors,
         )
         num_batches, begin = (steps - done, cursor) if epoch == epochs[0] else (steps, START)
-        yield from epoch_batches(units, len(shards), num_batches, settings, begin)
+        yield from epoch_batches(units, len(shards), num_batches, settings, begin, errors)
 
 
 def epochs_of(
@@ -213,9 +216,29 @@ def test_more_errors_than_are_allowed_stop_the_epoch_as_soon_as_they_are_met(tmp
     shards = write_shards(tmp_path, [10, 10, 10], (4, 15, 22))
     assert len(list(batches_of(shards, 9, 3, range(1), max_errors=3))) == 9
     with pytest.raises(
-        UserError, match=r"3 of \d+ images could not be decoded, more than --max-error-rate allows"
+        UserError,
+        match=r"3 of \d+ images could not be decoded, more than --max-error-rate .*such as \S+tar/",
     ):
         list(batches_of(shards, 9, 3, range(1), max_errors=2))
+
+
+@pytest.mark.parametrize("steps", [8, 3], ids=["to the end", "fewer than another worker"])
+def test_an_epoch_counts_every_image_that_could_not_be_decoded(tmp_path, group, steps):
+    shards = write_shards(tmp_path, [10, 10, 10], (4, 15, 22, 29))
+    errors = ErrorTally()
+    for epochs in (1, 2):
+        assert len(list(batches_of(shards, steps, 3, range(epochs), errors=errors))) == epochs * steps
+        assert errors.count == 4, "also of the last group, and of units behind the last batch"
+    lost = {f"{tmp_path}/{number // 10}.tar/{number} (not_an_image)" for number in (4, 15, 22, 29)}
+    assert len(errors.first) == 3 and set(errors.first) <= lost
+
+
+def test_an_epoch_that_continues_counts_what_was_met_before_too(tmp_path, group):
+    shards = write_shards(tmp_path, [10, 10, 10], (4, 15, 22, 29))
+    cursor = list(batches_of(shards, 8, 3, range(1)))[5].cursor
+    errors = ErrorTally()
+    list(batches_of(shards, 8, 3, range(1), cursor=cursor, done=6, errors=errors))
+    assert errors.count == 4
 
 
 def test_a_retried_task_makes_the_same_crops_and_another_epoch_makes_others(tmp_path):

@@ -18,8 +18,16 @@ from tests.support.builders import photo, write_tar
 from tests.support.trainings import SIZE, request, workers, write_classes
 from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.shards import Shard
-from wordsworth.pipeline.training.news import BeginNews, DataNews, EpochNews, TrainNews, WaitNews
-from wordsworth.pipeline.training.placement import place
+from wordsworth.pipeline.training.news import (
+    BeginNews,
+    DataNews,
+    EpochNews,
+    NoteNews,
+    TrainNews,
+    WaitNews,
+)
+from wordsworth.pipeline.training.placement import place, with_fitting_batch
+from wordsworth.pipeline.training.settings import frozen_settings
 from wordsworth.pipeline.training.survey import Survey
 from wordsworth.pipeline.training.trainer import train
 from wordsworth.vit_model.config import Preprocessing
@@ -51,6 +59,7 @@ class Trained:
 def trained(local_ray, tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     write_classes(folder / "shards", shards=3, images=64)
+    write_tar(folder / "shards" / "broken.tar", {"x.png": b"no image", "x.cls": b"0"})
     write_classes(folder / "val", shards=3, images=11)
     write_tar(folder / "val" / "broken.tar", {"x.png": b"no image", "x.cls": b"0"})
     seen, killed = [], []
@@ -80,12 +89,19 @@ def test_two_workers_of_which_one_is_killed_train_a_model_that_the_labeler_loads
     checkpoint = load_folder(trained.folder / "model")
     assert checkpoint.labels == ("dark", "bright") and checkpoint.config.num_classes == 2
     assert checkpoint.preprocessing == Preprocessing(crop_pct=1.0)
-    assert trained.last.means["accuracy"] > 0.95 and trained.last.errors == 0
+    assert trained.last.means["accuracy"] > 0.95
+
+
+def test_an_image_that_cannot_be_decoded_is_counted_in_every_epoch_and_named(trained):
+    assert [news.errors for news in trained.logged_epochs()] == [1] * 6
+    name = f"{trained.folder}/shards/broken.tar/x (not_an_image)"
+    said = f"1 image could not be decoded and is left out: {name}"
+    assert [note.message for note in trained.told(NoteNews) if "left out" in note.message][:1] == [said]
 
 
 def test_what_the_sources_hold_is_told_before_anything_is_trained(trained):
     told = [news for news in trained.news if not isinstance(news, WaitNews)]
-    assert told[0] == DataNews(samples=192, shards=3, classes=2, val_samples=34)
+    assert told[0] == DataNews(samples=193, shards=4, classes=2, val_samples=34)
     waits = [news.what for news in trained.told(WaitNews)]
     before = ["starting Ray", "counting the images", "starting the workers"]
     each_start = ["building the model", "waiting for the first batch"]
@@ -106,7 +122,7 @@ def test_the_rates_of_an_epoch_are_shares_that_can_be(trained):
 def test_a_model_folder_says_where_the_model_comes_from(trained):
     extra = load_folder(trained.folder / "model").extra
     assert extra["objective"] == "supervised" and extra["settings"]["seed"] == 0
-    assert extra["data"]["samples"] == 192 and len(extra["data"]["digest"]) == 64
+    assert extra["data"]["samples"] == 193 and len(extra["data"]["digest"]) == 64
     assert extra["metrics"] == trained.last.figures()
 
 
@@ -153,6 +169,19 @@ def test_too_few_gpus_are_said_and_never_replaced_by_cpus(tmp_path):
     assert place(replace(asked, device="cpu"), data, {"CPU": 64, "GPU": 2}) == ("cpu", 4)
     few = replace(asked, workers=(1, 4), batch_size=2)
     assert place(few, data, {"CPU": 64}) == ("cpu", (1, 2)), "an image for each"
+
+
+@pytest.mark.parametrize(("images", "batch"), [(61, 16), (64, 32), (2, 1), (1, 1), (255, 64), (256, 256)])
+def test_a_default_batch_becomes_one_that_fits_twice_and_one_that_was_asked_for_stays(
+    tmp_path, images, batch
+):
+    data = Survey(shards=(), rows={"a": images}, classes=Counter())
+    asked = request(tmp_path, batch_size=256)
+    assert with_fitting_batch(asked, data) == (asked, None)
+    fitting, note = with_fitting_batch(replace(asked, is_batch_asked=False), data)
+    assert fitting.batch_size == batch
+    assert (note is None) == (batch == 256) and (note is None or note.startswith(f"--batch-size {batch}: "))
+    assert "is_batch_asked" not in frozen_settings(fitting, data, None), "the size alone has to be the same"
 
 
 def validation_images(folder):

@@ -35,7 +35,9 @@ def demo(
     output: Annotated[
         Path, Parameter(alias="-o", help="A folder for everything that the demo makes.")
     ] = Path("demo"),
-    seed: int = 0,
+    seed: Annotated[
+        int, Parameter(help="Decides which digits are held out, and all that is random in the training.")
+    ] = 0,
 ) -> int:
     """Pack, pretrain, label and verify real handwriting: the whole story in a few minutes on a laptop."""
     console = Terminal()

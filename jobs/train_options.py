@@ -330,7 +330,7 @@ def _left_out(last: EpochNews) -> dict[str, str]:
 
 
 def _undecoded(count: int) -> str:
-    return f"{plural(count, 'image')} that could not be decoded: wordsworth label says which and why"
+    return f"{plural(count, 'image')} that could not be decoded: wordsworth label names them"
 
 
 def _quality(means: Means) -> str:

@@ -123,7 +123,7 @@ def test_the_end_of_a_training_says_how_many_images_could_not_be_decoded(
     monkeypatch.setattr("wordsworth.pipeline.training.trainer.train", train)
     assert run(command) == 0
     out = capsys.readouterr().out
-    assert re.search(r"left out +2 images that could not be decoded: wordsworth label says which", out)
+    assert re.search(r"left out +2 images that could not be decoded: wordsworth label names them", out)
     assert re.search(r"left out of --val +1 image that could not be decoded", out)
 
 

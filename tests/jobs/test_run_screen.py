@@ -103,6 +103,11 @@ def test_what_is_waited_for_has_its_seconds_and_fits_with_a_long_name_of_a_model
     assert "_dinov2 (0 s)" in lines_of(progress.console)[-1]
 
 
+def test_no_store_is_named_where_all_places_are_on_this_disk():
+    assert live.first_wait(["photos/", "/data/model"]) == "looking at the images"
+    assert live.first_wait(["photos/", "s3://bucket/model"]) == "asking the stores"
+
+
 def test_a_long_line_is_broken_between_words_on_a_screen_and_a_path_is_not():
     path = "/data/" + "a" * 100
     terminal = screen()

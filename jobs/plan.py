@@ -196,7 +196,8 @@ def _rows(
     if found.cores_per_gpu is not None:
         rows["balance"] = f"{found.cores_per_gpu:.1f} cores keep one GPU busy"
     if measured.errors:
-        rows["errors"] = f"{measured.errors:.2%} of the images looked at have one: wordsworth lint says which"
+        rows["errors"] = f"{measured.errors:.2%} of the images looked at have one"
+        rows["such as"] = "; ".join(measured.bad_images)
     if money is not None:
         rows["money"] = f"about {money:,.2f}"
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.images.decode import DecodeSettings, decode_unit
 from wordsworth.pipeline.images.resize import end_warm_up
 from wordsworth.pipeline.labeling.forecast import Measurement
@@ -36,6 +36,7 @@ from wordsworth.vit_model.checkpoint import BaseCheckpoint
 from wordsworth.vit_model.inference import resolve_precision
 
 NUM_SHARDS = 4  # shards that are sampled
+MAX_BAD_NAMED = 3  # images with an error that are named
 UNIT_ROWS = 64  # samples in a unit: few, so that a stage can be stopped when its time is over
 
 
@@ -82,6 +83,7 @@ def measure(
         image_bytes=image_bytes,
         output_bytes=output_bytes,
         errors=1 - _count_good(decoded.units) / decoded.num_images,
+        bad_images=_bad_images(decoded.units),
         device=plan.resolved.device,
         precision=plan.resolved.precision,
         unit_rows=plan.resolved.unit_rows,
@@ -239,10 +241,23 @@ def _measure_decoding(units: list[Unit], settings: DecodeSettings, seconds: floa
     decoded = _time_stage((decode_unit(unit, settings) for unit in units), seconds)
     if not _count_good(decoded.units):
         raise UserError(
-            f"none of {decoded.num_images} images could be decoded, first shard {units[0].shard_uri}: "
-            "wordsworth lint says what is wrong"
+            f"none of {plural(decoded.num_images, 'image')} could be decoded, first shard "
+            f"{units[0].shard_uri}: {'; '.join(_bad_images(decoded.units))}: mend them, or name other sources"
         )
     return decoded
+
+
+def _bad_images(units: list[Unit]) -> list[str]:
+    """Return `KEY: CODE` of the first images that have an error."""
+    bad = []
+    for unit in units:
+        for row in unit.samples.select(["key", "error"]).to_pylist():
+            if row["error"]:
+                key = "the rest of a shard" if row["key"] is None else row["key"]
+                bad.append(f"{key}: {row['error']}")
+            if len(bad) == MAX_BAD_NAMED:
+                return bad
+    return bad
 
 
 def _count_good(units: list[Unit]) -> int:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.cluster.session import ray_session
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import NAMES_THE_IMAGES, UserError
 from wordsworth.pipeline.labeling.class_watch import ClassWatch
 from wordsworth.pipeline.labeling.head_columns import head_columns
 from wordsworth.pipeline.labeling.labeler import label
@@ -191,7 +191,7 @@ class _EvaluationRuns:
         num_images = met.total()
         of_set = "of --train" if name == "train" else "of the source"
         if not num_images:
-            raise UserError(f"no image {of_set} could be decoded: wordsworth label says why")
+            raise UserError(f"no image {of_set} could be decoded: {NAMES_THE_IMAGES}")
         if met[None] == num_images:
             raise UserError(
                 f"none of the {num_images:,} images {of_set} has a class: --target {target.where} gives none "

@@ -1,6 +1,6 @@
 """Forecast a run: scale what was measured of a source and of one machine to any number of cores and GPUs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 RAY_SECONDS = 0.07  # CPU-seconds that Ray takes for one unit, through all stages (benchmarks/scale.csv)
 EFFICIENCY = 0.9  # images/s of a real run, relative to what its stages could do (benchmarks/label.csv)
@@ -17,6 +17,7 @@ class Measurement:
         image_bytes: bytes of the source for one image, with its part of what else is in a shard.
         output_bytes: bytes of Parquet for one image.
         errors: share of the images that have an error.
+        bad_images: `KEY: CODE` of the first of these images.
         device: "cpu" or "cuda".
         precision: precision of the model, as in ResolvedSettings; "auto" where the rate was stated.
         unit_rows: samples in one unit of a run.
@@ -37,6 +38,7 @@ class Measurement:
     unit_rows: int
     seconds: dict[str, float]
     read_cpu: float
+    bad_images: list[str] = field(default_factory=list)
     stated: bool = False
     limit: int | None = None
 

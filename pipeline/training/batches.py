@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import NAMES_THE_IMAGES, UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import Target
 from wordsworth.pipeline.sources.shards import Shard
@@ -195,7 +195,7 @@ def epoch_batches(
     if num_drawn == num_batches:
         return
     if last is None:
-        raise UserError("fewer images than one batch could be decoded: wordsworth label says why")
+        raise UserError(f"fewer images than one batch could be decoded: {NAMES_THE_IMAGES}")
     first = max(last.num_batches, last.cursor.drawn)
     for number in range(first, first + num_batches - num_drawn):
         yield last.batch(number)
@@ -205,7 +205,7 @@ def _check_errors(cursor: ShardCursor, settings: BatchSettings, errors: ErrorTal
     if cursor.errors > settings.max_errors:
         raise UserError(
             f"{cursor.errors:,} of {cursor.rows:,} images could not be decoded, more than --max-error-rate "
-            f"allows, such as {', '.join(errors.first)}: wordsworth label says which and why"
+            f"allows, such as {', '.join(errors.first)}: {NAMES_THE_IMAGES}"
         )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import NAMES_THE_IMAGES, UserError
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.batches import decoded
@@ -66,7 +66,7 @@ class Prober:
         embeddings, is_there = self._embeddings(self._batches(units, batch_size))
         held_out = self.images.held_out
         if not (is_there & held_out).any() or not (is_there & ~held_out).any():
-            raise UserError("too few images of --probe could be decoded: wordsworth label says why")
+            raise UserError(f"too few images of --probe could be decoded: {NAMES_THE_IMAGES}")
         if not embeddings.isfinite().all():
             raise UserError(
                 f"an embedding of --probe {NOT_A_NUMBER}; the last good checkpoint is kept: "

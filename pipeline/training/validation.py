@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import NAMES_THE_IMAGES, UserError
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.training.batches import decoded
 from wordsworth.pipeline.training.collectives import Collectives
@@ -114,7 +114,7 @@ class Validator:
         own = [sums.get(name, 0.0) for name in names]
         *totals, all_images, all_rows = self.collectives.sums([*own, images, self.rows])
         if not all_images:
-            raise UserError("no image of --val could be decoded: wordsworth label says why")
+            raise UserError(f"no image of --val could be decoded: {NAMES_THE_IMAGES}")
         means = {name: round(total / all_images, 6) for name, total in zip(names, totals, strict=True)}
         shares = None
         if num_classes:

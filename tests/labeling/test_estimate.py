@@ -93,10 +93,11 @@ def test_what_cannot_be_decoded_is_a_share_or_ends_it(tmp_path, small_model):
     write_tar(
         tmp_path / "a" / "a.tar", {"0.jpg": photo(0), "1.jpg": b"none", "2.jpg": photo(2), "3.jpg": b""}
     )
-    assert measure(request(tmp_path / "a"), load_model(str(small_model)), "cpu", 0.1).errors == 0.5
+    found = measure(request(tmp_path / "a"), load_model(str(small_model)), "cpu", 0.1)
+    assert found.errors == 0.5 and found.bad_images == ["1: not_an_image", "3: empty"]
     write_tar(tmp_path / "b" / "b.tar", {"0.jpg": b"none"})
     with pytest.raises(
-        UserError, match=r"none of 1 images could be decoded, first shard .*b.tar: wordsworth lint"
+        UserError, match=r"none of 1 image could be decoded, first shard .*b.tar: 0: not_an_image: mend"
     ):
         measure(request(tmp_path / "b"), load_model(str(small_model)), "cpu", 0.1)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from wordsworth.jobs.options import JsonFlag, RunOptions, SourceOptions, Sources
 from wordsworth.jobs.terminal import Terminal, data_text
-from wordsworth.pipeline.errors import shown
+from wordsworth.pipeline.errors import plural, shown
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.sources.lint_report import LintFinding, LintReport
@@ -29,9 +29,10 @@ def lint(
     source: SourceOptions | None = None,
     json_: JsonFlag = False,
 ) -> int:
-    """Say what is wrong with shards, without a model.
+    """Say what is wrong with shards, without a model. No image is decoded.
 
-    Exits with 0 if nothing is wrong (skipped members do not count), and with 3 if something is.
+    Exits with 0 if nothing is wrong (samples in no order and skipped members do not count), and with 3 if
+    something is.
     """
     source = source or SourceOptions()
     source.check(*sources)
@@ -104,11 +105,12 @@ def _print(report: "LintReport") -> None:
     console = Terminal(width=None if sys.stdout.isatty() else 10_000)
     table = Table("shard", "finding", "count", "first places", box=None, header_style="bold", pad_edge=False)
     before = None
-    for finding in report.findings[:SHOWN]:
+    # Faults first, so that notes on many shards do not hide them.
+    for finding in sorted(report.findings, key=_is_harmless)[:SHOWN]:
         shard = "" if finding.shard == before else data_text(finding.shard)
         table.add_row(
             shard,
-            f"[{_colour(finding)}]{finding.code}[/]",
+            f"[{'dim' if _is_harmless(finding) else 'red'}]{finding.code}[/]",
             f"{finding.count:,}",
             data_text(_places(finding)),
         )
@@ -124,10 +126,10 @@ def _print(report: "LintReport") -> None:
     console.print(_last_line(report))
 
 
-def _colour(finding: "LintFinding") -> str:
+def _is_harmless(finding: "LintFinding") -> bool:
     from wordsworth.pipeline.sources.lint_report import HARMLESS
 
-    return "dim" if finding.code in HARMLESS else "red"
+    return finding.code in HARMLESS
 
 
 def _places(finding: "LintFinding") -> str:
@@ -150,15 +152,12 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _last_line(report: "LintReport") -> str:
-    from wordsworth.pipeline.sources.lint_report import HARMLESS
-
-    faults = [finding for finding in report.findings if finding.code not in HARMLESS]
-    shards = "1 shard" if report.shards == 1 else f"{report.shards:,} shards"
-    read = f"{report.samples:,} samples in {shards}"
+    faults = [finding for finding in report.findings if not _is_harmless(finding)]
+    read = f"{plural(report.samples, 'sample')} in {plural(report.shards, 'shard')}"
     if report.clean:
         return f"[green]clean[/]: {read}"
     count = sum(finding.count for finding in faults)
     faulty_shards = {finding.shard for finding in faults}
-    found = f"{count:,} findings in {len(faulty_shards):,} of them"
+    found = f"{plural(count, 'finding')} in {len(faulty_shards):,} of them"
     unread = f", {len(report.unreadable):,} not read" if report.unreadable else ""
     return f"[red]not clean[/]: {read}, {found}{unread}"

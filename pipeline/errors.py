@@ -5,7 +5,7 @@ import unicodedata
 
 SHOWN_CHARS = 2_000  # of one text on a terminal or in a log
 # Says what to do where images have errors.
-NAMES_THE_IMAGES = "`wordsworth label SOURCE -o OUT -m MODEL` and then `wordsworth show OUT --errors` name each with its reason"
+NAMES_THE_IMAGES = "`wordsworth label SOURCE -o OUT -m MODEL`, then `wordsworth show OUT --errors`, say why"
 
 
 class UserError(Exception):

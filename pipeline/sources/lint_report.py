@@ -30,7 +30,9 @@ CODES = {  # in the order in which a shard's findings are shown
     "hidden_extension": "an image that only the last part of its extension tells",
     "skipped_member": "a member that is no part of a sample",
 }
-HARMLESS = {"skipped_member", "other_image"}  # counted and shown, but no reason to exit with 3
+# Counted and shown, but no reason to exit with 3. Readers need the members of a sample together, not the
+# samples in order; members that stand apart are a `repeated_key`.
+HARMLESS = {"unsorted", "skipped_member", "other_image"}
 MOST_PLACES = 100  # places kept of one shard and code
 MOST_TEXT = 1000  # characters kept of a key or a detail: a name in a tar can have a million
 

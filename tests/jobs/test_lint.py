@@ -35,6 +35,15 @@ def test_skipped_members_are_shown_and_exit_0(shards, capsys):
     assert stdout.endswith("clean: 2 samples in 1 shard\n")
 
 
+def test_faults_stand_before_notes_on_many_shards(shards, capsys):
+    for number in range(60):
+        (shards / f"a{number}.tar").write_bytes(make_tar([("b.jpg", b"1"), ("a.jpg", b"2")]))
+    (shards / "z.tar").write_bytes(make_tar([("b.json", b"{}")]))
+    assert run(["lint", str(shards)]) == 3
+    stdout = capsys.readouterr().out
+    assert "missing_image" in stdout.splitlines()[1] and "unsorted" in stdout
+
+
 def test_findings_exit_3_with_shard_code_count_and_place_on_one_line(shards, capsys):
     (shards / "bad.tar").write_bytes(make_tar([*CLEAN, *((f"c{n}.json", b"{}") for n in range(5))]))
     assert run(["lint", str(shards)]) == 3
@@ -100,7 +109,7 @@ def test_options_choose_the_images(shards, capsys):
     assert "missing_image" in capsys.readouterr().out
     (shards / "loose.jpg").write_bytes(b"x")
     assert run(["lint", str(shards), "--format", "images"]) == 0
-    assert "clean: 1 samples in 1 shard" in capsys.readouterr().out
+    assert "clean: 1 sample in 1 shard" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

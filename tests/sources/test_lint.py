@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
+from tests.support.builders import photo
 from tests.support.samples import rows_of, units_of
 from tests.support.stores import s3_bucket
 from tests.support.tars import (
@@ -29,6 +31,7 @@ from tests.support.tars import (
 from wordsworth.pipeline.sources import lint_tar as lint_module
 from wordsworth.pipeline.sources.lint import lint
 from wordsworth.pipeline.sources.lint_report import CODES, HARMLESS, LintFinding, LintReport
+from wordsworth.pipeline.sources.pack import pack
 from wordsworth.pipeline.sources.samples import ReadSettings
 
 
@@ -36,6 +39,7 @@ def member(name: bytes, data: bytes = b"abc", kind: bytes = b"0") -> bytes:
     return header(name, octal(len(data)), kind) + padded(data)
 
 
+ROOT = Path(__file__).parents[2]
 PAIR = member(b"a.jpg") + member(b"a.json", b"{}")  # 4 blocks
 NEXT = member(b"b.jpg") + member(b"b.json", b"{}")
 
@@ -199,8 +203,35 @@ def test_shards_sorted_by_key_or_by_file_name_are_in_order(tmp_path):
     for order in (sorted(keys), sorted(keys, key=lambda key: f"{key}.jpg")):
         assert found(tmp_path, make_tar([(f"{key}.jpg", b"1") for key in order])) == {}
     assert sorted(keys) != sorted(keys, key=lambda key: f"{key}.jpg")
-    (finding,) = report_of(tmp_path, make_tar([(f"{key}.jpg", b"1") for key in "edcba"])).findings
-    assert (finding.code, finding.count) == ("unsorted", 4)
+    report = report_of(tmp_path, make_tar([(f"{key}.jpg", b"1") for key in "edcba"]))
+    (finding,) = report.findings
+    assert (finding.code, finding.count, report.clean) == ("unsorted", 4, True)
+
+
+def test_members_of_a_sample_that_stand_apart_are_a_finding(tmp_path):
+    apart = member(b"a.jpg") + member(b"b.jpg") + member(b"a.json", b"{}") + END
+    report = report_of(tmp_path, apart)
+    assert "repeated_key" in {finding.code for finding in report.findings} and not report.clean
+
+
+def test_shards_that_pack_wrote_are_clean(tmp_path):
+    for number in range(9):
+        path = tmp_path / "photos" / f"{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photo(number))
+    pack(str(tmp_path / "photos"), str(tmp_path / "shards"))
+    report = lint([str(tmp_path / "shards")], ReadSettings(unit_rows=1))
+    assert report.clean and [finding.code for finding in report.findings] == ["unsorted"]
+
+
+def test_the_page_says_what_every_code_means():
+    table = (
+        (ROOT / "docs" / "sources.md").read_text().partition("## What lint finds")[2].partition("\n## ")[0]
+    )
+    rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    faults, notes = table.split("no reason to exit with 3")
+    assert sorted(rows) == sorted(CODES)
+    assert all(f"| `{code}` |" in (notes if code in HARMLESS else faults) for code in CODES)
 
 
 def test_a_field_to_keep_is_missed_wherever_it_lacks_and_another_only_where_most_have_it(tmp_path):

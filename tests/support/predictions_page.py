@@ -4,6 +4,8 @@ The run has 41 rows: 40 images with the keys 000 to 039, of which every second o
 no image. The image of number n has the score 0.5 + n / 100 and an embedding at the angle n / 10.
 """
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ def duckdb_counts(names: Names) -> None:
     rows = {row["label"]: row for row in names["found"]}
     assert {label: row["images"] for label, row in rows.items()} == {"cat": 20, "dog": 20}
     assert abs(rows["cat"]["mean_score"] - 0.69) < 1e-6
+
+
+def duckdb_exports(names: Names) -> None:
+    with open("rows.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = [json.loads(line) for line in Path("rows.json").read_text().splitlines()]
+    assert len(lines) == len(rows) == 41 and list(lines[0]) == ["key", "label", "score"]
+    labels = {row["key"]: row["label"] for row in lines}
+    assert [key for key in KEYS if labels[key] == "cat"] == CATS
+    assert {row["key"]: len(row["topk"]) for row in rows if row["error"] is None} == dict.fromkeys(KEYS, 2)
 
 
 def duckdb_is_unsure(names: Names) -> None:
@@ -149,6 +161,7 @@ def cleanlab_finds_wrong_labels(names: Names) -> None:
 CHECKS = {
     "DuckDB: read": duckdb_reads,
     "DuckDB: count by label": duckdb_counts,
+    "DuckDB: CSV and JSON": duckdb_exports,
     "DuckDB: unsure images": duckdb_is_unsure,
     "DuckDB: join": duckdb_joins,
     "DuckDB: nearest neighbours": duckdb_finds_neighbours,

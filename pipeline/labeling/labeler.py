@@ -83,7 +83,7 @@ def label(request: LabelRequest, checkpoint: BaseCheckpoint, progress: Progress)
         checkpoint = as_begun(plan, checkpoint, request, progress.note)
     asked = asked_for(request, checkpoint)
     if plan:
-        refuse_another_run(folder, plan, asked, checkpoint)
+        refuse_another_run(folder, plan, asked, checkpoint, request.model)
         refuse_changes(folder, request)
     if request.sample:
         refuse_another_sample(folder, request)
@@ -127,7 +127,7 @@ def start(
         folder = RunFolder(request.output, request.storage_options)
         plan = folder.plan() or folder.create(model.plan_run(asked, first_page.source_bytes))
         # Another job may have planned the run a moment before.
-        refuse_another_run(folder, plan, asked, checkpoint)
+        refuse_another_run(folder, plan, asked, checkpoint, request.model)
         remove_sample(folder, progress)
         frozen = FrozenListing(folder)
         first_page.freeze(frozen)
@@ -148,7 +148,7 @@ def start_sample(
         asked = with_class_names(asked, request, drawn.shards)
         folder = RunFolder(request.output, request.storage_options)
         plan = folder.plan() or folder.create(model.plan_run(asked))
-        refuse_another_run(folder, plan, asked, checkpoint)
+        refuse_another_run(folder, plan, asked, checkpoint, request.model)
         refuse_another_sample(folder, request)
         frozen = FrozenListing(folder, SAMPLE)
         drawn.freeze(frozen)

@@ -45,8 +45,13 @@ MAX_SOURCES_NAMED = 1000  # sources that a plan names; of a longer list it holds
 # not the command, so it is no difference between two commands.
 CLASS_NAMES = "class-names"
 KEY_RULE = "key-rule"  # name of an option
+MODEL = "model fingerprint"
+LABELS = "labels"
+EMBEDDING = "embedding"
 HEAD = "head"  # kind of the head
 UNNAMED: JsonObject = {KEY_RULE: FIRST_DOT, HEAD: "softmax"}  # what a plan means that does not name these
+FLAGS = ("embeddings", "normalize", "fast-decode", "include-hidden")  # options without a value
+NO_OPTIONS = ("command", "source")  # what is asked for without an option
 MOST_NAMED = 6  # differences between two commands in a message
 MAX_VALUE_LENGTH = 200  # characters of an option's value in a message
 
@@ -66,11 +71,11 @@ def asked_for(request: LabelRequest, checkpoint: BaseCheckpoint) -> JsonObject:
         "command": request.command,
         "source": _source_names(request),
         "format": request.format,
-        "model fingerprint": checkpoint.fingerprint()[:16],
-        "labels": _labels_hash(checkpoint.labels),
+        MODEL: checkpoint.fingerprint()[:16],
+        LABELS: _labels_hash(checkpoint.labels),
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "top-k": request.top_k,
-        "embedding": request.embedding,
+        EMBEDDING: request.embedding,
         "normalize": request.normalize,
         "keep": list(request.keep),
         "image-key": list(request.image_keys),
@@ -150,7 +155,11 @@ def _sha256(text: str) -> str:
 
 
 def refuse_another_run(
-    run: RunFolder, plan: RunPlan, asked: JsonObject, checkpoint: BaseCheckpoint | None = None
+    run: RunFolder,
+    plan: RunPlan,
+    asked: JsonObject,
+    checkpoint: BaseCheckpoint | None = None,
+    model: str | None = None,
 ) -> None:
     """Check that a command continues the run of a plan.
 
@@ -159,6 +168,7 @@ def refuse_another_run(
         plan: of the run that is there.
         asked: as `asked_for` gives it, of this command.
         checkpoint: the model of this command, whose commit on a hub helps to say what differs.
+        model: its name.
 
     Raises:
         UserError: another version of wordsworth made the run, or an option differs.
@@ -173,7 +183,14 @@ def refuse_another_run(
     for name in asked | before_asked:
         before = before_asked.get(name)
         now = asked.get(name)
-        if before != now and name != CLASS_NAMES:
+        if before == now or name == CLASS_NAMES:
+            continue
+        if name == MODEL and model is not None and plan.model != model:
+            differing.append(f"model was {_shortened(plan.model)} and is {_shortened(model)}")
+        elif name == MODEL:
+            its = f"fingerprint was {_shortened(before)} and is {now}"
+            differing.append(f"the weights of model {_shortened(plan.model)} differ ({its})")
+        else:
             differing += _difference(name, before, now)
     if len(differing) > MOST_NAMED:
         differing[MOST_NAMED:] = [f"and {len(differing) - MOST_NAMED} more"]
@@ -212,8 +229,18 @@ def _difference(name: str, before: Any, now: Any) -> list[str]:
     """Return what differs in an option: of one with parts the parts."""
     if isinstance(before, dict) and isinstance(now, dict):
         parts = [part for part in before | now if before.get(part) != now.get(part)]
-        return [_difference(part, before.get(part), now.get(part))[0] for part in parts]
-    return [f"{name} was {_shortened(before)} and is {_shortened(now)}"]
+        return [_was_and_is(part, before.get(part), now.get(part)) for part in parts]
+    if name == LABELS:
+        return ["the labels of the model differ"]
+    if name == EMBEDDING:
+        name = "dtype" if before and now else "embeddings"
+    if name in FLAGS:
+        return [f"--{name} was {'given' if before else 'not given'} and is {'' if now else 'not '}now"]
+    return [_was_and_is(name if name in NO_OPTIONS else f"--{name}", before, now)]
+
+
+def _was_and_is(name: str, before: Any, now: Any) -> str:
+    return f"{name} was {_shortened(before)} and is {_shortened(now)}"
 
 
 def _shortened(value: Any) -> str:

@@ -152,5 +152,5 @@ def test_a_run_says_that_it_decodes_fast_and_is_another_run(tmp_path):
     )
     assert one.fingerprint != other.fingerprint
     assert other.resolved.decoder == f"{one.resolved.decoder}, JPEG reduced"
-    with pytest.raises(UserError, match="fast-decode was not given and is True"):
+    with pytest.raises(UserError, match="--fast-decode was not given and is now"):
         refuse_another_run(RunFolder(output), one, asked_for(fast, model))

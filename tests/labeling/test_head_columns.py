@@ -121,5 +121,5 @@ def test_a_run_of_one_output_or_of_another_model_does_not_go_on_with_a_softmax(t
     one = made_up_plan({"model fingerprint": older.fingerprint()[:16], "command": "label"})
     found = as_begun(one, model(1, SOFTMAX), request(), notes.append)
     assert found.head.kind == "sigmoid" and not notes
-    with pytest.raises(UserError, match=r"head was softmax and is sigmoid; .*model fingerprint was"):
+    with pytest.raises(UserError, match=r"--head was softmax and is sigmoid; .*weights of model .* differ"):
         refuse_another_run(RunFolder(str(tmp_path)), one, asked_for(request(), found))

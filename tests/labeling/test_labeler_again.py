@@ -34,10 +34,10 @@ def test_the_same_command_again_does_nothing_and_another_command_is_refused(tmp_
     again, watcher = run(tmp_path, model, tmp_path / "shards")
     assert again == first and not watcher.receipts
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
-    with pytest.raises(UserError, match=r"holds another run: top-k was 5 and is 3"):
+    with pytest.raises(UserError, match=r"holds another run: --top-k was 5 and is 3"):
         run(tmp_path, model, tmp_path / "shards", top_k=3)
     other = replace(model, state={name: tensor + 1 for name, tensor in model.state.items()})
-    with pytest.raises(UserError, match=r"model fingerprint was"):
+    with pytest.raises(UserError, match=r"the weights of model \S+ differ \(fingerprint was \w{16} and"):
         run(tmp_path, other, tmp_path / "shards")
 
 

@@ -154,14 +154,14 @@ def test_key_and_image_column_are_part_of_what_makes_two_commands_the_same_run(t
         (f"{n}.jpg", f"{n}.jpg") for n in range(9)
     ]
     assert verify(str(tmp_path / "out"), source=True).ok
-    with pytest.raises(UserError, match="holds another run: key was id and is not given"):
+    with pytest.raises(UserError, match="holds another run: --key was id and is not given"):
         run(tmp_path / "out", model, sources[0], image_column="picture", keep=("id",))
     run(tmp_path / "plain", model, sources[0])
     assert (
         not {"key", "image-column"}
         & json.loads((tmp_path / "plain" / "_run" / "plan.json").read_text())["asked"].keys()
     )
-    with pytest.raises(UserError, match="holds another run: image-column was not given and is picture"):
+    with pytest.raises(UserError, match="holds another run: --image-column was not given and is picture"):
         run(tmp_path / "plain", model, sources[0], image_column="picture")
 
 

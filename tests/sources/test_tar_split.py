@@ -170,7 +170,7 @@ def test_a_run_goes_on_by_the_rule_that_it_began_with_and_the_default_continues_
         if again == begun or (begun, again) == ("first-dot", "auto"):
             refuse_another_run(folder, plans[begun], asked[again])
         else:
-            with pytest.raises(UserError, match=f"key-rule was {begun} and is {again}"):
+            with pytest.raises(UserError, match=f"--key-rule was {begun} and is {again}"):
                 refuse_another_run(folder, plans[begun], asked[again])
 
 

@@ -4,17 +4,21 @@ import json
 import math
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
 from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.storage.outputs import refuse_no_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from wordsworth.pipeline.report.query import Query
+    from wordsworth.pipeline.report.rows import RunRows
     from wordsworth.pipeline.report.sheet import Shown
 
 PRINTED = ("key", "label", "score", "value", "error")  # columns of whole rows that are printed
@@ -78,11 +82,12 @@ def show(
 
     if output is not None and not is_sheet(output):
         refuse_no_folder(output, storage.storage)
-    from wordsworth.pipeline.report.query import choose_rows
     from wordsworth.pipeline.report.rows import RunRows
 
     rows_of_run = RunRows.open(run, storage.storage)
-    rows = choose_rows(rows_of_run, query)
+    rows, more = _choose(rows_of_run, query)
+    if not rows.num_rows:
+        return _tell_nothing(rows_of_run, query, is_for_output=output is not None)
     result = None
     if output is not None:
         result = _write(rows_of_run, rows, query, output)
@@ -90,30 +95,61 @@ def show(
         _print_json(rows, result)
     elif result is None:
         _print_table(rows, set(rows_of_run.schema.names))
-    _tell(rows, result, output, f"no row of {run} is asked for by: {query}")
+    _tell(rows, result, output, more)
     return 0
 
 
-def _write(run: Any, rows: "pa.Table", query: Any, output: str) -> "Shown":
+def _choose(run: "RunRows", query: "Query") -> tuple["pa.Table", str | None]:
+    """Return the rows that are asked for, and a line that says that the limit left some out."""
+    from wordsworth.pipeline.report.query import choose_rows
+
+    if query.seed is not None or query.nearest is not None:
+        return choose_rows(run, query), None
+    # One row beyond the limit tells that there are more, without a pass over all rows.
+    rows = choose_rows(run, replace(query, limit=query.limit + 1))
+    if rows.num_rows <= query.limit:
+        return rows, None
+    first = plural(query.limit, "row")
+    told = (
+        f"the first {first}" if query.has_condition else f"{query.limit:,} of {plural(run.num_rows, 'row')}"
+    )
+    return rows.slice(0, query.limit), f"{told}; --limit N shows more"
+
+
+def _tell_nothing(run: "RunRows", query: "Query", *, is_for_output: bool) -> int:
+    """Say that no row is asked for, and return the exit code: 0 for a condition that no row meets.
+
+    Raises:
+        UserError: the named row is not there, or there is nothing to write.
+    """
+    if not run.files and run.summary is None:
+        nothing = f"{run.output} has no rows yet: the same command again continues it"
+    elif query.is_key_alone:
+        nothing = f"{run.output} has no row with the key {query.key}"
+    else:
+        nothing = f"no row of {run.output} matches: {query}"
+    if query.is_key_alone or is_for_output:
+        raise UserError(nothing)
+    Terminal(stderr=True).say(nothing)
+    return 0
+
+
+def _write(run: "RunRows", rows: "pa.Table", query: "Query", output: str) -> "Shown":
     """Write a sheet or a folder.
 
     Raises:
-        UserError: there are no rows, or a SELECT left out where the images lie.
+        UserError: a SELECT left out where the images lie.
     """
-    from wordsworth.pipeline.errors import UserError
     from wordsworth.pipeline.report.listed_images import WANTED
     from wordsworth.pipeline.report.sheet import is_sheet, write_files, write_sheet
 
-    sheet = is_sheet(output)
-    if not rows.num_rows:
-        raise UserError(f"no row of {run.output} is asked for by: {query}")
     missing = [name for name in WANTED if name not in rows.column_names]
     if missing:
         raise UserError(
             f"--output needs the columns {', '.join(WANTED)}: SELECT {', '.join(missing)} too, or *",
             exit_code=2,
         )
-    if sheet:
+    if is_sheet(output):
         return write_sheet(run, rows, f"{run.output}: {query}", output)
     return write_files(run, rows, output)
 
@@ -138,14 +174,12 @@ def _print_table(rows: "pa.Table", of_run: set[str]) -> None:
         rows: the rows.
         of_run: names of the columns that every row of the run has.
     """
-    if not rows.num_rows:
-        return
     from rich.table import Table
 
     names = _shown_names(rows.column_names, of_run)
     table = Table(*map(data_text, names), box=None, pad_edge=False)
-    for row in rows.select(names).to_pylist():
-        table.add_row(*(data_text(_cell(row[name])) for name in names))
+    for row in rows.to_pylist():
+        table.add_row(*(data_text(_cell(row, name)) for name in names))
     # In a file or a pipe a row is one line, whatever its length.
     Terminal(width=None if sys.stdout.isatty() else 10_000).print(table)
 
@@ -157,24 +191,27 @@ def _shown_names(columns: list[str], of_run: set[str]) -> list[str]:
     return [name for name in columns if name in PRINTED or name not in of_run]
 
 
-def _cell(value: Any) -> str:
+def _cell(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    if name == "label" and value is None and row.get("label_id") is not None:
+        return f"class {row['label_id']}"
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _tell(rows: "pa.Table", result: "Shown | None", output: str | None, nothing: str) -> None:
+def _tell(rows: "pa.Table", result: "Shown | None", output: str | None, more: str | None) -> None:
     """Say on stderr what was written, and what could not be shown and why.
 
     Args:
-        nothing: what is said where there are no rows.
+        more: a line that says that there are more rows; None where there are none.
     """
     terminal = Terminal(stderr=True)
-    if not rows.num_rows:
-        terminal.say(nothing)
+    if more:
+        terminal.say(more)
     if result is None:
         return
-    terminal.say(f"{output}: {result.num_images} of {rows.num_rows} images")
+    terminal.say(f"{output}: {result.num_images} of {plural(rows.num_rows, 'image')}")
     reasons = Counter(reason.partition(":")[0] for reason in result.reasons.values())
     for reason, count in reasons.most_common(NO_IMAGES):
         terminal.say(f"{count} without an image: {reason}", level="warning")

@@ -41,6 +41,16 @@ class Query:
     limit: int = 20
     seed: int | None = None
 
+    @property
+    def has_condition(self) -> bool:
+        """Return whether some rows may be left out that are not over the limit."""
+        return self.errors or any(part is not None for part in (self.label, self.key, self.sql))
+
+    @property
+    def is_key_alone(self) -> bool:
+        """Return whether a key is all that is asked for."""
+        return self.key is not None and self == Query(key=self.key, limit=self.limit)
+
     def check(self) -> None:
         """Check that the conditions can hold together.
 

@@ -93,7 +93,9 @@ def test_a_select_without_a_place_is_a_table_alone(out, capsys, tmp_path):
         (["--nearest", "nobody"], 1, "no row of"),
         (["--sql", "select * from read_text('/etc/hostname')"], 2, "--sql: Permission Error"),
         (["--limit", "0"], 2, "--limit"),
-        (["--key", "nobody", "--output", "s.png"], 1, "no row of"),
+        (["--key", "nobody", "--output", "s.png"], 1, "has no row with the key nobody"),
+        (["--key", "nobody"], 1, "has no row with the key nobody"),
+        (["--label", "yak", "--output", "s.png"], 1, "no row of"),
         (["--output", "sheet.pdf"], 2, "a sheet ends in .png"),
     ],
 )
@@ -102,8 +104,25 @@ def test_what_is_wrong_is_one_line(out, capsys, arguments, code, told):
     assert told in notes and notes.count("\n") == 1 and output == ""
 
 
+def test_rows_over_the_limit_are_said(out, capsys):
+    told, notes = shown(capsys, out, "--limit", 2)
+    assert len(told.splitlines()) == 3 and notes == "2 of 9 rows; --limit N shows more\n"
+    told, notes = shown(capsys, out, "--limit", 1, "--label", "cat", "--json")
+    assert len(told.splitlines()) == 1 and notes == "the first 1 row; --limit N shows more\n"
+    assert shown(capsys, out, "--limit", 9)[1] == "" == shown(capsys, out, "--limit", 2, "--label", "cat")[1]
+
+
+def test_a_class_without_a_name_is_called_by_its_number(capsys, tmp_path):
+    source = write_tar(tmp_path / "a.tar", {"a.jpg": photo(1), "bad.jpg": b"-"})
+    out = make_run(
+        tmp_path / "out", source, labels=(), num_labels=5, answer=lambda n: Made(3, 0.5, (1, 0, 0, 0))
+    )
+    told = shown(capsys, out)[0].splitlines()
+    assert told[1].split()[:3] == ["a", "class", "3"] and told[2].split() == ["bad", "not_an_image"]
+
+
 def test_rows_that_are_not_there_are_said(out, capsys, tmp_path):
-    assert shown(capsys, out, "--label", "yak") == ("", f"no row of {out} is asked for by: label yak\n")
+    assert shown(capsys, out, "--label", "yak") == ("", f"no row of {out} matches: label yak\n")
     _, notes = shown(capsys, tmp_path, code=1)
     assert "holds no run" in notes
 
@@ -113,7 +132,7 @@ def test_rows_that_are_not_there_are_said(out, capsys, tmp_path):
 
 def test_a_run_of_one_row_and_a_run_of_errors_alone_are_shown(capsys, tmp_path):
     one = make_run(tmp_path / "one", write_tar(tmp_path / "a.tar", {"a.jpg": photo(1)}))
-    assert shown(capsys, one, "--output", tmp_path / "one.png")[1].endswith("1 of 1 images\n")
+    assert shown(capsys, one, "--output", tmp_path / "one.png")[1].endswith("1 of 1 image\n")
     bad = make_run(tmp_path / "bad", write_tar(tmp_path / "b.tar", {f"{n}.jpg": b"-" for n in range(3)}))
     notes = shown(capsys, bad, "--errors", "--output", tmp_path / "bad.png")[1]
     assert notes.splitlines()[0].endswith("0 of 3 images")
@@ -161,7 +180,7 @@ def test_of_a_run_in_a_store_only_the_byte_ranges_that_are_shown_are_fetched(cap
         store.requests.clear()
         arguments = ("--key", "k5", "--output", tmp_path / "s.png", "--storage-options", json.dumps(options))
         told = shown(capsys, "s3://bucket/out", *arguments)
-        assert told[1].endswith("1 of 1 images\n") and "CANARY" not in "".join(told)
+        assert told[1].endswith("1 of 1 image\n") and "CANARY" not in "".join(told)
         rows = {
             row["key"]: row
             for file in (out / "predictions").iterdir()

@@ -143,6 +143,8 @@ def _run(arguments: list[str]) -> int:
     try:
         refuse_untaken_env_file()
         app.config = ()  # of the command before, where a process runs several
+        if arguments[:1] == ["help"]:
+            arguments = [*arguments[1:2], "--help"]
         return app.meta(arguments) or 0
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130

@@ -12,7 +12,7 @@ from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import JsonFlag, StoreOptions
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.joining import reach
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 
 # Bytes of each unit that --target-size may have.
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -73,11 +73,10 @@ def _print_summary(summary: dict[str, Any], run: str, output: str) -> None:
     from wordsworth.pipeline.output.run_folder import ROW_FILES
 
     did = summary["last_command"]
-    files = "1 file" if summary["files"] == 1 else f"{summary['files']:,} files"
-    size = decimal(summary["bytes"])
-    rows = {"rows": f"{summary['rows']:,} of {summary['units']:,} small files, in {files} ({size})"}
+    in_files = f"in {plural(summary['files'], 'file')} ({decimal(summary['bytes'])})"
+    rows = {"rows": f"{summary['rows']:,} of {plural(summary['units'], 'small file')}, {in_files}"}
     if did["units"]:
-        rows["merged"] = f"{did['units']:,} small files into {did['files']:,} in {did['seconds']:,} s"
+        rows["merged"] = f"{plural(did['units'], 'small file')} into {did['files']:,} in {did['seconds']:,} s"
     rows["read"] = f"{output}/{ROW_FILES} from now on"
     rows["next"] = f"wordsworth verify {quote(output)}; once it is clean, {run} can be deleted"
     Terminal().print_facts(rows)

@@ -9,7 +9,7 @@ from cyclopts import Parameter, validators
 
 from wordsworth.jobs.options import Flag, StoreOptions
 from wordsworth.jobs.terminal import Terminal
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.storage.filesystem import StorageOptions
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def convert(
     num_params = sum(tensor.numel() for tensor in checkpoint.state.values())
     what = checkpoint.variant or f"a model with embeddings of {config.embedding_dim}"
     size = "x".join(map(str, config.image_size))
-    Terminal().say(
-        f"{what} at {size}, {num_params:,} parameters, {config.num_classes:,} classes -> {output} ({format})"
-    )
+    classes = plural(config.num_classes, "class", "classes")
+    Terminal().say(f"{what} at {size}, {num_params:,} parameters, {classes} -> {output} ({format})")
     return 0
 
 

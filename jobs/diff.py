@@ -9,6 +9,7 @@ from cyclopts import Parameter, validators
 
 from wordsworth.jobs.options import JsonFlag, StoreOptions, check_page_name
 from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.errors import plural
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.report.difference import Difference, Flip, LabelShift
@@ -89,7 +90,9 @@ def diff(
         from wordsworth.pipeline.storage.schemes import without_credentials
 
         for reason, count in written:
-            errors.say(f"{count:,} images are not on the page: {reason}", level="warning")
+            errors.say(
+                f"{plural(count, 'image is', 'images are')} not on the page: {reason}", level="warning"
+            )
         errors.say(f"{without_credentials(output)}: the page")
     codes = [0]
     if fail_if_flips_over is not None:

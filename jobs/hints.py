@@ -75,8 +75,19 @@ HINTS = {
     "--text": CLASSES,
 }
 
+# What an option of other tools is in one command alone.
+COMMAND_OPTIONS = {
+    ("label", "-k"): "it is --top-k here",
+    ("plan", "-k"): "it is --top-k here",
+    ("pretrain", "--model"): "--variant names the size; finetune goes on from a model",
+    ("pretrain", "-m"): "--variant names the size; finetune goes on from a model",
+    ("show", "--top"): "it is --limit here",
+    ("show", "--top-k"): "it is --limit here",
+    ("show", "-k"): "it is --limit here",
+    ("show", "-n"): "it is --limit here",
+}
+
 TRAIN = "pretrain trains from scratch, finetune goes on with a trained model"
-HELP = "wordsworth COMMAND --help explains one"
 COMMAND_HINTS = {
     "train": TRAIN,
     "fit": TRAIN,
@@ -101,8 +112,11 @@ COMMAND_HINTS = {
     "view": "show prints rows, report writes a page",
     "query": "it is show here",
     "compare": "it is diff here",
-    "help": HELP,
+    "-v": "it is wordsworth --version",
     "version": "it is wordsworth --version",
+    "status": "wordsworth verify OUT counts what a run has",
+    "search": "wordsworth show OUT --nearest KEY finds images that look like one",
+    "init": "nothing is set up before: wordsworth label SOURCE -o OUT -m MODEL begins a run",
     "list": "models lists the models' sizes; show lists the rows of a run",
 }
 
@@ -114,10 +128,11 @@ def hint(command: str, option: str) -> str | None:
         command: the command that was called.
         option: as it was typed, with its hyphens, perhaps with =VALUE.
     """
-    sentence = HINTS.get(option.partition("=")[0].replace("_", "-"))
+    name = option.partition("=")[0].replace("_", "-")
+    sentence = COMMAND_OPTIONS.get((command, name)) or HINTS.get(name)
     return sentence.format(command=command) if sentence else None
 
 
 def command_hint(word: str) -> str | None:
-    """Return a sentence for a word that is no command; None where nothing is known of it."""
+    """Return a sentence for a word or an option in place of a command; None where nothing is known of it."""
     return COMMAND_HINTS.get(word.lower())

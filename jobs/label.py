@@ -25,6 +25,7 @@ from wordsworth.jobs.options import (
 )
 from wordsworth.jobs.terminal import Terminal
 from wordsworth.pipeline.cluster.joining import reach
+from wordsworth.pipeline.errors import plural
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.progress import Progress
@@ -194,7 +195,7 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
 
     errors = ", ".join(f"{count:,} {code}" for code, count in summary.errors.items()) or "none"
     command = summary.last_command
-    shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
+    shards = plural(summary.shards, "shard")
     rows = {"rows": f"{summary.rows:,} from {shards}", "errors": errors}
     skipped = {kind: count for kind, count in summary.skipped_members.items() if kind not in NOT_SKIPPED}
     if skipped:
@@ -214,6 +215,8 @@ def _print(summary: "Summary", output: str, as_json: bool) -> None:
     if summary.sample:
         rows["sampled"] = f"by --sample {summary.sample}: the same command without it labels all"
     rows["predictions"] = f"{output.rstrip('/')}/{ROW_FILES}"
+    if summary.errors:
+        rows["see errors"] = f"wordsworth show {quote(output)} --errors"
     rows["next"] = f"wordsworth verify {quote(output)} --source"
     rows["see it"] = f"wordsworth report {quote(output)}"
     Terminal().print_facts(rows)
@@ -231,7 +234,7 @@ def _speed(summary: "Summary") -> dict[str, str]:
         rows["finished"] = f"{finished:%Y-%m-%d %H:%M:%S}"
     if not command.images:
         return rows
-    spent = f"{command.images:,} images in {duration(command.seconds)}"
+    spent = f"{plural(command.images, 'image')} in {duration(command.seconds)}"
     steady = command.stages.steady_images_per_second if command.stages else None
     if steady is not None and command.start_seconds is not None:
         spent = f"start {duration(command.start_seconds)}, then {rate(steady)} ({spent})"
@@ -256,4 +259,4 @@ def foretold(images: list[int], images_per_second: list[Any], bytes_written: lis
     if found:
         speed += f" (it was {found:,}, {found / rate:.0%})"
     size = f"{decimal(bytes_written[0])} of Parquet (it was {decimal(bytes_written[1])})"
-    return f"{images[0]:,} images (it was {images[1]:,}), {speed}, {size}"
+    return f"{plural(images[0], 'image')} (it was {images[1]:,}), {speed}, {size}"

@@ -6,6 +6,7 @@ from cyclopts import Parameter, validators
 
 from wordsworth.jobs.options import StoreOptions
 from wordsworth.jobs.terminal import Terminal
+from wordsworth.pipeline.errors import plural
 
 
 def pack(
@@ -40,11 +41,10 @@ def pack(
     with Terminal(stderr=True).status("packing"):
         packed = run(folder, output, shard_size, seed, rules, stores.storage)
     console = Terminal()
-    classes = f" of {len(packed.classes)} classes" if packed.classes else ""
-    ignored = f"; {packed.ignored} other files ignored" if packed.ignored else ""
-    console.say(
-        f"packed {packed.images:,} images{classes} into {_shards(len(packed.shards))} in {output}{ignored}"
-    )
+    classes = f" of {plural(len(packed.classes), 'class', 'classes')}" if packed.classes else ""
+    ignored = f"; {plural(packed.ignored, 'other file')} ignored" if packed.ignored else ""
+    images, shards = plural(packed.images, "image"), plural(len(packed.shards), "shard")
+    console.say(f"packed {images}{classes} into {shards} in {output}{ignored}")
     if not packed.is_indexed:
         console.say("the shards are too many for an index of their classes: a training counts them itself")
     for name in packed.alike:
@@ -52,7 +52,3 @@ def pack(
     for note in packed.passed_over.serious_notes():
         console.say(note)
     return 0
-
-
-def _shards(number: int) -> str:
-    return "1 shard" if number == 1 else f"{number:,} shards"

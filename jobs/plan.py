@@ -12,7 +12,7 @@ from wordsworth.jobs.cluster_options import ClusterOptions
 from wordsworth.jobs.options import JsonFlag, ModelOptions, PartOptions, SourceOptions, Sources, Threshold
 from wordsworth.jobs.terminal import Terminal, data_text
 from wordsworth.pipeline.cluster.joining import reach
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.forecast import Forecast, Measurement
@@ -179,7 +179,8 @@ def _rows(
     measured: "Measurement", found: "Forecast", cores: float, gpus: float, money: float | None
 ) -> dict[str, str]:
     machines = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if measured.device == "cuda" else "")
-    shards = "1 shard" if measured.shards == 1 else f"{measured.shards:,} shards"
+    images = plural(measured.images, "image")
+    shards = plural(measured.shards, "shard")
     # Where the rate was stated with --images-per-gpu-second, nobody has said the precision.
     precision = "" if measured.precision == "auto" else f", {measured.precision}"
     looked_at = f"{measured.sampled:,} looked at"
@@ -187,7 +188,7 @@ def _rows(
         looked_at += f"; the run takes {measured.limit:,} at most"
     busy = f"{found.busy[found.bottleneck]:.0%} of the {_whose(found, measured)}"
     rows = {
-        "source": f"about {measured.images:,} images, {decimal(measured.bytes)} in {shards} ({looked_at})",
+        "source": f"about {images}, {decimal(measured.bytes)} in {shards} ({looked_at})",
         "speed": f"about {_rate(found.images_per_second)} images/s on {machines}{precision}",
         "time": f"about {_time(found.seconds)}, the start not counted",
         "bottleneck": f"{NAMES[found.bottleneck]}: {busy}",

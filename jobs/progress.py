@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from wordsworth.jobs.live import LiveDisplay, duration
+from wordsworth.pipeline.errors import plural
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.labeling.pace import RunFigures
@@ -40,7 +41,7 @@ class RunProgress(LiveDisplay):
         """Say how large the run is."""
         done = f", {shards_done:,} of them done before" if shards_done else ""
         more = "" if listed else ", and what else the listing finds"
-        count = "1 shard" if shards == 1 else f"{shards:,} shards"
+        count = plural(shards, "shard")
         self.note(
             f"{self.verb} {count} ({decimal(bytes_total)}){done}{more}",
             event="plan",
@@ -97,12 +98,12 @@ class RunProgress(LiveDisplay):
         if figures is None:
             return self.waited
         if not figures.predicted and not figures.written:
-            decoded = "1 image" if figures.decoded == 1 else f"{figures.decoded:,} images"
+            decoded = plural(figures.decoded, "image")
             return f"{decoded} decoded, the model starts"
         if self.ends_by is not None:
             left = duration(max(0.0, self.ends_by - time.monotonic()))
-            return f"{figures.images:,} images, finishing files under way, {left} at most"
-        parts = [f"{figures.images:,} images"]
+            return f"{plural(figures.images, 'image')}, finishing files under way, {left} at most"
+        parts = [plural(figures.images, "image")]
         if with_start and figures.start_seconds is not None:
             parts.append(f"start {duration(figures.start_seconds)}")
         if figures.images_per_second is not None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from wordsworth.jobs.options import ModelOptions, PartOptions, RunOptions, SourceOptions
 from wordsworth.jobs.terminal import Terminal, data_text
 from wordsworth.pipeline.cluster.request import ClusterRequest
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 
 # Options of a run that a look takes too; the others say how a run is written or continued.
 TAKEN = (
@@ -48,6 +48,7 @@ def look(
     source.check(*sources, model.model, model.weights)
     errors = Terminal(stderr=True)
     with errors.status("loading PyTorch"):
+        from wordsworth.jobs.json_rows import json_rows
         from wordsworth.pipeline.labeling.listing import refuse_missing_sources
         from wordsworth.pipeline.labeling.request import LabelRequest
 
@@ -74,12 +75,11 @@ def look(
     rows: list[dict[str, Any]] = []
     with errors.status("labelling") as status:
         for table in quick.rows():
-            found = table.to_pylist()
-            rows += found
-            status.update(f"labelling: {quick.num_images:,} images")
+            rows += table.to_pylist()
+            status.update(f"labelling: {plural(quick.num_images, 'image')}")
             if run.json:
-                for row in found:
-                    print(json.dumps(row, default=float), flush=True)
+                for row in json_rows(table):
+                    print(json.dumps(row), flush=True)
     if not run.json:
         Terminal().print(_table(rows, request.keep))
     return _end(quick.num_images, quick.is_cut, quick.seconds, rows, run, errors)
@@ -162,7 +162,7 @@ def _end(
     errors: Terminal,
 ) -> int:
     """Say what was done and what was not, and return the exit code."""
-    images = "1 image" if num_images == 1 else f"{num_images:,} images"
+    images = plural(num_images, "image")
     more = ", the first of more" if is_cut else ""
     errors.say(
         f"{images}{more} in {seconds:.1f} s; nothing was written: add --output OUT to keep the rows of all"

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 
 from wordsworth.jobs.options import JsonFlag, StoreOptions, check_page_name
 from wordsworth.jobs.terminal import Terminal, data_text
+from wordsworth.pipeline.errors import plural
 
 if TYPE_CHECKING:
     from wordsworth.pipeline.report.page import WrittenReport
@@ -84,7 +85,7 @@ def report(
     tell_missing(written, errors)
     if written.truth:
         _tell_truth(written.truth)
-    rows, images = f"{written.num_rows:,} rows", f"{written.num_images:,} images"
+    rows, images = plural(written.num_rows, "row"), plural(written.num_images, "image")
     size = decimal(written.size_bytes)
     Terminal().print(f"{data_text(written.path)} ({rows}, {images}, {size}, {written.seconds:g} s)")
     return 0
@@ -101,6 +102,6 @@ def _tell_truth(found: "Accuracy") -> None:
 def tell_missing(written: "WrittenReport", terminal: Terminal) -> None:
     """Say which images a page could not show."""
     for reason, count in written.missing[:MISSING_SHOWN]:
-        terminal.say(f"{count:,} images are not on the page: {reason}", level="warning")
+        terminal.say(f"{plural(count, 'image is', 'images are')} not on the page: {reason}", level="warning")
     if len(written.missing) > MISSING_SHOWN:
         terminal.say(f"and for {len(written.missing) - MISSING_SHOWN} more reasons, which the page names")

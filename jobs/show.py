@@ -1,7 +1,6 @@
 """Run `wordsworth show OUT [--label L] [--errors] [--key K] [--nearest KEY] [--sql "..."]`: look at rows."""
 
 import json
-import math
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -156,15 +155,12 @@ def _write(run: "RunRows", rows: "pa.Table", query: "Query", output: str) -> "Sh
 
 def _print_json(rows: "pa.Table", result: "Shown | None") -> None:
     """Print a line for each row, with its file and why it has no image where images were asked for."""
-    for number, row in enumerate(rows.to_pylist()):
+    from wordsworth.jobs.json_rows import json_rows
+
+    for number, row in enumerate(json_rows(rows)):
         if result is not None:
             row |= {"file": result.files.get(number), "reason": result.reasons.get(number)}
-        print(json.dumps({name: _json_value(value) for name, value in row.items()}, default=str))
-
-
-def _json_value(value: Any) -> Any:
-    """Return a value as JSON has it, which knows no number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        print(json.dumps(row, default=str))
 
 
 def _print_table(rows: "pa.Table", of_run: set[str]) -> None:

@@ -313,7 +313,7 @@ def _summary(last: EpochNews) -> dict[str, str]:
         balanced = ""
         if "balanced_accuracy" in means:
             balanced = f", balanced {means['balanced_accuracy']:.4f}"
-        facts["validation"] = f"{_quality(means)}{balanced} ({last.validation.images:,} images)"
+        facts["validation"] = f"{_quality(means)}{balanced} ({plural(last.validation.images, 'image')})"
     if last.probe:
         facts["probe"] = f"linear {last.probe.linear:.4f}, k-NN {last.probe.knn:.4f}"
     return facts

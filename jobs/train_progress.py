@@ -189,15 +189,15 @@ class TrainProgress(LiveDisplay):
     def _show_data(self, news: DataNews) -> None:
         self.samples = news.samples
         self.val_samples = news.val_samples
-        classes = f" of {news.classes:,} classes" if news.classes else ""
+        classes = f" of {plural(news.classes, 'class', 'classes')}" if news.classes else ""
         tried = f", tried on {news.val_samples:,}" if news.val_samples else ""
-        shards = "1 shard" if news.shards == 1 else f"{news.shards:,} shards"
-        self._say(f"{news.samples:,} images{classes} in {shards}{tried}", news)
+        shards = plural(news.shards, "shard")
+        self._say(f"{plural(news.samples, 'image')}{classes} in {shards}{tried}", news)
 
     def _show_begin(self, news: BeginNews) -> None:
         is_first = not self.steps
         if is_first:
-            workers = "1 worker" if news.workers == 1 else f"{news.workers} workers"
+            workers = plural(news.workers, "worker")
             batches = plural(news.images // news.batch, "batch", "batches")
             rest = ""
             if self.samples > news.images:
@@ -220,7 +220,10 @@ class TrainProgress(LiveDisplay):
     def _show_validation(self, news: ValidationNews) -> None:
         share = news.images / max(1, news.of_images)
         self.forecast.validation(share, time.monotonic())
-        parts = [Part(f"epoch {news.epoch}/{self.epochs}"), Part(f"validation of {news.all_images:,} images")]
+        parts = [
+            Part(f"epoch {news.epoch}/{self.epochs}"),
+            Part(f"validation of {plural(news.all_images, 'image')}"),
+        ]
         self._show(news, share, parts)
 
     def _show(self, news: StepNews | ValidationNews, share: float, parts: list[Part]) -> None:
@@ -231,7 +234,7 @@ class TrainProgress(LiveDisplay):
             self._say(f"{share:4.0%}  {_joined(parts)}", news)
 
     def _show_probe(self, news: ProbeNews) -> None:
-        self._say(f"random weights: {_probe(news.probe)} ({news.probe.images:,} images tried)", news)
+        self._say(f"random weights: {_probe(news.probe)} ({plural(news.probe.images, 'image')} tried)", news)
 
     def _show_epoch(self, news: EpochNews) -> None:
         self.printed = time.monotonic()

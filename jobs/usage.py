@@ -30,6 +30,7 @@ ONE_HYPHEN = re.compile(r"-[a-z][a-z_-]+")  # an option's name behind one hyphen
 GENERAL = ("--help", "--config", "--debug", "--log-format")  # options of every command
 TRUTHS = ("true", "false", "yes", "no", "on", "off")  # values that flags have in other tools
 NAMES = ("--output", "--model", "--val", "--probe", "--train")  # options that name files and folders
+WITHOUT_ARGUMENTS = ("models", "demo")  # commands that take options alone
 LIKE = 0.7  # an option that is less like another is no misspelling of it; 1 is the same
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -95,11 +96,11 @@ def _shown_names(arguments: ArgumentCollection) -> list[str]:
 
 
 def _unknown_command(word: str) -> str:
+    instead = command_hint(word)
     if word.startswith("-"):
         alike = difflib.get_close_matches(word, ("--help", "--version"), 1)
-        meant = f": did you mean {alike[0]}?" if alike else ": options stand behind a command"
-        return f"there is no option {word}{meant} (wordsworth --help lists the commands)"
-    instead = command_hint(word)
+        meant = f"did you mean {alike[0]}?" if alike else "options stand behind a command"
+        return f"there is no option {word}: {instead or meant} (wordsworth --help lists the commands)"
     alike = difflib.get_close_matches(word.lower(), COMMANDS, 1)
     if instead is None and alike:
         instead = f"did you mean {alike[0]}?"
@@ -123,6 +124,8 @@ def _unused(word: str, command: str, arguments: list[str]) -> str:
     before = arguments[arguments.index(word) - 1] if word in arguments else ""
     if before.startswith("-") and before != "--":
         return f"{before} takes no further value: leave out {word!r}"
+    if command in WITHOUT_ARGUMENTS:
+        return f"{command} takes no argument: leave out {word!r}"
     return (
         f"{command or 'wordsworth'} has no place for {word!r}: leave it out; a name with spaces needs quotes"
     )

@@ -29,7 +29,7 @@ from wordsworth.pipeline.cluster.session import ray_session
 from wordsworth.pipeline.compaction.file_plan import freeze_plan
 from wordsworth.pipeline.compaction.finished_run import FinishedRun
 from wordsworth.pipeline.compaction.merge import merge
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.output.commit import parquet_bytes
 from wordsworth.pipeline.output.compacted_file import PLANNED, CompactionId, runs
 from wordsworth.pipeline.output.records import FOOTER_KEY, JsonObject
@@ -129,7 +129,7 @@ def _merge_all(
     """Make all compacted files, commit the compaction, and return the number of files."""
     pieces = _pieces(run, planned)
     total = pc.sum(planned["bytes"]).as_py() / 1e6
-    progress.note(f"merging {planned.num_rows:,} files ({total:,.1f} MB) into {len(pieces):,}")
+    progress.note(f"merging {plural(planned.num_rows, 'file')} ({total:,.1f} MB) into {len(pieces):,}")
     progress.waiting("merging files")
     made: dict[int, pa.Table] = {}
     noted = time.monotonic()

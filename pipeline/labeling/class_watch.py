@@ -4,6 +4,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.labeling.pace import RunFigures
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.output.records import Receipt
@@ -66,6 +67,6 @@ class ClassWatch:
             names = self.target.names(pq.read_table(file, columns=[self.target.column]))
         if names[None] == names.total():
             self.display.note(
-                f"none of the first {names.total():,} images ({receipt.shard}) has a class: "
+                f"none of the first {plural(names.total(), 'image')} ({receipt.shard}) has a class: "
                 f"--target {self.target.where} gives none, or -1"
             )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wordsworth.pipeline.cluster.session import ray_session
-from wordsworth.pipeline.errors import NAMES_THE_IMAGES, UserError
+from wordsworth.pipeline.errors import NAMES_THE_IMAGES, UserError, plural
 from wordsworth.pipeline.labeling.class_watch import ClassWatch
 from wordsworth.pipeline.labeling.head_columns import head_columns
 from wordsworth.pipeline.labeling.labeler import label
@@ -194,8 +194,8 @@ class _EvaluationRuns:
             raise UserError(f"no image {of_set} could be decoded: {NAMES_THE_IMAGES}")
         if met[None] == num_images:
             raise UserError(
-                f"none of the {num_images:,} images {of_set} has a class: --target {target.where} gives none "
-                "or -1; folder, json:FIELD or a column may"
+                f"none of the {plural(num_images, 'image')} {of_set} has a class: "
+                f"--target {target.where} gives none or -1; folder, json:FIELD or a column may"
             )
         return met
 

@@ -24,6 +24,7 @@ from wordsworth.pipeline.cluster.growth import Follower, following_nodes
 from wordsworth.pipeline.cluster.metrics import RunMetrics
 from wordsworth.pipeline.cluster.ray_internals import RunningPlan
 from wordsworth.pipeline.cluster.session import is_local, ray_session
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.labeling.bottleneck import BottleneckFinder
 from wordsworth.pipeline.labeling.dataset import (
     BEFORE_WRITING,
@@ -294,7 +295,7 @@ def _label_failed(run: LabelRun, model: ModelSetup) -> Summary:
     failed = list(failed_units(run.folder, run.frozen))
     counter = ReceiptCounter(run.progress, began=run.request.began)
     if failed:
-        run.progress.note(f"trying the errors of {len(failed)} files again")
+        run.progress.note(f"trying the errors of {plural(len(failed), 'file')} again")
         settings = model.settings(run.folder, run.plan)
         claims = model.claims(run.plan)
         counter.gpu_notes += model.gpu_notes
@@ -323,7 +324,7 @@ def _remove_remains(run: LabelRun) -> None:
     run.folder.sweep()
     num_removed = run.folder.remove_shards(run.frozen.replaced())
     if num_removed:
-        run.progress.note(f"removed {num_removed} files of shards that were replaced or dropped")
+        run.progress.note(f"removed {plural(num_removed, 'file')} of shards that were replaced or dropped")
 
 
 def _watched(run: LabelRun, follower: Follower | None, receipts: Iterator[Receipt]) -> Generator[Receipt]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.images.codec import DecodeError
 from wordsworth.pipeline.images.decode import MAX_DETAIL, DecodeSettings, open_image
 from wordsworth.pipeline.labeling.head_columns import head_columns
@@ -66,7 +66,8 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         height, width = self.config.image_size
-        classes = f"{self.config.num_classes:,} classes" if self.config.num_classes else "no classes"
+        num_classes = self.config.num_classes
+        classes = plural(num_classes, "class", "classes") if num_classes else "no classes"
         return f"<model {self.name}: {width} x {height} pixels, {classes}>"
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.labeling.label_run import LabelRun
 from wordsworth.pipeline.labeling.request import LabelRequest
 from wordsworth.pipeline.output.manifest import ManifestTotals, is_labelled, summary_of
@@ -73,11 +73,12 @@ def partial_summary(run: LabelRun, last_command: LastCommand = NOTHING_DONE) -> 
         shards.update(manifest["shard"].to_pylist())
     summary = summary_of(run.frozen, run.plan, totals, last_command)
     limit, sample = run.request.limit, run.request.sample
+    images = plural(summary.rows, "image is", "images are")
     if sample:
-        told = f"--sample {sample}: {summary.rows:,} images are labelled; the same command without --sample "
+        told = f"--sample {sample}: {images} labelled; the same command without --sample "
         run.progress.note(f"{told}labels all, those of the sample too")
     elif limit:
         rounded = f" ({limit:,} rounded up to a whole file)" if summary.rows > limit else ""
-        told = f"--limit {limit}: {summary.rows:,} images are labelled{rounded}; the same command without "
+        told = f"--limit {limit}: {images} labelled{rounded}; the same command without "
         run.progress.note(f"{told}--limit labels the rest")
     return replace(summary, limit=limit, sample=sample, shards=max(summary.shards, len(shards)))

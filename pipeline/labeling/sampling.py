@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from wordsworth.pipeline.cluster.claims import RETRIES
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.labeling.listing import list_settings
 from wordsworth.pipeline.labeling.progress import Progress
 from wordsworth.pipeline.labeling.request import LabelRequest
@@ -74,7 +74,7 @@ def draw_sample(request: LabelRequest, progress: Progress) -> DrawnSample:
             lottery.add(shard, count)
             num_counted += not shard.is_page
     counted = f" in shards of which {num_counted:,} were read to count them" if num_counted else ""
-    progress.note(f"--sample {request.sample}: drawn from {lottery.num_samples:,} images{counted}")
+    progress.note(f"--sample {request.sample}: drawn from {plural(lottery.num_samples, 'image')}{counted}")
     metadata = PageMetadata.of_listing(finder.passed_over)
     drawn = [request.sample or 0, request.sample_seed]
     return DrawnSample(shards=list(lottery.draw()), metadata=replace(metadata, sample=drawn))
@@ -133,7 +133,7 @@ def refuse_another_sample(folder: RunFolder, request: LabelRequest) -> None:
         number, seed = listing.metadata(path).sample
         if (number, seed) != (request.sample, request.sample_seed):
             raise UserError(
-                f"{folder.uri} holds a sample of {number} images, drawn with --sample-seed {seed}: "
+                f"{folder.uri} holds a sample of {plural(number, 'image')}, drawn with --sample-seed {seed}: "
                 "ask for that one, choose a new --output, or leave out --sample to label all",
                 exit_code=2,
             )

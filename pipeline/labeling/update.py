@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.labeling.label_run import LabelRun, refuse_changes
 from wordsworth.pipeline.labeling.listing import list_settings
 from wordsworth.pipeline.labeling.progress import ShardFault
@@ -125,7 +125,9 @@ def drop_lost_shards(run: LabelRun, faults: list[ShardFault]) -> list[ShardFault
     if not run.frozen.put(len(run.frozen.files()), [], last=True, metadata=metadata):
         return faults
     run.folder.remove_shards(set(dropped))
-    run.progress.note(f"dropped {len(dropped)} shards that cannot be read, first {lost[dropped[0]].shard}")
+    run.progress.note(
+        f"dropped {plural(len(dropped), 'shard')} that cannot be read, first {lost[dropped[0]].shard}"
+    )
     gone = set(dropped)
     return [fault for fault in faults if shard_name_of(fault.file)[-12:] not in gone]
 

@@ -179,7 +179,9 @@ class RunFolder:
         with naming(self.uri):
             is_above = with_retries(lambda: self.fs.exists(f"{above}/_run/plan.json"))
         uri = without_credentials(absolute_uri(self.fs, above))
-        why = f"name the folder above it, {uri}" if is_above else "name the --output of a label or an embed"
+        why = "name the --output of a wordsworth label or embed"
+        if is_above:
+            why = f"name the folder above it, {uri}"
         raise UserError(f"{without_credentials(self.uri)} holds no run: {why}")
 
     def create(self, plan: RunPlan) -> RunPlan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.prediction.adapters import find_adapter, with_adapter
 from wordsworth.pipeline.prediction.class_texts import Texts, read_zero_shot
 from wordsworth.pipeline.prediction.model_classes import with_classes
@@ -230,9 +230,8 @@ def _variant_with(model: str, weights: _WeightsFile, note: Note) -> Checkpoint:
 def _note_classes(named: int, used: int, weights: Path, note: Note) -> None:
     """Say that weights have another head than the model that was named."""
     if used and used != named:
-        note(
-            f"{weights.name} has {used} classes, the named model {named or 'none'}: --labels FILE names them"
-        )
+        classes = plural(used, "class", "classes")
+        note(f"{weights.name} has {classes}, the named model {named or 'none'}: --labels FILE names them")
     elif used != named:
         note(f"{weights.name} has no head: it gives embeddings and no labels")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.storage.filesystem import StorageOptions, open_filesystem, without_credentials
 from wordsworth.pipeline.storage.small_files import read_small_text
 from wordsworth.vit_model.checkpoint import BaseCheckpoint
@@ -77,9 +77,10 @@ def _read_labels(uri: str, num_classes: int, storage_options: StorageOptions | N
         raise UserError(f"--labels {without_credentials(uri)}: no such file", exit_code=2)
     labels = tuple(read_small_text(fs, path, f"--labels {without_credentials(uri)}").splitlines())
     if len(labels) != num_classes:
-        names = "1 name" if len(labels) == 1 else f"{len(labels)} names"
+        names = plural(len(labels), "name")
+        classes = plural(num_classes, "class", "classes")
         raise UserError(
-            f"--labels {without_credentials(uri)} has {names}, the model has {num_classes} classes: give a "
+            f"--labels {without_credentials(uri)} has {names}, the model has {classes}: give a "
             "name for each, one a line",
             exit_code=2,
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.output.intervals import wilson_interval
 from wordsworth.pipeline.report.charts import Frame, histogram
 from wordsworth.pipeline.report.html import percent
@@ -69,7 +70,7 @@ def _draw(frame: Frame, run: Calibrated, series: str) -> None:
 
 def _told(run: Calibrated, num: float, score_sum: float, num_right: float) -> str:
     name = f"{run.name}: " if run.name else ""
-    return f"{name}{int(num):,} images, mean score {score_sum / num:.3f}, right {num_right / num:.1%}"
+    return f"{name}{plural(int(num), 'image')}, mean score {score_sum / num:.3f}, right {num_right / num:.1%}"
 
 
 def counts_chart(run: Calibrated) -> Markup:

@@ -188,8 +188,8 @@ def check_truth(run: RunRows, names: TruthNames, found: TruthClasses, counts: np
     is_class = np.array([name != NONE for name in names.names], bool)
     if not counts[is_class].sum():
         raise UserError(
-            f"none of the {total:,} images of {run.output} has a class: --truth {names.where} gives none, "
-            "or -1"
+            f"none of the {plural(total, 'image')} of {run.output} has a class: "
+            f"--truth {names.where} gives none, or -1"
         )
     is_known = (found.numbers != NO_CLASS) & (found.numbers < found.num_known)
     if counts[is_known].sum():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.sources.class_target import (
     Target,
     index_in,
@@ -86,7 +87,9 @@ class ModelTarget(Target):
         kinds, remarks = self.kinds(given)
         line = f"{kinds}: {len(met)} of the model's {self.classes} classes occur{remarks}"
         if names[None]:
-            line += f"; {names[None]:,} images without a class are left out"
+            line += (
+                f"; {plural(names[None], 'image without a class is', 'images without a class are')} left out"
+            )
         return line
 
     def kinds(self, names: Iterable[str]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import fsspec
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.sources.shards import UNSEEN
 from wordsworth.pipeline.sources.source_files import name_in_text
 from wordsworth.pipeline.storage.filesystem import WILDCARDS, is_local, version_of, without_credentials
@@ -98,7 +98,7 @@ class NameLookup:
         if self._witness is None or not _look(self._witness).is_file:
             first = without_credentials(missing[0].name.uri)
             raise UserError(
-                f"none of {len(missing)} images that a list names is there, first {first}: "
+                f"none of {plural(len(missing), 'image')} that a list names is there, first {first}: "
                 "mount the disk, or correct the list"
             )
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import fsspec
 
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.images.limits import DecodeLimits
 from wordsworth.pipeline.sources.class_target import normalised
 from wordsworth.pipeline.sources.file_kinds import IMAGE_KEYS, base_name, extension_of
@@ -175,8 +175,8 @@ def _classes(paths: list[str], root: str, folder: str) -> Counter[str]:
     loose = [path for path in relative if "/" not in path]
     if folders and loose:
         raise UserError(
-            f"{without_credentials(folder)} holds class folders and {len(loose)} images beside them "
-            f"({loose[0]}): move these away"
+            f"{without_credentials(folder)} holds class folders and {plural(len(loose), 'image')} "
+            f"beside them ({loose[0]}): move these away"
         )
     return Counter(map(normalised, folders))
 

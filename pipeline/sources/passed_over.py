@@ -4,24 +4,61 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.sources.unread_formats import most_common, unread_notes, without_unread
 
 MAX_LEFT_OUT_NAMED = 100  # links and special files that a listing names; the others are counted together
 MORE = "more"  # name of the others
 
-# Kinds of what is left out by name, and the note of each: what it is, and what to do.
+# Kinds of what is left out by name, and the note of each: what it is, one and several, and what to do.
 LEFT_OUT = {
-    "outside": ("links to folders outside the source", "--follow-links outside takes their files"),
-    "inside": ("links to folders inside the source", "their files come under the folders' own names"),
-    "loop": ("links to folders above themselves", "their files come once"),
-    "matched": ("folders that a glob matches", "add /** to the glob, and their files are taken"),
-    "run": ("tables of predictions that a run of Wordsworth wrote", "they hold no images"),
-    "other_kind": ("files of another kind than the first of their source", "name them as a further source"),
-    "forbidden": ("folders that may not be listed", "allow it, and --update takes their files"),
-    "dangling": ("links that lead nowhere", "mount what they lead to, and --update takes it"),
-    "name": ("files whose names are not UTF-8", "rename them, and --update takes them"),
-    "repeated": ("names that came before", "each image is labelled once"),
-    "special": ("files that are neither files nor folders, such as pipes", "they cannot be read twice"),
+    "outside": (
+        "link to a folder outside the source",
+        "links to folders outside the source",
+        "--follow-links outside takes their files",
+    ),
+    "inside": (
+        "link to a folder inside the source",
+        "links to folders inside the source",
+        "their files come under the folders' own names",
+    ),
+    "loop": ("link to a folder above itself", "links to folders above themselves", "their files come once"),
+    "matched": (
+        "folder that a glob matches",
+        "folders that a glob matches",
+        "add /** to the glob, and their files are taken",
+    ),
+    "run": (
+        "table of predictions that a run of Wordsworth wrote",
+        "tables of predictions that a run of Wordsworth wrote",
+        "they hold no images",
+    ),
+    "other_kind": (
+        "file of another kind than the first of its source",
+        "files of another kind than the first of their source",
+        "name them as a further source",
+    ),
+    "forbidden": (
+        "folder that may not be listed",
+        "folders that may not be listed",
+        "allow it, and --update takes their files",
+    ),
+    "dangling": (
+        "link that leads nowhere",
+        "links that lead nowhere",
+        "mount what they lead to, and --update takes it",
+    ),
+    "name": (
+        "file whose name is not UTF-8",
+        "files whose names are not UTF-8",
+        "rename them, and --update takes them",
+    ),
+    "repeated": ("name that came before", "names that came before", "each image is labelled once"),
+    "special": (
+        "file that is neither file nor folder, such as a pipe",
+        "files that are neither files nor folders, such as pipes",
+        "they cannot be read twice",
+    ),
 }
 
 
@@ -91,7 +128,7 @@ class PassedOver:
         """Yield what the user should know: one line for the ignored files, one for each other reason."""
         others = without_unread(self.ignored)
         if others:
-            yield f"ignored {others.total()} files of other kinds: {most_common(others)}"
+            yield f"ignored {plural(others.total(), 'file')} of other kinds: {most_common(others)}"
         yield from self.serious_notes()
 
     def serious_notes(self) -> Iterator[str]:
@@ -100,11 +137,12 @@ class PassedOver:
         if self.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
             yield f"skipped by their names: {kinds}; --include-hidden takes them"
-        for kind, (what, hint) in LEFT_OUT.items():
+        for kind, (one, several, hint) in LEFT_OUT.items():
             prefix = f"{kind}: "
             names = {name: n for name, n in self.left_out.items() if name.startswith(prefix)}
             if names:
                 shown = [name.removeprefix(prefix) for name in names if not name.endswith(f": {MORE}")]
                 more = names.get(f"{prefix}{MORE}", 0)
                 rest = f" and {more} more" if more else ""
-                yield f"left out {sum(names.values())} {what}: {', '.join(shown)}{rest}; {hint}"
+                count = plural(sum(names.values()), one, several)
+                yield f"left out {count}: {', '.join(shown)}{rest}; {hint}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wordsworth.pipeline.errors import UserError, without_secrets
+from wordsworth.pipeline.errors import UserError, plural, without_secrets
 from wordsworth.pipeline.sources.class_target import class_text, name_in
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shard_index import INDEX, BadIndex, IndexedShard, ShardIndex, read_index
@@ -160,7 +160,7 @@ class ContentCounter:
         if unit.last and self.count.digest != self.digest:
             shard = without_credentials(unit.shard_uri)
             raise UserError(
-                f"{shard} holds {self.count.samples:,} images, and not what {INDEX} beside it says: "
+                f"{shard} holds {plural(self.count.samples, 'image')}, and not what {INDEX} beside it says: "
                 f"remove that {INDEX}, and start again with another --output"
             )
 

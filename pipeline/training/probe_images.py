@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wordsworth.pipeline.cluster.claims import RETRIES
-from wordsworth.pipeline.errors import UserError
+from wordsworth.pipeline.errors import UserError, plural
 from wordsworth.pipeline.sources.class_target import (
     class_name,
     class_text,
@@ -180,7 +180,8 @@ def _check_enough(names: list[str], counts: np.ndarray, limit: int) -> None:
     """
     if counts.sum() < LEAST_IMAGES:
         raise UserError(
-            f"--probe has {counts.sum()} images that can be read: a probe needs {LEAST_IMAGES} at least"
+            f"--probe has {plural(counts.sum(), 'image')} that can be read: "
+            f"a probe needs {LEAST_IMAGES} at least"
         )
     if len(names) < 2:
         raise UserError(f"--probe has one class only, {names[0]}: a probe tells classes apart")

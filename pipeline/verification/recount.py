@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.sources.shards import Shard
 from wordsworth.pipeline.storage.filesystem import without_credentials
 from wordsworth.pipeline.verification.recount_compressed import Expanded
@@ -261,7 +262,7 @@ def _drawn(samples: list[Sample], shard: Shard) -> list[Sample]:
 
 def _check_unchanged(changed: list[str], num_images: int) -> None:
     if changed:
-        found = f"{len(changed)} of {num_images} images"
+        found = f"{len(changed)} of {plural(num_images, 'image')}"
         raise _Changed(f"{found} were replaced or removed since, first {changed[0]!r}")
 
 

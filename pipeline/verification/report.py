@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from wordsworth.pipeline.errors import without_secrets
+from wordsworth.pipeline.errors import plural, without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Report:
         if not self.repeated_keys:
             return []
         return [
-            f"{self.repeated_keys:,} rows have the key of another row of their shard, first "
-            f"{self.first_repeated}: shard and index tell such rows apart"
+            f"{plural(self.repeated_keys, 'row has', 'rows have')} the key of another row of their shard, "
+            f"first {self.first_repeated}: shard and index tell such rows apart"
         ]
 
     def to_dict(self) -> dict[str, Any]:

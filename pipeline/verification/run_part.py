@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.output.frozen_listing import SAMPLE, FrozenListing
 from wordsworth.pipeline.output.run_folder import RunFolder
 
@@ -28,9 +29,9 @@ class RunPart:
     def finding(self, num_rows: int) -> tuple[str, str, str]:
         """Return code, place and detail of the finding that says so."""
         if self.is_sample:
-            what = f"this run is a sample of {num_rows:,} images"
+            what = f"this run is a sample of {plural(num_rows, 'image')}"
             return "sample_run", "_run/sample", f"{what}: the same command without --sample labels all"
-        what = f"this run has the first {num_rows:,} images of its source (--limit {self.limit})"
+        what = f"this run has the first {plural(num_rows, 'image')} of its source (--limit {self.limit})"
         return "limited_run", "_run/shards", f"{what}: the same command without --limit labels the rest"
 
 

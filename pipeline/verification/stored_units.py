@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wordsworth.pipeline.errors import plural
 from wordsworth.pipeline.output.commit import Damaged, footer_dict, read_table
 from wordsworth.pipeline.output.committed import UNIT_NAME, shard_name_of, unit_file
 from wordsworth.pipeline.output.compacted_file import COMPACTED, PLANNED, RECORD_NAME
@@ -261,7 +262,7 @@ class StoredUnits:
         units = self.recorded.filter(pc.equal(self.recorded["into"], name))
         groups = units.group_by("row_group", use_threads=False).aggregate([("rows", "sum")])
         if groups["rows_sum"].to_pylist() != file.group_rows:
-            found = f"{sum(file.group_rows)} rows in {len(file.group_rows)} row groups"
+            found = f"{plural(sum(file.group_rows), 'row')} in {len(file.group_rows)} row groups"
             self.report.add("wrong_rows", where, f"{found}, and {pc.sum(units['rows'])} were committed")
             return False
         size = units["into_bytes"][0].as_py()
@@ -302,7 +303,7 @@ def difference(one: pa.Table, other: pa.Table) -> str | None:
     """Return why two copies of a unit do not have the same rows; None where they do."""
     if one.num_rows != other.num_rows or one.column_names != other.column_names:
         return (
-            f"{one.num_rows} rows of {one.num_columns} columns here, "
+            f"{plural(one.num_rows, 'row')} of {one.num_columns} columns here, "
             f"{other.num_rows} of {other.num_columns} there"
         )
     for name in one.column_names:

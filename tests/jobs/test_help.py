@@ -7,7 +7,7 @@ import pytest
 
 from wordsworth.jobs import cli
 from wordsworth.jobs.commands import COMMANDS
-from wordsworth.jobs.hints import COMMAND_HINTS, HINTS
+from wordsworth.jobs.hints import COMMAND_HINTS, COMMAND_OPTIONS, HINTS
 
 USUAL = ["--output -o", "--model -m", "--top-k", "--embeddings", "--limit", "--keep"]
 IN_ORDER = ["Usual options", "Model", "Source", "Run", "Cluster", "Any command"]
@@ -71,10 +71,17 @@ def test_what_a_hint_names_is_there():
     names = {"--debug", "--log-format", "--version", "--help"}
     for command in COMMANDS:
         names |= set(cli.option_names(command))
-    for hint in [*HINTS.values(), *COMMAND_HINTS.values()]:
+    for hint in [*HINTS.values(), *COMMAND_OPTIONS.values(), *COMMAND_HINTS.values()]:
         assert set(re.findall(r"--[a-z][a-z-]+", hint)) <= names, hint
         for command in re.findall(r"wordsworth ([a-z]+)", hint):
             assert command in COMMANDS
+
+
+def test_help_is_the_page_of_help(capsys):
+    for asked, page in ((["help"], ["--help"]), (["help", "label"], ["label", "--help"])):
+        assert cli.run(asked) == cli.run(page) == 0
+        told = capsys.readouterr().out
+        assert told[: len(told) // 2] == told[len(told) // 2 :] and "Usage: wordsworth" in told
 
 
 def test_a_typing_error_gets_the_option_that_was_meant(capsys):

@@ -137,6 +137,13 @@ def test_a_run_says_how_long_its_start_took_and_its_rate_behind_that(capsys, tmp
     assert told["finished"].startswith("2026-01-0")
 
 
+def test_a_run_with_errors_names_the_command_that_shows_them_first(capsys, tmp_path):
+    told = ended(SUMMARY, capsys, tmp_path)
+    assert list(told)[-3:] == ["see errors", "next", "see it"]
+    assert told["see errors"] == f"wordsworth show {tmp_path} --errors"
+    assert "see errors" not in ended(replace(SUMMARY, errors={}), capsys, tmp_path)
+
+
 def test_a_run_of_few_files_tells_no_rate(capsys, tmp_path):
     stages = replace(STEADY, steady_images_per_second=None)
     few = replace(SUMMARY, last_command=replace(SUMMARY.last_command, stages=stages))

@@ -332,11 +332,11 @@ def test_a_note_names_what_was_skipped_and_every_link_that_was_left_out(labelled
     notes = " | ".join(labelled[1])
     assert re.search(r"skipped by their names: .*2 thumbnails_folder.*; --include-hidden takes them", notes)
     assert re.search(
-        r"left out 1 links to folders outside the source: \S*in/dogs -> \S*elsewhere/dogs;", notes
+        r"left out 1 link to a folder outside the source: \S*in/dogs -> \S*elsewhere/dogs;", notes
     )
-    assert re.search(r"left out 1 names that came before: \S*a/1.jpg; each image is labelled once", notes)
+    assert re.search(r"left out 1 name that came before: \S*a/1.jpg; each image is labelled once", notes)
     assert "did not read 1 tars and zips inside zip archives" in notes
-    assert re.search(r"left out 1 links to folders above themselves: \S*in/cats/loop -> ", notes)
+    assert re.search(r"left out 1 link to a folder above itself: \S*in/cats/loop -> ", notes)
 
 
 def test_a_note_names_the_tar_whose_samples_have_several_images(labelled):

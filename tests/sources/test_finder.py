@@ -224,7 +224,7 @@ def test_a_name_that_is_no_utf8_is_left_out_by_name_and_stops_no_other(tmp_path,
     listing = find_shards([str(tmp_path)])
     assert [image["key"] for shard in listing.shards for image in shard.members] == ["ok.jpg"]
     (note,) = listing.passed_over.notes()
-    assert f"left out 1 files whose names are not UTF-8: {tmp_path}/caf\\xe9" in note
+    assert f"left out 1 file whose name is not UTF-8: {tmp_path}/caf\\xe9" in note
     with pytest.raises(UserError, match=r"caf\\xe9.* not UTF-8: rename it"):
         find_shards([str(tmp_path) + "/caf\udce9" + os.fsdecode(name[4:])])
 

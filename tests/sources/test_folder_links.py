@@ -46,11 +46,11 @@ def test_links_out_of_the_source_are_named_and_those_within_give_no_image_twice(
     notes = list(listing.passed_over.serious_notes())
     assert notes == [
         "skipped by their names: 1 hidden_folder; --include-hidden takes them",
-        f"left out 1 links to folders outside the source: {tree}/dogs -> {tmp_path}/elsewhere/dogs; "
+        f"left out 1 link to a folder outside the source: {tree}/dogs -> {tmp_path}/elsewhere/dogs; "
         "--follow-links outside takes their files",
-        f"left out 1 links to folders inside the source: {tree}/felines -> {tree}/cats; "
+        f"left out 1 link to a folder inside the source: {tree}/felines -> {tree}/cats; "
         "their files come under the folders' own names",
-        f"left out 1 links to folders above themselves: {tree}/cats/loop -> {tree}; their files come once",
+        f"left out 1 link to a folder above itself: {tree}/cats/loop -> {tree}; their files come once",
     ]
 
 
@@ -116,7 +116,7 @@ def test_a_source_of_links_alone_is_refused_by_their_names(tmp_path):
     fill(tmp_path / "elsewhere", ["1.jpg"])
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "dogs").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"left out 1 links .*in/dogs -> .*; --follow-links outside takes"):
+    with pytest.raises(UserError, match=r"left out 1 link .*in/dogs -> .*; --follow-links outside takes"):
         find_shards([str(tmp_path / "in")])
 
 

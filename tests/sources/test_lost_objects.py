@@ -212,7 +212,7 @@ def test_a_folder_that_may_not_be_listed_is_named_and_the_others_are_read(tmp_pa
             "cats/1.jpg",
         ]
         (note,) = listing.passed_over.serious_notes()
-        assert note.startswith(f"left out 1 folders that may not be listed: {folder}/lost+found; ")
+        assert note.startswith(f"left out 1 folder that may not be listed: {folder}/lost+found; ")
     assert verify(str(build(tmp_path / "out", folder)), source=True).findings == []
     monkeypatch.setattr(os, "scandir", lambda path: scandir("lost+found"))
     with pytest.raises(UserError, match="not allowed to list"):
@@ -224,7 +224,7 @@ def test_a_link_that_leads_nowhere_and_has_no_name_of_an_image_is_named(tmp_path
     (folder / "dogs").symlink_to("/nowhere/dogs")
     listing = find_shards([str(folder)])
     (note,) = listing.passed_over.serious_notes()
-    assert note.startswith(f"left out 1 links that lead nowhere: {folder}/dogs -> /nowhere/dogs; mount")
+    assert note.startswith(f"left out 1 link that leads nowhere: {folder}/dogs -> /nowhere/dogs; mount")
     assert not listing.ignored
 
 

@@ -138,7 +138,7 @@ def test_every_image_comes_back_by_both_readers_under_a_key_of_its_own(tmp_path)
 def test_class_folders_with_images_beside_them_are_refused(tmp_path):
     root = fill(tmp_path / "in", "cat/a.jpg", "stray.jpg")
     with pytest.raises(
-        UserError, match=r"holds class folders and 1 images beside them \(stray.jpg\): move these away"
+        UserError, match=r"holds class folders and 1 image beside them \(stray.jpg\): move these away"
     ):
         pack(str(root), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

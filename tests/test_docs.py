@@ -41,6 +41,7 @@ FOREIGN_OPTIONS = {
 LATER_FILES = {
     "gpu.csv",  # made by the first measurement on a GPU
     "metadata.csv",  # of a user
+    "rows.csv",  # that a reader writes
     "selected_tags.csv",  # of a tagger
 }
 

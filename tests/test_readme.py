@@ -68,7 +68,7 @@ def test_each_block_of_the_readme_is_run_here_or_shows_the_code():
     assert len(chain) == 1 and [line[2:] for line in fences if line not in chain] == list(BLOCKS)
     assert set(BLOCKS) == {
         "wordsworth: your own folder",
-        "wordsworth: four questions after it",
+        "wordsworth: four of them",
         "Python: the fifth, a join with a table of yours",
         "Python: the same from a program",
     }
@@ -82,7 +82,7 @@ def test_three_lines_label_a_folder_prove_it_and_draw_it(folder):
 
 
 def test_four_questions_are_answered(folder):
-    said = shell(folder, "wordsworth: four questions after it")
+    said = shell(folder, "wordsworth: four of them")
     assert re.search(r"^label +images", said, re.MULTILINE)
     assert (folder / "unsure.jpg").stat().st_size and (folder / "alike.jpg").stat().st_size
     (image,) = (folder / "the-image").rglob("*.jpg")

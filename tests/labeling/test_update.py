@@ -314,7 +314,7 @@ def test_an_output_below_its_source_and_images_beside_tars_are_named_and_add_not
     run = run_of(out, tars, update=True)
     update_listing(run)
     assert run.progress.notes[0] == "update: 0 new shards or images"
-    assert any(f"the first of their source: {tars}/new.jpg; name" in note for note in run.progress.notes)
+    assert any(f"the first of its source: {tars}/new.jpg; name" in note for note in run.progress.notes)
     assert opened(out) == [] and verify(str(out), source=True).ok
 
 
@@ -324,7 +324,7 @@ def test_what_the_first_listing_passed_over_is_not_said_again_by_update(tmp_path
     build(tmp_path / "out", tmp_path / "in")
     run = run_of(tmp_path / "out", tmp_path / "in", update=True)
     update_listing(run)
-    assert sum("links to folders above" in note for note in run.progress.notes) == 1
+    assert sum("link to a folder above" in note for note in run.progress.notes) == 1
     found = finder.find_shards([str(tmp_path / "in")])
     run.frozen.put(1, [], last=True, metadata=PageMetadata(left_out=dict(found.passed_over.left_out)))
     again = run_of(tmp_path / "out", tmp_path / "in", update=True)

@@ -367,5 +367,5 @@ def test_images_behind_the_tars_that_decide_the_kind_of_a_source_are_named(tmp_p
     listing = find_shards([str(tmp_path)])
     assert [shard.uri for shard in listing.shards] == [f"{tmp_path}/{name}.tar" for name in "abd"]
     (note,) = listing.passed_over.serious_notes()
-    assert f"of another kind than the first of their source: {tmp_path}/c.jpg; name them" in note
+    assert f"of another kind than the first of its source: {tmp_path}/c.jpg; name them" in note
     assert not [*find_shards([str(tmp_path)], format="tar").passed_over.serious_notes()]

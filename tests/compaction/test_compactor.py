@@ -367,11 +367,11 @@ def test_killed_anywhere_it_goes_on_and_ends_as_if_nothing_had_happened(out, lar
     if place == "at the end":
         assert counts(large, source=True) == counted
     else:
-        with pytest.raises(UserError, match=r"holds no run: name the --output of a label"):
+        with pytest.raises(UserError, match=r"holds no run: name the --output of a wordsworth label"):
             verify(str(large))
         with pytest.raises(UserError, match="holds a compaction that is not complete"):
             RunFolder(str(large)).create(made_up_plan({}, "another"))
-        with pytest.raises(UserError, match=r"holds no run: name the --output of a label"):
+        with pytest.raises(UserError, match=r"holds no run: name the --output of a wordsworth label"):
             run(large, large=out.parent / "further")
     run(out, size)
     assert state(large) == state(undisturbed) and state(out) == whole

@@ -84,7 +84,7 @@ def test_a_run_without_a_row_has_columns_and_no_rows(tmp_path):
 
 
 def test_no_run_a_wrong_column_and_a_wrong_condition_are_one_line_each(out, tmp_path):
-    with pytest.raises(UserError, match=r"holds no run: name the --output of a label"):
+    with pytest.raises(UserError, match=r"holds no run: name the --output of a wordsworth label"):
         RunRows.open(str(tmp_path))
     run = RunRows.open(str(out))
     with pytest.raises(UserError, match=r"have no column lable: they have key, shard, "):

@@ -60,7 +60,7 @@ def test_a_key_that_comes_twice_in_a_shard_is_a_note_and_no_finding(tmp_path, so
 
 
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match=r"holds no run: name the --output of a label"):
+    with pytest.raises(UserError, match=r"holds no run: name the --output of a wordsworth label"):
         verify(str(tmp_path))
     (tmp_path / "_run").mkdir()
     (tmp_path / "_run" / "plan.json").write_text("{")

@@ -43,12 +43,17 @@ CELLS = replace(MAE_COLOURS, target="colours_4x4")
 PIXELS = replace(MAE_COLOURS, target="pixels")
 CLASS = Fine()  # the settings that all arms share: the head looks at [class]
 SCRATCH_MEAN = Fine(head=0.02, pool="avg")
+SCRATCH_NORM = Fine(head=0.02, pool="avg-norm")
 INDEPENDENT = Arm(pre=TIMM, fine=replace(CLASS, pool="avg"))  # the hand-over of MAE's paper
 ARMS = {
     "scratch": Arm(pre=None, fine=Fine(head=0.02)),
     "scratch, head of zeros": Arm(pre=None),
     "scratch, fixed positions": Arm(pre=None, fine=Fine(head=0.02), position="sincos-2d-mae"),
     "scratch, fixed positions, mean": Arm(pre=None, fine=SCRATCH_MEAN, position="sincos-2d-mae"),
+    "scratch, mean before the norm": Arm(pre=None, fine=SCRATCH_NORM),
+    "scratch, fixed positions, mean before the norm": Arm(
+        pre=None, fine=SCRATCH_NORM, position="sincos-2d-mae"
+    ),
     "mae": Arm(pre=FIXED),
     "mae, learned positions": Arm(pre=LEARNED),
     "mae, learned positions, mean": Arm(pre=LEARNED, fine=replace(CLASS, pool="avg")),
@@ -68,6 +73,9 @@ ARMS = {
     "masked-patch, long": Arm(pre=LONG_COLOURS),
     "masked-patch, longer": Arm(pre=replace(LONG_COLOURS, steps=3000)),
     "masked-patch, longer, mean": Arm(pre=replace(LONG_COLOURS, steps=3000), fine=replace(CLASS, pool="avg")),
+    "masked-patch, longer, mean before the norm": Arm(
+        pre=replace(LONG_COLOURS, steps=3000), fine=replace(CLASS, pool="avg-norm")
+    ),
     "masked-patch, long, mean": Arm(pre=LONG_COLOURS, fine=replace(CLASS, pool="avg")),
     "masked-patch, long, layer decay": Arm(pre=LONG_COLOURS, fine=replace(CLASS, layer_decay=0.75)),
     "masked-patch, 4x4 colours": Arm(pre=CELLS),

@@ -77,8 +77,11 @@ def finetune(
         int | None, Parameter(help="Pixels a side, such as 384: positions are resampled.")
     ] = None,
     pool: Annotated[
-        Literal["token", "avg"] | None,
-        Parameter(help="What the head looks at: [class], or the mean of the patches; else as the model."),
+        Literal["token", "avg", "avg-norm"] | None,
+        Parameter(
+            help="""What the head looks at: [class]; the mean of the patches; or their mean and then the final
+            norm, which is best after pre-training without classes. Else as the model."""
+        ),
     ] = None,
     data: DataOptions | None = None,
     recipe: FinetuneOptions | None = None,

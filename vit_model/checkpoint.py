@@ -30,6 +30,7 @@ from wordsworth.vit_model.weights import State
 # The modules behind the encoder: the first part of the names of their tensors.
 HEAD_PARTS = ("head", "pre_logits")
 POOLINGS = ("token", "avg")  # that have no tensors of their own
+AVG_NORM = "avg-norm"  # "avg" with `pool_norm`, as a name of what to pool by
 MAX_LABEL = 4096  # characters of the name of a class, which stands in every row
 
 
@@ -195,15 +196,24 @@ class Checkpoint(BaseCheckpoint):
         """Return the model with another pooling and without a head: every tensor of the encoder stays.
 
         Args:
-            pool: "token" for the [class] token, "avg" for the mean of the patches.
+            pool: "token" for the [class] token, "avg" for the mean of the patches behind the final norm,
+                "avg-norm" for their mean before it, so that the norm stands behind the mean, as MAE's paper
+                fine-tunes (arXiv 2111.06377, A.1; timm's fc_norm).
 
         Raises:
             ModelError: the model pools by other parts than these, which have tensors.
         """
-        for name in (self.config.pool, pool):
-            check_choice("pool", name, POOLINGS)
+        check_choice("pool", self.config.pool, POOLINGS)
+        check_choice("pool", pool, (*POOLINGS, AVG_NORM))
         without = self.with_head(0)
-        return replace(without, config=replace(without.config, pool=pool))
+        norms = {True: "fc_norm.", False: "norm."}
+        before, after = norms[self.config.pool_norm], norms[pool == AVG_NORM]
+        config = replace(without.config, pool=pool.removesuffix("-norm"), pool_norm=pool == AVG_NORM)
+        state = {
+            after + name.removeprefix(before) if name.startswith(before) else name: tensor
+            for name, tensor in without.state.items()
+        }
+        return replace(without, config=config, state=state)
 
     def with_head(self, num_classes: int) -> Self:
         """Return the model with a new head of zeros and without labels, as fine-tuning begins (section 3.2).

@@ -91,14 +91,16 @@ def test_from_every_objective_to_fine_tuning_every_tensor_of_the_encoder_stays_b
     tmp_path, fine_tuned, objective, position
 ):
     folder, trained = write_trained(tmp_path, objective, position=position)
-    for options in ([], ["--pool", "avg"], ["--pool", "token"]):
+    for options in ([], ["--pool", "avg"], ["--pool", "token"], ["--pool", "avg-norm"]):
         found = encoder_of(fine_tuned(folder, *options)).state_dict()
+        if "avg-norm" in options:  # the same norm, at its other place
+            found = {name.replace("fc_norm.", "norm."): tensor for name, tensor in found.items()}
         assert set(found) == {*trained, *HEAD}
         for name, tensor in trained.items():
             assert torch.equal(found[name], tensor), (name, options)
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("pool", ["token", "avg", "avg-norm"])
 def test_the_head_looks_at_what_was_asked_for(tmp_path, fine_tuned, pool):
     folder, _ = write_trained(tmp_path, "mae")
     assert fine_tuned(folder).config.pool == "token", "the model's own"
@@ -106,7 +108,9 @@ def test_the_head_looks_at_what_was_asked_for(tmp_path, fine_tuned, pool):
     nn.init.eye_(encoder.head.weight)
     patches = torch.randn(2, SIZE.num_patches, SIZE.patch_dim, generator=torch.Generator().manual_seed(1))
     tokens = encoder.forward_features(patches)
-    seen = tokens[:, 1:].mean(1) if pool == "avg" else tokens[:, 0]
+    seen = tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(1)
+    if pool == "avg-norm":
+        seen = encoder.fc_norm(seen)
     torch.testing.assert_close(encoder(patches), seen[:, :4])
 
 
@@ -114,3 +118,12 @@ def test_a_model_with_another_pooling_keeps_it_or_is_refused(tmp_path):
     latent = random_checkpoint(replace(SIZE, pool="map"), Preprocessing(), 0)
     with pytest.raises(ModelError, match="pool is 'map'; it must be one of token, avg"):
         latent.pooled("avg")
+
+
+def test_a_pooling_that_is_asked_for_again_gives_the_same_model(tmp_path):
+    made = random_checkpoint(SIZE, Preprocessing(), 0)
+    there = made.pooled("avg-norm")
+    assert there.config.pool_norm and "norm.weight" not in there.state
+    back = there.pooled("token")
+    assert not back.config.pool_norm and back.state.keys() == made.with_head(0).state.keys()
+    assert all(torch.equal(tensor, made.state[name]) for name, tensor in back.state.items())

@@ -30,6 +30,10 @@ from wordsworth.pipeline.errors import UserError
 if TYPE_CHECKING:
     from wordsworth.vit_model.checkpoint import Checkpoint
 
+WITHOUT_CLASSES = ("masked-patch", "mae")  # objectives
+# What the head looks at after these: docs/training.md, "Without classes", has what it brings.
+AFTER_MASKS: Literal["avg-norm"] = "avg-norm"
+
 
 @Parameter(name="*", group=RECIPE)
 @dataclass
@@ -80,7 +84,7 @@ def finetune(
         Literal["token", "avg", "avg-norm"] | None,
         Parameter(
             help="""What the head looks at: [class]; the mean of the patches; or their mean and then the final
-            norm, which is best after pre-training without classes. Else as the model."""
+            norm. Without it: avg-norm after pre-training without classes, else as the model."""
         ),
     ] = None,
     data: DataOptions | None = None,
@@ -110,6 +114,12 @@ def finetune(
         source.check(*sources, *(data.val or ()), model.model, model.weights, output=output, is_new=True)
         display.wait_for("loading the model")
         start = _start(model, source, display.note)
+        if pool is None and start.extra.get("objective") in WITHOUT_CLASSES:
+            pool = AFTER_MASKS
+            display.note(
+                f"--model was trained by {start.extra['objective']}: the new head looks at the mean of the "
+                f"patches, which then pass the final norm (--pool {pool})"
+            )
         if pool:
             start = start.pooled(pool)
         size = start.config.image_size if image_size is None else (image_size, image_size)

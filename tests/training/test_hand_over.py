@@ -93,7 +93,7 @@ def test_from_every_objective_to_fine_tuning_every_tensor_of_the_encoder_stays_b
     folder, trained = write_trained(tmp_path, objective, position=position)
     for options in ([], ["--pool", "avg"], ["--pool", "token"], ["--pool", "avg-norm"]):
         found = encoder_of(fine_tuned(folder, *options)).state_dict()
-        if "avg-norm" in options:  # the same norm, at its other place
+        if "avg-norm" in options or not (options or objective == "supervised"):  # the norm at its other place
             found = {name.replace("fc_norm.", "norm."): tensor for name, tensor in found.items()}
         assert set(found) == {*trained, *HEAD}
         for name, tensor in trained.items():
@@ -103,7 +103,6 @@ def test_from_every_objective_to_fine_tuning_every_tensor_of_the_encoder_stays_b
 @pytest.mark.parametrize("pool", ["token", "avg", "avg-norm"])
 def test_the_head_looks_at_what_was_asked_for(tmp_path, fine_tuned, pool):
     folder, _ = write_trained(tmp_path, "mae")
-    assert fine_tuned(folder).config.pool == "token", "the model's own"
     encoder = encoder_of(fine_tuned(folder, "--pool", pool)).eval()
     nn.init.eye_(encoder.head.weight)
     patches = torch.randn(2, SIZE.num_patches, SIZE.patch_dim, generator=torch.Generator().manual_seed(1))
@@ -118,6 +117,18 @@ def test_a_model_with_another_pooling_keeps_it_or_is_refused(tmp_path):
     latent = random_checkpoint(replace(SIZE, pool="map"), Preprocessing(), 0)
     with pytest.raises(ModelError, match="pool is 'map'; it must be one of token, avg"):
         latent.pooled("avg")
+
+
+def test_without_a_word_the_head_looks_at_what_the_model_pooled_and_after_masks_at_the_normed_mean(
+    tmp_path, fine_tuned, capfd
+):
+    pooled = {}
+    for objective in OBJECTIVES:
+        config = fine_tuned(write_trained(tmp_path / objective, objective)[0]).config
+        pooled[objective] = (config.pool, config.pool_norm)
+    assert pooled == {"supervised": ("token", False), "masked-patch": ("avg", True), "mae": ("avg", True)}
+    told = capfd.readouterr().err
+    assert told.count("(--pool avg-norm)") == 2 and "--model was trained by mae: the new head" in told
 
 
 def test_a_pooling_that_is_asked_for_again_gives_the_same_model(tmp_path):

@@ -21,13 +21,7 @@ from rich.text import Text
 from wordsworth.pipeline.errors import shown
 
 LogFormat = Literal["text", "json"]
-COPIED = (
-    "predictions",
-    "read",
-    "see errors",
-    "next",
-    "see it",
-)  # names of facts that are a path or a command
+COPIED = ("predictions", "read", "see errors", "next", "see it")  # names of facts: a path or a command
 LEAST_COLUMNS = 20  # of a text on a screen, however narrow that is
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 TIME_OF_DAY = re.compile(r"^\d\d:\d\d:\d\d ")  # at the begin of a line, where JSON has a field for it

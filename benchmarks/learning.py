@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning [--parts supervised pretraining] [--sets digits shapes signs clothing]
         [--seeds N] [--data FOLDER] [--arms scratch masked-patch mae independent] [--shots 5 10]
-        [--pretrained FOLDER]
+        [--pretrained FOLDER] [--pool avg-norm]
 
 FOLDER holds the photographs of signs and clothing (learning_data.py says how). Without FOLDER these two sets
 are left out. Rows of parts, sets, arms and shots that are not measured now stay in the file.
@@ -17,9 +17,10 @@ pretraining: `masked-patch` and `mae` once on all training images without their 
 a few images of each class, drawn anew by each seed. "scratch" is training the same architecture from random
 weights on these images alone, for as many steps as the fine-tuning. "independent" is a masked autoencoder on
 timm's ViT and its fine-tuning in plain loops (pretraining_loops.py), for as many steps as ours. --arms and
---shots choose among the arms and the numbers of labelled images. "scratch" is measured without being named
-where the file has no row of it for the same draw. --pretrained keeps the pre-trained models for later calls,
-which have the same settings.
+--shots choose among the arms and the numbers of labelled images, and --pool what our heads look at: an arm
+with another than avg-norm has its name behind its own, as "mae, token". "scratch" is measured without being
+named where the file has no row of it for the same draw. --pretrained keeps the pre-trained models for later
+calls, which have the same settings.
 
 training_seconds: of the epochs alone. seconds: of the call, from shards to a model; Ray itself already runs.
 The two arms do not do the same work: ours reads and decodes every image in every epoch, and timm's loop holds
@@ -77,6 +78,7 @@ from wordsworth.vit_model.model_folder import load_folder
 CSV = Path(__file__).with_suffix(".csv")
 BASELINES = {"supervised": "timm", "pretraining": "scratch"}  # what the other arms are compared with
 PREPROCESSING = Preprocessing(crop_pct=1.0)
+POOL = "avg-norm"  # what the head looks at in fine-tuning: the best of three, at times by far
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Pretraining:
     """Hold the settings of a pre-training and of the fine-tuning behind it.
 
     Attributes:
+        pool: what the head looks at in fine-tuning.
         shots: labelled images of each class.
         fine_steps: of the fine-tuning, and of the training from scratch.
     """
@@ -116,6 +119,7 @@ class Pretraining:
     crop_scale: float = 0.4
     batch_size: int = 64
     arms: tuple[str, ...] = ("scratch", "masked-patch", "mae", "independent")
+    pool: str = POOL
 
 
 RECIPES = {
@@ -131,7 +135,6 @@ MOST_SEEDS = 5
 PRETRAINING = {"signs": Pretraining(), "clothing": Pretraining(), "shapes": Pretraining(shots=(30,))}
 STEPS = {"masked-patch": 3000, "mae": 1500, "independent": 1500}  # of the pre-training
 BETA2 = {"mae": 0.95}  # of AdamW, as in MAE's paper
-POOL = "avg-norm"  # what the head looks at in fine-tuning: the best of three, at times by far
 COPIES = 1000  # about as many images as the labelled ones are repeated to, so that an epoch has some steps
 
 
@@ -312,10 +315,20 @@ def pretraining(
             if arm == "independent":
                 yield {"arm": arm, **labels, **independent(found, shots, seed)}
                 continue
-            start = pretrained_once(found, arm, before / arm).pooled(POOL)
+            start = pretrained_once(found, arm, before / arm).pooled(asked.pool)
             output = folder / f"{arm}-{shots}"
             saved, trained = ours(few, fine, seed, output, start=start, config=start.config)
-            yield {"arm": arm, **labels, "accuracy": accuracy(saved.model(), *val), **trained}
+            yield {
+                "arm": named(arm, asked.pool),
+                **labels,
+                "accuracy": accuracy(saved.model(), *val),
+                **trained,
+            }
+
+
+def named(arm: str, pool: str) -> str:
+    """Return the name of an arm in the file."""
+    return f"{arm}, {pool}" if arm in ("masked-patch", "mae") and pool != POOL else arm
 
 
 def pretrained_once(found: LearningSet, objective: str, output: Path) -> Checkpoint:
@@ -448,7 +461,10 @@ def is_measured_now(row: dict[str, Any], options: argparse.Namespace) -> bool:
         return False
     if row["part"] == "supervised":
         return True
-    return row["arm"] in options.arms and int(row["shots"]) in PRETRAINING[row["set"]].shots
+    return (
+        row["arm"] in {named(arm, options.pool) for arm in options.arms}
+        and int(row["shots"]) in PRETRAINING[row["set"]].shots
+    )
 
 
 def main() -> None:
@@ -458,6 +474,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="five; three with all classes of photographs")
     parser.add_argument("--arms", nargs="+", choices=Pretraining.arms, default=Pretraining.arms)
     parser.add_argument("--shots", nargs="+", type=int, help="labelled images of each class")
+    parser.add_argument("--pool", choices=("token", "avg", POOL), default=POOL)
     parser.add_argument("--pretrained", type=Path, help="where pre-trained models stay")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=CSV)
@@ -467,7 +484,7 @@ def main() -> None:
         options.sets = [name for name in options.sets if name not in left_out]
     for name, asked in PRETRAINING.items():
         shots = tuple(options.shots or asked.shots)
-        PRETRAINING[name] = replace(asked, arms=tuple(options.arms), shots=shots)
+        PRETRAINING[name] = replace(asked, arms=tuple(options.arms), shots=shots, pool=options.pool)
     rows = kept(options)
     known = {draw_of(row): float(row["accuracy"]) for row in rows if row["arm"] == BASELINES[row["part"]]}
     with tempfile.TemporaryDirectory(prefix="learning-") as folder, ray_session():

@@ -114,12 +114,14 @@ def test_an_interrupted_run_says_how_to_resume_and_does(tmp_path, small_model, w
     (tmp_path / "armed").mkdir()
     allowed = tmp_path / "allowed"
     allowed.write_text("2")  # writers wait then: a run that ends before the signal comes would prove nothing
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     process = subprocess.Popen(
         [sys.executable, "-m", "wordsworth", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | fault_env(tmp_path / "armed"),
     )
+    signal.signal(signal.SIGINT, ctrl_c)
     deadline = time.time() + 120
     while not list((tmp_path / "out").glob("predictions/*.parquet")) and time.time() < deadline:
         time.sleep(0.05)  # until the first unit is written

@@ -2,7 +2,7 @@
 
     python -m benchmarks.screen FOLDER [--output docs/label.cast]
 
-Labels photographs (.jpg) of FOLDER, presses Ctrl-C when three files are written, gives the same command
+Labels photographs (.jpg) of FOLDER, presses Ctrl-C when five files are written, gives the same command
 again, and verifies. The recording is asciicast v2, which asciinema and its players show.
 """
 
@@ -27,7 +27,7 @@ from tests.support.builders import write_tar
 COLUMNS, LINES = 80, 24
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FRAME_S = 0.5  # seconds between two frames of a bar that are kept
-FILES_BEFORE_CTRL_C = 3
+FILES_BEFORE_CTRL_C = 5
 IMAGES = 1200
 Piece = tuple[float, str]  # seconds since the command began, and what was written then
 

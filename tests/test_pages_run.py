@@ -75,6 +75,7 @@ def folder(store, tmp_path_factory) -> Iterator[Path]:
     images(folder / "photos")
     images(folder / "val", WORDNET)
     images(folder / "labelled")
+    images(folder / "more-photos")
     (folder / "photo.jpg").write_bytes(photo(1))
     (folder / "classes.txt").write_text("cat\ndog\n")
     shards(folder / "SOURCE")
@@ -190,11 +191,11 @@ def test_training_md(folder, small_model):
     for line in lines_on("docs/training.md"):
         if line.words[1] == "submit":
             continue
-        words = [*line.words, *SMALL]
+        words = list(line.words)
+        if line.words[1] != "label":
+            words += SMALL if "--image-size" in words else [*SMALL, "--image-size", "32"]
         if line.words[1] == "pretrain" and "--target" not in words:
             words += ["--target", "cls"]
-        if "--image-size" not in words:
-            words += ["--image-size", "32"]
         # The page's model of a masked autoencoder would be that of its first command.
         place = {"s3://bucket/model": ["s3://bucket/mae"]} if "mae" in words else {}
         place["MODEL"] = [str(small_model)]

@@ -19,7 +19,7 @@ def test_handwriting_is_learnt_as_well_as_timms_model_in_a_plain_loop_learns_it(
 
 
 def test_rows_of_arms_and_shots_that_are_not_measured_again_stay(tmp_path):
-    arms = {"pretraining": ("scratch", "mae"), "supervised": ("ours",)}
+    arms = {"pretraining": ("scratch", "mae", "mae, avg"), "supervised": ("ours",)}
     rows = [
         {"part": part, "set": name, "arm": arm, "shots": few if part == "pretraining" else ""}
         for part, names in arms.items()
@@ -29,9 +29,15 @@ def test_rows_of_arms_and_shots_that_are_not_measured_again_stay(tmp_path):
     ]
     write_rows(tmp_path / "table.csv", rows)
     options = Namespace(
-        output=tmp_path / "table.csv", parts=["pretraining"], sets=["signs"], arms=["mae", "masked-patch"]
+        output=tmp_path / "table.csv",
+        parts=["pretraining"],
+        sets=["signs"],
+        arms=["mae", "masked-patch"],
+        pool="avg-norm",
     )
     gone = {"part": "pretraining", "set": "signs", "arm": "mae", "shots": "5"}
     assert kept(options) == [row for row in rows if row != gone], "signs has 5 and 10 a class"
+    options.pool = "avg"
+    assert kept(options) == [row for row in rows if row != gone | {"arm": "mae, avg"}], "a head has its rows"
     options.parts = ["supervised"]
     assert kept(options) == [row for row in rows if (row["part"], row["set"]) != ("supervised", "signs")]

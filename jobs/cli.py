@@ -8,7 +8,9 @@ Exit codes:
     130, 143: interrupted by Ctrl-C or by SIGTERM.
 """
 
+import atexit
 import io
+import logging
 import os
 import platform
 import signal
@@ -202,17 +204,43 @@ def _fail(message: str, code: int) -> int:
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    end = _QuickEnd()
+    atexit.register(end)
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no letters of a name still gets its line
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    _leave(run(sys.argv[1:]))
+    _leave(run(sys.argv[1:]), end)
 
 
-def _leave(code: int) -> NoReturn:
+class _QuickEnd:
+    """End the process before Python takes its modules apart, which takes a second with torch and Ray.
+
+    Python calls the functions of `atexit` from the last to the first: this one is registered before a command
+    imports anything, so what a library wants to do at the end is done.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None  # None until the command has ended as it should
+
+    def __call__(self) -> None:
+        """Leave with the code of the command."""
+        if self.code is None:
+            return
+        logging.shutdown()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:  # a pipe that nobody reads, a full disk: Python says so, and has a code for it
+            return
+        os._exit(self.code)
+
+
+def _leave(code: int, end: _QuickEnd) -> NoReturn:
     from wordsworth.pipeline.cluster.session import abandoned
 
     if abandoned():  # Ray's own exit hook would wait a minute, and give another code
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    end.code = code
     sys.exit(code)

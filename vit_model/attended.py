@@ -21,6 +21,7 @@ from wordsworth.vit_model.checkpoint import BaseCheckpoint, Checkpoint
 from wordsworth.vit_model.config import POOLS, ModelError
 from wordsworth.vit_model.foreign.module import ModuleCheckpoint
 from wordsworth.vit_model.hybrid import SameConv
+from wordsworth.vit_model.inference import matrix_attention
 
 MAX_PREFIX = 64  # tokens before the patches; more are no prefix
 # Modules of timm say how they pool; each of these is one of POOLS.
@@ -174,7 +175,7 @@ class _AttentionCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func in (F.scaled_dot_product_attention, matrix_attention):
             self.take(_weights(*args, **kwargs))
         elif func is F.multi_head_attention_forward:
             _, weights = func(*args, **kwargs | {"need_weights": True, "average_attn_weights": False})

@@ -86,6 +86,8 @@ class DropPath(nn.Module):
 class Attention(nn.Module):
     """Compute multi-head self-attention, Eq. 5 to 8: softmax(q k^T / sqrt(D_h)) v, D_h = D / heads."""
 
+    attend = staticmethod(F.scaled_dot_product_attention)
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.heads = config.heads
@@ -110,7 +112,7 @@ class Attention(nn.Module):
         B, T, D = x.shape
         qkv = self.qkv(x).reshape(B, T, 3, self.heads, D // self.heads)  # (B, T, 3, heads, D_h)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, D_h)
-        heads = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # (B, heads, T, D_h)
+        heads = self.attend(self.q_norm(q), self.k_norm(k), v)  # (B, heads, T, D_h)
         return self.drop(self.proj(heads.transpose(1, 2).reshape(B, T, D)))
 
 

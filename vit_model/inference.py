@@ -1,6 +1,6 @@
 """Prepare a model for labeling. Speed is applied from outside: modules are swapped on a copy of the model.
 
-The steps of `prepare`: copy, fold_patch_embed, fold_layer_scale, cast.
+The steps of `prepare`: copy, fold_patch_embed, fold_layer_scale, cast, swap_attention.
 """
 
 import copy
@@ -8,6 +8,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from wordsworth.vit_model.config import Preprocessing, check_choice
 from wordsworth.vit_model.encoder import LayerScale
@@ -17,6 +18,7 @@ from wordsworth.vit_model.model import VisionTransformer
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The names that torch.cpu.get_capabilities has for native bfloat16: two on x86, one on ARM.
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
+MATRIX_TOKENS = 320  # tokens up to which attention by whole matrices is faster on a CPU
 
 
 def resolve_precision(precision: str, device: str | torch.device) -> str:
@@ -170,6 +172,33 @@ def cast(model: VisionTransformer, precision: str, device: str | torch.device) -
     model.head = head.to(device)
 
 
+def matrix_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Compute softmax(q k^T / sqrt(D_h)) v by whole matrices, on a CPU in bfloat16.
+
+    torch's own function goes through an image's tokens in small tiles, to keep memory small; few tokens need
+    none. The products are rounded to bfloat16 before the softmax, which torch's function keeps in float32.
+
+    Args:
+        q, k, v: (B, heads, T, D_h)
+
+    Returns:
+        (B, heads, T, D_h)
+    """
+    if has_torch_function((q, k, v)):  # who looks at calls of torch sees this one as one call
+        return handle_torch_function(matrix_attention, (q, k, v), q, k, v)
+    B, heads, T, d_h = q.shape
+    q, k, v = (x.reshape(B * heads, T, d_h) for x in (q, k, v))
+    scores = torch.baddbmm(q.new_empty(1), q, k.mT, beta=0, alpha=d_h**-0.5)  # (B * heads, T, T)
+    return torch.bmm(scores.softmax(-1), v).reshape(B, heads, T, d_h)
+
+
+def swap_attention(model: VisionTransformer) -> None:
+    """Compute the attention by whole matrices where the tokens are few."""
+    if model.config.num_patches + model.config.num_prefix <= MATRIX_TOKENS:
+        for block in model.blocks:
+            block.attn.attend = matrix_attention
+
+
 def prepare(
     model: VisionTransformer, preprocessing: Preprocessing, precision: str, device: str | torch.device
 ) -> InferenceModel:
@@ -189,4 +218,6 @@ def prepare(
     fold_patch_embed(model, preprocessing)
     fold_layer_scale(model)
     cast(model, precision, device)
+    if torch.device(device).type == "cpu" and precision == "bf16":
+        swap_attention(model)
     return InferenceModel(model)

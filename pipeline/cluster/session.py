@@ -1,6 +1,7 @@
 """Start a local Ray that lives as long as the command, or join a cluster."""
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -103,6 +104,8 @@ def ray_beside(cluster: ClusterRequest, note: Callable[[str], None] = _LOG.info)
     if runs or address_of(cluster) or cluster.wait_for or os.environ.get(UNSAFE):
         yield
         return
+    # Two threads that import take turns, and Ray's processes would start late: so Ray is imported alone.
+    importlib.import_module("ray")
     with contextlib.ExitStack() as sessions:
         _beside = start = _Start(lambda: sessions.enter_context(_new_session(cluster, note)))
         sessions.callback(start.has_ended.set)

@@ -36,6 +36,34 @@ def test_help_imports_neither_torch_nor_ray(arguments):
     assert "Usage: wordsworth" in done.stdout
 
 
+ENDING = """
+import atexit, sys
+from wordsworth.jobs import cli
+
+class Late:
+    def __del__(self):
+        print("took its modules apart")
+
+late = Late()
+run = cli.run
+def running(arguments):
+    atexit.register(print, "what a library does at the end")
+    return run(arguments)
+
+cli.run = running
+sys.argv = ["wordsworth", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["models"], 0), (["models", "--nope"], 2)])
+def test_the_prompt_does_not_wait_for_python_to_take_its_modules_apart(arguments, code):
+    done = subprocess.run([sys.executable, "-c", ENDING, *arguments], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.endswith("what a library does at the end\n")
+    assert ("S/16" in done.stdout) == (code == 0)
+
+
 def test_help_names_every_command_and_every_command_has_its_own(wordsworth, capsys):
     text = wordsworth("--help").stdout
     for name in COMMANDS:

@@ -151,8 +151,10 @@ def test_constructed_attention_has_the_rollout_and_the_distance_worked_out_by_ha
 def test_bfloat16_shows_the_same_patch():
     checkpoint = everyone_reads(8)
     model = checkpoint.for_inference("bf16", "cpu")
-    attention = see(model, image_of(checkpoint)[0], layout_of(checkpoint, checkpoint.model())).attention
-    assert attention.rollout.argmax() == 8 and attention.rollout.dtype == torch.float32
+    seen = see(model, image_of(checkpoint)[0], layout_of(checkpoint, checkpoint.model()))
+    assert seen.attention.rollout.argmax() == 8 and seen.attention.rollout.dtype == torch.float32
+    logits, _ = model(image_of(checkpoint)[0][None])
+    assert torch.equal(seen.logits, logits[0]), "the attention is that of the pass that labels"
 
 
 # ---- modules of other libraries ----------------------------------------------------------------------------

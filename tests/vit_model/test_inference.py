@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from wordsworth.vit_model.config import ModelError, Preprocessing
-from wordsworth.vit_model.inference import fold_normalisation, prepare, resolve_precision
+from wordsworth.vit_model.inference import (
+    MATRIX_TOKENS,
+    fold_normalisation,
+    matrix_attention,
+    prepare,
+    resolve_precision,
+)
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.patches import patchify
 from wordsworth.vit_model.variants import variant
@@ -100,6 +106,31 @@ def test_bf16_embeddings_and_logits_point_where_fp32_ones_do(randomised):
     for expected, found in zip(fp32, bf16, strict=True):
         assert F.cosine_similarity(found, expected).min() > 0.999
         assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 197, 64), (1, 2, 5, 24), (3, 1, 1, 8), (0, 2, 5, 8)])
+def test_attention_by_whole_matrices_is_that_of_torch(shape):
+    B, heads, T, d_h = shape
+    # Slices of one tensor, as a layer has them.
+    q, k, v = torch.randn(B, T, 3, heads, d_h).permute(2, 0, 3, 1, 4).unbind(0)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(matrix_attention(q, k, v), expected, rtol=1e-5, atol=1e-6)
+    found = matrix_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+
+
+def test_whole_matrices_are_for_few_tokens_in_bfloat16(tiny):
+    model = VisionTransformer(tiny)
+    many = VisionTransformer(replace(tiny, image_size=(tiny.patch_size * 18,) * 2))
+    assert tiny.num_patches < MATRIX_TOKENS < many.config.num_patches
+    for source, precision, expected in [
+        (model, "bf16", matrix_attention),
+        (model, "fp32", F.scaled_dot_product_attention),
+        (many, "bf16", F.scaled_dot_product_attention),
+    ]:
+        prepared = prepare(source, IMAGENET, precision, "cpu").model
+        assert all(block.attn.attend is expected for block in prepared.blocks)
+        assert all(block.attn.attend is F.scaled_dot_product_attention for block in source.blocks)
 
 
 def test_auto_precision_is_bf16_only_where_the_device_computes_it(monkeypatch):

@@ -114,8 +114,8 @@ def _write(
     from wordsworth.pipeline.prediction.model_files import publish
     from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem, without_credentials
     from wordsworth.pipeline.storage.refusals import naming
+    from wordsworth.vit_model.file_kinds import WEIGHT_SUFFIXES
     from wordsworth.vit_model.foreign.export import export_model
-    from wordsworth.vit_model.weights import WEIGHT_SUFFIXES
 
     fs, path = open_filesystem(output, storage)
     one_file = path.endswith(WEIGHT_SUFFIXES)

@@ -108,6 +108,7 @@ def evaluate_sources(
         progress = stack.enter_context(progress_of("the session"))
         reach(asked_cluster, progress.note)
         source.check(*sources, *(train or ()), model.model, model.weights, output=output, is_new=True)
+        model.check()
         if part.limit:
             progress.note(
                 "--limit takes the first images, which may be of few classes: --sample draws from all"

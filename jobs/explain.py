@@ -48,6 +48,7 @@ def explain(
     check_can_draw()
     storage = storage or StoreOptions()
     storage.check(*images, model.model, model.weights, output=output, is_new=True)
+    model.check()
     found_images = find_images(images, storage.storage)
     console = Terminal(stderr=True)
     with console.status("loading the model") as status:

@@ -105,6 +105,7 @@ def run_labeler(
     """
     reach(asked["cluster"], progress.note)
     source.check(*sources, model.model, model.weights, output=output, is_new=True)
+    model.check()
     progress.waiting("looking at the sources")
     from wordsworth.pipeline.labeling.listing import refuse_missing_sources
     from wordsworth.pipeline.labeling.request import LabelRequest

@@ -36,6 +36,7 @@ def models(
         table.add_row(*sizes, f"{row['parameters'] / 1e6:.1f} M", f"{row['gflops']:.1f}")
     terminal = Terminal()
     terminal.print(table)
+    terminal.print("A multiplication and an addition are two FLOPs; lists of GMACs count them as one.")
     terminal.print()
     terminal.print(_recipes())
     return 0

@@ -142,6 +142,13 @@ class ModelOptions(WeightsOptions):
     seed: int = 0
     "Seed of random weights."
 
+    def check(self) -> None:
+        """Refuse an architecture without weights, before the command loads anything that takes seconds."""
+        from wordsworth.pipeline.prediction.model_names import refuse_bare_variant
+
+        has_weights = self.weights is not None or self.classes is not None  # --classes has a line of its own
+        refuse_bare_variant(self.model, has_weights=has_weights, allow_random=self.allow_random_weights)
+
     def load(self, note: Callable[[str], None], storage: dict[str, Any]) -> "BaseCheckpoint":
         """Return the model. `note` gets what the user should know of the model."""
         from wordsworth.pipeline.prediction.load_model import load_model

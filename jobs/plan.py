@@ -72,6 +72,7 @@ def plan(
     asked_cluster = (cluster or ClusterOptions()).request
     reach(asked_cluster, errors.say)
     source.check(*sources, model.model, model.weights, output=output, is_new=True)
+    model.check()
     with errors.status("loading"):
         from wordsworth.pipeline.cluster.address import address_of
         from wordsworth.pipeline.cluster.cores import cores as own_cores

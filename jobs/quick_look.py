@@ -46,6 +46,7 @@ def look(
     """
     _refuse_options_of_a_run(part, run, asked)
     source.check(*sources, model.model, model.weights)
+    model.check()
     errors = Terminal(stderr=True)
     with errors.status("loading PyTorch"):
         from wordsworth.jobs.json_rows import json_rows

@@ -1,9 +1,8 @@
-"""Run the commands of the pages that need no cluster: with a store and a hub on loopback, and small models.
+"""Run the commands of the pages: with a store, a hub and a cluster on loopback, and small models.
 
 A command stands as it is on its page. What it names is made here; trainings get further options that make
-them small. The README, docs/python.md and docs/using-predictions.md have tests of their own, and
-tests/cluster, tests/deploy and tests/jobs/test_submit run what is asked of clusters, in commands of the same
-form.
+them small. The README, docs/python.md and docs/using-predictions.md have tests of their own. Commands of
+Kubernetes, Docker, Slurm and `ray up` need what is not here: tests/deploy looks at their files.
 """
 
 import os
@@ -21,6 +20,7 @@ from tests.faults.servers import BUCKET, moto, served
 from tests.support.builders import photo, write_tar
 from tests.support.dual_encoders import randomise, save_clip, save_open_clip, save_siglip, save_vit
 from tests.support.hub import hub
+from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.report_runs import Made, by_number, make_run
 from tests.test_page_commands import Line, lines_of
 from wordsworth import open_run
@@ -140,8 +140,8 @@ def shell(folder: Path, words: Sequence[str], expected: int = 0) -> str:
     return done.stdout
 
 
-def lines_on(page: str) -> list[Line]:
-    return [line for line in lines_of("wordsworth") if line.page == page]
+def lines_on(page: str, program: str = "wordsworth") -> list[Line]:
+    return [line for line in lines_of(program) if line.page == page]
 
 
 def test_report_md(folder, small_model):
@@ -203,3 +203,46 @@ def test_training_md(folder, small_model):
     fs, _ = open_filesystem("s3://bucket", {})
     assert all(fs.exists(f"bucket/{name}/config.json") for name in ("model", "tuned", "mae"))
     assert (folder / "model" / "config.json").exists()
+
+
+@pytest.fixture
+def cluster(folder) -> Iterator[RayCluster]:
+    """A cluster of two nodes with the labels of the page, whose nodes have the package as it is installed."""
+    fs, _ = open_filesystem("s3://bucket", {})
+    fs.put(f"{shards(folder / 'upload' / 'shards', count=1)}/", "bucket/shards/", recursive=True)
+    head, node = ({"num_cpus": 4, "memory": 3 << 30, "labels": f"pool={pool}"} for pool in ("decode", "gpu"))
+    with ray_cluster([node], head=head, env={"PYTHONPATH": ""}) as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in (found.env | {"HOME": str(folder)}).items():  # where Ray would keep a token
+            patch.setenv(name, value)
+        yield found
+
+
+def test_cluster_md(folder, cluster):
+    for name in ("wordsworth", "jobs", "pipeline", "vit_model"):  # as an installation has them
+        inside = "" if name == "wordsworth" else name
+        shutil.copytree(ROOT / name, folder / "site-packages" / "wordsworth" / inside, dirs_exist_ok=True)
+    lines = [*lines_on("docs/cluster.md"), *lines_on("docs/cluster.md", "ray")]
+    lines = [line for line in lines if line.words[:2] not in (("ray", "up"), ("ray", "attach"), ("ray", "down"))]
+    for line in lines:
+        output = f"s3://bucket/of-line-{line.number}"
+        run = ["s3://bucket/shards/", "--output", output, "--model", "timm:vit_base_patch16_224"]
+        named = {
+            "http://HEAD:8265": [cluster.jobs],
+            "http://127.0.0.1:8265": [cluster.jobs],
+            "HEAD:6379": [cluster.address],
+            "auto": [cluster.address],
+            "s3://BUCKET/shards/": ["s3://bucket/shards/"],
+            "s3://bucket/labels": [output],
+            "s3://BUCKET/labels": [output],
+            "CHECKOUT": [str(ROOT)],
+            "GPU=8,CPU=64": ["CPU=8"],
+            "...": [run[-1]] if "--model" in line.words else run,
+        }
+        words = [word.replace("SITE-PACKAGES", str(folder / "site-packages")) for word in line.words]
+        said = ask(folder, line._replace(words=tuple(words)), named)
+        if "--kuberay" in line.words:
+            assert "kind: RayJob" in said
+        elif "get-auth-token" in line.words:
+            assert len(said.split()[-1]) == 64
+        else:
+            assert open_run(output).predictions().count_rows() == 8, str(line)

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")  # of files of tensors
 CONVERT = "export the PyTorch model's state_dict as .safetensors instead"
 KERAS = f"is a Keras model; rebuild it in PyTorch, or {CONVERT}"
 TENSORFLOW = f"is a TensorFlow model; convert it to PyTorch, or {CONVERT}"

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from wordsworth.vit_model.config import ModelError, ViTConfig
-from wordsworth.vit_model.file_kinds import kind_by_content, kind_by_name
+from wordsworth.vit_model.file_kinds import WEIGHT_SUFFIXES, kind_by_content, kind_by_name
 from wordsworth.vit_model.model import VisionTransformer
 from wordsworth.vit_model.torch_file import read_torch
 from wordsworth.vit_model.weight_bounds import check_archive, check_views
@@ -21,7 +21,6 @@ from wordsworth.vit_model.weight_sets import State, Weights, choose_weights
 
 __all__ = ["State", "Weights", "check_weights", "first_line", "load_weights", "read_content"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 # The errors of the readers for bytes that are no tensors.
 UNREADABLE = (
     SafetensorError,

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.filesize import decimal
 
 from wordsworth.pipeline.cluster.claims import RETRIES, MiB
 from wordsworth.pipeline.cluster.request import ClusterRequest
@@ -128,8 +129,8 @@ def _merge_all(
 ) -> int:
     """Make all compacted files, commit the compaction, and return the number of files."""
     pieces = _pieces(run, planned)
-    total = pc.sum(planned["bytes"]).as_py() / 1e6
-    progress.note(f"merging {plural(planned.num_rows, 'file')} ({total:,.1f} MB) into {len(pieces):,}")
+    total = decimal(pc.sum(planned["bytes"]).as_py())
+    progress.note(f"merging {plural(planned.num_rows, 'file')} ({total}) into {len(pieces):,}")
     progress.waiting("merging files")
     made: dict[int, pa.Table] = {}
     noted = time.monotonic()

@@ -10,6 +10,7 @@ from wordsworth.pipeline.labeling.stages import ListSettings
 from wordsworth.pipeline.output.frozen_listing import SAMPLE
 from wordsworth.pipeline.output.records import RunPlan
 from wordsworth.pipeline.output.run_folder import RunFolder
+from wordsworth.pipeline.sources.image_column import refuse_unused_columns
 from wordsworth.pipeline.sources.source_lists import expand_sources, take_queries
 from wordsworth.pipeline.storage.filesystem import is_local, open_filesystem
 
@@ -61,8 +62,8 @@ def refuse_missing_sources(request: LabelRequest) -> None:
     Where the output holds a run, its listing is frozen, and a source may be gone.
 
     Raises:
-        UserError: a source is not there, holds nothing to label, or may not be listed, or the output holds
-            something else than a run.
+        UserError: a source is not there, holds nothing to label, or may not be listed, the output holds
+            something else than a run, or columns of tables are asked for where there is none.
     """
     request = with_expanded_sources(request)
     if request.output:
@@ -72,8 +73,10 @@ def refuse_missing_sources(request: LabelRequest) -> None:
             return
         if foreign:
             raise UserError(f"{folder.uri} {foreign}")
+    kinds = set()
     for source in islice(request.sources, MAX_SOURCES):
         finder = list_settings(replace(request, sources=(source,))).finder()
         finder.most_images = 1
-        for _ in islice(finder.shards(), 1):
-            pass
+        kinds |= {shard.kind for shard in islice(finder.shards(), 1)}
+    if len(request.sources) <= MAX_SOURCES:  # the shards of a source are all of one kind
+        refuse_unused_columns(request.image_column, request.key, kinds)

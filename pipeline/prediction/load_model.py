@@ -12,7 +12,7 @@ from wordsworth.pipeline.prediction.adapters import find_adapter, with_adapter
 from wordsworth.pipeline.prediction.class_texts import Texts, read_zero_shot
 from wordsworth.pipeline.prediction.model_classes import with_classes
 from wordsworth.pipeline.prediction.model_files import ModelFiles
-from wordsworth.pipeline.prediction.model_names import is_variant, understood
+from wordsworth.pipeline.prediction.model_names import is_variant, refuse_bare_variant, understood
 from wordsworth.pipeline.storage.filesystem import StorageOptions, without_credentials
 from wordsworth.pipeline.storage.refusals import naming
 from wordsworth.vit_model.checkpoint import BaseCheckpoint, Checkpoint, own_model, random_checkpoint
@@ -206,13 +206,7 @@ def _with_weights(known: BaseCheckpoint, weights: _WeightsFile, note: Note) -> B
 
 def _random(model: str, allow_random: bool, seed: int, note: Note) -> Checkpoint:
     """Return a variant with random weights. Raises UserError where random weights are not allowed."""
-    if not allow_random:
-        raise UserError(
-            f"--model {model} names an architecture but no weights: "
-            "add --weights FILE, or use a folder, timm:NAME or hf:OWNER/NAME "
-            "(--allow-random-weights tries the pipeline without)",
-            exit_code=2,
-        )
+    refuse_bare_variant(model, has_weights=False, allow_random=allow_random)
     note(f"{model} has RANDOM weights: the labels mean nothing")
     return random_checkpoint(variant(model), Preprocessing(), seed)
 

@@ -14,10 +14,9 @@ from wordsworth.pipeline.storage.filesystem import (
     without_credentials,
 )
 from wordsworth.vit_model.config import ModelError
-from wordsworth.vit_model.file_kinds import kind_by_content, kind_by_name, kind_of_folder
+from wordsworth.vit_model.file_kinds import WEIGHT_SUFFIXES, kind_by_content, kind_by_name, kind_of_folder
 from wordsworth.vit_model.foreign.adapter import ADAPTER_CONFIG, ADAPTER_FILES
 from wordsworth.vit_model.foreign.class_names import TAGS
-from wordsworth.vit_model.weights import WEIGHT_SUFFIXES
 
 
 def is_name(model: str) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from wordsworth.pipeline.errors import UserError
 from wordsworth.vit_model.config import nearest
+from wordsworth.vit_model.file_kinds import WEIGHT_SUFFIXES
 from wordsworth.vit_model.variants import PATCH_SIZES, VARIANTS
-from wordsworth.vit_model.weights import WEIGHT_SUFFIXES
 
 Note = Callable[[str], None]  # gets what the user should know, a line at a time
 
@@ -56,10 +56,9 @@ def understood(model: str, *, has_weights: bool = False, note: Note = print) -> 
         raise UserError(f"--model {model} is no whole name: give one such as {named}", exit_code=2)
     if re.match(r"(timm|hf):(?!//)", model) or "://" in model:
         return model
-    path = Path(model)
     if is_variant(model):
-        return f"./{model}" if path.is_file() or _is_model_folder(path) else model
-    if path.exists() or model.endswith(WEIGHT_SUFFIXES):
+        return f"./{model}" if _is_here(model) else model
+    if Path(model).exists() or model.endswith(WEIGHT_SUFFIXES):
         return model
     return _without_prefix(model, has_weights, note)
 
@@ -70,6 +69,22 @@ def is_variant(model: str) -> bool:
     return written is not None and written["size"] in VARIANTS
 
 
+def refuse_bare_variant(model: str, *, has_weights: bool, allow_random: bool) -> None:
+    """Refuse an architecture without weights, before anything is loaded.
+
+    Raises:
+        UserError: the model is a variant, and nothing says which weights it has.
+    """
+    if has_weights or allow_random or not is_variant(model) or _is_here(model):
+        return
+    raise UserError(
+        f"--model {model} names an architecture but no weights: "
+        "add --weights FILE, or use a folder, timm:NAME or hf:OWNER/NAME "
+        "(--allow-random-weights tries the pipeline without)",
+        exit_code=2,
+    )
+
+
 def unknown_model(model: str, hint: str) -> UserError:
     """Return the error for a name that means nothing."""
     variants = ", ".join(f"{name}/16" for name in VARIANTS)
@@ -78,6 +93,11 @@ def unknown_model(model: str, hint: str) -> UserError:
         f"files of weights, timm:NAME, hf:OWNER/NAME, and variants ({variants}, ...)",
         exit_code=2,
     )
+
+
+def _is_here(model: str) -> bool:
+    path = Path(model)
+    return path.is_file() or _is_model_folder(path)
 
 
 def _is_model_folder(path: Path) -> bool:

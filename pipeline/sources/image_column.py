@@ -1,9 +1,11 @@
 """Choose the column of images of a table, and find the other columns that are asked for."""
 
 from collections import Counter
+from collections.abc import Collection
 
 import pyarrow as pa
 
+from wordsworth.pipeline.errors import UserError
 from wordsworth.pipeline.sources.file_kinds import table_form
 from wordsworth.pipeline.sources.nested_fields import (
     Field,
@@ -24,6 +26,26 @@ JSON_FORMS = ("jsonl", "json")  # forms of tables whose records have fields of t
 NAMES = ("image", "url", "uri", "image_url", "path", "image_path", "file", "filename", "file_name")
 MAX_SHOWN = 80  # characters of the name of a column in a message
 LISTS = ("images",)  # names of columns of lists; they count where none of NAMES is there
+
+
+def refuse_unused_columns(image_column: str | None, key: str | None, kinds: Collection[str]) -> None:
+    """Refuse columns that are asked for where no shard is a table.
+
+    Args:
+        image_column, key: as ReadSettings has them.
+        kinds: kinds of the shards.
+
+    Raises:
+        UserError: one of the two is given, and no kind is "table".
+    """
+    if "table" in kinds:
+        return
+    for option, column in (("--image-column", image_column), ("--key", key)):
+        if column is not None:
+            raise UserError(
+                f"{option} {column} names a column of tables, and the sources hold none: leave it out",
+                exit_code=2,
+            )
 
 
 def field_by_name(tree: Tree, path: str, settings: ReadSettings) -> Field:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from wordsworth.pipeline.images.decode import DecodeSettings
 from wordsworth.pipeline.sources.class_target import target_sidecars
 from wordsworth.pipeline.sources.finder import find_shards
+from wordsworth.pipeline.sources.image_column import refuse_unused_columns
 from wordsworth.pipeline.sources.passed_over import ListingRules
 from wordsworth.pipeline.sources.samples import ReadSettings
 from wordsworth.pipeline.sources.shards import Shard
@@ -71,7 +72,8 @@ def find_training_data(request: TrainRequest, note: Callable[[str], None]) -> Tr
         note: gets what the user should know of the sources.
 
     Raises:
-        UserError: a source holds nothing to learn from, or a sample has no class.
+        UserError: a source holds nothing to learn from, a sample has no class, or columns of tables are asked
+            for where there is none.
     """
     decode = DecodeSettings(
         preprocessing=request.preprocessing,
@@ -80,6 +82,9 @@ def find_training_data(request: TrainRequest, note: Callable[[str], None]) -> Tr
     )
     train = _shards(request.sources, request, note)
     val = _shards(request.val, request, note) if request.val else []
+    probe = _shards(request.probe, request, note) if request.probe else []
+    kinds = {shard.kind for shards in (train, val, probe) for shard in shards}
+    refuse_unused_columns(request.image_column, request.key, kinds)
     named_by_table = table_labels(request, train)
     reading = _read_settings(request, decode, class_names=named_by_table is not None)
     target = request.target if request.classified else None
@@ -90,7 +95,7 @@ def find_training_data(request: TrainRequest, note: Callable[[str], None]) -> Tr
         named_by_table=named_by_table,
         train=train,
         val=val,
-        probe=_shards(request.probe, request, note) if request.probe else [],
+        probe=probe,
         probe_target=request.target,
         known=count_quickly(train, reading, target, note) | count_quickly(val, reading, target, note),
     )

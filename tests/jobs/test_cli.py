@@ -36,6 +36,17 @@ def test_help_imports_neither_torch_nor_ray(arguments):
     assert "Usage: wordsworth" in done.stdout
 
 
+@pytest.mark.parametrize("more", [["-o", "out"], []])
+def test_an_architecture_without_weights_is_refused_before_torch_is_loaded(tmp_path, more):
+    photo_file = tmp_path / "a.jpg"
+    photo_file.write_bytes(photo(8))
+    code = LIGHT.format(arguments=["label", str(photo_file), "-m", "Ti/16", *more])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--model Ti/16 names an architecture but no weights" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
 ENDING = """
 import atexit, sys
 from wordsworth.jobs import cli

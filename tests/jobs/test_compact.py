@@ -1,6 +1,7 @@
 """wordsworth compact: what a person and a script see."""
 
 import json
+import re
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_it_says_what_it_merged_and_what_is_left_to_do(out, large, capsys, monke
     monkeypatch.setenv("COLUMNS", "400")
     assert run(["compact", str(out), "--output", f"{large}/"]) == 0
     stdout, stderr = capsys.readouterr()
-    assert stderr.splitlines()[0].endswith(" merging 4 files (0.0 MB) into 1")
+    assert re.search(r" merging 4 files \(\d\d\.\d kB\) into 1$", stderr.splitlines()[0])
     shown = {name: value.strip() for name, value in (line.split(maxsplit=1) for line in stdout.splitlines())}
     assert shown["rows"].startswith("13 of 4 small files, in 1 file (")
     assert shown["merged"].startswith("4 small files into 1 in ")

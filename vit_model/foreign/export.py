@@ -11,12 +11,12 @@ from typing import Any
 
 from wordsworth.vit_model.checkpoint import BaseCheckpoint, Checkpoint, own_model
 from wordsworth.vit_model.config import OPTIONS, ModelError, ViTConfig, check_choice
+from wordsworth.vit_model.file_kinds import WEIGHT_SUFFIXES
 from wordsworth.vit_model.foreign.export_huggingface import resized, save_huggingface
 from wordsworth.vit_model.foreign.export_npz import save_npz
 from wordsworth.vit_model.foreign.export_timm import save_timm, timm_eps
 from wordsworth.vit_model.head import DEFAULT_THRESHOLD, Head
 from wordsworth.vit_model.model_folder import save_folder, write_whole_file
-from wordsworth.vit_model.weights import WEIGHT_SUFFIXES
 
 AllowedValues = dict[str, Container[Any]]  # by field of ViTConfig
 

@@ -235,6 +235,7 @@ def test_cluster_md(folder, cluster):
             "s3://bucket/labels": [output],
             "s3://BUCKET/labels": [output],
             "CHECKOUT": [str(ROOT)],
+            ".": [str(folder / "photos")],  # a working folder of a user's own
             "GPU=8,CPU=64": ["CPU=8"],
             "...": [run[-1]] if "--model" in line.words else run,
         }

@@ -129,7 +129,7 @@ def evaluate_sources(
             **source.asked(),
             **part.asked(),
         )
-        progress.waiting("loading the model")
+        progress.waiting("loading the model" + ("" if model.classes is None else " and its classes"))
         checkpoint = model.load(progress.note, source.storage)
         chosen = tuple(int(part) for part in shots.split(","))
         progress.waiting("counting what is right")

@@ -138,7 +138,8 @@ def run_labeler(
         progress.waiting("loading PyTorch")
         from wordsworth.pipeline.labeling.labeler import label as label_sources
 
-        progress.waiting(f"loading {_short_name(model.model)}")
+        classes = "" if model.classes is None else " and its classes"
+        progress.waiting(f"loading {_short_name(model.model)}{classes}")
         return label_sources(request, model.load(progress.note, source.storage), progress)
 
 

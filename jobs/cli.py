@@ -238,9 +238,7 @@ class _QuickEnd:
 def _leave(code: int, end: _QuickEnd) -> NoReturn:
     from wordsworth.pipeline.cluster.session import abandoned
 
-    if abandoned():  # Ray's own exit hook would wait a minute, and give another code
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
     end.code = code
+    if abandoned():  # Ray's own exit hook would wait a minute, and give another code
+        end()
     sys.exit(code)
